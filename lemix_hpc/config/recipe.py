@@ -1,0 +1,226 @@
+"""The recipe: everything that a run depends on, as read from YAML.
+
+Reading, overriding and the messages for mistakes are in `lemix_hpc.config.load`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, field_validator, model_validator
+
+from lemix_hpc.config.walltime import parse_walltime
+
+Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Cluster(Section):
+    """Where the run goes. Everything but `kind` and `nodes_per_host` speaks to Slurm in Slurm's own words."""
+
+    kind: Literal["auto", "slurm", "local"] = "auto"
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    time: str = "01:00:00"
+    gres: str | None = None
+    gpus_per_node: PositiveInt | None = None
+    cpus_per_task: PositiveInt = 1
+    mem: str | None = None
+    constraint: str | None = None
+    nodelist: str | None = None
+    exclude: str | None = None
+    reservation: str | None = None
+    nodes_per_host: PositiveInt = 1
+    container: list[str] = Field(default=[], description="command that runs another one inside the container")
+    setup: list[str] = Field(default=[], description="shell lines before srun")
+    srun_args: list[str] = []
+    mpi: str = "pmix"
+
+    @field_validator("time")
+    @classmethod
+    def _time_is_slurm_time(cls, value: str) -> str:
+        parse_walltime(value)
+        return value
+
+
+class Nodes(Section):
+    """`count` replicas of the model, each cut into `stages` pipeline stages, one device per stage."""
+
+    count: PositiveInt = 1
+    stages: PositiveInt = 1
+
+
+class Model(Section):
+    """A Hugging Face checkpoint directory, or a Hugging Face config to initialise at random."""
+
+    path: Path | None = None
+    config: dict[str, Any] | None = None
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if self.path is not None and self.config is not None:
+            raise ValueError(
+                "give either `path` (a checkpoint directory) or `config` (initialised at random), not both"
+            )
+        if self.config is not None and "model_type" not in self.config:
+            raise ValueError(
+                "`config` needs `model_type`, as in a Hugging Face config.json: llama, mistral, qwen2 or gpt2"
+            )
+        return self
+
+
+class Engine(Section):
+    kind: Literal["emulated", "torch"] = "torch"
+    coefficients: Path | None = Field(
+        default=None, description="coefficient file; `torch` measures at start when absent"
+    )
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    share_devices: bool = Field(default=False, description="several stage ranks may use one GPU")
+    max_batch_requests: PositiveInt = 8
+    max_batch_tokens: PositiveInt = 4096
+    wait: Literal["auto", "spin", "backoff"] = "auto"
+
+
+class TraceSource(Section):
+    """Arrivals and lengths (and text, for `openai-batch`) from a file."""
+
+    kind: Literal["azure", "mooncake", "burstgpt", "openai-batch"]
+    path: Path
+
+
+LengthTable = Literal["azure-conv", "azure-code", "mooncake-conversation", "lmsys-chat"]
+
+
+class GeneratedSource(Section):
+    """Arrivals from a process, lengths from the published quantiles of a trace."""
+
+    kind: Literal["poisson", "bursty", "constant"]
+    rate: PositiveFloat = Field(description="mean requests per second; for `bursty` during the on phase")
+    duration_s: PositiveFloat | None = None
+    requests: PositiveInt | None = None
+    lengths: LengthTable = "azure-conv"
+    on_s: PositiveFloat = 1.0
+    off_s: PositiveFloat = 3.0
+
+    @model_validator(mode="after")
+    def _has_an_end(self) -> Self:
+        if self.duration_s is None and self.requests is None:
+            raise ValueError("a generated workload needs `duration_s`, `requests`, or both")
+        return self
+
+
+class Window(Section):
+    """The part of the trace to replay; times in seconds of the trace, before rate scaling."""
+
+    start_s: float = Field(default=0.0, ge=0.0)
+    end_s: PositiveFloat | None = None
+    limit: PositiveInt | None = Field(default=None, description="at most this many requests")
+
+    @model_validator(mode="after")
+    def _is_not_empty(self) -> Self:
+        if self.end_s is not None and self.end_s <= self.start_s:
+            raise ValueError(f"`end_s` ({self.end_s}) must come after `start_s` ({self.start_s})")
+        return self
+
+
+class TextFields(Section):
+    """Which fields of a JSON line hold the text: `text` alone, or `prompt` and `completion`."""
+
+    text: str | None = None
+    prompt: str | None = None
+    completion: str | None = None
+
+    @model_validator(mode="after")
+    def _text_or_pair(self) -> Self:
+        if self.text is not None and (self.prompt or self.completion):
+            raise ValueError("map either `text`, or `prompt` and `completion`")
+        if (self.prompt is None) != (self.completion is None):
+            raise ValueError("`prompt` and `completion` go together")
+        return self
+
+
+class TextData(Section):
+    """JSON lines of text. With no `fields`, each line has `text`, or `prompt` and `completion`."""
+
+    path: Path
+    fields: TextFields = TextFields()
+
+
+class Serving(Section):
+    source: Annotated[TraceSource | GeneratedSource, Field(discriminator="kind")]
+    mode: Literal["score", "generate"] = Field(default="score", description="NLL of the prompt, or new tokens")
+    rate_scale: PositiveFloat = Field(default=1.0, description="2 replays the trace twice as fast")
+    window: Window = Window()
+    max_prompt_tokens: PositiveInt | None = Field(default=None, description="longer prompts are cut to this")
+    max_new_tokens: PositiveInt | None = Field(default=None, description="longer outputs are cut to this")
+    prompts: TextData | None = Field(
+        default=None, description="text that fills prompts; without it seeded random tokens"
+    )
+    temperature: float = Field(default=0.0, ge=0.0, description="0 is greedy")
+
+
+class Training(Section):
+    """Text to train on, how it is cut into micro-batches, when they are released, and the optimizer.
+
+    Without `share` and `micro_batches` training goes on, over as many epochs as it takes, while serving lasts.
+    """
+
+    data: TextData | None = Field(default=None, description="needed by every engine that computes")
+    sequence_length: PositiveInt = 128
+    micro_batch_size: PositiveInt = 1
+    packing: Literal["packed", "padded"] = "packed"
+    share: Fraction | None = Field(default=None, description="training micro-batches / all tasks")
+    micro_batches: PositiveInt | None = Field(default=None, description="how many to train on in all")
+    release: Literal["async", "sync"] = "async"
+    schedule: Literal["1f1b", "gpipe"] = Field(default="1f1b", description="order within a `sync` group")
+    micro_batches_per_step: PositiveInt = 1
+    learning_rate: PositiveFloat = 1e-4
+    weight_decay: float = Field(default=0.0, ge=0.0)
+    warmup_steps: int = Field(default=0, ge=0)
+    gradient_clipping: PositiveFloat | None = None
+
+    @model_validator(mode="after")
+    def _one_amount(self) -> Self:
+        if self.share is not None and self.micro_batches is not None:
+            raise ValueError("give `share` or `micro_batches`, not both")
+        return self
+
+
+class Policy(Section):
+    placement: Literal["round-robin", "least-completion", "separate"] = "least-completion"
+    training_nodes: PositiveInt | None = Field(
+        default=None, description="`separate`: how many nodes train; default half"
+    )
+    copy_every_steps: PositiveInt = Field(
+        default=1, description="`separate`: steps between weight copies to serving nodes"
+    )
+
+
+class Slo(Section):
+    """Limits on the response time as multiples of T0, the mean unloaded response."""
+
+    factors: list[PositiveFloat] = [1, 5, 10]
+
+
+class Report(Section):
+    live_interval_s: PositiveFloat = Field(default=0.5, description="seconds between updates of the live progress")
+
+
+class Recipe(Section):
+    name: str = Field(default="run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)
+    seed: int = 0
+    cluster: Cluster = Cluster()
+    nodes: Nodes = Nodes()
+    model: Model = Model()
+    engine: Engine = Engine()
+    serving: Serving | None = None
+    training: Training | None = None
+    policy: Policy = Policy()
+    slo: Slo = Slo()
+    report: Report = Report()

@@ -1,0 +1,145 @@
+"""What a pipeline stage computes, as seen by the stage worker's loop.
+
+Compute is handed out as *work*: a generator that yields wherever it can stop (at decoder-layer boundaries) and returns
+its result. The loop advances it one piece at a time and may do other work, serving above all, between two pieces.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+import msgspec
+
+T = TypeVar("T")
+Work = Generator[None, None, T]
+
+
+@dataclass(frozen=True, slots=True)
+class Payload:
+    """A tensor between two stages: `data` is any contiguous buffer that mpi4py can send (host or device memory)."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    data: Any
+
+    @property
+    def nbytes(self) -> int:
+        return int(self.data.nbytes)
+
+
+class ServeSequence(msgspec.Struct, frozen=True, array_like=True):
+    """One request's part in a batch: `length` new tokens on top of `cached` ones.
+
+    `tokens` holds the new token ids (the whole prompt in prefill, one token in decode), or nothing for stages that do not
+    compute. `generate` asks for a next token; otherwise the tokens are scored.
+    """
+
+    request: int
+    length: int
+    cached: int
+    generate: bool
+    tokens: list[int]
+
+
+class ServeBatch(msgspec.Struct, frozen=True, array_like=True):
+    """The sequences that one iteration runs together. `temperature` 0 is greedy."""
+
+    id: int
+    sequences: list[ServeSequence]
+    temperature: float = 0.0
+
+
+class SequenceResult(msgspec.Struct, frozen=True, array_like=True):
+    """What the last stage knows of one sequence after a batch.
+
+    `nll` is the summed negative log-likelihood (nats) of the `scored` tokens, 0 for generating ones; `next_token` is None
+    unless one was asked for (and -1 where nothing is computed).
+    """
+
+    request: int
+    nll: float
+    scored: int
+    next_token: int | None
+
+
+class MicroBatch(msgspec.Struct, frozen=True, array_like=True):
+    """One training micro-batch, and its place in the group that makes one optimizer step.
+
+    `tokens` and `labels` are int32 (rows, length) as bytes, see `lemix_hpc.workload.tasks.TrainingBatch`.
+    """
+
+    id: int
+    group: int
+    index: int
+    group_size: int
+    rows: int
+    length: int
+    tokens: bytes
+    labels: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class GroupGradient:
+    """A group's gradient on one stage, set aside until its step: the squared norm, and what tied weights exchange.
+
+    `tied` is the gradient of weights that the first and last stage share, None where nothing is shared.
+    """
+
+    square_norm: float
+    tied: Payload | None = None
+
+
+class StageEngine(Protocol):
+    """One stage of one node. Not thread-safe; calls come from the stage worker's loop alone.
+
+    The first stage gets no `hidden`, the last returns results instead of activations. With one stage both hold.
+    """
+
+    def serve(self, batch: ServeBatch, hidden: Payload | None) -> Work[Payload | list[SequenceResult]]:
+        """Forward of a serving batch: activations for the next stage, or the results on the last."""
+        ...
+
+    def forget(self, requests: Sequence[int]) -> None:
+        """Free what was kept for requests (their KV cache). Unknown ones are ignored."""
+        ...
+
+    def forward(self, micro_batch: MicroBatch, hidden: Payload | None) -> Work[Payload | float]:
+        """Training forward: activations for the next stage, or on the last the mean loss over the labels."""
+        ...
+
+    def backward(self, micro_batch: int, grad: Payload | None) -> Work[Payload | None]:
+        """Backward of a forward done before; returns the gradient for the previous stage, None on the first."""
+        ...
+
+    @property
+    def holds_graph(self) -> bool:
+        """Whether a micro-batch is between forward and backward in a way that a weight update would break."""
+        ...
+
+    def seal(self, group: int, tied: Payload | None) -> GroupGradient:
+        """End a group: all its backwards ran here. Its gradient is set aside; the next group may start its backwards.
+
+        `tied` is what `seal` returned on the stage after this one. The last stage returns its part of the gradient of tied
+        weights (not in the norm), inner stages hand it on, the first adds its own, counts the sum in the norm and returns it.
+        """
+        ...
+
+    def step(self, group: int, grad_norm: float, tied: Payload | None) -> Work[None]:
+        """Apply the sealed gradient of `group`, clipped by the norm over all stages; `tied` as returned by the first stage."""
+        ...
+
+    def read_weights(self) -> list[Payload]:
+        """This stage's weights, to be copied to another node. The payloads are views, or snapshots on the host."""
+        ...
+
+    def write_weights(self, weights: list[Payload]) -> None:
+        """Replace this stage's weights by those read from the same stage of another node."""
+        ...
+
+    def buffer(self, nbytes: int) -> Any:
+        """Memory to receive a payload of `nbytes` in, where this engine's compute can use it without a needless copy."""
+        ...
+
+    def close(self) -> None: ...

@@ -1,0 +1,97 @@
+"""What a run writes about itself, one JSON object per line. All times are in seconds since the start of the run."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+SpanKind = Literal["serve", "forward", "backward", "step", "copy"]
+Outcome = Literal["finished", "rejected", "lost"]
+
+
+class Span(msgspec.Struct, frozen=True):
+    """One stretch of work on one stage for one task (`spans.jsonl`).
+
+    A batch of k requests gives k spans with the same `batch` and times; a training pass that stopped in between gives one
+    span per stretch. `task` is empty for steps and weight copies. `version` is the weight version that the work saw.
+    """
+
+    node: int
+    stage: int
+    task: str
+    kind: SpanKind
+    start: float
+    end: float
+    version: int
+    batch: int = -1
+
+
+class ServedTask(msgspec.Struct, frozen=True, tag="serving", tag_field="kind"):
+    """One request (`tasks.jsonl`). Fields that it never reached are None. `versions`: first and last weight version."""
+
+    id: str
+    outcome: Outcome
+    arrival: float
+    prompt_tokens: int
+    node: int | None = None
+    placed: float | None = None
+    first_token: float | None = None
+    finished: float | None = None
+    nll: float | None = None
+    scored_tokens: int = 0
+    output: list[int] = []
+    versions: tuple[int, int] | None = None
+    predicted_response_s: float | None = None
+
+
+class TrainedTask(msgspec.Struct, frozen=True, tag="training", tag_field="kind"):
+    """One training micro-batch (`tasks.jsonl`). `eligible`: when the release rule let it go; `placed`: when it went."""
+
+    id: str
+    outcome: Outcome
+    eligible: float
+    tokens: int
+    node: int | None = None
+    placed: float | None = None
+    finished: float | None = None
+    loss: float | None = None
+    step: int | None = None
+
+
+TaskRecord = ServedTask | TrainedTask
+
+
+class RunFacts(msgspec.Struct, frozen=True):
+    """What the report needs beside spans and tasks (`facts.json`).
+
+    `steps`: optimizer steps over all nodes; `drift`, `forecast` and the like come with later versions of this file.
+    """
+
+    policy: str
+    engine: str
+    nodes: int
+    stages: int
+    slo_factors: list[float]
+    t0_s: float
+    duration_s: float
+    steps: int
+    malformed_lines: int = 0
+    outside_range: int = 0
+
+
+class Progress(msgspec.Struct, frozen=True):
+    """A live picture of the run (`progress.json`, replaced as a whole every so often)."""
+
+    state: Literal["starting", "running", "finished", "failed"]
+    elapsed_s: float = 0.0
+    message: str = ""
+    received: int = 0
+    requests: int = 0
+    served: int = 0
+    trained: int = 0
+    training_total: int | None = None
+    steps: int = 0
+    loss: float | None = None
+    response_ms_p50: float | None = None
+    stage_busy: list[list[float]] = []
