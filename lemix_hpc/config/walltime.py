@@ -21,7 +21,7 @@ def parse_walltime(text: str) -> int:
     elif len(parts) == 3:
         hours, minutes, seconds = parts
     else:
-        hours, (minutes, seconds) = 0, (parts + [0])[:2]
+        hours, minutes, seconds = 0, parts[0], sum(parts[1:])
     total = int(match["days"] or 0) * 86400 + hours * 3600 + minutes * 60 + seconds
     if total == 0:
         raise ValueError("a time limit of zero ends the job at once; write minutes, H:M:S or D-H:M:S")
