@@ -214,7 +214,7 @@ class Report(Section):
 
 class Recipe(Section):
     name: str = Field(default="run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)
-    seed: int = 0
+    seed: int = Field(default=0, ge=0)
     cluster: Cluster = Cluster()
     nodes: Nodes = Nodes()
     model: Model = Model()
