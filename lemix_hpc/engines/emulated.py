@@ -1,0 +1,92 @@
+"""Stages whose time is predicted and slept, not computed: the whole runtime at its real size on any machine."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from lemix_hpc.engines.protocol import (
+    GroupGradient,
+    MicroBatch,
+    Payload,
+    SequenceResult,
+    ServeBatch,
+    StageEngine,
+    Work,
+)
+from lemix_hpc.policy.latency import LatencyModel, Shape
+
+NOTHING = Payload((), "uint8", memoryview(b""))
+
+
+class EmulatedStage(StageEngine):
+    """One emulated device. `layers` is how many points a training pass can stop at.
+
+    Within a pass the device is never starved: the next layer starts when the last one ended, as queued kernels do, however
+    long the loop took between two calls. A pass that was interrupted by other work starts again when it is called.
+    """
+
+    def __init__(self, latency: LatencyModel, stage: int, layers: int) -> None:
+        self._forward = latency.forward[stage]
+        self._backward = latency.backward[stage]
+        self._last = stage == latency.stages - 1
+        self._first = stage == 0
+        self._layers = layers
+        self._shapes: dict[int, Shape] = {}
+        self._free = 0.0
+        self._running: object = None
+
+    def serve(self, batch: ServeBatch, hidden: Payload | None) -> Work[Payload | list[SequenceResult]]:  # noqa: ARG002
+        sequences = batch.sequences
+        shape = Shape.of([s.length for s in sequences], [s.cached for s in sequences])
+        yield from self._occupy(self._forward.seconds(shape), pieces=1)
+        if not self._last:
+            return NOTHING
+        return [SequenceResult(s.request, 0.0, 0, -1 if s.generate else None) for s in sequences]
+
+    def forget(self, requests: Sequence[int]) -> None:
+        """Nothing is kept for requests."""
+
+    def forward(self, micro_batch: MicroBatch, hidden: Payload | None) -> Work[Payload | float]:  # noqa: ARG002
+        shape = Shape.of([micro_batch.length] * micro_batch.rows)
+        self._shapes[micro_batch.id] = shape
+        yield from self._occupy(self._forward.seconds(shape), self._layers)
+        return 0.0 if self._last else NOTHING
+
+    def backward(self, micro_batch: int, grad: Payload | None) -> Work[Payload | None]:  # noqa: ARG002
+        yield from self._occupy(self._backward.seconds(self._shapes.pop(micro_batch)), self._layers)
+        return None if self._first else NOTHING
+
+    @property
+    def holds_graph(self) -> bool:
+        return False
+
+    def seal(self, group: int, tied: Payload | None) -> GroupGradient:  # noqa: ARG002
+        return GroupGradient(0.0)
+
+    def step(self, group: int, grad_norm: float, tied: Payload | None) -> Work[None]:  # noqa: ARG002
+        """The coefficients have no time for the optimizer, so none passes."""
+        yield from ()
+
+    def read_weights(self) -> list[Payload]:
+        return []
+
+    def write_weights(self, weights: list[Payload]) -> None:
+        """There are no weights to replace."""
+
+    def buffer(self, nbytes: int) -> Any:
+        return bytearray(nbytes)
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+    def _occupy(self, seconds: float, pieces: int) -> Iterator[None]:
+        mine = object()
+        for piece in range(pieces):
+            if piece:
+                yield
+            now = time.monotonic()
+            start = self._free if self._running is mine else now
+            self._free, self._running = start + seconds / pieces, mine
+            time.sleep(max(0.0, self._free - now))

@@ -1,0 +1,65 @@
+"""What the scheduler is told and what it decides. All times are in seconds since the start of the run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class RequestArrived:
+    """A request of `prompt` tokens that asks for `output` new ones (0: its prompt is only scored)."""
+
+    time: float
+    task: int
+    prompt: int
+    output: int
+
+
+@dataclass(frozen=True, slots=True)
+class GroupOffered:
+    """Training micro-batches that make one optimizer step together: `rows` sequences of `length` tokens each."""
+
+    time: float
+    group: int
+    tasks: tuple[int, ...]
+    rows: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class StageFinished:
+    """A stage has run a task's forward or backward. For generated tokens `last` is set with the last one's pass."""
+
+    time: float
+    node: int
+    stage: int
+    task: int
+    start: float
+    end: float
+    backward: bool = False
+    last: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class TaskFinished:
+    """A task has its outcome, whatever that is."""
+
+    time: float
+    node: int
+    task: int
+
+
+Event = RequestArrived | GroupOffered | StageFinished | TaskFinished
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Send a task to a node. `eligible` is when the release rule let it go; `response` is the predicted response time."""
+
+    task: int
+    node: int
+    eligible: float
+    response: float
+
+
+Decision = Place

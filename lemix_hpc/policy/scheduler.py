@@ -1,0 +1,108 @@
+"""The scheduler: events in, decisions out. Pure and deterministic; the simulator and the MPI runtime drive the same object."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import singledispatchmethod
+from typing import Literal
+
+from lemix_hpc.policy.events import Decision, Event, GroupOffered, Place, RequestArrived, StageFinished, TaskFinished
+from lemix_hpc.policy.forecast import NodeForecast
+from lemix_hpc.policy.latency import LatencyModel, Shape
+from lemix_hpc.policy.placement import Candidate, LeastCompletion, Placement, RoundRobin, Separate, Split
+from lemix_hpc.policy.release import Group, Release, TrainingRelease
+
+PlacementName = Literal["round-robin", "least-completion", "separate"]
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerConfig:
+    """What the policy depends on. `lanes`: how many groups are fed to nodes at the same time; default one per node."""
+
+    nodes: int
+    placement: PlacementName = "least-completion"
+    release: Release = "async"
+    training_nodes: int | None = None
+    lanes: int | None = None
+
+    @property
+    def split(self) -> Split | None:
+        """Which nodes serve and which train, where they are separate."""
+        return Split.of(self.nodes, self.training_nodes) if self.placement == "separate" else None
+
+
+def _placement(config: SchedulerConfig) -> Placement:
+    if config.split is not None:
+        return Separate(config.split)
+    return RoundRobin(config.nodes) if config.placement == "round-robin" else LeastCompletion()
+
+
+class Scheduler:
+    """Places requests when they arrive and training micro-batches when the release rule lets them go."""
+
+    def __init__(self, config: SchedulerConfig, latency: LatencyModel) -> None:
+        self._latency = latency
+        self._forecasts = [NodeForecast(latency.stages) for _ in range(config.nodes)]
+        self._placement = _placement(config)
+        self._trainers = config.split.training if config.split else range(config.nodes)
+        lanes = len(self._trainers) if config.lanes is None else min(config.lanes, len(self._trainers))
+        self._release = TrainingRelease(config.release, lanes)
+        self._shapes: dict[int, Shape] = {}
+
+    def handle(self, event: Event) -> list[Decision]:
+        """Take in one event; events come in the order of their times."""
+        return self._on(event)
+
+    @singledispatchmethod
+    def _on(self, event: object) -> list[Decision]:
+        raise TypeError(f"no event: {event!r}")
+
+    @_on.register
+    def _request_arrived(self, event: RequestArrived) -> list[Decision]:
+        forward = self._latency.request_times(event.prompt, event.output)
+        candidates = [Candidate(n, f.predict(event.time, forward)) for n, f in enumerate(self._forecasts)]
+        choice = self._placement.choose(candidates, training=False)
+        self._forecasts[choice.node].assign(event.task, choice.path, forward)
+        return [Place(event.task, choice.node, event.time, choice.path.response)]
+
+    @_on.register
+    def _group_offered(self, event: GroupOffered) -> list[Decision]:
+        shape = Shape.of((event.length,) * event.rows)
+        for task in event.tasks:
+            self._shapes[task] = shape
+        self._release.offer(Group(event.group, event.tasks, event.rows, event.length))
+        return self._open_groups(event.time)
+
+    @_on.register
+    def _stage_finished(self, event: StageFinished) -> list[Decision]:
+        if event.last:
+            forecast = self._forecasts[event.node]
+            forecast.observe(event.task, event.stage, event.start, event.end, backward=event.backward)
+        released = self._release.finished(event.task, event.stage, backward=event.backward)
+        follow = [self._feed(task, node, event.time) for task, node in released]
+        return follow + self._open_groups(event.time)
+
+    @_on.register
+    def _task_finished(self, event: TaskFinished) -> list[Decision]:
+        self._forecasts[event.node].forget(event.task)
+        self._shapes.pop(event.task, None)
+        return []
+
+    def _open_groups(self, now: float) -> list[Decision]:
+        released = self._release.start(lambda group: self._node_for(group, now))
+        return [self._feed(task, node, now) for task, node in released]
+
+    def _node_for(self, group: Group, now: float) -> int:
+        shape = self._shapes[group.tasks[0]]
+        forward, backward = self._latency.forward_times(shape), self._latency.backward_times(shape)
+        busy = self._release.busy_nodes
+        free = [n for n in self._trainers if n not in busy]
+        candidates = [Candidate(n, self._forecasts[n].predict(now, forward, backward)) for n in free]
+        return self._placement.choose(candidates, training=True).node
+
+    def _feed(self, task: int, node: int, now: float) -> Decision:
+        shape = self._shapes[task]
+        forward, backward = self._latency.forward_times(shape), self._latency.backward_times(shape)
+        path = self._forecasts[node].predict(now, forward, backward)
+        self._forecasts[node].assign(task, path, forward, backward)
+        return Place(task, node, now, path.response)
