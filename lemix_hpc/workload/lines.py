@@ -1,0 +1,85 @@
+"""Text files of one record per line, read so that a bad line is reported and never stops the run or disappears."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from lemix_hpc.config.errors import UserError
+
+T = TypeVar("T")
+
+_BOM = b"\xef\xbb\xbf"
+
+
+@dataclass
+class Findings:
+    """What reading left out: a message per malformed line, and the requests that the trace records as failed."""
+
+    malformed: list[str] = field(default_factory=list)
+    failed: int = 0
+
+
+def numbered_lines(path: Path, expected: str) -> Iterator[tuple[int, bytes]]:
+    """The lines of a file that are not blank, counted from 1, without byte order mark and line ends.
+
+    `expected` completes "expected ..." in the UserError for a file that cannot be read or holds nothing.
+    """
+    empty = True
+    try:
+        with path.open("rb") as file:
+            for number, raw in enumerate(file, start=1):
+                line = (raw.removeprefix(_BOM) if number == 1 else raw).strip()
+                if line:
+                    empty = False
+                    yield number, line
+    except OSError as error:
+        raise UserError(f"{path}: expected {expected}, but the file cannot be read: {error.strerror}.") from error
+    if empty:
+        raise UserError(f"{path}: expected {expected}, but the file is empty.")
+
+
+def parsed(
+    lines: Iterable[tuple[int, bytes]],
+    parse: Callable[[str], T],
+    *,
+    path: Path,
+    expected: str,
+    findings: Findings,
+) -> Iterator[tuple[int, T]]:
+    """(line number, record) of every line that `parse` accepts; it raises ValueError for the others.
+
+    Raises UserError after the last line if none was accepted.
+    """
+    read, rejected = 0, 0
+    first_problem = ""
+    for number, raw in lines:
+        read += 1
+        try:
+            record = parse(raw.decode())
+        except ValueError as error:
+            message = f"{path}, line {number}: {error}"
+            first_problem = first_problem or message
+            findings.malformed.append(message)
+            rejected += 1
+        else:
+            yield number, record
+    if read == rejected:
+        what = (
+            f"none of its {read} lines is valid. The first: {first_problem}"
+            if read
+            else "nothing follows its first line."
+        )
+        raise UserError(f"{path}: expected {expected}, but {what}")
+
+
+def decode_json(text: str, kind: type[T]) -> T:
+    """One JSON value of a type that msgspec can check; ValueError says what is wrong and where."""
+    try:
+        return msgspec.json.decode(text, type=kind)
+    except msgspec.MsgspecError as error:
+        raise ValueError(str(error)) from error

@@ -1,0 +1,185 @@
+"""The requests of a run, from the recipe's `serving` section."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from lemix_hpc.config.errors import UserError
+from lemix_hpc.config.recipe import GeneratedSource, Serving, TextData, TraceSource, Window
+from lemix_hpc.workload.arrivals import arrival_times
+from lemix_hpc.workload.lengths import sample_lengths
+from lemix_hpc.workload.lines import Findings
+from lemix_hpc.workload.openai_batch import DEFAULT_OUTPUT_TOKENS, read_openai_batch
+from lemix_hpc.workload.tasks import Request
+from lemix_hpc.workload.texts import read_documents
+from lemix_hpc.workload.tokenizer import Tokenizer
+from lemix_hpc.workload.traces import TraceRow, read_azure, read_burstgpt, read_mooncake
+
+# Random prompts are cut out of one stream of this many tokens, which keeps a long trace small in memory.
+_RANDOM_STREAM = 1 << 18
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """Requests in order of arrival, and what was left out of the files.
+
+    `malformed` has one message per bad line: file, line number, what is wrong. `failed` counts the requests that the
+    trace itself records as failed (BurstGPT).
+    """
+
+    requests: tuple[Request, ...]
+    malformed: tuple[str, ...]
+    failed: int = 0
+
+
+def load_requests(serving: Serving, *, seed: int, tokenizer: Tokenizer | None) -> Loaded:
+    """All requests of a run; with no tokenizer only their lengths matter and `tokens` is empty.
+
+    The same recipe, seed and files give the same requests. Raises UserError for files that hold no valid request, for an
+    empty window, and for caps that leave nothing to do.
+    """
+    _check_caps(serving)
+    # One generator per purpose, so that a change of one draw leaves the others as they were.
+    arrival_seed, length_seed, prompt_seed = np.random.SeedSequence(seed).spawn(3)
+    findings = Findings()
+    source = serving.source
+    rows: Iterable[TraceRow]
+    if isinstance(source, GeneratedSource):
+        rows = _generated(source, np.random.default_rng(arrival_seed), np.random.default_rng(length_seed))
+        # The process starts at 0, before its first arrival.
+        name, origin = f"serving.source ({source.kind})", 0.0
+    else:
+        rows = _traced(source, serving, tokenizer, findings)
+        name, origin = str(source.path), np.inf
+    chosen = replayed(rows, serving.window, serving.rate_scale, name, origin=origin)
+    rows = [_capped(row, serving) for row in chosen]
+    if tokenizer is not None:
+        rows = list(_filled(rows, serving, tokenizer, np.random.default_rng(prompt_seed), findings))
+    requests = tuple(
+        Request(row.id or f"r{number}", row.time, row.prompt_tokens, row.output_tokens, row.tokens)
+        for number, row in enumerate(rows)
+    )
+    return Loaded(requests, tuple(findings.malformed), findings.failed)
+
+
+def replayed(
+    rows: Iterable[TraceRow], window: Window, rate_scale: float, name: str, *, origin: float = np.inf
+) -> list[TraceRow]:
+    """The rows of the window in order of time, which becomes seconds of the run.
+
+    Time 0 of the trace is its earliest row, or `origin` if that is earlier; the window is [start_s, end_s) of that clock
+    and its start is time 0 of the run. Equal times keep the file's order. Raises UserError if no row is left.
+    """
+    first, last = origin, -np.inf
+    candidates: list[TraceRow] = []
+    for row in rows:
+        first, last = min(first, row.time), max(last, row.time)
+        # `first` only goes down, so a row beyond the end now stays beyond it: a huge trace needs no huge memory.
+        if window.end_s is None or row.time - first < window.end_s:
+            candidates.append(row)
+    inside = [
+        row
+        for row in candidates
+        if row.time - first >= window.start_s and (window.end_s is None or row.time - first < window.end_s)
+    ]
+    if not inside:
+        has = f"its {last - first:.6g} s have requests elsewhere only" if candidates else "it has no request at all"
+        end = "the end" if window.end_s is None else f"{window.end_s:.6g} s"
+        raise UserError(
+            f"{name}: no request between {window.start_s:.6g} s and {end}; {has}. "
+            "Widen serving.window, or lengthen the generated workload."
+        )
+    inside.sort(key=lambda row: row.time)
+    return [replace(row, time=(row.time - first - window.start_s) / rate_scale) for row in inside[: window.limit]]
+
+
+def _check_caps(serving: Serving) -> None:
+    if serving.mode == "score" and serving.max_prompt_tokens == 1:
+        raise UserError(
+            "serving.max_prompt_tokens is 1, but scoring needs 2: the first token of a prompt has nothing before it to be "
+            "predicted from. Raise it, or set serving.mode to generate."
+        )
+    if serving.prompts is not None and serving.source.kind == "openai-batch":
+        raise UserError(
+            "serving.prompts has no use with an openai-batch source, whose requests bring their own text. Remove it."
+        )
+
+
+def _generated(
+    source: GeneratedSource, arrival_rng: np.random.Generator, length_rng: np.random.Generator
+) -> Iterator[TraceRow]:
+    times = arrival_times(source, arrival_rng)
+    lengths = sample_lengths(source.lengths, len(times), length_rng)
+    for time, (prompt, output) in zip(times.tolist(), lengths.tolist(), strict=True):
+        yield TraceRow(time, prompt, output)
+
+
+def _traced(
+    source: TraceSource, serving: Serving, tokenizer: Tokenizer | None, findings: Findings
+) -> Iterator[TraceRow]:
+    match source.kind:
+        case "azure":
+            return read_azure(source.path, findings)
+        case "mooncake":
+            return read_mooncake(source.path, findings)
+        case "burstgpt":
+            return read_burstgpt(source.path, findings)
+        case "openai-batch":
+            return read_openai_batch(
+                source.path,
+                findings,
+                tokenizer=tokenizer,
+                default_output_tokens=serving.max_new_tokens or DEFAULT_OUTPUT_TOKENS,
+                answer=serving.mode == "generate",
+            )
+
+
+def _capped(row: TraceRow, serving: Serving) -> TraceRow:
+    """Lengths within the recipe's caps and at least what the mode needs."""
+    scoring = serving.mode == "score"
+    prompt = min(row.prompt_tokens, serving.max_prompt_tokens or row.prompt_tokens)
+    output = min(row.output_tokens, serving.max_new_tokens or row.output_tokens)
+    return replace(
+        row,
+        prompt_tokens=max(prompt, 2 if scoring else 1),
+        output_tokens=0 if scoring else max(output, 1),
+    )
+
+
+def _filled(
+    rows: list[TraceRow], serving: Serving, tokenizer: Tokenizer, rng: np.random.Generator, findings: Findings
+) -> Iterator[TraceRow]:
+    """Rows with as many tokens as their `prompt_tokens`."""
+    if serving.source.kind == "openai-batch":
+        for row in rows:
+            # A prompt too short for the mode is preceded by the token that stands between texts.
+            missing = max(row.prompt_tokens - len(row.tokens), 0)
+            yield replace(row, tokens=((tokenizer.eos,) * missing + row.tokens)[: row.prompt_tokens])
+        return
+    if serving.prompts is None:
+        stream = rng.integers(tokenizer.vocab_size, size=_RANDOM_STREAM).tolist()
+    else:
+        stream = _text_stream(serving.prompts, tokenizer, findings)
+    starts = rng.integers(len(stream), size=len(rows)).tolist()
+    for row, start in zip(rows, starts, strict=True):
+        yield replace(row, tokens=_cut(stream, start, row.prompt_tokens))
+
+
+def _text_stream(prompts: TextData, tokenizer: Tokenizer, findings: Findings) -> list[int]:
+    """All documents one after the other, each closed by the end-of-text token."""
+    stream: list[int] = []
+    for document in read_documents(prompts, findings):
+        stream += [*tokenizer.encode(document.prompt), *tokenizer.encode(document.text), tokenizer.eos]
+    return stream
+
+
+def _cut(stream: list[int], start: int, length: int) -> tuple[int, ...]:
+    """`length` tokens from `start` on, beginning again at the stream's end as often as needed."""
+    turns = (start + length) // len(stream)
+    if turns == 0:
+        return tuple(stream[start : start + length])
+    end = start + length - turns * len(stream)
+    return (*stream[start:], *(stream * (turns - 1)), *stream[:end])

@@ -1,0 +1,61 @@
+"""Documents of text from JSON lines, for prompts and for training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from lemix_hpc.config.recipe import TextData, TextFields
+from lemix_hpc.workload.lines import Findings, decode_json, numbered_lines, parsed
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """`prompt` is only context; `text` is what a model should learn to write. They follow each other as they are."""
+
+    text: str
+    prompt: str = ""
+
+
+def read_documents(data: TextData, findings: Findings) -> list[Document]:
+    """All valid documents in file order. Raises UserError if there is none."""
+    fields = data.fields
+    if fields.text is not None:
+        wanted = f"`{fields.text}`"
+    elif fields.prompt is not None:
+        wanted = f"`{fields.prompt}` and `{fields.completion}`"
+    else:
+        wanted = "`text`, or `prompt` and `completion`"
+    expected = f"JSON lines with {wanted}"
+
+    def parse(text: str) -> Document:
+        return _document(decode_json(text, dict[str, Any]), fields, wanted)
+
+    lines = numbered_lines(data.path, expected)
+    return [document for _, document in parsed(lines, parse, path=data.path, expected=expected, findings=findings)]
+
+
+def _document(record: dict[str, Any], fields: TextFields, wanted: str) -> Document:
+    pair = fields.prompt is not None or (fields.text is None and "text" not in record)
+    if pair:
+        prompt_field, text_field = fields.prompt or "prompt", fields.completion or "completion"
+        if prompt_field not in record or text_field not in record:
+            raise ValueError(f"expected {wanted}, found {_names(record)}")
+        return Document(_string(record, text_field), prompt=_string(record, prompt_field, may_be_empty=True))
+    text_field = fields.text or "text"
+    if text_field not in record:
+        raise ValueError(f"expected {wanted}, found {_names(record)}")
+    return Document(_string(record, text_field))
+
+
+def _names(record: dict[str, Any]) -> str:
+    return ", ".join(f"`{name}`" for name in list(record)[:8]) or "no fields"
+
+
+def _string(record: dict[str, Any], field: str, *, may_be_empty: bool = False) -> str:
+    value = record[field]
+    if not isinstance(value, str):
+        raise ValueError(f"`{field}` is {type(value).__name__}, expected a string")
+    if not value and not may_be_empty:
+        raise ValueError(f"`{field}` is empty")
+    return value

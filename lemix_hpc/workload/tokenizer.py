@@ -1,0 +1,145 @@
+"""Text to token ids and back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import msgspec
+
+from lemix_hpc.config.errors import UserError
+from lemix_hpc.config.recipe import Model
+
+Messages = Sequence[dict[str, str]]
+
+# Any one of these in a checkpoint directory means that it brings its tokenizer.
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "spiece.model",
+    "vocab.json",
+    "vocab.txt",
+)
+
+
+class Tokenizer(Protocol):
+    """Ids from 0 to `vocab_size` - 1; `eos` ends a text, and also starts and pads one where nothing else does."""
+
+    vocab_size: int
+    eos: int
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of the text alone, without special tokens around it."""
+        ...
+
+    def decode(self, tokens: Iterable[int]) -> str: ...
+
+
+@runtime_checkable
+class ChatTokenizer(Tokenizer, Protocol):
+    """A tokenizer that knows how its model was taught to see a conversation."""
+
+    def encode_chat(self, messages: Messages, *, answer: bool) -> list[int]:
+        """Token ids of a conversation; `answer` asks for the assistant's turn. ValueError if it does not fit."""
+        ...
+
+
+class ByteTokenizer:
+    """UTF-8 bytes as ids 0..255, and 256 for the end of a text. Needs no files; lossless on every valid text."""
+
+    vocab_size = 257
+    eos = 256
+
+    def encode(self, text: str) -> list[int]:
+        return list(text.encode())
+
+    def decode(self, tokens: Iterable[int]) -> str:
+        """Ids above 255 are left out: a model may have a larger vocabulary than there are bytes."""
+        return bytes(token for token in tokens if token < 256).decode(errors="replace")
+
+
+class HuggingFaceTokenizer:
+    """A tokenizer of `transformers`."""
+
+    def __init__(self, tokenizer: Any, eos: int) -> None:
+        self._tokenizer = tokenizer
+        self.vocab_size: int = len(tokenizer)
+        self.eos = eos
+
+    def encode(self, text: str) -> list[int]:
+        # `verbose=False`: long documents are cut later, so the warning about the model's length is not wanted.
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False, verbose=False)
+        return ids
+
+    def decode(self, tokens: Iterable[int]) -> str:
+        text: str = self._tokenizer.decode(list(tokens), clean_up_tokenization_spaces=False)
+        return text
+
+
+class HuggingFaceChatTokenizer(HuggingFaceTokenizer):
+    """A tokenizer of `transformers` with a chat template."""
+
+    def encode_chat(self, messages: Messages, *, answer: bool) -> list[int]:
+        from jinja2 import TemplateError
+
+        try:
+            text: str = self._tokenizer.apply_chat_template(
+                list(messages), tokenize=False, add_generation_prompt=answer
+            )
+        except TemplateError as error:
+            raise ValueError(f"the chat template refuses the messages: {error}") from error
+        return self.encode(text)
+
+
+def load_tokenizer(model: Model) -> Tokenizer:
+    """The checkpoint's own tokenizer, or the byte-level one for checkpoints without and for models made from a config.
+
+    Raises UserError if the checkpoint cannot be read or the model's vocabulary is too small for the tokenizer.
+    """
+    config = _model_config(model)
+    path = model.path
+    tokenizer: Tokenizer
+    if path is not None and any((path / name).is_file() for name in _TOKENIZER_FILES):
+        tokenizer, where = _from_checkpoint(path), f"the tokenizer in {path}"
+    else:
+        tokenizer, where = ByteTokenizer(), "the byte-level tokenizer"
+    size = config.get("vocab_size", tokenizer.vocab_size)
+    if not isinstance(size, int) or size < tokenizer.vocab_size:
+        raise UserError(
+            f"The model's config has vocab_size {size!r}, but {where} needs {tokenizer.vocab_size}. "
+            f"Set vocab_size to at least {tokenizer.vocab_size}, or use the tokenizer that belongs to the model."
+        )
+    return tokenizer
+
+
+def _model_config(model: Model) -> dict[str, Any]:
+    if model.path is None:
+        return model.config or {}
+    file = model.path / "config.json"
+    try:
+        return msgspec.json.decode(file.read_bytes(), type=dict[str, Any])
+    except OSError as error:
+        raise UserError(
+            f"model.path: expected a Hugging Face checkpoint directory, but {file} cannot be read: {error.strerror}."
+        ) from error
+    except msgspec.MsgspecError as error:
+        raise UserError(f"model.path: {file} is not a Hugging Face config: {error}.") from error
+
+
+def _from_checkpoint(path: Path) -> Tokenizer:
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
+    except Exception as error:
+        # The libraries behind it raise anything, down to plain Exception, for a damaged file.
+        raise UserError(f"model.path: the tokenizer in {path} cannot be loaded: {error}") from error
+    eos = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.bos_token_id
+    if eos is None:
+        raise UserError(
+            f"model.path: the tokenizer in {path} has no end-of-text token; set `eos_token` in its tokenizer_config.json."
+        )
+    kind = HuggingFaceChatTokenizer if tokenizer.chat_template else HuggingFaceTokenizer
+    return kind(tokenizer, eos)

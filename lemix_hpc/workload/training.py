@@ -1,0 +1,163 @@
+"""Training text as micro-batches of token rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lemix_hpc.config.errors import UserError
+from lemix_hpc.config.recipe import Training
+from lemix_hpc.workload.lines import Findings
+from lemix_hpc.workload.tasks import TrainingBatch
+from lemix_hpc.workload.texts import Document, read_documents
+from lemix_hpc.workload.tokenizer import Tokenizer
+
+# Tokens in row 0 and labels in row 1, int32, shape (2, number of tokens).
+Labelled = NDArray[np.int32]
+
+_NO_LABEL = -100
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """One epoch. `malformed` has one message per bad line; `documents` counts the valid ones."""
+
+    batches: tuple[TrainingBatch, ...]
+    malformed: tuple[str, ...]
+    documents: int
+
+
+def load_training(training: Training, *, tokenizer: Tokenizer | None, seed: int) -> TrainingData:
+    """The first epoch of `stream`. Without a tokenizer, where all micro-batches are alike, an epoch is one of them."""
+    source = stream(training, tokenizer, seed)
+    return TrainingData(tuple(source.epoch(0)), source.malformed, source.documents)
+
+
+def stream(training: Training, tokenizer: Tokenizer | None, seed: int) -> MicroBatchStream:
+    """Endless micro-batches "t0", "t1", ... over as many epochs as are asked for."""
+    return MicroBatchStream(training, tokenizer, seed)
+
+
+class MicroBatchStream(Iterator[TrainingBatch]):
+    """Micro-batches over endless epochs, documents in another seeded order in each.
+
+    The file is read at once, so that its mistakes show before a run starts (UserError, `malformed`); a document is
+    tokenised when it is first needed. Without a tokenizer only sizes matter and the data are not read.
+    """
+
+    def __init__(self, training: Training, tokenizer: Tokenizer | None, seed: int) -> None:
+        findings = Findings()
+        self._training = training
+        self._tokenizer = tokenizer
+        self._seed = seed
+        self._documents = [] if tokenizer is None else _documents(training, findings)
+        self._tokenised: dict[int, Labelled] = {}
+        self._endless = self._epochs()
+        self.malformed = tuple(findings.malformed)
+        self.documents = len(self._documents)
+
+    def __next__(self) -> TrainingBatch:
+        return next(self._endless)
+
+    def epoch(self, number: int) -> Iterator[TrainingBatch]:
+        """The micro-batches of one epoch, named from "t0". Raises UserError if it has none."""
+        for index, rows in enumerate(self._groups(number)):
+            yield self._batch(index, rows)
+
+    def _epochs(self) -> Iterator[TrainingBatch]:
+        number = index = 0
+        while True:
+            for rows in self._groups(number):
+                yield self._batch(index, rows)
+                index += 1
+            number += 1
+
+    def _groups(self, epoch: int) -> Iterator[list[Labelled]]:
+        """The rows of each micro-batch of an epoch; those with no label to learn from are left out."""
+        if self._tokenizer is None:
+            yield []
+            return
+        length, size = self._training.sequence_length, self._training.micro_batch_size
+        documents = self._shuffled(self._tokenizer, epoch)
+        if self._training.packing == "packed":
+            rows = packed(documents, length)
+        else:
+            rows = (padded(document, length, self._tokenizer.eos) for document in documents)
+        some, made, group = False, 0, []
+        for row in rows:
+            made += 1
+            group.append(row)
+            if len(group) == size:
+                if any((labelled[1, 1:] != _NO_LABEL).any() for labelled in group):
+                    some = True
+                    yield group
+                group = []
+        if not some:
+            raise UserError(self._nothing_left(made))
+
+    def _shuffled(self, tokenizer: Tokenizer, epoch: int) -> Iterator[Labelled]:
+        for at in np.random.default_rng([self._seed, epoch]).permutation(len(self._documents)).tolist():
+            if at not in self._tokenised:
+                self._tokenised[at] = labelled(self._documents[at], tokenizer)
+            yield self._tokenised[at]
+
+    def _batch(self, index: int, rows: list[Labelled]) -> TrainingBatch:
+        size, length = self._training.micro_batch_size, self._training.sequence_length
+        if not rows:
+            return TrainingBatch(f"t{index}", size, length)
+        both = np.stack(rows, axis=1).astype("<i4")
+        return TrainingBatch(f"t{index}", size, length, both[0].tobytes(), both[1].tobytes())
+
+    def _nothing_left(self, rows: int) -> str:
+        training = self._training
+        tokens = sum(document.shape[1] for document in self._tokenised.values())
+        where = training.data.path if training.data is not None else "training.data"
+        found = (
+            f"{where}: {self.documents} documents with {tokens} tokens make {rows} full rows of "
+            f"sequence_length {training.sequence_length}"
+        )
+        if rows < training.micro_batch_size:
+            return (
+                f"{found}, fewer than the {training.micro_batch_size} of one micro-batch (training.micro_batch_size). "
+                "Give more text, or lower sequence_length or micro_batch_size."
+            )
+        return f"{found}, and none has a token to learn from. Raise sequence_length: the prompts alone fill the rows."
+
+
+def packed(documents: Iterable[Labelled], length: int) -> Iterator[Labelled]:
+    """The documents as one sequence cut into rows of shape (2, length); an incomplete last row is dropped."""
+    rest = np.empty((2, 0), np.int32)
+    for document in documents:
+        rest = np.concatenate([rest, document], axis=1)
+        full = rest.shape[1] // length
+        for index in range(full):
+            yield rest[:, index * length : (index + 1) * length]
+        rest = rest[:, full * length :]
+
+
+def padded(document: Labelled, length: int, eos: int) -> Labelled:
+    """One document as one row of shape (2, length): cut, or filled with `eos` that has no label."""
+    row = np.empty((2, length), np.int32)
+    row[0], row[1] = eos, _NO_LABEL
+    kept = min(length, document.shape[1])
+    row[:, :kept] = document[:, :kept]
+    return row
+
+
+def labelled(document: Document, tokenizer: Tokenizer) -> Labelled:
+    """Tokens and labels of a document and its end; the prompt has no labels."""
+    prompt = tokenizer.encode(document.prompt)
+    text = [*tokenizer.encode(document.text), tokenizer.eos]
+    return np.array([prompt + text, [_NO_LABEL] * len(prompt) + text], dtype=np.int32)
+
+
+def _documents(training: Training, findings: Findings) -> list[Document]:
+    if training.data is None:
+        raise UserError(
+            "training.data is missing, but this engine computes and needs text to train on. "
+            "Give training.data.path, or use the emulated engine."
+        )
+    return read_documents(training.data, findings)
