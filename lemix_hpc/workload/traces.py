@@ -18,7 +18,6 @@ import msgspec
 from lemix_hpc.config.errors import UserError
 from lemix_hpc.workload.lines import Findings, decode_json, numbered_lines, parsed
 
-
 # Times count from a moment near the traces: seconds since 1970 as a float would lose fractions of a microsecond.
 _NEAR = datetime(2023, 1, 1, tzinfo=UTC)
 
