@@ -81,5 +81,7 @@ def decode_json(text: str, kind: type[T]) -> T:
     """One JSON value of a type that msgspec can check; ValueError says what is wrong and where."""
     try:
         return msgspec.json.decode(text, type=kind)
-    except msgspec.MsgspecError as error:
+    except msgspec.ValidationError as error:
         raise ValueError(str(error)) from error
+    except msgspec.MsgspecError as error:
+        raise ValueError(f"not valid JSON ({error})") from error

@@ -1,0 +1,180 @@
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lemix_hpc.config.errors import UserError
+from lemix_hpc.config.recipe import GeneratedSource, Serving, TextData, TextFields, TraceSource, Window
+from lemix_hpc.workload.requests import Loaded, load_requests, replayed
+from lemix_hpc.workload.tokenizer import ByteTokenizer
+from lemix_hpc.workload.traces import TraceRow
+
+POISSON = GeneratedSource(kind="poisson", rate=10.0, requests=50)
+
+times = st.lists(st.integers(0, 1000).map(lambda quarter: quarter / 4), min_size=1, max_size=60)
+
+
+def rows(at: list[float]) -> list[TraceRow]:
+    return [TraceRow(time, number + 1, 1) for number, time in enumerate(at)]
+
+
+def serve(source: Any, *, seed: int = 0, text: bool = False, **serving: Any) -> Loaded:
+    tokenizer = ByteTokenizer() if text else None
+    return load_requests(Serving(source=source, **serving), seed=seed, tokenizer=tokenizer)
+
+
+@pytest.fixture
+def burst_trace(tmp_path: Path) -> TraceSource:
+    """Six requests at 100, 101, 101, 105, 110 s out of order, one of them failed, and one bad line."""
+    path = tmp_path / "trace.csv"
+    path.write_text(
+        "Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type\n"
+        "101,m,20,2,22,l\n100,m,10,1,11,l\n101,m,21,3,24,l\n104,m,9,0,9,l\nbad\n110,m,5000,900,5900,l\n105,m,1,4,5,l\n"
+    )
+    return TraceSource(kind="burstgpt", path=path)
+
+
+def test_times_start_with_the_trace_and_are_sorted(burst_trace: TraceSource) -> None:
+    loaded = serve(burst_trace, mode="generate")
+    assert [(r.id, r.arrival, r.prompt_tokens, r.output_tokens) for r in loaded.requests] == [
+        ("r0", 0.0, 10, 1),
+        ("r1", 1.0, 20, 2),
+        ("r2", 1.0, 21, 3),
+        ("r3", 5.0, 1, 4),
+        ("r4", 10.0, 5000, 900),
+    ]
+    assert all(request.tokens == () for request in loaded.requests)
+    assert loaded.failed == 1
+    assert loaded.malformed == (f"{burst_trace.path}, line 6: 1 fields, where the header has 6",)
+
+
+def test_window_limit_and_rate(burst_trace: TraceSource) -> None:
+    window = Window(start_s=1, end_s=10, limit=2)
+    loaded = serve(burst_trace, mode="generate", window=window, rate_scale=2)
+    assert [(r.arrival, r.prompt_tokens) for r in loaded.requests] == [(0.0, 20), (0.0, 21)]
+    later = serve(burst_trace, mode="generate", window=Window(start_s=2, end_s=10), rate_scale=2)
+    assert [(r.arrival, r.prompt_tokens) for r in later.requests] == [(1.5, 1)]
+
+
+def test_empty_window_says_how_long_the_trace_is(burst_trace: TraceSource) -> None:
+    with pytest.raises(UserError, match=r"trace.csv: no request between 20 s and the end; its 10 s have requests"):
+        serve(burst_trace, window=Window(start_s=20))
+    with pytest.raises(UserError, match=r"serving.source \(poisson\): no request .* it has no request at all"):
+        serve(GeneratedSource(kind="poisson", rate=1e-6, duration_s=1.0))
+
+
+@given(times, st.floats(0.25, 8))
+def test_scaling_divides_every_arrival(at: list[float], scale: float) -> None:
+    plain = replayed(rows(at), Window(), 1.0, "trace")
+    scaled = replayed(rows(at), Window(), scale, "trace")
+    assert [row.time for row in plain] == sorted(time - min(at) for time in at)
+    assert [row.time for row in scaled] == [row.time / scale for row in plain]
+
+
+@given(times, st.integers(1, 999).map(lambda quarter: quarter / 4))
+def test_two_windows_that_meet_hold_every_request_once(at: list[float], cut: float) -> None:
+    whole = replayed(rows(at), Window(), 1.0, "trace")
+    head = replayed(rows(at), Window(end_s=cut), 1.0, "trace")
+    tail = [] if max(at) - min(at) < cut else replayed(rows(at), Window(start_s=cut), 1.0, "trace")
+    joined = [(row.prompt_tokens, row.time) for row in head] + [(row.prompt_tokens, row.time + cut) for row in tail]
+    assert joined == [(row.prompt_tokens, row.time) for row in whole]
+
+
+@given(times, st.integers(1, 20))
+def test_limit_takes_the_earliest(at: list[float], limit: int) -> None:
+    whole = replayed(rows(at), Window(), 1.0, "trace")
+    assert replayed(rows(at), Window(limit=limit), 1.0, "trace") == whole[:limit]
+
+
+def test_caps_and_what_each_mode_needs(burst_trace: TraceSource) -> None:
+    generated = serve(burst_trace, mode="generate", max_prompt_tokens=15, max_new_tokens=2)
+    assert [(r.prompt_tokens, r.output_tokens) for r in generated.requests] == [
+        (10, 1),
+        (15, 2),
+        (15, 2),
+        (1, 2),
+        (15, 2),
+    ]
+    scored = serve(burst_trace, mode="score", max_prompt_tokens=15)
+    assert [(r.prompt_tokens, r.output_tokens) for r in scored.requests] == [(10, 0), (15, 0), (15, 0), (2, 0), (15, 0)]
+    with pytest.raises(UserError, match=r"serving.max_prompt_tokens is 1, but scoring needs 2"):
+        serve(burst_trace, mode="score", max_prompt_tokens=1)
+
+
+def test_generated_workload_keeps_the_clock_of_its_process() -> None:
+    constant = serve(GeneratedSource(kind="constant", rate=2, requests=4), mode="generate", window=Window(start_s=0.5))
+    assert [request.arrival for request in constant.requests] == [0.0, 0.5, 1.0]
+    assert serve(POISSON).requests[0].arrival > 0
+
+
+@given(st.integers(0, 2**31))
+def test_the_seed_decides_everything(seed: int) -> None:
+    source = GeneratedSource(kind="poisson", rate=10.0, requests=5)
+    one = serve(source, seed=seed, text=True, max_prompt_tokens=50)
+    assert one == serve(source, seed=seed, text=True, max_prompt_tokens=50)
+    other = serve(source, seed=seed + 1, text=True, max_prompt_tokens=50)
+    assert {r.arrival for r in one.requests}.isdisjoint(r.arrival for r in other.requests)
+
+
+def test_random_tokens_fill_prompts_within_the_vocabulary() -> None:
+    requests = serve(POISSON, text=True).requests
+    assert len(requests) == 50
+    for request in requests:
+        assert len(request.tokens) == request.prompt_tokens
+        assert all(0 <= token < 257 for token in request.tokens)
+    assert len({request.tokens for request in requests}) == 50
+    assert [(r.arrival, r.prompt_tokens) for r in requests] == [
+        (r.arrival, r.prompt_tokens) for r in serve(POISSON).requests
+    ]
+
+
+def test_text_fills_prompts_and_starts_again_at_its_end(write_jsonl: Callable[..., Path]) -> None:
+    path = write_jsonl({"q": "One?", "a": "1."}, {"q": "bad"}, {"q": "Two?", "a": "2."})
+    prompts = TextData(path=path, fields=TextFields(prompt="q", completion="a"))
+    loaded = serve(POISSON, text=True, prompts=prompts, max_prompt_tokens=100)
+    eos = ByteTokenizer.eos
+    stream = [*b"One?1.", eos, *b"Two?2.", eos]
+    endless = stream * math.ceil(2 + 100 / len(stream))
+    starts = set()
+    for request in loaded.requests:
+        assert len(request.tokens) == request.prompt_tokens
+        matches = [at for at in range(len(stream)) if tuple(endless[at : at + request.prompt_tokens]) == request.tokens]
+        assert matches
+        starts.add(matches[0])
+    assert len(starts) > 5
+    assert len(loaded.malformed) == 1 and "line 2" in loaded.malformed[0]
+
+
+def test_batch_requests_bring_their_own_text(write_jsonl: Callable[..., Path]) -> None:
+    bodies = [{"prompt": "A longer prompt", "max_tokens": 5}, {"prompt": "x"}]
+    path = write_jsonl(*({"custom_id": f"c{n}", "body": body} for n, body in enumerate(bodies)))
+    source = TraceSource(kind="openai-batch", path=path)
+    generated = serve(source, text=True, mode="generate", max_prompt_tokens=8, max_new_tokens=3).requests
+    assert [(r.id, r.arrival, bytes(r.tokens), r.output_tokens) for r in generated] == [
+        ("c0", 0.0, b"A longer", 3),
+        ("c1", 0.0, b"x", 3),
+    ]
+    assert serve(source, text=True, mode="generate").requests[1].output_tokens == 16
+    scored = serve(source, text=True, mode="score").requests
+    assert scored[1].tokens == (ByteTokenizer.eos, ord("x")) and scored[1].prompt_tokens == 2
+    assert [(r.prompt_tokens, r.tokens) for r in serve(source).requests] == [(4, ()), (2, ())]
+    with pytest.raises(UserError, match=r"serving.prompts has no use with an openai-batch source"):
+        serve(source, text=True, prompts=TextData(path=path))
+
+
+@pytest.mark.trial_data
+def test_real_trace_with_real_text(trial_data: Path) -> None:
+    source = TraceSource(kind="azure", path=trial_data / "azure-llm-2023" / "conv.csv")
+    fields = TextFields(prompt="question", completion="answer")
+    prompts = TextData(path=trial_data / "gsm8k" / "test.jsonl", fields=fields)
+    loaded = serve(source, text=True, prompts=prompts, window=Window(end_s=60), rate_scale=2, max_prompt_tokens=512)
+    whole = serve(source)
+    assert len(whole.requests) == 9682 and whole.malformed == loaded.malformed == ()
+    assert [r.arrival for r in loaded.requests] == [r.arrival / 2 for r in whole.requests if r.arrival < 60]
+    assert [r.prompt_tokens for r in loaded.requests[:4]] == [374, 396, 512, 91]
+    decoded = ByteTokenizer().decode(max((r.tokens for r in loaded.requests), key=len))
+    assert " the " in decoded

@@ -1,0 +1,168 @@
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from lemix_hpc.config.errors import UserError
+from lemix_hpc.config.recipe import TextData, TextFields, Training
+from lemix_hpc.workload.tasks import TrainingBatch
+from lemix_hpc.workload.texts import Document
+from lemix_hpc.workload.tokenizer import ByteTokenizer
+from lemix_hpc.workload.training import TrainingData, labelled, load_training, packed, padded, stream
+
+EOS = ByteTokenizer.eos
+BYTES = ByteTokenizer()
+ALPHABET = [chr(code) for code in range(ord("a"), ord("z") + 1)]
+
+documents = st.lists(
+    st.builds(Document, text=st.text(min_size=1, max_size=30), prompt=st.text(max_size=10)), max_size=20
+)
+
+
+def arrays(batch: TrainingBatch) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    shape = (batch.rows, batch.length)
+    return np.frombuffer(batch.tokens, "<i4").reshape(shape), np.frombuffer(batch.labels, "<i4").reshape(shape)
+
+
+def load(path: Path, *, seed: int = 0, **training: Any) -> TrainingData:
+    return load_training(Training(data=TextData(path=path), **training), tokenizer=BYTES, seed=seed)
+
+
+@given(documents, st.integers(1, 40))
+def test_packing_loses_nothing_but_the_tail(texts: list[Document], length: int) -> None:
+    all_labelled = [labelled(document, BYTES) for document in texts]
+    rows = list(packed(all_labelled, length))
+    whole = np.concatenate([np.empty((2, 0), np.int32), *all_labelled], axis=1)
+    assert len(rows) == whole.shape[1] // length
+    assert all(row.shape == (2, length) for row in rows)
+    if rows:
+        assert np.array_equal(np.concatenate(rows, axis=1), whole[:, : len(rows) * length])
+
+
+@given(st.builds(Document, text=st.text(min_size=1, max_size=30), prompt=st.text(max_size=10)), st.integers(1, 60))
+def test_padding_keeps_the_beginning(document: Document, length: int) -> None:
+    source = labelled(document, BYTES)
+    row = padded(source, length, EOS)
+    kept = min(length, source.shape[1])
+    assert row.shape == (2, length)
+    assert np.array_equal(row[:, :kept], source[:, :kept])
+    assert (row[0, kept:] == EOS).all() and (row[1, kept:] == -100).all()
+
+
+def test_labels_are_the_text_and_its_end_alone() -> None:
+    pair = labelled(Document("ans", prompt="ask "), BYTES)
+    assert pair[0].tolist() == [*b"ask ans", EOS]
+    assert pair[1].tolist() == [-100] * 4 + [*b"ans", EOS]
+    assert np.array_equal(*labelled(Document("text"), BYTES))
+
+
+def test_packed_epoch(write_jsonl: Callable[..., Path]) -> None:
+    path = write_jsonl(*({"text": letter * 3} for letter in ALPHABET))
+    data = load(path, sequence_length=8, micro_batch_size=3)
+    # 26 documents of 4 tokens are 13 rows of 8; the 13th does not fill a micro-batch of 3.
+    assert [(b.id, b.rows, b.length) for b in data.batches] == [(f"t{n}", 3, 8) for n in range(4)]
+    assert (data.documents, data.malformed) == (26, ())
+    tokens, labels = arrays(data.batches[0])
+    assert np.array_equal(tokens, labels)
+    assert (tokens[:, 3::4] == EOS).all()
+    used = np.concatenate([arrays(batch)[0][:, ::4].ravel() for batch in data.batches]).tolist()
+    assert len(set(used)) == len(used) == 24 and used != sorted(used)
+
+
+def test_padded_epoch(write_jsonl: Callable[..., Path]) -> None:
+    path = write_jsonl({"prompt": "ab", "completion": "c"}, {"text": "a long text to cut"})
+    data = load(path, sequence_length=6, micro_batch_size=2, packing="padded")
+    tokens, labels = arrays(*data.batches)
+    rows = sorted(zip(tokens.tolist(), labels.tolist(), strict=True))
+    assert rows[0] == ([*b"a long"], [*b"a long"])
+    assert rows[1] == ([*b"abc", EOS, EOS, EOS], [-100, -100, ord("c"), EOS, -100, -100])
+
+
+def test_stream_reshuffles_each_epoch_and_counts_on(write_jsonl: Callable[..., Path]) -> None:
+    path = write_jsonl(*({"text": letter * 3} for letter in ALPHABET))
+    training = Training(data=TextData(path=path), sequence_length=4, micro_batch_size=2)
+    batches = list(itertools.islice(stream(training, BYTES, seed=5), 39))
+    assert [batch.id for batch in batches] == [f"t{n}" for n in range(39)]
+    epochs = [[bytes(arrays(batch)[0][:, 0].tolist()) for batch in batches[at : at + 13]] for at in (0, 13, 26)]
+    assert all(sorted(b"".join(epoch)) == [ord(letter) for letter in ALPHABET] for epoch in epochs)
+    assert epochs[0] != epochs[1] != epochs[2] != epochs[0]
+    assert batches[:13] == list(load(path, seed=5, sequence_length=4, micro_batch_size=2).batches)
+    assert batches == list(itertools.islice(stream(training, BYTES, seed=5), 39))
+    assert batches != list(itertools.islice(stream(training, BYTES, seed=6), 39))
+
+
+def test_documents_are_tokenised_once_and_when_needed(write_jsonl: Callable[..., Path]) -> None:
+    class Counting(ByteTokenizer):
+        texts: list[str]
+
+        def encode(self, text: str) -> list[int]:
+            self.texts.append(text)
+            return super().encode(text)
+
+    tokenizer = Counting()
+    tokenizer.texts = []
+    training = Training(
+        data=TextData(path=write_jsonl({"text": "abc"}, {"text": "def"}, {"text": "ghi"})), sequence_length=4
+    )
+    batches = stream(training, tokenizer, seed=0)
+    assert tokenizer.texts == []
+    next(batches)
+    assert len([text for text in tokenizer.texts if text]) == 1
+    list(itertools.islice(batches, 8))
+    assert sorted(text for text in tokenizer.texts if text) == ["abc", "def", "ghi"]
+
+
+def test_micro_batches_without_labels_are_left_out(write_jsonl: Callable[..., Path]) -> None:
+    path = write_jsonl({"prompt": "a long prompt", "completion": "x"}, {"prompt": "a", "completion": "x"})
+    data = load(path, sequence_length=4, packing="padded")
+    assert len(data.batches) == 1
+    assert arrays(data.batches[0])[1].tolist() == [[-100, ord("x"), EOS, -100]]
+    with pytest.raises(UserError, match=r"none has a token to learn from. Raise sequence_length"):
+        load(write_jsonl({"prompt": "a long prompt", "completion": "x"}), sequence_length=4, packing="padded")
+
+
+def test_too_little_text(write_jsonl: Callable[..., Path]) -> None:
+    path = write_jsonl({"text": "short"})
+    with pytest.raises(
+        UserError, match="1 documents with 6 tokens make 0 full rows of sequence_length 128, fewer than"
+    ):
+        load(path)
+    with pytest.raises(UserError, match="make 1 full rows of sequence_length 6, fewer than the 2 of one micro-batch"):
+        load(path, sequence_length=6, micro_batch_size=2)
+    with pytest.raises(UserError, match="fewer than the 2"):
+        next(stream(Training(data=TextData(path=path), micro_batch_size=2, packing="padded"), BYTES, 0))
+
+
+def test_bad_lines_are_reported_and_data_are_needed(write_jsonl: Callable[..., Path]) -> None:
+    path = write_jsonl({"text": "abc"}, "nonsense", {"text": "def"})
+    data = load(path, sequence_length=4)
+    assert (len(data.batches), data.documents) == (2, 2)
+    assert len(data.malformed) == 1 and data.malformed[0].startswith(f"{path}, line 2: ")
+    with pytest.raises(UserError, match=r"training.data is missing"):
+        load_training(Training(), tokenizer=BYTES, seed=0)
+
+
+def test_without_a_tokenizer_only_sizes_matter() -> None:
+    training = Training(sequence_length=64, micro_batch_size=4)
+    endless = list(itertools.islice(stream(training, None, seed=0), 100))
+    assert endless == [TrainingBatch(f"t{n}", 4, 64) for n in range(100)]
+    assert load_training(training, tokenizer=None, seed=0) == TrainingData((TrainingBatch("t0", 4, 64),), (), 0)
+
+
+@pytest.mark.trial_data
+def test_gsm8k(trial_data: Path) -> None:
+    fields = TextFields(prompt="question", completion="answer")
+    training = Training(data=TextData(path=trial_data / "gsm8k" / "test.jsonl", fields=fields), micro_batch_size=4)
+    data = load_training(training, tokenizer=BYTES, seed=0)
+    assert (data.documents, data.malformed) == (1319, ())
+    tokens, labels = arrays(data.batches[0])
+    learnt = labels != -100
+    assert 0 < learnt.mean() < 1 and np.array_equal(tokens[learnt], labels[learnt])
+    row_text = [BYTES.decode(row.tolist()) for batch in data.batches for row in arrays(batch)[0]]
+    assert "Janet" in "".join(row_text) and "#### " in "".join(row_text)
