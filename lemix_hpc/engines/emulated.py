@@ -76,7 +76,7 @@ class EmulatedStage(StageEngine):
         """There are no weights to replace."""
 
     def buffer(self, nbytes: int) -> Any:
-        return bytearray(nbytes)
+        return memoryview(bytearray(nbytes))
 
     def close(self) -> None:
         """Nothing is held."""

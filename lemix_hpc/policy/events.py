@@ -27,6 +27,13 @@ class GroupOffered:
 
 
 @dataclass(frozen=True, slots=True)
+class TrainingClosed:
+    """No more training: groups that were offered and not begun are dropped."""
+
+    time: float
+
+
+@dataclass(frozen=True, slots=True)
 class StageFinished:
     """A stage has run a task's forward or backward. For generated tokens `last` is set with the last one's pass."""
 
@@ -49,7 +56,7 @@ class TaskFinished:
     task: int
 
 
-Event = RequestArrived | GroupOffered | StageFinished | TaskFinished
+Event = RequestArrived | GroupOffered | TrainingClosed | StageFinished | TaskFinished
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,6 +45,10 @@ class TrainingRelease:
     def offer(self, group: Group) -> None:
         self._offered.append(group)
 
+    def close(self) -> None:
+        """Drop what was offered and not begun."""
+        self._offered.clear()
+
     @property
     def busy_nodes(self) -> set[int]:
         """Nodes that are still being fed a group; another group would mix its gradients with theirs."""

@@ -6,7 +6,16 @@ from dataclasses import dataclass
 from functools import singledispatchmethod
 from typing import Literal
 
-from lemix_hpc.policy.events import Decision, Event, GroupOffered, Place, RequestArrived, StageFinished, TaskFinished
+from lemix_hpc.policy.events import (
+    Decision,
+    Event,
+    GroupOffered,
+    Place,
+    RequestArrived,
+    StageFinished,
+    TaskFinished,
+    TrainingClosed,
+)
 from lemix_hpc.policy.forecast import NodeForecast
 from lemix_hpc.policy.latency import LatencyModel, Shape
 from lemix_hpc.policy.placement import Candidate, LeastCompletion, Placement, RoundRobin, Separate, Split
@@ -72,6 +81,11 @@ class Scheduler:
             self._shapes[task] = shape
         self._release.offer(Group(event.group, event.tasks, event.rows, event.length))
         return self._open_groups(event.time)
+
+    @_on.register
+    def _training_closed(self, event: TrainingClosed) -> list[Decision]:  # noqa: ARG002
+        self._release.close()
+        return []
 
     @_on.register
     def _stage_finished(self, event: StageFinished) -> list[Decision]:

@@ -1,0 +1,70 @@
+"""What waits in front of a stage: forwards in epochs, divided by the weight updates that came between them.
+
+The channel from the stage before is ordered, and so are its epochs: everything in front of an update must have run when
+the update is applied, everything behind it must not have started. Within an epoch serving may overtake training.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+ServeItem = TypeVar("ServeItem")
+TrainItem = TypeVar("TrainItem")
+UpdateItem = TypeVar("UpdateItem")
+
+
+@dataclass(slots=True)
+class _Epoch(Generic[ServeItem, TrainItem, UpdateItem]):
+    serve: deque[ServeItem] = field(default_factory=deque)
+    train: deque[TrainItem] = field(default_factory=deque)
+    update: UpdateItem | None = None
+
+
+class EpochQueue(Generic[ServeItem, TrainItem, UpdateItem]):
+    """Only the first epoch is open for work; its update ends it."""
+
+    def __init__(self) -> None:
+        self._epochs: deque[_Epoch[ServeItem, TrainItem, UpdateItem]] = deque([_Epoch()])
+
+    def add_serve(self, item: ServeItem) -> None:
+        self._epochs[-1].serve.append(item)
+
+    def add_train(self, item: TrainItem) -> None:
+        self._epochs[-1].train.append(item)
+
+    def add_update(self, update: UpdateItem) -> None:
+        self._epochs[-1].update = update
+        self._epochs.append(_Epoch())
+
+    @property
+    def has_serve(self) -> bool:
+        return bool(self._epochs[0].serve)
+
+    @property
+    def has_train(self) -> bool:
+        return bool(self._epochs[0].train)
+
+    @property
+    def next_train(self) -> TrainItem:
+        return self._epochs[0].train[0]
+
+    @property
+    def update(self) -> UpdateItem | None:
+        """The update to apply now: nothing in front of it is left to start."""
+        first = self._epochs[0]
+        return None if first.serve or first.train else first.update
+
+    def take_serve(self) -> ServeItem:
+        return self._epochs[0].serve.popleft()
+
+    def take_train(self) -> TrainItem:
+        return self._epochs[0].train.popleft()
+
+    def pass_update(self) -> None:
+        """The update was applied; open the next epoch."""
+        self._epochs.popleft()
+
+    def __len__(self) -> int:
+        return sum(len(e.serve) + len(e.train) + (e.update is not None) for e in self._epochs)

@@ -1,0 +1,79 @@
+"""Where the micro-batches of each training group stand on one stage."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+from lemix_hpc.engines.protocol import MicroBatch, Payload
+from lemix_hpc.policy.stage_queue import forward_limit
+
+
+@dataclass(slots=True)
+class _Count:
+    size: int
+    forwards: int = 0
+    backwards: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Gradient:
+    """The gradient of a micro-batch's output, None on the last stage, whose output is the loss."""
+
+    micro_batch: MicroBatch
+    grad: Payload | None
+
+
+class StageGroups:
+    """Which forwards and backwards may run on a stage, and which groups are complete."""
+
+    def __init__(self, stage: int, stages: int, *, gpipe: bool) -> None:
+        self._stage = stage
+        self._stages = stages
+        self._gpipe = gpipe
+        self._counts: dict[int, _Count] = {}
+        self._between: dict[int, MicroBatch] = {}
+        self._gradients: deque[Gradient] = deque()
+
+    def may_forward(self, micro_batch: MicroBatch) -> bool:
+        """Whether another micro-batch may go between forward and backward here."""
+        size = micro_batch.group_size
+        return len(self._between) < forward_limit(self._stage, self._stages, group_size=size, gpipe=self._gpipe)
+
+    def started(self, micro_batch: MicroBatch) -> None:
+        self._between[micro_batch.id] = micro_batch
+        self._counts.setdefault(micro_batch.group, _Count(micro_batch.group_size))
+
+    def forward_done(self, micro_batch: MicroBatch) -> None:
+        self._counts[micro_batch.group].forwards += 1
+
+    def gradient_arrived(self, micro_batch: int, grad: Payload | None) -> None:
+        self._gradients.append(Gradient(self._between[micro_batch], grad))
+
+    @property
+    def may_backward(self) -> bool:
+        """Whether the next backward has its gradient, and under GPipe all forwards of its group behind it."""
+        if not self._gradients:
+            return False
+        count = self._counts[self._gradients[0].micro_batch.group]
+        return not self._gpipe or count.forwards == count.size
+
+    def take_gradient(self) -> Gradient:
+        return self._gradients.popleft()
+
+    def backward_done(self, micro_batch: MicroBatch) -> None:
+        del self._between[micro_batch.id]
+        self._counts[micro_batch.group].backwards += 1
+
+    def complete(self, group: int) -> bool:
+        """Whether every backward of a group has run here."""
+        count = self._counts.get(group)
+        return count is not None and count.backwards == count.size
+
+    def close(self, group: int) -> None:
+        del self._counts[group]
+
+    @property
+    def idle(self) -> bool:
+        """Whether no group is open here."""
+        return not self._counts

@@ -1,0 +1,143 @@
+"""The node leader: the node's request queue, batches formed per iteration, and the relay of what the stages report."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+
+from lemix_hpc.engines.protocol import ServeBatch, ServeSequence
+from lemix_hpc.runtime import messages as m
+from lemix_hpc.runtime.layout import SCHEDULER_RANK, Layout
+from lemix_hpc.runtime.mailbox import Inbox, Mail, Mailbox
+
+AHEAD = 2
+"""Batches at the first stage: one running, one waiting, so that it never waits for the leader's answer."""
+
+
+@dataclass(slots=True)
+class _Request:
+    """A request on this node. `cached`: tokens whose keys and values the stages keep; `next`: what to compute next."""
+
+    task: int
+    output_wanted: int
+    next_length: int
+    next_tokens: list[int]
+    cached: int = 0
+    output: list[int] = field(default_factory=list)
+    nll: float = 0.0
+    scored: int = 0
+    first_token: float | None = None
+    versions: tuple[int, int] | None = None
+
+    def sequence(self) -> ServeSequence:
+        return ServeSequence(self.task, self.next_length, self.cached, self.output_wanted > 0, self.next_tokens)
+
+
+class Leader:
+    """One node's leader. First come, first served; requests that generate go before new ones, so that they finish."""
+
+    def __init__(
+        self, layout: Layout, node: int, mailbox: Mailbox, *, max_requests: int, max_tokens: int, temperature: float
+    ) -> None:
+        self._layout = layout
+        self._node = node
+        self._mailbox = mailbox
+        self._max_requests = max_requests
+        self._max_tokens = max_tokens
+        self._temperature = temperature
+        self._ready: deque[_Request] = deque()
+        self._waiting: deque[_Request] = deque()
+        self._in_batch: dict[int, dict[int, _Request]] = {}
+        self._at_first_stage = 0
+        self._batches = 0
+        self.stopped = False
+
+    def turn(self) -> bool:
+        """Take in what arrived and keep the first stage supplied. False when there was nothing to do."""
+        mails = self._mailbox.poll()
+        for mail in mails:
+            self._receive(mail)
+        while self._at_first_stage < AHEAD and len(self._in_batch) <= self._layout.stages and (batch := self._form()):
+            self._at_first_stage += 1
+            self._mailbox.send(self._layout.worker(self._node, 0), Inbox.STAGE, m.Serve(batch, -1))
+        return bool(mails)
+
+    @property
+    def finished(self) -> bool:
+        return self.stopped and self._mailbox.sent_all
+
+    def _receive(self, mail: Mail) -> None:
+        match mail.message:
+            case m.PlaceRequest(task, prompt, output, tokens):
+                self._waiting.append(_Request(task, output, prompt, tokens))
+            case m.Train() as train:
+                self._mailbox.send(self._layout.worker(self._node, 0), Inbox.STAGE, train)
+            case m.Served() as served:
+                self._served(served)
+            case m.Work(spans) as work:
+                self._at_first_stage -= sum(s.kind == "serve" and s.stage == 0 and s.complete for s in spans)
+                self._mailbox.send(SCHEDULER_RANK, Inbox.SCHEDULER, work)
+            case (m.Loss() | m.Stepped()) as report:
+                self._mailbox.send(SCHEDULER_RANK, Inbox.SCHEDULER, report)
+            case (m.Go() | m.Stop()) as order:
+                for stage in range(self._layout.stages):
+                    self._mailbox.send(self._layout.worker(self._node, stage), Inbox.STAGE, order)
+                self.stopped = isinstance(order, m.Stop)
+            case other:
+                raise TypeError(f"no message for a leader: {other!r}")
+
+    def _form(self) -> ServeBatch | None:
+        """The next batch: as many requests as the limits allow, at least one if any is there."""
+        members: list[_Request] = []
+        tokens = 0
+        for queue in (self._ready, self._waiting):
+            while queue and len(members) < self._max_requests:
+                tokens += queue[0].next_length
+                if members and tokens > self._max_tokens:
+                    break
+                members.append(queue.popleft())
+        if not members:
+            return None
+        self._batches += 1
+        self._in_batch[self._batches] = {request.task: request for request in members}
+        return ServeBatch(self._batches, [request.sequence() for request in members], self._temperature)
+
+    def _served(self, served: m.Served) -> None:
+        members = self._in_batch.pop(served.batch)
+        over: list[_Request] = []
+        for result in served.results:
+            request = members[result.request]
+            request.versions = (request.versions[0] if request.versions else served.version, served.version)
+            request.nll += result.nll
+            request.scored += result.scored
+            request.first_token = served.time if request.first_token is None else request.first_token
+            if result.next_token is not None:
+                request.output.append(result.next_token)
+            if len(request.output) >= request.output_wanted:
+                over.append(request)
+            else:
+                request.cached += request.next_length
+                request.next_length, request.next_tokens = (
+                    1,
+                    [result.next_token] if result.next_token is not None else [],
+                )
+                self._ready.append(request)
+        for request in over:
+            self._finish(request, served.time)
+        kept = [request.task for request in over if request.output_wanted]
+        if kept:
+            self._mailbox.send(self._layout.worker(self._node, 0), Inbox.STAGE, m.Forget(kept))
+
+    def _finish(self, request: _Request, time: float) -> None:
+        assert request.first_token is not None and request.versions is not None, "finished by a batch"
+        done = m.RequestDone(
+            task=request.task,
+            node=self._node,
+            first_token=request.first_token,
+            finished=time,
+            nll=request.nll,
+            scored=request.scored,
+            output=request.output,
+            versions=request.versions,
+        )
+        self._mailbox.send(SCHEDULER_RANK, Inbox.SCHEDULER, done)

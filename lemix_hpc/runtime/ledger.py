@@ -1,0 +1,92 @@
+"""Every task of a run from acceptance to outcome, as the scheduler rank knows it."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+
+from lemix_hpc.engines.protocol import MicroBatch
+from lemix_hpc.policy.events import Place
+from lemix_hpc.runtime.messages import RequestDone
+from lemix_hpc.runtime.records import ServedTask, TrainedTask
+from lemix_hpc.workload.tasks import Request
+
+LATE_REPORTS = 4096
+"""How many finished tasks keep their name: reports of different stages are not ordered among each other."""
+
+
+class TaskNames(dict[int, str]):
+    """The ids behind task numbers, of tasks under way and of those that ended a short while ago."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._ended: deque[int] = deque()
+
+    def retire(self, number: int) -> None:
+        """The task has its outcome; only late reports still name it."""
+        self._ended.append(number)
+        if len(self._ended) > LATE_REPORTS:
+            del self[self._ended.popleft()]
+
+
+@dataclass(slots=True)
+class ServingTask:
+    """A request under way. `passes`: per stage, how many passes have run and when the first one began."""
+
+    request: Request
+    place: Place | None = None
+    passes: dict[int, tuple[int, float]] = field(default_factory=dict)
+
+    def passed(self, stage: int, start: float) -> tuple[bool, float]:
+        """Count one pass: whether it was the last on this stage, and when the first began."""
+        done, first = self.passes.get(stage, (0, start))
+        self.passes[stage] = (done + 1, first)
+        return done + 1 >= max(1, self.request.output_tokens), first
+
+    def rejected(self) -> ServedTask:
+        request = self.request
+        return ServedTask(request.id, "rejected", request.arrival, request.prompt_tokens)
+
+    def finished(self, done: RequestDone) -> ServedTask:
+        assert self.place is not None, "finished after it was placed"
+        return ServedTask(
+            id=self.request.id,
+            outcome="finished",
+            arrival=self.request.arrival,
+            prompt_tokens=self.request.prompt_tokens,
+            node=done.node,
+            placed=self.place.eligible,
+            first_token=done.first_token,
+            finished=done.finished,
+            nll=done.nll if done.scored else None,
+            scored_tokens=done.scored,
+            output=done.output,
+            versions=done.versions,
+            predicted_response_s=self.place.response,
+        )
+
+
+@dataclass(slots=True)
+class TrainingTask:
+    """A micro-batch under way. `step` is the node's optimizer step that it goes into."""
+
+    id: str
+    micro_batch: MicroBatch
+    place: Place | None = None
+    placed: float = 0.0
+    loss: float | None = None
+    finished_at: float | None = None
+
+    def record(self, step: int) -> TrainedTask:
+        assert self.place is not None, "recorded after it was placed"
+        return TrainedTask(
+            id=self.id,
+            outcome="finished",
+            eligible=self.place.eligible,
+            tokens=self.micro_batch.rows * self.micro_batch.length,
+            node=self.place.node,
+            placed=self.placed,
+            finished=self.finished_at,
+            loss=self.loss,
+            step=step,
+        )

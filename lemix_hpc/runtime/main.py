@@ -1,0 +1,73 @@
+"""The whole distributed run: every rank calls `run`, and it returns on all of them when the work is done."""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+
+from lemix_hpc.config.errors import UserError
+from lemix_hpc.config.recipe import Recipe
+from lemix_hpc.engines.build import build_engine
+from lemix_hpc.runtime.clock import synchronise
+from lemix_hpc.runtime.layout import SCHEDULER_RANK, Layout
+from lemix_hpc.runtime.leader import Leader
+from lemix_hpc.runtime.mailbox import Inbox, Mailbox
+from lemix_hpc.runtime.passes import StagePlace
+from lemix_hpc.runtime.session import Session, scheduler_config
+from lemix_hpc.runtime.stage import StageWorker
+from lemix_hpc.runtime.wait import make_waiter
+
+
+def run(recipe: Recipe, run_dir: Path, attempt: int) -> None:
+    """Serve and train as the recipe says, writing into `run_dir`. Called by all ranks of the MPI world.
+
+    Collective calls are made here, before the run starts; from then on there are only messages.
+    """
+    from mpi4py import MPI
+
+    layout = Layout(recipe.nodes.count, recipe.nodes.stages)
+    comm = MPI.COMM_WORLD.Dup()
+    rank = comm.Get_rank()
+    if comm.Get_size() != layout.size:
+        raise UserError(
+            f"{layout.nodes} nodes of {layout.stages} stages need {layout.size} ranks (one leader and {layout.stages} stages "
+            f"each), the MPI world has {comm.Get_size()}; if every rank sees a world of 1, the launcher and the MPI library "
+            "do not belong together (`lemix doctor` checks that)"
+        )
+    print(f"attempt {attempt}, rank {rank}: {layout.role(rank)} on {platform.node()}", flush=True)
+    clock = synchronise(comm)
+    waiter = make_waiter(comm, recipe.engine.wait)
+    host = comm.Split_type(MPI.COMM_TYPE_SHARED)
+    stage, node = layout.stage_of(rank), layout.node_of(rank)
+    on_host = host.allgather(stage is not None)
+    if stage is not None:
+        local = sum(on_host[: host.Get_rank()])
+        engine = build_engine(recipe, stage=stage, local_stage=local, stages_here=sum(on_host))
+        mailbox = Mailbox(comm, Inbox.STAGE, engine.buffer)
+        training = recipe.training
+        gpipe = training is not None and training.release == "sync" and training.schedule == "gpipe"
+        StageWorker(_place(recipe, layout, node, stage), engine, mailbox, clock, waiter, gpipe=gpipe).run()
+        engine.close()
+        return
+    leader = Leader(
+        layout,
+        node,
+        Mailbox(comm, Inbox.LEADER),
+        max_requests=recipe.engine.max_batch_requests,
+        max_tokens=recipe.engine.max_batch_tokens,
+        temperature=recipe.serving.temperature if recipe.serving else 0.0,
+    )
+    if rank == SCHEDULER_RANK:
+        Session(recipe, layout, run_dir, Mailbox(comm, Inbox.SCHEDULER), clock, waiter, leader).run()
+        return
+    while not leader.finished:
+        if leader.turn():
+            waiter.reset()
+        else:
+            waiter.idle()
+
+
+def _place(recipe: Recipe, layout: Layout, node: int, stage: int) -> StagePlace:
+    split = scheduler_config(recipe).split
+    copies = split.served_by(node) if split is not None and node in split.training else ()
+    return StagePlace(layout, node, stage, copies, recipe.policy.copy_every_steps)

@@ -1,0 +1,183 @@
+"""The messages between scheduler, leaders and stages: small, typed, and all in one place.
+
+Tasks are numbered by the scheduler; ids stay there. Times are seconds since the start of the run.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from lemix_hpc.engines.protocol import MicroBatch, SequenceResult, ServeBatch
+from lemix_hpc.runtime.records import SpanKind
+
+
+class PlaceRequest(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """Scheduler to leader: serve this request. `output` 0 scores the prompt."""
+
+    task: int
+    prompt: int
+    output: int
+    tokens: list[int]
+
+
+class Train(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """Scheduler to leader to first stage: train on this micro-batch."""
+
+    micro_batch: MicroBatch
+
+
+class Go(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """Scheduler to everyone: the run starts at this time of the scheduler rank's monotonic clock."""
+
+    epoch: float
+
+
+class Stop(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """Scheduler to leaders to stages: all work is done, leave the loop."""
+
+
+class Stopped(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """Stage to scheduler: the loop has ended, everything it sent has left."""
+
+    node: int
+    stage: int
+
+
+class EngineReady(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """Stage to scheduler: the engine is built."""
+
+    node: int
+    stage: int
+
+
+class Serve(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """Leader to first stage, stage to next stage (with activations): run this batch. `version`: weights of the stage before."""
+
+    batch: ServeBatch
+    version: int
+
+
+class Forward(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """Stage to next stage, with activations: training forward."""
+
+    micro_batch: MicroBatch
+
+
+class Backward(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """Stage to previous stage, with the gradient of its output: training backward."""
+
+    micro_batch: int
+
+
+class Sealed(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """Stage to previous stage, with the gradient of tied weights if any: a group is done here."""
+
+    group: int
+    square_norm: float
+
+
+class Commit(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """Stage to next stage, in order with the activations: step `group`; what comes after sees the next weight version."""
+
+    group: int
+    grad_norm: float
+
+
+class WeightsPart(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """Stage to the same stage of another node, with one tensor: part `index` of `count` of a weight version."""
+
+    version: int
+    index: int
+    count: int
+
+
+class Install(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """Stage to next stage, in order with the activations: what comes after sees this copied weight version."""
+
+    version: int
+
+
+class Forget(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """Leader to first stage to next stage: these requests need no KV cache any more."""
+
+    requests: list[int]
+
+
+class Served(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """Last stage to leader: results of a batch."""
+
+    batch: int
+    results: list[SequenceResult]
+    version: int
+    time: float
+
+
+class WorkSpan(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """One stretch of work on a stage. `complete`: the pass ends with it. `tasks` share the stretch (a batch)."""
+
+    node: int
+    stage: int
+    kind: SpanKind
+    tasks: list[int]
+    start: float
+    end: float
+    version: int
+    batch: int
+    complete: bool
+
+
+class Work(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """Stage to leader to scheduler: what ran."""
+
+    spans: list[WorkSpan]
+
+
+class Loss(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """Last stage to leader to scheduler: mean loss of a micro-batch."""
+
+    micro_batch: int
+    loss: float
+
+
+class Stepped(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """First stage to leader to scheduler: an optimizer step was committed."""
+
+    node: int
+    group: int
+    version: int
+
+
+class RequestDone(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """Leader to scheduler: a request has its outcome."""
+
+    task: int
+    node: int
+    first_token: float
+    finished: float
+    nll: float
+    scored: int
+    output: list[int]
+    versions: tuple[int, int]
+
+
+AnyMessage = (
+    PlaceRequest
+    | Train
+    | Go
+    | Stop
+    | Stopped
+    | EngineReady
+    | Serve
+    | Forward
+    | Backward
+    | Sealed
+    | Commit
+    | WeightsPart
+    | Install
+    | Forget
+    | Served
+    | Work
+    | Loss
+    | Stepped
+    | RequestDone
+)

@@ -1,0 +1,87 @@
+"""The files that a run writes about itself: spans, tasks, facts and live progress."""
+
+from __future__ import annotations
+
+from collections import deque
+from pathlib import Path
+from typing import BinaryIO
+
+import msgspec
+
+from lemix_hpc.runtime.records import Progress, RunFacts, Span, TaskRecord
+
+RECENT = 200
+
+
+class Recorder:
+    """Append-only JSON lines, flushed with every progress update; progress and facts are replaced as a whole."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self._dir = run_dir
+        self._encoder = msgspec.json.Encoder()
+        self._spans = self._open("spans.jsonl")
+        self._tasks = self._open("tasks.jsonl")
+
+    def _open(self, name: str) -> BinaryIO:
+        return (self._dir / name).open("wb")
+
+    def span(self, span: Span) -> None:
+        self._spans.write(self._encoder.encode(span) + b"\n")
+
+    def task(self, task: TaskRecord) -> None:
+        self._tasks.write(self._encoder.encode(task) + b"\n")
+
+    def progress(self, progress: Progress) -> None:
+        self._spans.flush()
+        self._tasks.flush()
+        replace(self._dir / "progress.json", self._encoder.encode(progress))
+
+    def facts(self, facts: RunFacts) -> None:
+        replace(self._dir / "facts.json", msgspec.json.format(self._encoder.encode(facts)))
+
+    def close(self) -> None:
+        self._spans.close()
+        self._tasks.close()
+
+
+def replace(path: Path, content: bytes) -> None:
+    """Write a file so that a reader sees the old content or the new, never a part."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_bytes(content)
+    partial.replace(path)
+
+
+class LiveFigures:
+    """Running figures for the live view: recent responses and losses, and how busy each stage was since the last look."""
+
+    def __init__(self, nodes: int, stages: int) -> None:
+        self._busy = [[0.0] * stages for _ in range(nodes)]
+        self._looked = 0.0
+        self._responses: deque[float] = deque(maxlen=RECENT)
+        self._losses: deque[float] = deque(maxlen=RECENT // 10)
+
+    def worked(self, node: int, stage: int, seconds: float) -> None:
+        self._busy[node][stage] += seconds
+
+    def responded(self, seconds: float) -> None:
+        self._responses.append(seconds)
+
+    def learned(self, loss: float) -> None:
+        self._losses.append(loss)
+
+    @property
+    def loss(self) -> float | None:
+        return sum(self._losses) / len(self._losses) if self._losses else None
+
+    @property
+    def response_ms_p50(self) -> float | None:
+        ordered = sorted(self._responses)
+        return 1e3 * ordered[len(ordered) // 2] if ordered else None
+
+    def look(self, now: float) -> list[list[float]]:
+        """The busy share of every stage since the last look, at most 1."""
+        window = max(now - self._looked, 1e-9)
+        shares = [[min(1.0, busy / window) for busy in node] for node in self._busy]
+        self._busy = [[0.0] * len(node) for node in self._busy]
+        self._looked = now
+        return shares

@@ -1,0 +1,203 @@
+"""The scheduler rank's script, from the first engine that is ready to the last file written."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import platform
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from lemix_hpc.config.recipe import Recipe
+from lemix_hpc.engines.model_sizes import describe
+from lemix_hpc.policy.latency import LatencyModel, Shape
+from lemix_hpc.policy.scheduler import Scheduler, SchedulerConfig
+from lemix_hpc.profiling.coefficients import load_coefficients, save_coefficients
+from lemix_hpc.runtime import messages as m
+from lemix_hpc.runtime.clock import RunClock
+from lemix_hpc.runtime.front import Front, FrontSettings
+from lemix_hpc.runtime.layout import Layout
+from lemix_hpc.runtime.leader import Leader
+from lemix_hpc.runtime.mailbox import Inbox, Mail, Mailbox
+from lemix_hpc.runtime.recorder import Recorder
+from lemix_hpc.runtime.records import Progress, RunFacts
+from lemix_hpc.runtime.training_feed import TrainingFeed, amount
+from lemix_hpc.runtime.wait import LONGEST_SLEEP_S, Waiter
+from lemix_hpc.runtime.warm_up import StageTimes, probes
+from lemix_hpc.workload.requests import load_requests
+from lemix_hpc.workload.tasks import Request
+from lemix_hpc.workload.tokenizer import load_tokenizer
+from lemix_hpc.workload.training import stream
+
+COEFFICIENTS = "coefficients.yaml"
+
+
+def scheduler_config(recipe: Recipe) -> SchedulerConfig:
+    """What the policy takes from a recipe."""
+    return SchedulerConfig(
+        nodes=recipe.nodes.count,
+        placement=recipe.policy.placement,
+        release=recipe.training.release if recipe.training else "async",
+        training_nodes=recipe.policy.training_nodes,
+    )
+
+
+def mean_unloaded_response(latency: LatencyModel, requests: Sequence[Request], recipe: Recipe) -> float:
+    """T0 in seconds: mean over the requests of their predicted time on all stages; of a training forward without requests."""
+    if requests:
+        times = (sum(latency.request_times(r.prompt_tokens, r.output_tokens)) for r in requests)
+        return sum(times) / len(requests)
+    assert recipe.training is not None, "checked with the recipe"
+    return sum(latency.forward_times(Shape.of((recipe.training.sequence_length,) * recipe.training.micro_batch_size)))
+
+
+class Session:
+    """Rank 0 of one run. Node 0's leader shares the rank and gets its turns here."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        layout: Layout,
+        run_dir: Path,
+        mailbox: Mailbox,
+        clock: RunClock,
+        waiter: Waiter,
+        leader: Leader,
+    ) -> None:
+        self._recipe = recipe
+        self._layout = layout
+        self._run_dir = run_dir
+        self._mailbox = mailbox
+        self._clock = clock
+        self._waiter = waiter
+        self._leader = leader
+        self._recorder = Recorder(run_dir)
+
+    def run(self) -> None:
+        """Load the work, wait for the engines, predict, serve and train, stop everyone, write the facts."""
+        recipe = self._recipe
+        self._tell("loading the workload")
+        tokenizer = load_tokenizer(recipe.model) if recipe.engine.kind != "emulated" else None
+        loaded = load_requests(recipe.serving, seed=recipe.seed, tokenizer=tokenizer) if recipe.serving else None
+        requests = loaded.requests if loaded else ()
+        malformed = list(loaded.malformed) if loaded else []
+        numbers = itertools.count()
+        feed = None
+        if recipe.training:
+            batches = stream(recipe.training, tokenizer, recipe.seed)
+            malformed += batches.malformed
+            total = amount(len(requests), recipe.training.share, recipe.training.micro_batches)
+            per_step = recipe.training.micro_batches_per_step
+            feed = TrainingFeed(iter(batches), per_group=per_step, total=total, number=lambda: next(numbers))
+        for message in malformed:
+            print(f"left out: {message}", flush=True)
+        self._tell("building the engines")
+        self._collect(self._layout.nodes * self._layout.stages)
+        latency = self._latency(requests)
+        t0 = mean_unloaded_response(latency, requests, recipe)
+        self._order(m.Go(self._clock.monotonic()), range(self._layout.nodes))
+        scheduler = Scheduler(scheduler_config(recipe), latency)
+        settings = FrontSettings(self._context(), recipe.report.live_interval_s)
+        self._clock.start(self._clock.monotonic())
+        front = Front(
+            self._layout,
+            scheduler,
+            self._mailbox,
+            self._recorder,
+            self._clock.now,
+            requests,
+            feed,
+            settings,
+            lambda: next(numbers),
+        )
+        self._turn_until(lambda: front.finished, front.turn, front.until_next_arrival)
+        duration = self._clock.now()
+        self._stop(front)
+        self._recorder.facts(
+            RunFacts(
+                policy=recipe.policy.placement,
+                engine=recipe.engine.kind,
+                nodes=self._layout.nodes,
+                stages=self._layout.stages,
+                slo_factors=list(recipe.slo.factors),
+                t0_s=t0,
+                duration_s=duration,
+                steps=front.steps,
+                malformed_lines=len(malformed),
+                outside_range=sum(not latency.covers(r.prompt_tokens + r.output_tokens) for r in requests),
+            )
+        )
+        self._recorder.close()
+
+    def _context(self) -> int | None:
+        return None if self._recipe.engine.kind == "emulated" else describe(self._recipe.model).max_positions
+
+    def _tell(self, message: str) -> None:
+        self._recorder.progress(Progress("starting", message=message))
+
+    def _order(self, order: m.Go | m.Stop, nodes: Sequence[int]) -> None:
+        for node in nodes:
+            self._mailbox.send(self._layout.leader(node), Inbox.LEADER, order)
+
+    def _turn_until(
+        self, done: Callable[[], bool], turn: Callable[[], bool], at_most: Callable[[], float] = lambda: LONGEST_SLEEP_S
+    ) -> None:
+        """Give the scheduler and the first leader their turns."""
+        while not done():
+            busy = turn()
+            if self._leader.turn() or busy:
+                self._waiter.reset()
+            else:
+                self._waiter.idle(at_most())
+
+    def _collect(self, count: int) -> list[m.AnyMessage]:
+        """The next messages for the scheduler, as many as asked for."""
+        mails: list[Mail] = []
+
+        def turn() -> bool:
+            arrived = self._mailbox.poll()
+            mails.extend(arrived)
+            return bool(arrived)
+
+        self._turn_until(lambda: len(mails) >= count, turn)
+        return [mail.message for mail in mails]
+
+    def _latency(self, requests: Sequence[Request]) -> LatencyModel:
+        """Stage times from the recipe's coefficient file, or measured now, on ordinary requests that nobody waits for."""
+        engine = self._recipe.engine
+        if engine.coefficients is not None:
+            return load_coefficients(engine.coefficients).latency(self._layout.stages)
+        self._tell("measuring stage times")
+        sizes = describe(self._recipe.model)
+        training = self._recipe.training
+        longest = max(
+            [r.prompt_tokens + r.output_tokens for r in requests] + [training.sequence_length if training else 1]
+        )
+        longest = min(longest, sizes.max_positions or longest)
+        generate = any(r.output_tokens for r in requests)
+        times = StageTimes(self._layout.stages)
+        for probe in probes(self._layout.nodes, longest, generate=generate):
+            self._mailbox.send(self._layout.leader(probe.node), Inbox.LEADER, probe.request)
+            passes = self._layout.stages * max(1, probe.request.output)
+            for message in self._collect(passes + 1):
+                for span in message.spans if isinstance(message, m.Work) else ():
+                    times.add(probe, span)
+        file = times.coefficients(
+            hardware=platform.processor() or platform.machine(),
+            model=sizes.family,
+            dtype=engine.dtype,
+            layers=sizes.layers,
+        )
+        save_coefficients(file, self._run_dir / COEFFICIENTS)
+        return file.latency(self._layout.stages)
+
+    def _stop(self, front: Front) -> None:
+        """Stop training nodes first: their last weight copies must find the serving nodes still listening."""
+        split = scheduler_config(self._recipe).split
+        parts = (split.training, split.serving) if split else (range(self._layout.nodes),)
+        for part in parts:
+            self._order(m.Stop(), part)
+            stages = {(node, stage) for node in part for stage in range(self._layout.stages)}
+            self._turn_until(functools.partial(front.stopped.issuperset, stages), front.turn)
+        front.close()
+        self._turn_until(lambda: self._leader.finished, lambda: False)

@@ -1,0 +1,182 @@
+"""The stage worker's loop: the product's hot path.
+
+Each turn takes in what has arrived, picks by the node's policy, and runs one piece of work up to its next yield point.
+A training pass can rest between two pieces while serving goes first. Weight updates travel between the stages in the
+same ordered channel as the activations, so every batch meets one weight version on all stages.
+"""
+
+from __future__ import annotations
+
+from lemix_hpc.engines.protocol import MicroBatch, Payload, StageEngine
+from lemix_hpc.policy.stage_queue import Ready, pick
+from lemix_hpc.runtime import messages as m
+from lemix_hpc.runtime.clock import RunClock
+from lemix_hpc.runtime.epochs import EpochQueue
+from lemix_hpc.runtime.layout import SCHEDULER_RANK
+from lemix_hpc.runtime.mailbox import Inbox, Mail, Mailbox
+from lemix_hpc.runtime.passes import Pass, Passes, StagePlace, Update
+from lemix_hpc.runtime.wait import Waiter
+
+
+class StageWorker:
+    """One stage of one node, driven by messages until it is told to stop.
+
+    `_urgent` is a serving pass or a weight update, which run to their end; `_training` a training pass, which may rest.
+    """
+
+    def __init__(
+        self, place: StagePlace, engine: StageEngine, mailbox: Mailbox, clock: RunClock, waiter: Waiter, *, gpipe: bool
+    ) -> None:
+        self._place = place
+        self._mailbox = mailbox
+        self._clock = clock
+        self._waiter = waiter
+        self._passes = Passes(place, engine, mailbox, clock.now, gpipe=gpipe)
+        self._queue: EpochQueue[tuple[m.Serve, Payload | None], tuple[MicroBatch, Payload | None], Update] = (
+            EpochQueue()
+        )
+        self._urgent: Pass | None = None
+        self._training: Pass | None = None
+        self._spans: list[m.WorkSpan] = []
+        self._stopping = False
+
+    def run(self) -> None:
+        """Report ready, turn until told to stop and everything is done and sent, and report that."""
+        self._mailbox.send(SCHEDULER_RANK, Inbox.SCHEDULER, m.EngineReady(self._place.node, self._place.stage))
+        while not self._finished():
+            if self._turn():
+                self._waiter.reset()
+            else:
+                self._waiter.idle()
+        self._mailbox.send(SCHEDULER_RANK, Inbox.SCHEDULER, m.Stopped(self._place.node, self._place.stage))
+
+    def _turn(self) -> bool:
+        """Take in what arrived and run one piece of work. False when there was nothing to do."""
+        mails = self._mailbox.poll()
+        for mail in mails:
+            self._receive(mail)
+        if self._urgent is None:
+            self._start(pick(self._ready()))
+        running = self._urgent or self._training
+        if running is not None:
+            self._advance(running)
+        return running is not None or bool(mails)
+
+    def _finished(self) -> bool:
+        idle = self._urgent is None and self._training is None and not len(self._queue)
+        at_rest = idle and self._passes.groups.idle and not self._passes.own_updates
+        return self._stopping and at_rest and self._mailbox.sent_all
+
+    def _receive(self, mail: Mail) -> None:
+        match mail.message:
+            case m.Serve() as serve:
+                self._queue.add_serve((serve, mail.payload))
+            case m.Train(micro_batch) | m.Forward(micro_batch):
+                self._queue.add_train((micro_batch, mail.payload))
+            case m.Backward(micro_batch):
+                self._passes.groups.gradient_arrived(micro_batch, mail.payload)
+            case m.Sealed() as sealed:
+                self._passes.sealed_behind(sealed, mail.payload)
+            case m.Commit() | m.Install() as update:
+                self._queue.add_update(Update(update, mail.payload))
+            case m.WeightsPart() as part:
+                self._copy_arrived(part, mail.payload)
+            case m.Forget() as forget:
+                self._passes.forget(forget)
+            case m.Go(epoch):
+                self._clock.start(epoch)
+            case m.Stop():
+                self._stopping = True
+            case other:
+                raise TypeError(f"no message for a stage: {other!r}")
+
+    def _copy_arrived(self, part: m.WeightsPart, payload: Payload | None) -> None:
+        """The first stage decides when a copy goes in; the others follow its marker."""
+        self._passes.copies.add(part, payload)
+        if self._place.first and self._passes.copies.complete(part.version):
+            newest = self._passes.copies.newest
+            self._passes.own_updates.clear()
+            self._passes.own_updates.append(Update(m.Install(newest if newest is not None else part.version)))
+
+    def _next_update(self) -> Update | None:
+        """The update that is next in order: the first stage decides on them itself, the others get them in the channel."""
+        own = self._passes.own_updates
+        return own[0] if own else self._queue.update
+
+    def _ready(self) -> set[Ready]:
+        ready = set()
+        if self._queue.has_serve:
+            ready.add(Ready.SERVE)
+        if self._training is not None:
+            return ready
+        update, groups = self._next_update(), self._passes.groups
+        if update is not None and self._passes.update_may_run(update):
+            ready.add(Ready.COMMIT)
+        if groups.may_backward:
+            ready.add(Ready.BACKWARD)
+        if self._queue.has_train and groups.may_forward(self._queue.next_train[0]):
+            ready.add(Ready.FORWARD)
+        return ready
+
+    def _start(self, kind: Ready | None) -> None:
+        match kind:
+            case Ready.SERVE:
+                self._urgent = self._passes.serve(*self._queue.take_serve())
+            case Ready.COMMIT:
+                self._urgent = self._passes.update(self._take_update())
+            case Ready.BACKWARD:
+                self._training = self._passes.backward()
+            case Ready.FORWARD:
+                self._training = self._passes.forward(*self._queue.take_train())
+
+    def _take_update(self) -> Update:
+        if self._passes.own_updates:
+            return self._passes.own_updates.popleft()
+        update = self._queue.update
+        assert update is not None, "picked as ready"
+        self._queue.pass_update()
+        return update
+
+    def _advance(self, running: Pass) -> None:
+        """Run one piece; a pass that something else comes in between of gets one span per stretch."""
+        resting = self._training
+        if resting is not None and resting is not running and resting.since is not None:
+            self._close_stretch(resting, complete=False)
+        if running.since is None:
+            running.since = self._clock.now()
+        try:
+            next(running.work)
+        except StopIteration as end:
+            self._complete(running, end.value)
+        else:
+            running.until = self._clock.now()
+
+    def _complete(self, running: Pass, result: object) -> None:
+        running.until = self._clock.now()
+        if running is self._training:
+            self._training = None
+        else:
+            self._urgent = None
+        version = self._passes.version
+        running.done(result)
+        self._close_stretch(running, complete=True, version=version)
+        self._passes.to_leader(m.Work(self._spans))
+        self._spans = []
+
+    def _close_stretch(self, stopped: Pass, *, complete: bool, version: int | None = None) -> None:
+        place, since = self._place, stopped.since
+        assert since is not None, "a stretch is closed once"
+        seen = self._passes.version if version is None else version
+        span = (
+            place.node,
+            place.stage,
+            stopped.kind,
+            stopped.tasks,
+            since,
+            stopped.until,
+            seen,
+            stopped.batch,
+            complete,
+        )
+        self._spans.append(m.WorkSpan(*span))
+        stopped.since = None
