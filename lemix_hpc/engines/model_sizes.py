@@ -1,0 +1,122 @@
+"""What a Hugging Face config says about a model's size, read without importing torch or transformers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lemix_hpc.config.errors import UserError
+from lemix_hpc.config.recipe import Model
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSizes:
+    """Sizes of a causal language model.
+
+    `family` is the Hugging Face `model_type`; `layer_parameters` counts the weights of one decoder layer without norms
+    and biases, `head_parameters` those of the projection to the vocabulary. `max_positions` is the longest sequence
+    with learned positions, None where positions are rotary and have no hard end.
+    """
+
+    family: str
+    layers: int
+    hidden: int
+    vocab: int
+    layer_parameters: int
+    head_parameters: int
+    max_positions: int | None
+
+
+def describe(model: Model) -> ModelSizes:
+    """Sizes of the recipe's model. Raises UserError for a missing or unreadable config, or an unknown model type."""
+    config = model_config(model)
+    family = str(config.get("model_type"))
+    if family == "gpt2":
+        return _gpt2(config)
+    if family in _LLAMA_DEFAULTS:
+        return _llama(family, {**_LLAMA_DEFAULTS[family], **{k: v for k, v in config.items() if v is not None}})
+    raise UserError(
+        f"model: the model type {family!r} is not supported. Supported are llama (Llama 2 and 3), mistral, qwen2 and "
+        "gpt2 (GPT-2, DialoGPT)."
+    )
+
+
+def model_config(model: Model) -> Mapping[str, Any]:
+    """The Hugging Face config as a mapping: given in the recipe, or read from the checkpoint directory."""
+    if model.config is not None:
+        return model.config
+    if model.path is None:
+        raise UserError("model: an engine that computes needs `path` (a checkpoint directory) or `config`.")
+    return _read_config(model.path)
+
+
+def _read_config(directory: Path) -> Mapping[str, Any]:
+    path = directory / "config.json"
+    try:
+        config = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(
+            f"model.path: there is no {path}. Give a Hugging Face checkpoint directory, which holds config.json and "
+            "*.safetensors files."
+        ) from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"model.path: {path} could not be read: {error}") from error
+    if not isinstance(config, dict):
+        raise UserError(f"model.path: {path} does not hold a JSON object.")
+    return config
+
+
+# Hugging Face leaves values that equal the class's default out of hand-written configs, so the defaults are needed here.
+_LLAMA_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
+    family: {
+        "vocab_size": vocab,
+        "hidden_size": 4096,
+        "intermediate_size": intermediate,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+    }
+    | key_value_heads
+    for family, vocab, intermediate, key_value_heads in (
+        ("llama", 32000, 11008, {}),
+        ("mistral", 32000, 14336, {"num_key_value_heads": 8}),
+        ("qwen2", 151936, 22016, {"num_key_value_heads": 32}),
+    )
+}
+
+
+def _llama(family: str, config: Mapping[str, Any]) -> ModelSizes:
+    hidden, heads = config["hidden_size"], config["num_attention_heads"]
+    head_dim = config.get("head_dim", hidden // heads)
+    key_value_heads = config.get("num_key_value_heads", heads)
+    attention = 2 * hidden * head_dim * (heads + key_value_heads)
+    return ModelSizes(
+        family=family,
+        layers=config["num_hidden_layers"],
+        hidden=hidden,
+        vocab=config["vocab_size"],
+        layer_parameters=attention + 3 * hidden * config["intermediate_size"],
+        head_parameters=hidden * config["vocab_size"],
+        max_positions=None,
+    )
+
+
+def _gpt2(config: Mapping[str, Any]) -> ModelSizes:
+    # GPT-2's own key names come first; Hugging Face also accepts the general ones.
+    def value(name: str, general: str, default: int) -> int:
+        return int(config.get(name, config.get(general, default)))
+
+    hidden = value("n_embd", "hidden_size", 768)
+    vocab = config.get("vocab_size", 50257)
+    inner = config.get("n_inner") or 4 * hidden
+    return ModelSizes(
+        family="gpt2",
+        layers=value("n_layer", "num_hidden_layers", 12),
+        hidden=hidden,
+        vocab=vocab,
+        layer_parameters=4 * hidden * hidden + 2 * hidden * inner,
+        head_parameters=hidden * vocab,
+        max_positions=value("n_positions", "max_position_embeddings", 1024),
+    )

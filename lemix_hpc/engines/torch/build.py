@@ -1,0 +1,91 @@
+"""Building a stage from a recipe."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import AutoConfig
+
+from lemix_hpc.config.recipe import Model, Recipe
+from lemix_hpc.engines.model_sizes import describe, model_config
+from lemix_hpc.engines.torch import attention
+from lemix_hpc.engines.torch.gpt2 import GPT2Stage
+from lemix_hpc.engines.torch.kv import KeyValueCache
+from lemix_hpc.engines.torch.llama import LlamaStage
+from lemix_hpc.engines.torch.module import StageModule
+from lemix_hpc.engines.torch.optimizer import StageOptimizer
+from lemix_hpc.engines.torch.partition import layer_ranges
+from lemix_hpc.engines.torch.stage import TorchStage
+from lemix_hpc.engines.torch.weights import Checkpoint, RandomWeights, WeightSource
+from lemix_hpc.engines.torch.wire import DTYPES, Wire
+
+
+def build_stage(recipe: Recipe, *, stage: int, device: str, device_buffers: bool = False) -> TorchStage:
+    """Stage `stage` of `recipe.nodes.stages`, with its weights, on `device` ("cpu" or "cuda:K").
+
+    `device_buffers`: the MPI library can send and receive CUDA memory, so payloads stay on the device. Raises UserError
+    for a model that is not supported, a broken checkpoint, or more stages than layers.
+    """
+    place = torch.device(device)
+    if place.type == "cuda":
+        torch.cuda.set_device(place)
+    sizes = describe(recipe.model)
+    layers = layer_ranges(sizes, recipe.nodes.stages)[stage]
+    config = _config(recipe.model)
+    dtype = _dtype(recipe, place)
+    module = _module(config, layers, first=stage == 0, last=stage == recipe.nodes.stages - 1)
+    _fill(module, _source(recipe, config, type(module)), dtype, place)
+    training = recipe.training
+    return TorchStage(
+        module,
+        _cache(config, layers, dtype, place),
+        Wire(place, device_buffers=device_buffers),
+        None if training is None else StageOptimizer(module, training),
+        seed=recipe.seed,
+        keep_graphs=training is not None and training.release == "sync",
+        max_positions=sizes.max_positions,
+    )
+
+
+def _config(model: Model) -> Any:
+    given = dict(model_config(model))
+    config = AutoConfig.for_model(given.pop("model_type"), **given)
+    attention.register()
+    config._attn_implementation = attention.IMPLEMENTATION
+    return config
+
+
+def _dtype(recipe: Recipe, device: torch.device) -> torch.dtype:
+    if recipe.engine.dtype != "auto":
+        return DTYPES[recipe.engine.dtype]
+    return torch.float32 if device.type == "cpu" else torch.bfloat16
+
+
+def _module(config: Any, layers: range, *, first: bool, last: bool) -> StageModule:
+    kind = GPT2Stage if config.model_type == "gpt2" else LlamaStage
+    with torch.device("meta"):
+        module = kind(config, layers, first=first, last=last)
+    return module.eval()  # no dropout: a forward that is run again must give the same activations
+
+
+def _source(recipe: Recipe, config: Any, kind: type[StageModule]) -> WeightSource:
+    if recipe.model.path is not None:
+        tied_names = kind.tied_names if config.tie_word_embeddings else ()
+        return Checkpoint(recipe.model.path, prefix=kind.prefix, tied_names=tied_names)
+    residual_layers = config.num_hidden_layers if kind is GPT2Stage else None
+    return RandomWeights(recipe.seed, config.initializer_range, residual_layers)
+
+
+def _fill(module: StageModule, source: WeightSource, dtype: torch.dtype, device: torch.device) -> None:
+    """Replace the parameters on "meta" by real ones, one tensor at a time."""
+    weights = {
+        name: source.read(name, parameter.shape).to(device, dtype) for name, parameter in module.named_parameters()
+    }
+    module.load_state_dict(weights, assign=True)
+
+
+def _cache(config: Any, layers: range, dtype: torch.dtype, device: torch.device) -> KeyValueCache:
+    heads = config.num_attention_heads
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+    return KeyValueCache(layers, getattr(config, "num_key_value_heads", heads), head_dim, dtype, device)
