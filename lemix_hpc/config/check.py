@@ -1,0 +1,149 @@
+"""Mistakes that no single key shows: sections that need each other, numbers that do not fit, files that are not there."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from lemix_hpc.config.document import KeyPath
+from lemix_hpc.config.errors import UserError
+from lemix_hpc.config.problem import Problem
+from lemix_hpc.config.recipe import Recipe, TraceSource
+
+
+def check_recipe(recipe: Recipe) -> list[Problem]:
+    """Everything wrong with a recipe that can be told without loading an engine. Looks at the file system."""
+    checks: Sequence[Callable[[Recipe], Iterator[Problem]]] = (
+        _check_work,
+        _check_engine,
+        _check_shape,
+        _check_devices,
+        _check_placement,
+        _check_training,
+        _check_files,
+    )
+    return [problem for check in checks for problem in check(recipe)]
+
+
+def require_valid(recipe: Recipe) -> None:
+    """Raises UserError with every problem of the recipe, one a line."""
+    problems = check_recipe(recipe)
+    if problems:
+        raise UserError(
+            "\n".join(f"{problem.key}: {problem.text}" if problem.key else problem.text for problem in problems)
+        )
+
+
+def gpus_per_host(recipe: Recipe) -> int | None:
+    """The GPUs that the recipe asks Slurm for on each host, None where it does not say."""
+    cluster = recipe.cluster
+    if cluster.gpus_per_node is not None:
+        return cluster.gpus_per_node
+    counts = re.findall(r"(?:^|,)(?:gres[:/])?gpu(?:[:/][A-Za-z][^:,]*)?(?:[:=](\d+))?(?=,|$|\()", cluster.gres or "")
+    return sum(int(count or 1) for count in counts) if counts else None
+
+
+def _check_work(recipe: Recipe) -> Iterator[Problem]:
+    if recipe.serving is None and recipe.training is None:
+        yield Problem((), "there is nothing to do; give a `serving` section, a `training` section, or both")
+
+
+def _check_engine(recipe: Recipe) -> Iterator[Problem]:
+    engine, model = recipe.engine, recipe.model
+    if engine.kind == "emulated" and engine.coefficients is None:
+        yield Problem(
+            ("engine", "coefficients"),
+            "missing; the emulated engine takes its times from a coefficient file (`profiling/`)",
+        )
+    if engine.kind == "torch" and model.path is None and model.config is None:
+        yield Problem(
+            ("model",),
+            "the torch engine needs a model; give `path` (a checkpoint directory) or `config` (initialised at random)",
+        )
+
+
+def _check_shape(recipe: Recipe) -> Iterator[Problem]:
+    nodes, per_host = recipe.nodes.count, recipe.cluster.nodes_per_host
+    if nodes % per_host:
+        yield Problem(
+            ("nodes", "count"),
+            f"{nodes} nodes do not fill whole hosts of cluster.nodes_per_host = {per_host}; "
+            f"take {nodes // per_host * per_host or per_host} or {(nodes // per_host + 1) * per_host}",
+        )
+
+
+def _check_devices(recipe: Recipe) -> Iterator[Problem]:
+    gpus, engine = gpus_per_host(recipe), recipe.engine
+    if gpus is None or engine.share_devices or engine.kind == "emulated" or engine.device == "cpu":
+        return
+    needed = recipe.nodes.stages * recipe.cluster.nodes_per_host
+    if gpus != needed:
+        key = "gpus_per_node" if recipe.cluster.gpus_per_node is not None else "gres"
+        yield Problem(
+            ("cluster", key),
+            f"asks for {gpus} GPUs on a host, but its stages use {needed} (nodes.stages {recipe.nodes.stages} x "
+            f"cluster.nodes_per_host {recipe.cluster.nodes_per_host}); ask for {needed}, or set engine.share_devices: true",
+        )
+
+
+def _check_placement(recipe: Recipe) -> Iterator[Problem]:
+    policy, nodes = recipe.policy, recipe.nodes.count
+    if policy.placement == "separate":
+        if nodes < 2:
+            yield Problem(
+                ("policy", "placement"),
+                f"separate needs at least 2 nodes, one to serve and one to train, and nodes.count is {nodes}",
+            )
+        elif policy.training_nodes is not None and policy.training_nodes >= nodes:
+            yield Problem(
+                ("policy", "training_nodes"),
+                f"{policy.training_nodes} of {nodes} nodes leave none to serve; give at most {nodes - 1}",
+            )
+    elif policy.training_nodes is not None:
+        yield Problem(
+            ("policy", "training_nodes"), f"only placement separate uses it, and policy.placement is {policy.placement}"
+        )
+
+
+def _check_training(recipe: Recipe) -> Iterator[Problem]:
+    training = recipe.training
+    if training is None:
+        return
+    if recipe.serving is None and training.share is not None:
+        yield Problem(
+            ("training", "share"),
+            "a share of all tasks needs a `serving` section to be shared with; give `micro_batches`",
+        )
+    elif recipe.serving is None and training.micro_batches is None:
+        yield Problem(
+            ("training",),
+            "without a `serving` section training has no end; give `micro_batches`, how many to train on in all",
+        )
+    if recipe.engine.kind != "emulated" and training.data is None:
+        yield Problem(("training", "data"), f"missing; the {recipe.engine.kind} engine needs text to train on")
+
+
+def _check_files(recipe: Recipe) -> Iterator[Problem]:
+    for path, value in _files(recipe):
+        if value.is_dir():
+            yield Problem(path, f"{value} is a directory; give a file")
+        elif not value.exists():
+            yield Problem(path, f"there is no file {value}")
+    model = recipe.model.path
+    if model is not None and not model.is_dir():
+        yield Problem(("model", "path"), f"there is no directory {model}; give a Hugging Face checkpoint directory")
+    elif model is not None and not (model / "config.json").is_file():
+        yield Problem(("model", "path"), f"{model} has no config.json; give a Hugging Face checkpoint directory")
+
+
+def _files(recipe: Recipe) -> Iterator[tuple[KeyPath, Path]]:
+    if recipe.engine.coefficients is not None:
+        yield ("engine", "coefficients"), recipe.engine.coefficients
+    if recipe.serving is not None:
+        if isinstance(recipe.serving.source, TraceSource):
+            yield ("serving", "source", "path"), recipe.serving.source.path
+        if recipe.serving.prompts is not None:
+            yield ("serving", "prompts", "path"), recipe.serving.prompts.path
+    if recipe.training is not None and recipe.training.data is not None:
+        yield ("training", "data", "path"), recipe.training.data.path

@@ -1,0 +1,131 @@
+"""Read a recipe from YAML, with overrides from the command line; report all of its mistakes at once, each with its line."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from lemix_hpc.config.document import Dumper, KeyPath, parse_document
+from lemix_hpc.config.errors import UserError
+from lemix_hpc.config.explain import explain, show
+from lemix_hpc.config.problem import Problem
+from lemix_hpc.config.recipe import Recipe
+
+SectionT = TypeVar("SectionT", bound=BaseModel)
+
+
+@dataclass(frozen=True)
+class LoadedRecipe:
+    """A recipe and where its keys were given."""
+
+    recipe: Recipe
+    source: str
+    places: Mapping[KeyPath, str]
+
+    def located(self, problem: Problem) -> str:
+        return _located(problem, self.source, self.places)
+
+    def reject(self, problems: Sequence[Problem]) -> None:
+        """Raises UserError if there are any problems."""
+        if problems:
+            raise UserError("\n".join(self.located(problem) for problem in problems))
+
+
+def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe in a file, changed by `overrides` such as `nodes.count=4`.
+
+    Relative paths in the file are taken from its directory, those of overrides from the current one. Raises UserError with
+    one line for each mistake.
+    """
+    return read_recipe(path, overrides).recipe
+
+
+def read_recipe(path: Path, overrides: Sequence[str] = ()) -> LoadedRecipe:
+    """As `load_recipe`, with the places of the keys, for later checks that report mistakes too."""
+    source = str(path)
+    document = parse_document(_text(path), source)
+    if document.data is None:
+        raise UserError(f"{source}: the recipe is empty; it needs at least a `serving` or a `training` section")
+    if not isinstance(document.data, dict):
+        raise UserError(f"{source}:1: a recipe is a set of sections such as `serving:`, found {show(document.data)}")
+    places = {key: f"{source}:{line}" for key, line in document.lines.items()}
+    problems = [
+        f"{source}:{line}: {'.'.join(map(str, key))}: given twice; the first is on line {first}"
+        for key, line, first in document.duplicates
+    ]
+    overridden = [_apply(override, document.data, places) for override in overrides]
+    try:
+        recipe = Recipe.model_validate(document.data)
+    except ValidationError as error:
+        details = error.errors(include_url=False)
+        found = [explain(detail, document.data, Recipe) for detail in details]
+        problems += [_located(problem, source, places) for problem in found]
+    if problems:
+        raise UserError("\n".join(problems))
+    return LoadedRecipe(_with_absolute_paths(recipe, (), path.parent, overridden), source, places)
+
+
+def resolved_yaml(recipe: Recipe) -> str:
+    """The recipe with every default spelled out; `load_recipe` reads it back to an equal recipe."""
+    return yaml.dump(recipe.model_dump(mode="json"), Dumper=Dumper, sort_keys=False, width=120, allow_unicode=True)
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(f"{path}: there is no such recipe file") from None
+    except IsADirectoryError:
+        raise UserError(f"{path}: this is a directory; give the recipe file in it") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not a text file in UTF-8: {error.reason} at byte {error.start}") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def _apply(override: str, data: dict[str, Any], places: dict[KeyPath, str]) -> KeyPath:
+    """Set one `key.path=value` in `data` in place. Returns the key path."""
+    label = f"--set {override}"
+    name, equals, value = override.partition("=")
+    path = tuple(name.strip().split("."))
+    if not equals or not all(path):
+        raise UserError(f"{label}: write it as section.key=value, such as nodes.count=4")
+    section = data
+    for depth, step in enumerate(path[:-1], start=1):
+        if section.get(step) is None:
+            section[step] = {}
+            places[path[:depth]] = label
+        section = section[step]
+        if not isinstance(section, dict):
+            raise UserError(f"{label}: {'.'.join(path[:depth])} is {show(section)}, not a section with keys")
+    section[path[-1]] = parse_document(value, label).data
+    # What stood below the key is gone, and so are its lines.
+    for old in [key for key in places if key[: len(path)] == path]:
+        del places[old]
+    places[path] = label
+    return path
+
+
+def _located(problem: Problem, source: str, places: Mapping[KeyPath, str]) -> str:
+    """The problem behind the place of its key, or of the nearest section around it that is written down."""
+    for length in range(len(problem.path), 0, -1):
+        if problem.path[:length] in places:
+            return f"{places[problem.path[:length]]}: {problem.key}: {problem.text}"
+    return f"{source}: {problem.key}: {problem.text}" if problem.path else f"{source}: {problem.text}"
+
+
+def _with_absolute_paths(section: SectionT, path: KeyPath, base: Path, overridden: Sequence[KeyPath]) -> SectionT:
+    changed: dict[str, Any] = {}
+    for name, value in section:
+        here = (*path, name)
+        if isinstance(value, BaseModel):
+            changed[name] = _with_absolute_paths(value, here, base, overridden)
+        elif isinstance(value, Path):
+            from_command_line = any(here[: len(key)] == key for key in overridden)
+            changed[name] = ((Path() if from_command_line else base) / value.expanduser()).absolute()
+    return section.model_copy(update=changed)
