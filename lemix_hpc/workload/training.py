@@ -124,7 +124,10 @@ class MicroBatchStream(Iterator[TrainingBatch]):
                 f"{found}, fewer than the {training.micro_batch_size} of one micro-batch (training.micro_batch_size). "
                 "Give more text, or lower sequence_length or micro_batch_size."
             )
-        return f"{found}, and none has a token to learn from. Raise sequence_length: the prompts alone fill the rows."
+        return (
+            f"{found}, and none has a token to learn from: prompts and the first token of a row are not learnt. "
+            "Raise sequence_length."
+        )
 
 
 def packed(documents: Iterable[Labelled], length: int) -> Iterator[Labelled]:

@@ -61,3 +61,5 @@ def test_json_of_the_wrong_type_says_where() -> None:
         decode_json('{"x": "1"}', Point)
     with pytest.raises(ValueError, match="not valid JSON"):
         decode_json("{", Point)
+    with pytest.raises(ValueError, match="not valid JSON"):
+        decode_json('{"x": 1, "deep": ' + "[" * 100_000, Point)

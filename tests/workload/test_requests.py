@@ -132,10 +132,11 @@ def test_random_tokens_fill_prompts_within_the_vocabulary() -> None:
     ]
 
 
-def test_text_fills_prompts_and_starts_again_at_its_end(write_jsonl: Callable[..., Path]) -> None:
+@pytest.mark.parametrize("longest", [10, 14, 100])
+def test_text_fills_prompts_and_starts_again_at_its_end(write_jsonl: Callable[..., Path], longest: int) -> None:
     path = write_jsonl({"q": "One?", "a": "1."}, {"q": "bad"}, {"q": "Two?", "a": "2."})
     prompts = TextData(path=path, fields=TextFields(prompt="q", completion="a"))
-    loaded = serve(POISSON, text=True, prompts=prompts, max_prompt_tokens=100)
+    loaded = serve(POISSON, text=True, prompts=prompts, max_prompt_tokens=longest)
     eos = ByteTokenizer.eos
     stream = [*b"One?1.", eos, *b"Two?2.", eos]
     endless = stream * math.ceil(2 + 100 / len(stream))

@@ -123,8 +123,13 @@ def test_micro_batches_without_labels_are_left_out(write_jsonl: Callable[..., Pa
     data = load(path, sequence_length=4, packing="padded")
     assert len(data.batches) == 1
     assert arrays(data.batches[0])[1].tolist() == [[-100, ord("x"), EOS, -100]]
-    with pytest.raises(UserError, match=r"none has a token to learn from. Raise sequence_length"):
+    with pytest.raises(UserError, match=r"none has a token to learn from: prompts .* Raise sequence_length"):
         load(write_jsonl({"prompt": "a long prompt", "completion": "x"}), sequence_length=4, packing="padded")
+
+
+def test_a_first_token_has_nothing_to_be_predicted_from(write_jsonl: Callable[..., Path]) -> None:
+    with pytest.raises(UserError, match="none has a token to learn from"):
+        load(write_jsonl({"text": "abc"}), sequence_length=1)
 
 
 def test_too_little_text(write_jsonl: Callable[..., Path]) -> None:
