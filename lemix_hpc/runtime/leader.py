@@ -66,6 +66,11 @@ class Leader:
     def finished(self) -> bool:
         return self.stopped and self._mailbox.sent_all
 
+    @property
+    def in_transit(self) -> bool:
+        """Whether MPI still has something to move for this leader."""
+        return self._mailbox.in_transit
+
     def _receive(self, mail: Mail) -> None:
         match mail.message:
             case m.PlaceRequest(task, prompt, output, tokens):

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from lemix_hpc.engines.protocol import Payload
+from lemix_hpc.runtime.doorbell import Doorbell
 from lemix_hpc.runtime.messages import AnyMessage
 
 if TYPE_CHECKING:
@@ -66,13 +67,16 @@ class Mailbox:
     `allocate(nbytes)` gives the memory that payloads are received in.
     """
 
-    def __init__(self, comm: MPI.Comm, inbox: Inbox, allocate: Callable[[int], Any] = host_memory) -> None:
+    def __init__(
+        self, comm: MPI.Comm, inbox: Inbox, bell: Doorbell, allocate: Callable[[int], Any] = host_memory
+    ) -> None:
         from mpi4py import MPI
 
         self._comm = comm
         self._any = MPI.ANY_SOURCE
         self._status = MPI.Status()
         self._inbox = inbox
+        self._bell = bell
         self._allocate = allocate
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder = msgspec.msgpack.Decoder(_Frame)
@@ -86,6 +90,7 @@ class Mailbox:
         self._sending.append((self._comm.Isend(data, rank, inbox), data))
         if payload is not None and payload.nbytes:
             self._sending.append((self._comm.Isend(payload.data, rank, inbox + PAYLOAD), payload))
+        self._bell.ring(rank)
 
     @property
     def sent_all(self) -> bool:
@@ -93,16 +98,26 @@ class Mailbox:
         self._sending = [sending for sending in self._sending if not sending[0].Test()]
         return not self._sending
 
+    @property
+    def in_transit(self) -> bool:
+        """Whether MPI still has something to move for this mailbox."""
+        return bool(self._sending or self._arriving)
+
     def poll(self) -> list[Mail]:
         """Everything that has arrived since the last call, in order per sender."""
         if self._sending:
             _ = self.sent_all
         arrived: list[Mail] = []
-        while (found := self._comm.Improbe(self._any, self._inbox, self._status)) is not None:
+        while (found := self._probe() or self._probe()) is not None:
             self._receive(found, arrived)
         for source in list(self._arriving):
             self._deliver(source, arrived)
         return arrived
+
+    def _probe(self) -> MPI.Message | None:
+        """One look. Open MPI looks before it moves what has come in, so only a second look sees what just came."""
+        found: MPI.Message | None = self._comm.Improbe(self._any, self._inbox, self._status)
+        return found
 
     def _receive(self, found: MPI.Message, arrived: list[Mail]) -> None:
         source = self._status.Get_source()

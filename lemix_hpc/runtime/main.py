@@ -9,6 +9,7 @@ from lemix_hpc.config.errors import UserError
 from lemix_hpc.config.recipe import Recipe
 from lemix_hpc.engines.build import build_engine
 from lemix_hpc.runtime.clock import synchronise
+from lemix_hpc.runtime.doorbell import hang_doorbell
 from lemix_hpc.runtime.layout import SCHEDULER_RANK, Layout
 from lemix_hpc.runtime.leader import Leader
 from lemix_hpc.runtime.mailbox import Inbox, Mailbox
@@ -36,14 +37,15 @@ def run(recipe: Recipe, run_dir: Path, attempt: int) -> None:
         )
     print(f"attempt {attempt}, rank {rank}: {layout.role(rank)} on {platform.node()}", flush=True)
     clock = synchronise(comm)
-    waiter = make_waiter(comm, recipe.engine.wait)
     host = comm.Split_type(MPI.COMM_TYPE_SHARED)
+    bell = hang_doorbell(comm, host)
+    waiter = make_waiter(comm, host, bell, recipe.engine.wait)
     stage, node = layout.stage_of(rank), layout.node_of(rank)
     on_host = host.allgather(stage is not None)
     if stage is not None:
         local = sum(on_host[: host.Get_rank()])
         engine = build_engine(recipe, stage=stage, local_stage=local, stages_here=sum(on_host))
-        mailbox = Mailbox(comm, Inbox.STAGE, engine.buffer)
+        mailbox = Mailbox(comm, Inbox.STAGE, bell, engine.buffer)
         training = recipe.training
         gpipe = training is not None and training.release == "sync" and training.schedule == "gpipe"
         StageWorker(_place(recipe, layout, node, stage), engine, mailbox, clock, waiter, gpipe=gpipe).run()
@@ -52,19 +54,19 @@ def run(recipe: Recipe, run_dir: Path, attempt: int) -> None:
     leader = Leader(
         layout,
         node,
-        Mailbox(comm, Inbox.LEADER),
+        Mailbox(comm, Inbox.LEADER, bell),
         max_requests=recipe.engine.max_batch_requests,
         max_tokens=recipe.engine.max_batch_tokens,
         temperature=recipe.serving.temperature if recipe.serving else 0.0,
     )
     if rank == SCHEDULER_RANK:
-        Session(recipe, layout, run_dir, Mailbox(comm, Inbox.SCHEDULER), clock, waiter, leader).run()
+        Session(recipe, layout, run_dir, Mailbox(comm, Inbox.SCHEDULER, bell), clock, waiter, leader).run()
         return
     while not leader.finished:
         if leader.turn():
             waiter.reset()
         else:
-            waiter.idle()
+            waiter.idle(in_transit=leader.in_transit)
 
 
 def _place(recipe: Recipe, layout: Layout, node: int, stage: int) -> StagePlace:

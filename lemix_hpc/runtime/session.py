@@ -22,7 +22,7 @@ from lemix_hpc.runtime.mailbox import Inbox, Mail, Mailbox
 from lemix_hpc.runtime.recorder import Recorder
 from lemix_hpc.runtime.records import Progress, RunFacts
 from lemix_hpc.runtime.training_feed import TrainingFeed, amount
-from lemix_hpc.runtime.wait import LONGEST_SLEEP_S, Waiter
+from lemix_hpc.runtime.wait import ALONE_ON_HOST_S, Waiter
 from lemix_hpc.runtime.warm_up import StageTimes, probes
 from lemix_hpc.workload.requests import load_requests
 from lemix_hpc.workload.tasks import Request
@@ -140,7 +140,7 @@ class Session:
             self._mailbox.send(self._layout.leader(node), Inbox.LEADER, order)
 
     def _turn_until(
-        self, done: Callable[[], bool], turn: Callable[[], bool], at_most: Callable[[], float] = lambda: LONGEST_SLEEP_S
+        self, done: Callable[[], bool], turn: Callable[[], bool], at_most: Callable[[], float] = lambda: ALONE_ON_HOST_S
     ) -> None:
         """Give the scheduler and the first leader their turns."""
         while not done():
@@ -148,7 +148,7 @@ class Session:
             if self._leader.turn() or busy:
                 self._waiter.reset()
             else:
-                self._waiter.idle(at_most())
+                self._waiter.idle(at_most(), in_transit=self._mailbox.in_transit or self._leader.in_transit)
 
     def _collect(self, count: int) -> list[m.AnyMessage]:
         """The next messages for the scheduler, as many as asked for."""

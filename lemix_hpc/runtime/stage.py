@@ -47,7 +47,7 @@ class StageWorker:
             if self._turn():
                 self._waiter.reset()
             else:
-                self._waiter.idle()
+                self._waiter.idle(in_transit=self._mailbox.in_transit)
         self._mailbox.send(SCHEDULER_RANK, Inbox.SCHEDULER, m.Stopped(self._place.node, self._place.stage))
 
     def _turn(self) -> bool:

@@ -1,47 +1,46 @@
-"""How a loop waits when it has nothing to do: spin where every rank has a core, else back off to short sleeps."""
+"""How a loop waits when it has nothing to do: spin where every rank has a core, else sleep until there is mail."""
 
 from __future__ import annotations
 
 import os
-import time
 from typing import TYPE_CHECKING, Literal
+
+from lemix_hpc.runtime.doorbell import Doorbell
 
 if TYPE_CHECKING:
     from mpi4py import MPI
 
 FIRST_SLEEP_S = 20e-6
-LONGEST_SLEEP_S = 400e-6
+BETWEEN_LOOKS_S = 400e-6
+ALONE_ON_HOST_S = 20e-3
 
 
 class Waiter:
-    """Call `idle` on every turn that found nothing and `reset` on every one that did."""
+    """Call `idle` on every turn that found nothing and `reset` on every one that did.
 
-    def __init__(self, *, spin: bool) -> None:
+    Sleeps double up to `longest`: short where mail may come from other hosts, which cannot ring the bell.
+    """
+
+    def __init__(self, bell: Doorbell, *, spin: bool, longest: float) -> None:
+        self._bell = bell
         self._spin = spin
+        self._longest = longest
         self._sleep = FIRST_SLEEP_S
 
     def reset(self) -> None:
         self._sleep = FIRST_SLEEP_S
 
-    def idle(self, at_most: float = LONGEST_SLEEP_S) -> None:
-        """Give way for a moment, but no longer than `at_most` seconds."""
+    def idle(self, at_most: float = ALONE_ON_HOST_S, *, in_transit: bool = False) -> None:
+        """Give way until the bell rings, at most `at_most` seconds; `in_transit`: MPI needs calls to move what it has."""
         if self._spin or at_most <= 0:
             return
-        time.sleep(min(self._sleep, at_most))
-        self._sleep = min(2 * self._sleep, LONGEST_SLEEP_S)
+        longest = min(self._longest, at_most, BETWEEN_LOOKS_S if in_transit else self._longest)
+        self._bell.wait(min(self._sleep, longest))
+        self._sleep = min(2 * self._sleep, self._longest)
 
 
-def ranks_outnumber_cores(comm: MPI.Comm) -> bool:
-    """Whether more ranks share this host than it has cores for them. Collective over the ranks of the host."""
-    from mpi4py import MPI
-
-    host = comm.Split_type(MPI.COMM_TYPE_SHARED)
-    ranks = host.Get_size()
-    host.Free()
-    return ranks > len(os.sched_getaffinity(0))
-
-
-def make_waiter(comm: MPI.Comm, choice: Literal["auto", "spin", "backoff"]) -> Waiter:
-    """The waiter for a recipe's `engine.wait`. Collective over the ranks of the host."""
-    crowded = ranks_outnumber_cores(comm)
-    return Waiter(spin=choice == "spin" or (choice == "auto" and not crowded))
+def make_waiter(comm: MPI.Comm, host: MPI.Comm, bell: Doorbell, choice: Literal["auto", "spin", "backoff"]) -> Waiter:
+    """The waiter for a recipe's `engine.wait`; `host` holds the ranks of `comm` on this machine."""
+    crowded = host.Get_size() > len(os.sched_getaffinity(0))
+    longest = ALONE_ON_HOST_S if host.Get_size() == comm.Get_size() else BETWEEN_LOOKS_S
+    return Waiter(bell, spin=choice == "spin" or (choice == "auto" and not crowded), longest=longest)
