@@ -1,0 +1,214 @@
+"""The cluster: its four daemons and its nodes, started and ended in order."""
+
+import contextlib
+import fcntl
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+
+from vcluster import network, node_init
+from vcluster.commands import clean_environment, output, run, wait_until
+from vcluster.errors import UsageError
+from vcluster.layout import NODES, PRIVATE, Layout, Plan, choose_plan, covered, tag_of
+from vcluster.processes import Supervised
+from vcluster.settings import SPOOL, write_settings
+
+DAEMONS = ("munged", "mariadbd", "slurmdbd", "slurmctld")
+IN_SERVICE = ("idle", "mixed", "allocated", "completing")
+START_TIMEOUT_S = 60.0
+
+
+class Cluster:
+    """One state directory's cluster, up or down."""
+
+    def __init__(self, root: Path) -> None:
+        self.layout = Layout(root)
+        self.environment = clean_environment(self.layout.slurm_conf)
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """One changing command at a time; a second one waits."""
+        self.layout.claim()
+        with self.layout.marker.open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+    def process(self, name: str) -> Supervised:
+        return Supervised(name, self.layout.run, self.layout.log)
+
+    def plan(self) -> Plan:
+        if not self.layout.plan.exists():
+            raise UsageError(f"no cluster is up in {self.layout.root}; run `devcluster up` first")
+        return Plan.load(self.layout.plan)
+
+    def dead(self) -> list[str]:
+        """Names of the daemons and nodes that do not run."""
+        return [name for name in (*DAEMONS, *NODES) if self.process(name).pid() is None]
+
+    def is_up(self) -> bool:
+        """All daemons run and the controller answers; nodes may be crashed."""
+        return not set(DAEMONS) & set(self.dead()) and self._controller_answers()
+
+    def up(self, shares: tuple[str, ...]) -> str:
+        """Start the cluster unless it is up; a sentence about what was done."""
+        dead = self.dead()
+        if not dead and self._controller_answers():
+            unshared = [share for share in shares if not covered(share, self.plan().shares)]
+            if unshared:
+                raise UsageError(
+                    f"the cluster is up, but does not share {', '.join(unshared)}; run `devcluster down` first"
+                )
+            return f"The cluster in {self.layout.root} is already up."
+        if len(dead) < len(DAEMONS) + len(NODES):
+            wrong = f"{', '.join(dead)} not running" if dead else "slurmctld does not answer"
+            print(f"Found half a cluster ({wrong}); starting afresh.", file=sys.stderr)
+        began = time.monotonic()
+        self.down()
+        self.layout.wipe()
+        plan = choose_plan(self.layout.root, shares, network.taken_networks())
+        plan.save(self.layout.plan)
+        try:
+            self._start_all(plan)
+        except BaseException:
+            # Also on Ctrl-C: half a cluster is of no use to anyone.
+            self.down()
+            raise
+        return f"The cluster in {self.layout.root} is up ({', '.join(NODES)}) after {time.monotonic() - began:.1f} s."
+
+    def down(self) -> str:
+        """End all that was started, in reverse; a sentence about what was done."""
+        was_running = len(self.dead()) < len(DAEMONS) + len(NODES)
+        for node in NODES:
+            self.crash(node)
+        for name in reversed(DAEMONS):
+            self.process(name).end(signal.SIGTERM)
+        network.remove(tag_of(self.layout.root))
+        self.layout.plan.unlink(missing_ok=True)
+        return f"The cluster in {self.layout.root} is down{'' if was_running else ' already'}."
+
+    def crash(self, node: str) -> None:
+        """Cut the node's power: every process in it dies at once. Slurm has to find out by itself."""
+        self.process(node).end(signal.SIGKILL)
+
+    def revive(self, node: str) -> None:
+        """Reboot the node, and wait until Slurm has it in service again."""
+        self.crash(node)
+        before = int(time.time())
+        self._start_node(self.plan(), node)
+        self._wait_for_node(node, registered_since=before)
+
+    def cut(self, node: str) -> None:
+        """Take the node off the network; what runs on it runs on."""
+        network.set_link(self.plan(), node, "down")
+
+    def join(self, node: str) -> None:
+        """Put the node back on the network, and wait until Slurm has it in service again."""
+        network.set_link(self.plan(), node, "up")
+        self._wait_for_node(node, registered_since=0)
+
+    def node_states(self) -> dict[str, str]:
+        """Slurm's view of every node, such as ``idle`` or ``down*``; a star means it does not answer."""
+        lines = output("sinfo", "-h", "-N", "-p", "main", "-o", "%N %T", env=self.environment).splitlines()
+        return dict(line.split(maxsplit=1) for line in lines)
+
+    def exports(self) -> dict[str, str]:
+        """What a client needs in its environment."""
+        self.plan()
+        return {
+            "SLURM_CONF": str(self.layout.slurm_conf),
+            "LEMIX_DEVCLUSTER": str(self.layout.root),
+            # Jobs run as the user who submits them, often root here; real clusters have no such need.
+            "OMPI_ALLOW_RUN_AS_ROOT": "1",
+            "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+        }
+
+    def _start_all(self, plan: Plan) -> None:
+        write_settings(self.layout, plan)
+        network.create(plan)
+        self._start_munged()
+        self._start_database()
+        self._start_slurm(plan)
+
+    def _start_munged(self) -> None:
+        run_dir, etc = self.layout.run, self.layout.etc
+        options = {"key": etc / "munge.key", "pid": run_dir / "munged.own.pid", "seed": run_dir / "munge.seed"}
+        options["log"] = self.layout.log / "detail" / "munged.log"
+        files = [f"--{name}-file={path}" for name, path in options.items()]
+        socket_option = f"--socket={self.layout.munge_socket}"
+        # --force: the state directory may lie in a checkout that belongs to another user, as on CI machines.
+        command = ["munged", "--foreground", "--force", "--origin=127.0.0.1", socket_option, *files]
+        process = self.process("munged")
+        process.start(command, self.environment)
+        encode = ("munge", "--no-input", f"--socket={self.layout.munge_socket}")
+        wait_until("munged", lambda: bool(output(*encode, env=self.environment)), START_TIMEOUT_S, process)
+        credential = run(*encode, step="munge", env=self.environment)
+        run("unmunge", f"--socket={self.layout.munge_socket}", step="unmunge", env=self.environment, text=credential)
+
+    def _start_database(self) -> None:
+        """MariaDB without a TCP port: root alone may connect, through the socket, and needs no password."""
+        where = ["--no-defaults", "--user=root", f"--datadir={self.layout.database}"]
+        install = [*where, "--auth-root-authentication-method=socket", "--auth-root-socket-user=root", "--skip-test-db"]
+        run("mariadb-install-db", *install, "--skip-name-resolve", step="database", env=self.environment)
+        memory = ["--innodb-buffer-pool-size=64M", "--innodb-log-file-size=16M", "--performance-schema=OFF"]
+        own = [f"--socket={self.layout.database_socket}", f"--pid-file={self.layout.run}/mariadbd.own.pid"]
+        process = self.process("mariadbd")
+        process.start(["mariadbd", *where, "--skip-networking", *own, *memory], self.environment)
+        client = ("--no-defaults", f"--socket={self.layout.database_socket}")
+        ping = ("mariadb-admin", *client, "ping")
+        wait_until("mariadbd", lambda: bool(output(*ping, env=self.environment)), START_TIMEOUT_S, process)
+        run("mariadb", *client, "-e", "create database slurm_acct_db", step="database", env=self.environment)
+
+    def _start_slurm(self, plan: Plan) -> None:
+        accounting, controller = self.process("slurmdbd"), self.process("slurmctld")
+        # The client library takes "localhost" for a Unix socket, and its path from this variable.
+        accounting.start(["slurmdbd", "-D"], {**self.environment, "MYSQL_UNIX_PORT": str(self.layout.database_socket)})
+        listing = ("sacctmgr", "-n", "-P", "list", "cluster", "format=cluster,controlport")
+        probe = ("sacctmgr", "-n", "-P", "list", "qos", "format=name")
+        wait_until("slurmdbd", lambda: bool(output(*probe, env=self.environment)), START_TIMEOUT_S, accounting)
+        controller.start(["slurmctld", "-D"], self.environment)
+        wait_until("slurmctld", self._controller_answers, START_TIMEOUT_S, controller)
+        for node in NODES:
+            self._start_node(plan, node)
+        for node in NODES:
+            self._wait_for_node(node, registered_since=1)
+        registered = f"{plan.tag}|{plan.controller_port}"
+        wait_until(
+            "registration with slurmdbd",
+            lambda: registered in output(*listing, env=self.environment).splitlines(),
+            START_TIMEOUT_S,
+            accounting,
+        )
+        everywhere = ("srun", f"--nodes={len(NODES)}", f"--ntasks={len(NODES)}", "--chdir=/", "hostname")
+        run(*everywhere, step="first job", env=self.environment)
+
+    def _start_node(self, plan: Plan, node: str) -> None:
+        separate = ["--uts", "--mount", "--ipc", "--pid", "--fork", "--mount-proc", "--kill-child"]
+        into = ["nsenter", f"--net={network.NAMESPACES / plan.namespace(node)}", "unshare", *separate]
+        staging = self.layout.run / f"{node}.staging"
+        staging.mkdir(exist_ok=True)
+        places = [self.layout.etc / "hosts", staging, self.layout.spool / node, SPOOL, *PRIVATE]
+        init = [sys.executable, "-I", node_init.__file__, node, *map(str, places), "--", *plan.shares]
+        self.process(node).start([*into, *init], self.environment)
+
+    def _wait_for_node(self, node: str, registered_since: int) -> None:
+        def in_service() -> bool:
+            state = self.node_states().get(node, "")
+            if state.startswith(("down", "drain")) and not state.endswith("*"):
+                # A node drained for a task that could not be killed stays so over a reboot.
+                output("scontrol", "update", f"nodename={node}", "state=resume", env=self.environment)
+            return state in IN_SERVICE and self._registered_at(node) >= registered_since
+
+        wait_until(f"node {node} in service", in_service, START_TIMEOUT_S, self.process(node))
+
+    def _registered_at(self, node: str) -> float:
+        """When the slurmd that Slurm knows of was started, seconds since the epoch; 0 if it never registered."""
+        record = output("scontrol", "--oneliner", "show", "node", node, env=self.environment)
+        fields = dict(field.split("=", 1) for field in record.split() if "=" in field)
+        started = fields.get("SlurmdStartTime", "None")
+        return 0.0 if started in ("None", "Unknown") else datetime.fromisoformat(started).timestamp()
+
+    def _controller_answers(self) -> bool:
+        return " is UP" in output("scontrol", "ping", env=self.environment)

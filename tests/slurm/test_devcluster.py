@@ -1,0 +1,175 @@
+"""The one-machine cluster is a real Slurm: accounting, MPI across nodes, crashes, preemption."""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.slurm
+
+ALLREDUCE = """
+import json, socket
+from mpi4py import MPI
+world = MPI.COMM_WORLD
+total = world.allreduce(world.rank)
+hosts = world.gather(socket.gethostname())
+if world.rank == 0:
+    print(json.dumps({"size": world.size, "total": total, "hosts": hosts}))
+"""
+
+
+def wait_for(what, check, timeout_s=60):
+    """Poll until ``check`` holds; Slurm's state changes and its accounting arrive in their own time."""
+    deadline = time.monotonic() + timeout_s
+    while not check():
+        assert time.monotonic() < deadline, f"{what}: not after {timeout_s} s"
+        time.sleep(0.2)
+
+
+def node_states(cluster):
+    lines = cluster.run("sinfo", "-h", "-N", "-p", "main", "-o", "%N %T").splitlines()
+    return dict(line.split() for line in lines)
+
+
+def all_idle(cluster):
+    return node_states(cluster) == dict.fromkeys(("n1", "n2", "n3"), "idle")
+
+
+def submit(cluster, directory, *options, script):
+    path = directory / "job.sh"
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    return cluster.run("sbatch", "--parsable", f"--output={directory}/%j.out", *options, str(path))
+
+
+def accounted_states(cluster, job_id):
+    return cluster.run("sacct", "-n", "-X", "-P", "-D", "-j", job_id, "-o", "State").splitlines()
+
+
+def controller_pid(cluster):
+    return cluster.run("cat", str(cluster.state / "run" / "slurmctld.pid"))
+
+
+def test_three_nodes_are_idle_in_both_partitions(slurm_cluster):
+    wait_for("idle nodes", lambda: all_idle(slurm_cluster))
+    tiers = slurm_cluster.run("sinfo", "-h", "-o", "%R %D %p").splitlines()
+    assert sorted(tiers) == ["main 3 1", "urgent 3 10"]
+
+
+def test_sacct_shows_a_completed_job(slurm_cluster, slurm_tmp_path):
+    job_id = submit(slurm_cluster, slurm_tmp_path, "--wait", script="hostname")
+    assert (slurm_tmp_path / f"{job_id}.out").read_text() in ("n1\n", "n2\n", "n3\n")
+    wait_for("record of the job", lambda: accounted_states(slurm_cluster, job_id) == ["COMPLETED"])
+
+
+def test_mpi_spans_two_nodes(slurm_cluster, slurm_tmp_path):
+    program = slurm_tmp_path / "allreduce.py"
+    program.write_text(ALLREDUCE)
+    layout = ("-N2", "--ntasks-per-node=3", "--kill-on-bad-exit=1")
+    out = slurm_cluster.run("srun", "--mpi=pmix", *layout, sys.executable, "-m", "mpi4py", str(program))
+    result = json.loads(out)
+    assert result["size"] == 6
+    assert result["total"] == 15
+    first, second = sorted(set(result["hosts"]))
+    assert [result["hosts"].count(host) for host in (first, second)] == [3, 3]
+
+
+def test_nodes_have_private_tmp_and_resolve_each_other(slurm_cluster, tmp_path):
+    if not tmp_path.is_relative_to("/tmp"):
+        pytest.skip(f"pytest's temporary directory {tmp_path} is not below /tmp")
+    assert (
+        slurm_cluster.run("srun", "-w", "n1", "sh", "-c", f"test -e {tmp_path} && echo seen || echo private")
+        == "private"
+    )
+    lookup = slurm_cluster.run("srun", "-w", "n1", "getent", "hosts", "n2")
+    assert lookup.split()[1] == "n2"
+
+
+def test_crashed_and_cut_off_nodes_go_down_and_come_back(slurm_cluster):
+    slurm_cluster.crash("n2")
+    slurm_cluster.cut("n3")
+    wait_for("n2 and n3 down", lambda: [node_states(slurm_cluster)[n] for n in ("n2", "n3")] == ["down*", "down*"])
+    assert slurm_cluster.run("srun", "-N1", "hostname") == "n1"
+    slurm_cluster.revive("n2")
+    slurm_cluster.join("n3")
+    wait_for("idle nodes", lambda: all_idle(slurm_cluster))
+    assert slurm_cluster.run("srun", "-w", "n2", "hostname") == "n2"
+
+
+def test_urgent_job_requeues_a_job_in_main(slurm_cluster, slurm_tmp_path):
+    low = submit(slurm_cluster, slurm_tmp_path, "-N3", "--exclusive", "--signal=B:USR2@60", script="exec sleep 600")
+    try:
+        wait_for("low job runs", lambda: slurm_cluster.run("squeue", "-h", "-j", low, "-o", "%T") == "RUNNING")
+        submit(slurm_cluster, slurm_tmp_path, "-p", "urgent", "-N3", "--exclusive", "--wait", script="true")
+        assert "Restarts=1" in slurm_cluster.run("scontrol", "--oneliner", "show", "job", low).split()
+        wait_for("record of the preemption", lambda: "PREEMPTED" in accounted_states(slurm_cluster, low))
+    finally:
+        slurm_cluster.run("scancel", low)
+    wait_for("idle nodes", lambda: all_idle(slurm_cluster))
+
+
+def test_up_on_a_running_cluster_changes_nothing(slurm_cluster):
+    before = controller_pid(slurm_cluster)
+    again = slurm_cluster.devcluster("up")
+    assert (again.returncode, controller_pid(slurm_cluster)) == (0, before)
+    assert "already up" in again.stdout
+
+
+def test_second_cluster_runs_beside_the_first_and_leaves_nothing(slurm_cluster, tmp_path):
+    second = type(slurm_cluster)(tmp_path / "second")
+    started = second.devcluster("up")
+    assert started.returncode == 0, started.stderr
+    try:
+        names = [
+            cluster.run("scontrol", "show", "config").split("ClusterName")[1].split()[1]
+            for cluster in (slurm_cluster, second)
+        ]
+        assert names[0] != names[1]
+        second.run("srun", "-N3", "touch", str(second.scratch / "seen-from-a-node"))
+        assert (second.scratch / "seen-from-a-node").exists()
+        assert slurm_cluster.run("srun", "-N1", "-w", "n1", "hostname") == "n1"
+    finally:
+        stopped = second.devcluster("down")
+    assert stopped.returncode == 0, stopped.stderr
+    assert not [path for path in Path("/run/netns").iterdir() if path.name.startswith(names[1])]
+    assert not [path for path in Path("/sys/class/net").iterdir() if path.name.startswith(names[1])]
+    assert str(second.state) not in Path("/proc/self/mounts").read_text()
+    assert second.devcluster("status").returncode == 1
+    assert second.devcluster("down").returncode == 0
+
+
+def test_half_a_cluster_is_started_afresh(slurm_cluster, tmp_path):
+    second = type(slurm_cluster)(tmp_path / "half")
+    try:
+        assert second.devcluster("up").returncode == 0
+        second.crash("n1")
+        mended = second.devcluster("up")
+        assert mended.returncode == 0, mended.stderr
+        assert "n1 not running" in mended.stderr
+        assert second.run("srun", "-w", "n1", "hostname") == "n1"
+    finally:
+        assert second.devcluster("down").returncode == 0
+
+
+def test_failed_start_names_the_step_and_takes_everything_down(slurm_cluster, tmp_path, monkeypatch):
+    broken = tmp_path / "bin" / "slurmctld"
+    broken.parent.mkdir()
+    broken.write_text("#!/bin/sh\necho no such plugin; exit 1\n")
+    broken.chmod(0o755)
+    monkeypatch.setenv("PATH", str(broken.parent), prepend=":")
+    cluster = type(slurm_cluster)(tmp_path / "failing")
+    failed = cluster.devcluster("up")
+    assert failed.returncode == 1
+    assert "slurmctld: slurmctld ended early" in failed.stderr
+    assert f"{cluster.state}/log/slurmctld.log" in failed.stderr
+    assert "no such plugin" in failed.stderr
+    assert "pid" not in cluster.devcluster("status").stdout
+
+
+def test_directory_of_someone_else_is_refused(slurm_cluster, tmp_path):
+    (tmp_path / "thesis.tex").write_text("precious")
+    refused = type(slurm_cluster)(tmp_path).devcluster("up")
+    assert refused.returncode == 2
+    assert "not empty" in refused.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
