@@ -1,0 +1,111 @@
+"""Follow a run to its end: live progress, then the report or what went wrong."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import typer
+from rich.console import Console
+from rich.live import Live
+
+from lemix_hpc.cli.show import progress_line, progress_panel
+from lemix_hpc.launch.start import StartedRun
+from lemix_hpc.launch.states import FINAL, read_progress, run_state
+from lemix_hpc.runtime.records import Progress
+
+LIVE_EVERY_S = 0.25
+LINE_EVERY_S = 5.0
+ASK_SLURM_EVERY_S = 5.0
+EXIT_INTERRUPTED = 130
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A run at one moment."""
+
+    state: str
+    progress: Progress | None
+
+
+def follow(started: StartedRun, *, as_json: bool) -> int:
+    """Show a run until it ends. Returns the exit code: 0, 1 if it failed, 130 if the user interrupted it."""
+    console = Console(stderr=True)
+    console.print(f"{started.record.id}: {started.run.path}", soft_wrap=True, highlight=False)
+    try:
+        state = _watch(started, console)
+    except KeyboardInterrupt:
+        return _interrupted(started)
+    return _report(started, state, as_json=as_json)
+
+
+def _watch(started: StartedRun, console: Console) -> str:
+    """Returns the final state."""
+    picture = Picture("PENDING", None)
+    if not console.is_terminal:
+        shown = -LINE_EVERY_S
+        for picture in _pictures(started):
+            if time.monotonic() - shown >= LINE_EVERY_S or picture.state in FINAL:
+                console.print(progress_line(picture.state, picture.progress), soft_wrap=True, highlight=False)
+                shown = time.monotonic()
+        return picture.state
+    with Live(console=console, auto_refresh=False, transient=True) as live:
+        for picture in _pictures(started):
+            live.update(progress_panel(picture.state, picture.progress), refresh=True)
+    return picture.state
+
+
+def _pictures(started: StartedRun) -> Iterator[Picture]:
+    """Pictures of the run, four a second, up to and with the one of its final state."""
+    asked, state = -ASK_SLURM_EVERY_S, "PENDING"
+    while True:
+        if started.process is not None:
+            started.process.poll()
+            state = run_state(started.run, started.record)
+        elif time.monotonic() - asked >= ASK_SLURM_EVERY_S:
+            asked, state = time.monotonic(), run_state(started.run, started.record)
+        yield Picture(state, read_progress(started.run))
+        if state in FINAL:
+            return
+        time.sleep(LIVE_EVERY_S)
+
+
+def _interrupted(started: StartedRun) -> int:
+    """Ctrl-C ends a local run, which this command owns; a Slurm job goes on."""
+    if started.process is None:
+        typer.echo(f"\nJob {started.record.job} goes on; `lemix cancel {started.record.id}` ends it.", err=True)
+        return EXIT_INTERRUPTED
+    typer.echo("\nInterrupted; ending the run.", err=True)
+    from lemix_hpc.launch.cancel import cancel_local
+
+    cancel_local(started.run, started.record)
+    started.process.wait()
+    return EXIT_INTERRUPTED
+
+
+def _report(started: StartedRun, state: str, *, as_json: bool) -> int:
+    if state != "COMPLETED":
+        _explain_failure(started, state)
+        return 1
+    report = json.loads(started.run.report.read_text(encoding="utf-8"))
+    if as_json:
+        typer.echo(json.dumps(report))
+    else:
+        from lemix_hpc.report.table import render
+
+        Console().print(render(report))
+    return 0
+
+
+def _explain_failure(started: StartedRun, state: str) -> None:
+    run = started.run
+    typer.echo(f"The run ended as {state}.", err=True)
+    if run.failure.exists():
+        typer.echo(run.failure.read_text(encoding="utf-8").rstrip(), err=True)
+    else:
+        typer.echo(
+            f"No rank said why; see the logs in {run.logs} and {run.submitit if started.record.job else run.launcher_log}",
+            err=True,
+        )

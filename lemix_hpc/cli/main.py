@@ -1,0 +1,51 @@
+"""The `lemix` command. Everything heavy is imported by the commands that need it, so that `--help` is quick."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from lemix_hpc import __version__
+from lemix_hpc.cli import doctor, run, runs
+from lemix_hpc.config.errors import UserError
+
+app = typer.Typer(
+    help="Serve a language model and keep training it on the same devices, inside ordinary Slurm allocations.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+app.command()(run.run)
+app.command()(run.submit)
+app.command()(runs.ps)
+app.command()(runs.logs)
+app.command()(runs.cancel)
+app.command()(runs.report)
+app.command()(doctor.doctor)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"lemix {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Entry point: a mistake of the user is a message and exit code 2, never a traceback."""
+    try:
+        app()
+    except UserError as error:
+        typer.echo(str(error), err=True)
+        sys.exit(2)

@@ -1,0 +1,137 @@
+"""`lemix run` and `lemix submit`."""
+
+from __future__ import annotations
+
+import enum
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from lemix_hpc.config.recipe import Recipe
+    from lemix_hpc.launch.start import ClusterKind
+
+
+class ClusterChoice(enum.StrEnum):
+    auto = "auto"
+    slurm = "slurm"
+    local = "local"
+
+
+RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="The recipe, a YAML file.", show_default=False)]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Change a key of the recipe, such as nodes.count=4. May be repeated."
+    ),
+]
+Cluster = Annotated[
+    ClusterChoice | None,
+    typer.Option(help="Where to run; by default what the recipe says. `auto`: Slurm if it answers, else this machine."),
+]
+Out = Annotated[
+    Path | None, typer.Option(metavar="DIR", help="The run directory, empty or absent. By default one below ./runs.")
+]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Check everything and show what would be started; start nothing.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+
+
+def run(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    cluster: Cluster = None,
+    out: Out = None,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """Start a run, show its progress, and print its report. Exit code 1 if it fails."""
+    ready, kind = _prepare(recipe, overrides, cluster)
+    if dry_run:
+        _show_dry_run(ready, kind)
+        return
+    from lemix_hpc.cli.follow import follow
+    from lemix_hpc.launch.start import start
+
+    raise typer.Exit(follow(start(ready, kind, out), as_json=as_json))
+
+
+def submit(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    cluster: Cluster = None,
+    out: Out = None,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """Start a run and return at once. `lemix ps`, `lemix logs` and `lemix report` tell the rest."""
+    ready, kind = _prepare(recipe, overrides, cluster)
+    if dry_run:
+        _show_dry_run(ready, kind)
+        return
+    from lemix_hpc.launch.start import start
+
+    started = start(ready, kind, out)
+    record = started.record
+    if as_json:
+        facts = {
+            "id": record.id,
+            "cluster": kind,
+            "job": record.job,
+            "pid": record.pid,
+            "directory": str(started.run.path),
+        }
+        typer.echo(json.dumps(facts))
+    else:
+        what = f"job {record.job}" if record.job is not None else f"process {record.pid}"
+        typer.echo(f"Started {record.id} as {what}; its directory is {started.run.path}")
+
+
+def _prepare(path: Path, overrides: list[str] | None, cluster: ClusterChoice | None) -> tuple[Recipe, ClusterKind]:
+    from lemix_hpc.config.load import read_recipe
+    from lemix_hpc.launch.preflight import preflight
+    from lemix_hpc.launch.start import choose_cluster
+
+    loaded = read_recipe(path, overrides or [])
+    kind = choose_cluster(cluster or loaded.recipe.cluster.kind)
+    preflight(loaded, kind)
+    return loaded.recipe, kind
+
+
+def _show_dry_run(recipe: Recipe, kind: ClusterKind) -> None:
+    from lemix_hpc.config.load import resolved_yaml
+    from lemix_hpc.launch.rundir import runs_root
+
+    run_dir = runs_root().absolute() / f"{recipe.name}-DATE"
+    typer.echo(f"# recipe.yaml\n{resolved_yaml(recipe)}")
+    if kind == "local":
+        _show_local_command(recipe, run_dir)
+    else:
+        _show_job_script(recipe, run_dir)
+
+
+def _show_local_command(recipe: Recipe, run_dir: Path) -> None:
+    import shlex
+
+    from lemix_hpc.launch.local import mpiexec_command, rank_command
+    from lemix_hpc.launch.start import world_size
+
+    typer.echo(f"# command\n{shlex.join(mpiexec_command(world_size(recipe), rank_command(str(run_dir))))}")
+
+
+def _show_job_script(recipe: Recipe, run_dir: Path) -> None:
+    from lemix_hpc.launch import slurm
+    from lemix_hpc.launch.start import slurm_answers
+
+    text = slurm.script(recipe, run_dir / "submitit")
+    typer.echo(f"# job.sbatch\n{text}")
+    if not slurm_answers():
+        typer.echo("Slurm does not answer here, so the script was not tested.", err=True)
+        return
+    answer = slurm.test_only(text)
+    typer.echo(answer.message, err=True)
+    if not answer.accepted:
+        raise typer.Exit(2)

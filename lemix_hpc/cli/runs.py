@@ -1,0 +1,108 @@
+"""`lemix ps`, `logs`, `cancel` and `report`: runs that were started before."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from lemix_hpc.launch.rundir import RunDir
+
+RunName = Annotated[
+    str, typer.Argument(metavar="RUN", help="Id of the run, the start of an id, or its directory.", show_default=False)
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+
+RECENT_S = 7 * 86400.0
+
+
+def ps(
+    as_json: Json = False,
+    every: Annotated[bool, typer.Option("--all", help="Also runs that ended more than a week ago.")] = False,
+) -> None:
+    """List runs and their states."""
+    from lemix_hpc.launch.registry import known_runs
+    from lemix_hpc.launch.states import FINAL
+
+    rows = [_row(run) for run in known_runs()]
+    shown = [r for r in rows if every or r["state"] not in FINAL or time.time() - r["created"] < RECENT_S]
+    if as_json:
+        typer.echo(json.dumps(shown))
+        return
+    _print_rows(shown)
+
+
+def logs(
+    run: RunName,
+    rank: Annotated[int | None, typer.Option(min=0, help="Only this rank's log.")] = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the run ends.")] = False,
+) -> None:
+    """Print the logs of a run's last attempt."""
+    from lemix_hpc.launch.logs import print_logs
+    from lemix_hpc.launch.registry import find_run
+
+    print_logs(find_run(run), rank, follow=follow, write=typer.echo)
+
+
+def cancel(run: RunName) -> None:
+    """End a run."""
+    from lemix_hpc.launch.cancel import cancel as cancel_run
+    from lemix_hpc.launch.registry import find_run
+
+    found = find_run(run)
+    cancel_run(found, found.read_record())
+    typer.echo(f"Cancelled {found.id}")
+
+
+def report(run: RunName, as_json: Json = False) -> None:
+    """Print the report of a run that is done."""
+    from lemix_hpc.config.errors import UserError
+    from lemix_hpc.launch.registry import find_run
+    from lemix_hpc.launch.states import run_state
+
+    found = find_run(run)
+    if not found.report.exists():
+        state = run_state(found, found.read_record())
+        raise UserError(f"{found.id} is {state} and has no report; `lemix logs {found.id}` shows what it did")
+    content = json.loads(found.report.read_text(encoding="utf-8"))
+    if as_json:
+        typer.echo(json.dumps(content))
+        return
+    from rich.console import Console
+
+    from lemix_hpc.report.table import render
+
+    Console().print(render(content))
+
+
+def _row(run: RunDir) -> dict[str, Any]:
+    from lemix_hpc.launch.states import read_progress, run_state
+
+    record, progress = run.read_record(), read_progress(run)
+    return {
+        "id": run.id,
+        "state": run_state(run, record),
+        "cluster": record.cluster,
+        "job": record.job,
+        "pid": record.pid,
+        "created": record.created,
+        "served": progress.served if progress else 0,
+        "requests": progress.requests if progress else 0,
+        "trained": progress.trained if progress else 0,
+        "directory": str(run.path),
+    }
+
+
+def _print_rows(rows: list[dict[str, Any]]) -> None:
+    table = [("RUN", "STATE", "CLUSTER", "JOB/PID", "STARTED", "SERVED", "TRAINED")]
+    for row in rows:
+        started = time.strftime("%m-%d %H:%M", time.localtime(row["created"]))
+        served = f"{row['served']}/{row['requests']}"
+        number = str(row["job"] or row["pid"])
+        table.append((row["id"], row["state"], row["cluster"], number, started, served, str(row["trained"])))
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    for line in table:
+        typer.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())

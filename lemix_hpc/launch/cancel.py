@@ -1,0 +1,34 @@
+"""End a run before its time."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import subprocess
+
+from lemix_hpc.config.errors import UserError
+from lemix_hpc.launch.process import signal_group
+from lemix_hpc.launch.rundir import RunDir, RunRecord
+
+
+def cancel(run: RunDir, record: RunRecord) -> None:
+    """Ask Slurm, or mpiexec, to end the run. Raises UserError if it cannot be reached from here."""
+    if record.job is None:
+        cancel_local(run, record)
+        return
+    done = subprocess.run(["scancel", record.job], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise UserError(f"scancel {record.job} failed: {done.stderr.strip()}")
+    run.cancelled.touch()
+
+
+def cancel_local(run: RunDir, record: RunRecord) -> None:
+    """mpiexec ends its ranks when it gets TERM."""
+    if record.host != socket.gethostname():
+        raise UserError(f"{record.id} runs on {record.host}; cancel it there")
+    if record.pid is None or record.pid_started is None:
+        raise UserError(f"{run.record}: names neither a job nor a process")
+    run.cancelled.touch()
+    if not signal_group(record.pid, record.pid_started, signal.SIGTERM):
+        run.cancelled.unlink()
+        raise UserError(f"{record.id} has already ended")

@@ -1,0 +1,198 @@
+"""What a run needs of this machine and its Slurm, each tried for real."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import re
+import secrets
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from lemix_hpc.config.errors import UserError
+from lemix_hpc.config.load import read_recipe
+from lemix_hpc.config.recipe import Cluster, Recipe
+from lemix_hpc.launch.local import environment, mpiexec_command
+from lemix_hpc.launch.preflight import preflight
+from lemix_hpc.launch.rundir import runs_root
+from lemix_hpc.launch.start import choose_cluster, slurm_answers
+
+OLDEST_PYTHON = (3, 11)
+TIMEOUT_S = 60
+_TWO_RANKS = (
+    "from mpi4py import MPI; print('ranks', MPI.COMM_WORLD.allreduce(1), MPI.Get_library_version().split(',')[0])"
+)
+
+
+@dataclass(frozen=True)
+class Check:
+    """One finding: what it means and, unless it is ok, what to do."""
+
+    name: str
+    verdict: Literal["ok", "warn", "fail"]
+    text: str
+
+
+def checks(recipe_path: Path | None) -> Iterator[Check]:
+    """All checks, each as it is done; with a recipe also what that needs."""
+    slurm = slurm_answers()
+    yield _python()
+    yield from _packages()
+    yield _mpi(needed=not slurm)
+    yield _devices()
+    yield _run_directory()
+    cluster = Cluster()
+    if recipe_path is not None:
+        check, recipe = _recipe(recipe_path)
+        yield check
+        cluster = recipe.cluster if recipe is not None else cluster
+    yield from _slurm_checks(cluster) if slurm else _no_slurm()
+
+
+def _python() -> Check:
+    version = ".".join(map(str, sys.version_info[:3]))
+    if sys.version_info >= OLDEST_PYTHON:
+        return Check("python", "ok", version)
+    return Check("python", "fail", f"{version} is too old; make an environment with Python 3.11 or newer")
+
+
+def _packages() -> Iterator[Check]:
+    """The packages that this version pins, against those installed."""
+    wrong = []
+    for requirement in importlib.metadata.requires("lemix-hpc") or []:
+        match = re.fullmatch(r"([\w.-]+)==([^\s;]+)", requirement)
+        if match is not None:
+            name, pinned = match.groups()
+            try:
+                installed = importlib.metadata.version(name)
+            except importlib.metadata.PackageNotFoundError:
+                yield Check("packages", "fail", f"{name} {pinned} is not installed; run `pip install lemix-hpc` again")
+                return
+            if installed.partition("+")[0] != pinned:
+                wrong.append(f"{name} {installed} instead of {pinned}")
+    if wrong:
+        yield Check("packages", "warn", f"{', '.join(wrong)}; other versions than the pinned ones are not tested")
+    else:
+        yield Check("packages", "ok", "all pinned versions")
+
+
+def _mpi(*, needed: bool) -> Check:
+    """Really start two ranks. Where Slurm starts the ranks mpiexec is only for local runs."""
+    bad: Literal["fail", "warn"] = "fail" if needed else "warn"
+    try:
+        command = mpiexec_command(2, [sys.executable, "-m", "mpi4py", "-c", _TWO_RANKS])
+        done = _call(command, environment())
+    except UserError as error:
+        return Check("mpi", bad, str(error))
+    except subprocess.TimeoutExpired:
+        return Check(
+            "mpi", bad, f"two ranks did not start within {TIMEOUT_S} s; check the network interfaces that MPI uses"
+        )
+    match = re.search(r"ranks (\d) (.*)", done.stdout)
+    if done.returncode or match is None:
+        return Check("mpi", bad, f"{command[0]} could not start two ranks: {_last_line(done.stderr)}")
+    if match[1] != "2":
+        return Check(
+            "mpi", bad, f"mpi4py uses another MPI ({match[2]}) than {command[0]}; put the mpiexec of the same MPI first"
+        )
+    return Check("mpi", "ok", f"two ranks started with {match[2]}")
+
+
+def _devices() -> Check:
+    if shutil.which("nvidia-smi") is None:
+        return Check("devices", "ok", "no NVIDIA driver on this host; runs use the CPU here")
+    done = _call(["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"])
+    if done.returncode:
+        return Check(
+            "devices", "warn", f"nvidia-smi fails: {_last_line(done.stdout + done.stderr)}; ask the administrators"
+        )
+    return Check("devices", "ok", ", ".join(done.stdout.split("\n")).strip(", "))
+
+
+def _run_directory() -> Check:
+    root = runs_root().absolute()
+    probe = root / f".doctor-{secrets.token_hex(4)}"
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        return Check("run directory", "fail", f"{root}: {error.strerror}; set LEMIX_RUNS to a writable directory")
+    return Check("run directory", "ok", f"{root} is writable")
+
+
+def _recipe(path: Path) -> tuple[Check, Recipe | None]:
+    try:
+        loaded = read_recipe(path)
+        preflight(loaded, choose_cluster(loaded.recipe.cluster.kind))
+    except UserError as error:
+        return Check("recipe", "fail", str(error)), None
+    return Check("recipe", "ok", f"{path} has no mistakes"), loaded.recipe
+
+
+def _no_slurm() -> Iterator[Check]:
+    if shutil.which("sbatch") is None:
+        yield Check("slurm", "ok", "not installed; runs start on this machine")
+    else:
+        yield Check("slurm", "warn", "sbatch is installed but the controller does not answer; ask `scontrol ping`")
+
+
+def _slurm_checks(cluster: Cluster) -> Iterator[Check]:
+    yield Check("slurm", "ok", _last_line(_call(["sinfo", "--version"]).stdout))
+    offered = _call(["srun", "--mpi=list"])
+    if cluster.mpi in re.findall(r"\w+", offered.stdout + offered.stderr):
+        yield Check("srun --mpi", "ok", f"{cluster.mpi} is offered")
+    else:
+        names = " ".join((offered.stdout + offered.stderr).split())
+        yield Check(
+            "srun --mpi", "fail", f"no {cluster.mpi} ({names}); set cluster.mpi to one that your MPI was built for"
+        )
+    try:
+        sacct = _call(["sacct", "--noheader", "-X", "--format", "JobID"])
+        works = sacct.returncode == 0
+    except FileNotFoundError:
+        works = False
+    if works:
+        yield Check("sacct", "ok", "accounting works")
+    else:
+        yield Check("sacct", "warn", "no accounting; states of ended jobs come from scontrol and the run directory")
+    yield _shared(cluster)
+
+
+def _shared(cluster: Cluster) -> Check:
+    """A file written here must be seen by a job."""
+    name = "shared directory"
+    probe = runs_root().absolute() / f".doctor-{secrets.token_hex(4)}"
+    options = {"partition": cluster.partition, "account": cluster.account, "qos": cluster.qos}
+    flags = [f"--{key}={value}" for key, value in options.items() if value is not None]
+    try:
+        probe.touch()
+        done = _call(["srun", "--ntasks=1", "--time=1", "--immediate=30", *flags, "test", "-e", str(probe)])
+    except subprocess.TimeoutExpired:
+        return Check(
+            name,
+            "warn",
+            f"no job started within {TIMEOUT_S} s, so it is not known; try again when the cluster is less busy",
+        )
+    except OSError as error:
+        return Check(name, "fail", f"{probe.parent}: {error.strerror}; set LEMIX_RUNS to a writable directory")
+    finally:
+        probe.unlink(missing_ok=True)
+    if done.returncode == 0:
+        return Check(name, "ok", f"jobs see {probe.parent}")
+    if "srun: error" in done.stderr and "Exited with exit code 1" not in done.stderr:
+        return Check(name, "warn", f"no job started, so it is not known: {_last_line(done.stderr)}")
+    return Check(name, "fail", f"jobs do not see {probe.parent}; set LEMIX_RUNS to a directory that all hosts share")
+
+
+def _call(command: list[str], env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False, env=env)
+
+
+def _last_line(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1] if lines else "it said nothing"

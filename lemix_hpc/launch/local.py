@@ -1,0 +1,73 @@
+"""Runs on this machine: one mpiexec, in a session of its own."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from lemix_hpc.config.errors import UserError
+from lemix_hpc.launch.process import start_time
+from lemix_hpc.launch.rundir import RunDir
+
+
+def rank_command(run_dir: str) -> list[str]:
+    """The command line of every rank. `-m mpi4py` makes an exception in one rank end all of them."""
+    return [sys.executable, "-u", "-m", "mpi4py", "-m", "lemix_hpc.launch.local_rank", run_dir]
+
+
+def mpiexec_command(ranks: int, command: Sequence[str]) -> list[str]:
+    """mpiexec with the options of the MPI at hand. Raises UserError if there is none."""
+    mpiexec = _find_mpiexec()
+    version = subprocess.run(
+        [mpiexec, "--version"], capture_output=True, text=True, check=False, env=environment()
+    ).stdout
+    open_mpi = re.search(r"Open MPI\)? v?(\d+)", version)
+    options: list[str] = []
+    if open_mpi is not None:
+        oversubscribe = ["--map-by", ":OVERSUBSCRIBE"] if int(open_mpi[1]) >= 5 else ["--oversubscribe"]
+        options = [*oversubscribe, "--bind-to", "none"]
+    return [mpiexec, "-n", str(ranks), *options, *command]
+
+
+def environment() -> dict[str, str]:
+    """The environment of mpiexec."""
+    return {**os.environ, **root_environment()}
+
+
+def root_environment() -> dict[str, str]:
+    """Open MPI refuses to run as root unless told twice; nothing for other users."""
+    if os.geteuid() != 0:
+        return {}
+    names = ("OMPI_ALLOW_RUN_AS_ROOT", "PRTE_ALLOW_RUN_AS_ROOT")
+    return {variable: "1" for name in names for variable in (name, f"{name}_CONFIRM")}
+
+
+def start(run: RunDir, ranks: int) -> tuple[subprocess.Popen[bytes], int]:
+    """Start a run, detached from the terminal. Returns the mpiexec process and its start time."""
+    command = mpiexec_command(ranks, rank_command(str(run.path)))
+    with run.launcher_log.open("ab") as log:
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment(), start_new_session=True
+        )
+    started = start_time(process.pid)
+    if started is None:
+        raise UserError(f"{command[0]} ended at once; see {run.launcher_log}")
+    return process, started
+
+
+def _find_mpiexec() -> str:
+    beside_python = Path(sys.executable).parent / "mpiexec"
+    if beside_python.exists():
+        return str(beside_python)
+    on_path = shutil.which("mpiexec")
+    if on_path is None:
+        raise UserError(
+            "a local run needs mpiexec, and none is beside this Python or on PATH; "
+            "install one with `pip install 'lemix-hpc[local-mpi]'`, or load your site's MPI module"
+        )
+    return on_path

@@ -1,0 +1,10 @@
+"""`python -m mpi4py -m lemix_hpc.launch.local_rank RUN_DIR`: one rank of a local run."""
+
+from __future__ import annotations
+
+import sys
+
+from lemix_hpc.launch.entry import run_rank
+
+if __name__ == "__main__":
+    run_rank(sys.argv[1])

@@ -1,0 +1,59 @@
+"""Print the logs of ranks, and go on as they grow."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from lemix_hpc.config.errors import UserError
+from lemix_hpc.launch.rundir import RunDir
+from lemix_hpc.launch.states import FINAL, run_state
+
+LOOK_EVERY_S = 0.5
+
+
+def print_logs(run: RunDir, rank: int | None, *, follow: bool, write: Callable[[str], None]) -> None:
+    """Write the lines of the last attempt's logs, those of several ranks each behind `rank R: `.
+
+    Raises UserError if the rank has no log and none can come any more.
+    """
+    record = run.read_record()
+    if rank is not None and rank >= record.world_size:
+        raise UserError(f"--rank {rank}: the run has ranks 0 to {record.world_size - 1}")
+    read: dict[Path, int] = {}
+    while True:
+        # Asked before reading: what a run wrote until its end is then read in this turn.
+        ended = not follow or run_state(run, record) in FINAL
+        for path in _log_files(run, rank):
+            prefix = "" if rank is not None else f"{path.stem.replace('-', ' ')}: "
+            lines, read[path] = _new_lines(path, read.get(path, 0), last=ended)
+            for line in lines:
+                write(prefix + line)
+        if ended:
+            break
+        time.sleep(LOOK_EVERY_S)
+    if not read:
+        which = f"rank {rank}" if rank is not None else "this run"
+        raise UserError(f"{run.id}: there is no log of {which} yet in {run.logs}")
+
+
+def _log_files(run: RunDir, rank: int | None) -> list[Path]:
+    attempts = sorted(run.logs.glob("attempt-*"), key=_number)
+    files = attempts[-1].glob("rank-*.log" if rank is None else f"rank-{rank}.log") if attempts else []
+    launcher = [run.launcher_log] if rank is None and run.launcher_log.exists() else []
+    return launcher + sorted(files, key=_number)
+
+
+def _number(path: Path) -> int:
+    return int(path.stem.rpartition("-")[2])
+
+
+def _new_lines(path: Path, offset: int, *, last: bool) -> tuple[list[str], int]:
+    """Whole lines behind `offset`, and the offset behind them; with `last` an unfinished line too."""
+    with path.open("rb") as file:
+        file.seek(offset)
+        content = file.read()
+    if not last:
+        content = content[: content.rfind(b"\n") + 1]
+    return content.decode(errors="replace").splitlines(), offset + len(content)

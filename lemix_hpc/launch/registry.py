@@ -1,0 +1,73 @@
+"""The user's list of runs, so that `lemix ps` finds those that were started from other directories."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from lemix_hpc.config.errors import UserError
+from lemix_hpc.launch.rundir import RunDir, runs_root
+
+
+def registry_dir() -> Path:
+    """One small file per run, in which its directory is written."""
+    state = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
+    return Path(state).expanduser() / "lemix" / "runs"
+
+
+def register(run: RunDir) -> None:
+    """Add a run. Raises UserError if the user's state directory cannot be written."""
+    directory = registry_dir()
+    # Two runs given with --out may have the same directory name.
+    entry = directory / f"{run.id}-{hashlib.sha256(bytes(run.path)).hexdigest()[:8]}"
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        entry.write_text(f"{run.path}\n", encoding="utf-8")
+    except OSError as error:
+        raise UserError(
+            f"{directory}: the list of runs cannot be written: {error.strerror}; set XDG_STATE_HOME to a writable directory"
+        ) from error
+
+
+def known_runs() -> list[RunDir]:
+    """Every run that still exists, oldest first. Entries of deleted runs are skipped, and removed."""
+    runs = {run.path: run for run in [*_registered(), *_below(runs_root())]}
+    return sorted(runs.values(), key=lambda run: run.read_record().created)
+
+
+def find_run(name: str) -> RunDir:
+    """The run with this id, the one whose id starts so, or the one in this directory.
+
+    Raises UserError for none and for several.
+    """
+    as_path = RunDir(Path(name).expanduser().absolute())
+    if as_path.record.is_file():
+        return as_path
+    runs = known_runs()
+    exact = [run for run in runs if run.id == name]
+    matches = exact or [run for run in runs if run.id.startswith(name)]
+    if len(matches) == 1:
+        return matches[0]
+    if not matches:
+        raise UserError(
+            f"{name}: no run has this id and there is no run directory of this name; `lemix ps --all` lists all runs"
+        )
+    raise UserError(f"{name}: several runs match; give one of:\n" + "\n".join(f"  {run.path}" for run in matches))
+
+
+def _registered() -> Iterator[RunDir]:
+    if not registry_dir().is_dir():
+        return
+    for entry in sorted(registry_dir().iterdir()):
+        run = RunDir(Path(entry.read_text(encoding="utf-8").strip()))
+        if run.record.is_file():
+            yield run
+        elif not run.path.exists():
+            entry.unlink(missing_ok=True)
+
+
+def _below(root: Path) -> Iterator[RunDir]:
+    for record in root.absolute().glob("*/run.json"):
+        yield RunDir(record.parent)

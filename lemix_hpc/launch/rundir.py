@@ -1,0 +1,141 @@
+"""The directory of a run: what was asked for, how it was started, its logs, and later its records and report."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from lemix_hpc.config.errors import UserError
+from lemix_hpc.config.load import resolved_yaml
+from lemix_hpc.config.recipe import Recipe
+
+
+class RunRecord(msgspec.Struct, frozen=True):
+    """How a run was started (`run.json`).
+
+    `job` is the Slurm job id. `pid` and `pid_started` (clock ticks since boot, as in /proc/PID/stat) name the process of a
+    local run; a process with the pid but another start time is a stranger. `created` is in seconds since the epoch.
+    """
+
+    id: str
+    cluster: Literal["local", "slurm"]
+    created: float
+    command: list[str]
+    host: str
+    user: str
+    version: str
+    world_size: int
+    job: str | None = None
+    pid: int | None = None
+    pid_started: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RunDir:
+    """Where everything of one run lies."""
+
+    path: Path
+
+    @property
+    def id(self) -> str:
+        return self.path.name
+
+    @property
+    def recipe(self) -> Path:
+        return self.path / "recipe.yaml"
+
+    @property
+    def record(self) -> Path:
+        return self.path / "run.json"
+
+    @property
+    def job_script(self) -> Path:
+        return self.path / "job.sbatch"
+
+    @property
+    def submitit(self) -> Path:
+        return self.path / "submitit"
+
+    @property
+    def logs(self) -> Path:
+        return self.path / "logs"
+
+    @property
+    def launcher_log(self) -> Path:
+        """What mpiexec and ranks that failed early wrote, for local runs."""
+        return self.logs / "mpiexec.log"
+
+    @property
+    def failure(self) -> Path:
+        return self.path / "failure.txt"
+
+    @property
+    def cancelled(self) -> Path:
+        """There if the user cancelled the run."""
+        return self.path / "cancelled"
+
+    @property
+    def progress(self) -> Path:
+        return self.path / "progress.json"
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report.json"
+
+    def rank_log(self, attempt: int, rank: int) -> Path:
+        return self.logs / f"attempt-{attempt}" / f"rank-{rank}.log"
+
+    def read_record(self) -> RunRecord:
+        """Raises UserError if this is no run directory."""
+        try:
+            return msgspec.json.decode(self.record.read_bytes(), type=RunRecord)
+        except FileNotFoundError:
+            raise UserError(f"{self.path}: not a run directory, there is no run.json in it") from None
+        except msgspec.DecodeError as error:
+            raise UserError(f"{self.record}: not a record that this version can read: {error}") from None
+
+    def write_record(self, record: RunRecord) -> None:
+        write_whole(self.record, msgspec.json.format(msgspec.json.encode(record), indent=2))
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file so that a reader sees the old or the new content, never a part."""
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    part.write_bytes(content)
+    part.replace(path)
+
+
+def create_run_dir(recipe: Recipe, out: Path | None) -> RunDir:
+    """Make the directory of a new run and write its recipe there. `out` must be empty or absent.
+
+    Raises UserError if `out` has content or the directory cannot be made.
+    """
+    path = (runs_root() / _new_id(recipe.name) if out is None else out).absolute()
+    run = RunDir(path)
+    try:
+        if out is not None and path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise UserError(
+                f"--out {out}: is not an empty directory; give a new one, so that no earlier run is overwritten"
+            )
+        run.logs.mkdir(parents=True, exist_ok=out is not None)
+        run.recipe.write_text(resolved_yaml(recipe), encoding="utf-8")
+    except OSError as error:
+        raise UserError(
+            f"{path}: the run directory cannot be made: {error.strerror}; choose another with --out"
+        ) from error
+    return run
+
+
+def runs_root() -> Path:
+    """Where runs go by default: ./runs, or the directory that LEMIX_RUNS names."""
+    return Path(os.environ.get("LEMIX_RUNS") or "runs").expanduser()
+
+
+def _new_id(name: str) -> str:
+    return f"{name}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"

@@ -1,0 +1,124 @@
+"""Runs as Slurm jobs, through submitit."""
+
+from __future__ import annotations
+
+import math
+import shlex
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import submitit
+from submitit.core.utils import FailedJobError, FailedSubmissionError
+
+from lemix_hpc.config.errors import UserError
+from lemix_hpc.config.recipe import Recipe
+from lemix_hpc.config.walltime import parse_walltime
+from lemix_hpc.launch.entry import run_rank
+from lemix_hpc.launch.rundir import RunDir
+
+
+class MpiSlurmExecutor(submitit.SlurmExecutor):
+    """submitit's Slurm executor with ranks under `python -m mpi4py`, so that one failing rank ends all of them."""
+
+    def __init__(self, folder: Path, container: list[str]) -> None:
+        super().__init__(folder)
+        self._container = container
+
+    @property
+    def _submitit_command_str(self) -> str:
+        python = [sys.executable, "-u", "-m", "mpi4py", "-m", "submitit.core._submit"]
+        return shlex.join([*self._container, *python, str(self.folder)])
+
+
+@dataclass(frozen=True)
+class TestAnswer:
+    """What `sbatch --test-only` says of a job script."""
+
+    accepted: bool
+    message: str
+
+
+def submit(recipe: Recipe, run: RunDir) -> str:
+    """Submit a run. Returns the job id. Raises UserError with sbatch's reason if Slurm refuses the job."""
+    executor = _executor(recipe, run.submitit)
+    try:
+        job = executor.submit(run_rank, str(run.path))
+    except (FailedJobError, FailedSubmissionError) as error:
+        raise UserError(f"sbatch refused the job: {_sbatch_reason(error)}; `--dry-run` shows the script") from error
+    script = Path(job.paths.submission_file)
+    run.job_script.write_text(script.read_text(encoding="utf-8"), encoding="utf-8")
+    return str(job.job_id)
+
+
+def script(recipe: Recipe, folder: Path) -> str:
+    """The sbatch script that `submit` would send, with submitit's files in `folder`."""
+    executor = _executor(recipe, folder)
+    return str(executor._make_submission_file_text(executor._submitit_command_str, "dry-run"))
+
+
+def test_only(text: str) -> TestAnswer:
+    """Ask Slurm whether and when it would run a job script, without submitting it."""
+    with tempfile.NamedTemporaryFile("w", suffix=".sbatch") as file:
+        file.write(text)
+        file.flush()
+        done = subprocess.run(["sbatch", "--test-only", file.name], capture_output=True, text=True, check=False)
+    return TestAnswer(done.returncode == 0, (done.stderr or done.stdout).strip())
+
+
+def _executor(recipe: Recipe, folder: Path) -> MpiSlurmExecutor:
+    executor = MpiSlurmExecutor(folder, recipe.cluster.container)
+    executor.update_parameters(**_parameters(recipe))
+    return executor
+
+
+def _parameters(recipe: Recipe) -> dict[str, Any]:
+    """submitit's parameters; those that are None are left out of the script."""
+    cluster, nodes = recipe.cluster, recipe.nodes
+    # An interrupted run cannot be resumed yet, and one that Slurm started again would mix its records with the first.
+    extra: dict[str, Any] = {"no-requeue": True}
+    if cluster.reservation is not None:
+        extra["reservation"] = cluster.reservation
+    return {
+        "job_name": f"lemix-{recipe.name}",
+        "nodes": nodes.count // cluster.nodes_per_host,
+        "ntasks_per_node": cluster.nodes_per_host * (nodes.stages + 1),
+        "cpus_per_task": cluster.cpus_per_task,
+        "time": math.ceil(parse_walltime(cluster.time) / 60),
+        "partition": cluster.partition,
+        "account": cluster.account,
+        "qos": cluster.qos,
+        "gres": cluster.gres,
+        "gpus_per_node": cluster.gpus_per_node,
+        "mem": cluster.mem,
+        "constraint": cluster.constraint,
+        "nodelist": cluster.nodelist,
+        "exclude": cluster.exclude,
+        "wckey": None,
+        "setup": [*_exports(recipe), *cluster.setup],
+        # Block distribution keeps the ranks of a node together on its host.
+        "srun_args": [f"--mpi={cluster.mpi}", "--kill-on-bad-exit=1", "--distribution=block", *cluster.srun_args],
+        "additional_parameters": extra,
+    }
+
+
+def _exports(recipe: Recipe) -> list[str]:
+    from lemix_hpc.launch.local import root_environment
+
+    exports = {
+        # Since 22.05 srun does not inherit --cpus-per-task from the job.
+        "SRUN_CPUS_PER_TASK": str(recipe.cluster.cpus_per_task),
+        "PYTHONUNBUFFERED": "1",
+        "HF_HUB_OFFLINE": "1",
+        **root_environment(),
+    }
+    return [f"export {name}={shlex.quote(value)}" for name, value in exports.items()]
+
+
+def _sbatch_reason(error: Exception) -> str:
+    """submitit appends what sbatch wrote to stderr to its own message."""
+    lines = [line.strip() for line in str(error).splitlines() if "error" in line.lower()]
+    return "; ".join(line.removeprefix("sbatch: error: ") for line in lines) or str(error)

@@ -1,0 +1,101 @@
+"""Start a run: on this machine or as a Slurm job."""
+
+from __future__ import annotations
+
+import getpass
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from lemix_hpc import __version__
+from lemix_hpc.config.errors import UserError
+from lemix_hpc.config.recipe import Recipe
+from lemix_hpc.launch import local
+from lemix_hpc.launch.registry import register
+from lemix_hpc.launch.rundir import RunDir, RunRecord, create_run_dir
+from lemix_hpc.runtime.layout import Layout
+
+ClusterKind = Literal["local", "slurm"]
+
+
+@dataclass(frozen=True)
+class StartedRun:
+    run: RunDir
+    record: RunRecord
+    process: subprocess.Popen[bytes] | None = None
+
+
+def choose_cluster(asked: str) -> ClusterKind:
+    """`auto` is Slurm where sbatch is installed and the controller answers. Raises UserError for an absent Slurm."""
+    if asked == "local":
+        return "local"
+    if asked == "slurm":
+        if shutil.which("sbatch") is None or shutil.which("srun") is None:
+            raise UserError(
+                "--cluster slurm: sbatch and srun are not on PATH; load your site's Slurm, or use --cluster local"
+            )
+        return "slurm"
+    return "slurm" if slurm_answers() else "local"
+
+
+def slurm_answers() -> bool:
+    """Whether Slurm is installed here and its controller can be reached."""
+    if shutil.which("sbatch") is None or shutil.which("srun") is None:
+        return False
+    try:
+        return subprocess.run(["sinfo", "--noheader"], capture_output=True, timeout=20, check=False).returncode == 0
+    except (FileNotFoundError, subprocess.TimeoutExpired):
+        return False
+
+
+def world_size(recipe: Recipe) -> int:
+    """MPI ranks of a run: a leader and the stages of every node."""
+    return Layout(recipe.nodes.count, recipe.nodes.stages).size
+
+
+def start(recipe: Recipe, cluster: ClusterKind, out: Path | None) -> StartedRun:
+    """Make the run directory, and start or submit the run. It goes on when this process ends."""
+    if cluster == "local":
+        # A missing MPI is told before there is a run directory.
+        local.mpiexec_command(world_size(recipe), [])
+    run = create_run_dir(recipe, out)
+    if cluster == "local":
+        process, started = local.start(run, world_size(recipe))
+        record = _record(run, recipe, cluster, pid=process.pid, pid_started=started)
+    else:
+        from lemix_hpc.launch import slurm
+
+        process = None
+        record = _record(run, recipe, cluster, job=slurm.submit(recipe, run))
+    run.write_record(record)
+    register(run)
+    return StartedRun(run, record, process)
+
+
+def _record(
+    run: RunDir,
+    recipe: Recipe,
+    cluster: ClusterKind,
+    *,
+    job: str | None = None,
+    pid: int | None = None,
+    pid_started: int | None = None,
+) -> RunRecord:
+    return RunRecord(
+        id=run.id,
+        cluster=cluster,
+        created=time.time(),
+        command=sys.argv,
+        host=socket.gethostname(),
+        user=getpass.getuser(),
+        version=__version__,
+        world_size=world_size(recipe),
+        job=job,
+        pid=pid,
+        pid_started=pid_started,
+    )
