@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -52,7 +53,7 @@ class EmulatedStage(StageEngine):
         shape = Shape.of([micro_batch.length] * micro_batch.rows)
         self._shapes[micro_batch.id] = shape
         yield from self._occupy(self._forward.seconds(shape), self._layers)
-        return 0.0 if self._last else NOTHING
+        return math.nan if self._last else NOTHING
 
     def backward(self, micro_batch: int, grad: Payload | None) -> Work[Payload | None]:  # noqa: ARG002
         yield from self._occupy(self._backward.seconds(self._shapes.pop(micro_batch)), self._layers)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from pathlib import Path
 from typing import BinaryIO
@@ -67,7 +68,9 @@ class LiveFigures:
         self._responses.append(seconds)
 
     def learned(self, loss: float) -> None:
-        self._losses.append(loss)
+        """A micro-batch's loss; emulated ones have none."""
+        if not math.isnan(loss):
+            self._losses.append(loss)
 
     @property
     def loss(self) -> float | None:

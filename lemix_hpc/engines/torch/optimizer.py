@@ -30,7 +30,7 @@ class StageOptimizer:
         self._clip = training.gradient_clipping
         self._master = self._parameters[0].dtype != torch.float32
         deepspeed = _import_deepspeed(self._parameters[0].device)
-        _own_world()
+        _own_world(self._parameters[0].device)
         adamw = torch.optim.AdamW(
             self._parameters, lr=training.learning_rate, weight_decay=training.weight_decay, fused=True
         )
@@ -117,9 +117,13 @@ def _import_deepspeed(device: torch.device) -> Any:
     return deepspeed
 
 
-def _own_world() -> None:
-    """A process group of this process alone, without a rendezvous: stages talk over MPI only."""
-    os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1")
+def _own_world(device: torch.device) -> None:
+    """A process group of this process alone, without a rendezvous: stages talk over MPI only.
+
+    DeepSpeed takes LOCAL_RANK for the device and refuses one that differs from Open MPI's, which counts leaders too.
+    """
+    os.environ.pop("OMPI_COMM_WORLD_LOCAL_RANK", None)
+    os.environ.update(RANK="0", LOCAL_RANK=str(device.index or 0), WORLD_SIZE="1")
     if not torch.distributed.is_initialized():
         store = torch.distributed.HashStore()  # type: ignore[attr-defined]
         torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
