@@ -1,0 +1,40 @@
+# make demo: install and run the quickstart. make test: install what is missing and run all tests.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+DEVCLUSTER := slurm/devcluster/devcluster
+
+.PHONY: demo test lint slurm-install slurm-up slurm-down clean
+
+demo: $(STAMP)
+	$(BIN)/lemix run recipes/quickstart.yaml --cluster local
+
+test: $(STAMP) slurm-install lint
+	$(BIN)/python -m pytest
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+# Torch first and by version: other packages would take a build for another device.
+$(STAMP): pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "torch==2.13.0"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[local-mpi,dev]"
+	touch $@
+
+# Without the right to install packages the Slurm tests are skipped, unless LEMIX_REQUIRE_SLURM=1.
+slurm-install:
+	$(DEVCLUSTER) install || test "$$LEMIX_REQUIRE_SLURM" != 1
+
+slurm-up: slurm-install
+	$(DEVCLUSTER) up
+
+slurm-down:
+	$(DEVCLUSTER) down
+
+clean:
+	rm -rf $(VENV) build *.egg-info
