@@ -106,7 +106,7 @@ class StageEngine(Protocol):
         ...
 
     def forward(self, micro_batch: MicroBatch, hidden: Payload | None) -> Work[Payload | float]:
-        """Training forward: activations for the next stage, or on the last the mean loss over the labels (NaN if not computed)."""
+        """Training forward: activations for the next stage, or on the last the mean loss over the labels (NaN where none)."""
         ...
 
     def backward(self, micro_batch: int, grad: Payload | None) -> Work[Payload | None]:
