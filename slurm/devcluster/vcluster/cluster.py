@@ -196,8 +196,8 @@ class Cluster:
     def _wait_for_node(self, node: str, registered_since: int) -> None:
         def in_service() -> bool:
             state = self.node_states().get(node, "")
-            if state.startswith(("down", "drain")) and not state.endswith("*"):
-                # A node drained for a task that could not be killed stays so over a reboot.
+            if state.startswith(("down", "drain")):
+                # Slurm does not ping a node it holds for down, nor forgets over a reboot that it drained one.
                 output("scontrol", "update", f"nodename={node}", "state=resume", env=self.environment)
             return state in IN_SERVICE and self._registered_at(node) >= registered_since
 
