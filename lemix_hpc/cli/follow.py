@@ -105,7 +105,5 @@ def _explain_failure(started: StartedRun, state: str) -> None:
     if run.failure.exists():
         typer.echo(run.failure.read_text(encoding="utf-8").rstrip(), err=True)
     else:
-        typer.echo(
-            f"No rank said why; see the logs in {run.logs} and {run.submitit if started.record.job else run.launcher_log}",
-            err=True,
-        )
+        launcher = run.submitit if started.record.job is not None else run.launcher_log
+        typer.echo(f"No rank said why; see the logs in {run.logs} and {launcher}", err=True)

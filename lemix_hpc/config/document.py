@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 
@@ -33,13 +33,13 @@ def _construct_float(_loader: yaml.SafeLoader, node: yaml.ScalarNode) -> float:
 
 
 class Loader(yaml.SafeLoader):
-    yaml_implicit_resolvers: dict[str, Any] = {}
+    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
 
 
 class Dumper(yaml.SafeDumper):
     """Quotes text that `Loader`, or a reader with YAML 1.1 rules, would take for something else."""
 
-    def ignore_aliases(self, data: Any) -> bool:
+    def ignore_aliases(self, _data: Any) -> bool:
         return True
 
 

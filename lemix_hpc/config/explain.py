@@ -26,29 +26,30 @@ _EXPECTED = {
 
 def explain(error: ErrorDetails, data: Any, model: type[BaseModel]) -> Problem:
     """One mistake that pydantic reported for `data`, as key path and sentence."""
-    kind = error["type"]
-    context = error.get("ctx", {})
+    kind, given, context = error["type"], error["input"], error.get("ctx", {})
     path = _path_in(data, error["loc"], keep_last=kind == "missing")
-    found = show(error["input"])
-    if kind == "extra_forbidden":
-        return Problem(path, _unknown_key(path, data, model))
-    if kind == "missing":
-        return Problem(path, "missing; this section needs it")
-    if kind == "union_tag_not_found":
+    if kind.startswith("union_tag"):
         path = (*path, str(context["discriminator"]).strip("'"))
-        choices = _discriminator_values(section_at(path[:-1], data, model, every=True), str(path[-1]))
-        return Problem(path, f"missing; give one of {', '.join(map(repr, choices))}")
-    if kind == "union_tag_invalid":
-        path = (*path, str(context["discriminator"]).strip("'"))
-        return Problem(path, _choice(context["expected_tags"], str(context["tag"])))
-    if kind == "literal_error":
-        return Problem(path, _choice(context["expected"], error["input"]))
-    if kind == "value_error":
-        return Problem(path, str(context["error"]))
-    if kind in ("model_type", "model_attributes_type"):
-        keys = ", ".join(field_names(section_at(path, data, model)))
-        return Problem(path, f"expected a section with keys ({keys}), found {found}")
-    return Problem(path, f"{_expectation(error)}, found {found}")
+    match kind:
+        case "extra_forbidden":
+            text = _unknown_key(path, data, model)
+        case "missing":
+            text = "missing; this section needs it"
+        case "union_tag_not_found":
+            choices = _discriminator_values(section_at(path[:-1], data, model), str(path[-1]))
+            text = f"missing; give one of {', '.join(map(repr, choices))}"
+        case "union_tag_invalid":
+            text = _choice(context["expected_tags"], context["tag"])
+        case "literal_error":
+            text = _choice(context["expected"], given)
+        case "value_error":
+            text = str(context["error"])
+        case "model_type" | "model_attributes_type":
+            keys = ", ".join(field_names(section_at(path, data, model)))
+            text = f"expected a section with keys ({keys}), found {show(given)}"
+        case _:
+            text = f"{_expectation(error)}, found {show(given)}"
+    return Problem(path, text)
 
 
 def _expectation(error: ErrorDetails) -> str:
@@ -68,7 +69,7 @@ def _unknown_key(path: KeyPath, data: Any, model: type[BaseModel]) -> str:
     valid = field_names(section)
     near = difflib.get_close_matches(key, valid, n=1)
     suggestions = near or _elsewhere(key, model)
-    hint = f"; did you mean {suggestions[0]!r}?" if suggestions else ";"
+    hint = f"; did you mean {suggestions[0]!r}?" if suggestions else ""
     return f"unknown key{hint} (valid: {', '.join(valid)})"
 
 
@@ -86,8 +87,9 @@ def _choice(expected: str, found: Any) -> str:
     """`expected` is pydantic's list: quoted values with commas and `or` between them."""
     choices = expected.replace(" or ", ", ").split(", ")
     near = difflib.get_close_matches(str(found), [choice.strip("'") for choice in choices], n=1)
+    one_of = "one of " if len(choices) > 2 else ""
     hint = f"; did you mean {near[0]!r}?" if near else ""
-    return f"expected {'one of ' if len(choices) > 2 else ''}{', '.join(choices[:-1])} or {choices[-1]}, found {show(found)}{hint}"
+    return f"expected {one_of}{', '.join(choices[:-1])} or {choices[-1]}, found {show(found)}{hint}"
 
 
 def show(value: Any) -> str:
@@ -122,8 +124,8 @@ def field_names(models: list[type[BaseModel]]) -> list[str]:
     return list(dict.fromkeys(name for model in models for name in model.model_fields))
 
 
-def section_at(path: KeyPath, data: Any, model: type[BaseModel], *, every: bool = False) -> list[type[BaseModel]]:
-    """The models that the section at `path` may be; of a union the one its `kind` chooses, unless `every` is asked for."""
+def section_at(path: KeyPath, data: Any, model: type[BaseModel]) -> list[type[BaseModel]]:
+    """The models that the section at `path` may be; of a union the one its `kind` chooses, if it does."""
     models = [model]
     for step in path:
         fields = [candidate.model_fields.get(str(step)) for candidate in models]
@@ -131,7 +133,7 @@ def section_at(path: KeyPath, data: Any, model: type[BaseModel], *, every: bool 
         data = data.get(step) if isinstance(data, dict) else None
         kind = data.get("kind") if isinstance(data, dict) else None
         chosen = [m for m in models if kind in _discriminator_values([m], "kind")]
-        models = models if every else chosen or models
+        models = chosen or models
     return models
 
 
