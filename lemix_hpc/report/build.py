@@ -1,0 +1,93 @@
+"""From the records of a run to its `report.json`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from lemix_hpc.report import metrics
+from lemix_hpc.report.read import RunRecords, read_run
+from lemix_hpc.runtime.recorder import replace
+
+Section = dict[str, Any]
+
+
+def build_report(run_dir: Path) -> Section:
+    """Read the run, write its `report.json` as a whole and return what was written; UserError for broken records."""
+    report = summarise(read_run(run_dir))
+    replace(run_dir / "report.json", msgspec.json.format(msgspec.json.encode(report)) + b"\n")
+    return report
+
+
+def summarise(run: RunRecords) -> Section:
+    """The report as plain data; every key is always there and None stands for undefined. See docs/metrics.md."""
+    facts = run.facts
+    time = metrics.stage_time(run.spans)
+    outcomes = [task.outcome for task in run.served] + [task.outcome for task in run.trained]
+    finished = outcomes.count("finished")
+    return {
+        "policy": facts.policy,
+        "engine": facts.engine,
+        "nodes": facts.nodes,
+        "stages": facts.stages,
+        "duration_s": facts.duration_s,
+        "serving": _serving(run),
+        "training": _training(run, time),
+        "throughput": {
+            "per_makespan": metrics.per_makespan(finished, time),
+            "per_active_node": metrics.per_active_node(finished, time),
+        },
+        "bubble_rate": metrics.bubble_rate(time, facts.stages),
+        "forecast_error_t0": metrics.distribution(metrics.forecast_errors(run.served, facts.t0_s), [95]),
+        "t0_ms": 1e3 * facts.t0_s,
+        "weight_versions": {
+            "last": max((span.version for span in run.spans), default=None),
+            "mixed_batches": metrics.serving_batches(run.spans).mixed,
+        },
+        "malformed_lines": facts.malformed_lines,
+        "outside_range": facts.outside_range,
+    }
+
+
+def _serving(run: RunRecords) -> Section:
+    served = run.served
+    outcomes = [task.outcome for task in served]
+    return {
+        "received": len(served),
+        "finished": outcomes.count("finished"),
+        "rejected": outcomes.count("rejected"),
+        "lost": outcomes.count("lost"),
+        "slo": {_factor(k): metrics.attainment(served, k * run.facts.t0_s) for k in run.facts.slo_factors},
+        "response_ms": _milliseconds(map(metrics.response, served)),
+        "ttft_ms": _milliseconds(map(metrics.time_to_first_token, served)),
+        "tpot_ms": _milliseconds(map(metrics.time_per_output_token, served)),
+        "nll": metrics.mean_nll(served),
+        "mean_batch": metrics.serving_batches(run.spans).mean_size,
+    }
+
+
+def _training(run: RunRecords, time: metrics.StageTime) -> Section:
+    trained = run.trained
+    holds = metrics.holds(trained)
+    loss_first, loss_last = metrics.first_and_last_loss(trained)
+    return {
+        "released": len(holds),
+        "finished": sum(task.outcome == "finished" for task in trained),
+        "steps": run.facts.steps,
+        "tokens_per_s": metrics.tokens_per_second(trained, run.spans),
+        "loss_first": loss_first,
+        "loss_last": loss_last,
+        "hold_s": {"mean": sum(holds) / len(holds) if holds else None, "max": max(holds, default=None)},
+        "stage_share": metrics.training_share(time, run.facts.nodes, run.facts.stages),
+    }
+
+
+def _factor(factor: float) -> str:
+    return str(int(factor)) if float(factor).is_integer() else str(factor)
+
+
+def _milliseconds(seconds: Iterable[float | None]) -> dict[str, float | None]:
+    return metrics.distribution(seconds, [50, 95, 99], scale=1e3)

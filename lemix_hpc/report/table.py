@@ -1,0 +1,137 @@
+"""A report as a table for the terminal."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+ABSENT = "-"
+COLUMNS = ("mean", "p50", "p95", "p99")
+
+
+def render(report: dict[str, Any]) -> RenderableType:
+    """The report (see `lemix_hpc.report.build`) as something that rich prints; parts without work are left out."""
+    parts: list[RenderableType] = [_head(report)]
+    if report["serving"]["received"]:
+        parts.append(_latencies(report["serving"]))
+    parts.append(_figures(report))
+    return Group(*parts)
+
+
+def _head(report: dict[str, Any]) -> Text:
+    size = f"{_count(report['nodes'], 'node')} x {_count(report['stages'], 'stage')}"
+    rest = f"  {report['engine']} engine · {size} · {_number(report['duration_s'])} s"
+    return Text.assemble((report["policy"], "bold cyan"), (rest, "dim"))
+
+
+def _latencies(serving: dict[str, Any]) -> Table:
+    table = Table("latency, ms", box=box.SIMPLE_HEAD, header_style="dim", pad_edge=False)
+    for column in COLUMNS:
+        table.add_column(column, justify="right", min_width=8)
+    for name, key in (("response", "response_ms"), ("first token", "ttft_ms"), ("per output token", "tpot_ms")):
+        if serving[key]["mean"] is not None:
+            table.add_row(name, *(_number(serving[key][column]) for column in COLUMNS))
+    return table
+
+
+def _figures(report: dict[str, Any]) -> Table:
+    table = Table(box=box.SIMPLE, show_header=False, pad_edge=False)
+    table.add_column(style="bold")
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column()
+    for title, rows in (
+        ("serving", _serving(report)),
+        ("training", _training(report["training"])),
+        ("devices", _devices(report)),
+    ):
+        for index, (name, value) in enumerate(rows):
+            table.add_row("" if index else title, name, value, end_section=index == len(rows) - 1)
+    return table
+
+
+def _serving(report: dict[str, Any]) -> list[tuple[str, RenderableType]]:
+    serving = report["serving"]
+    if not serving["received"]:
+        return []
+    misses = Text(f"{serving['rejected']} rejected · {serving['lost']} lost")
+    if serving["rejected"] or serving["lost"]:
+        misses.stylize("red")
+    limits = (Text(f"{_percent(share)} within {factor} T0", _grade(share)) for factor, share in serving["slo"].items())
+    rows: list[tuple[str, RenderableType]] = [
+        ("requests", Text.assemble(f"{serving['finished']} finished of {serving['received']} · ", misses)),
+        ("SLO attainment", Text(" · ").join(limits)),
+        ("T0", f"{_number(report['t0_ms'])} ms"),
+    ]
+    if serving["nll"] is not None:
+        rows.append(("prompt NLL", f"{serving['nll']:.4f} nats/token"))
+    error = report["forecast_error_t0"]
+    if error["mean"] is not None:
+        rows.append(("forecast error", f"{_number(error['mean'])} T0 mean · {_number(error['p95'])} T0 p95"))
+    return rows
+
+
+def _training(training: dict[str, Any]) -> list[tuple[str, RenderableType]]:
+    if not training["released"]:
+        return []
+    hold = training["hold_s"]
+    rows: list[tuple[str, RenderableType]] = [
+        ("micro-batches", f"{training['finished']} finished of {training['released']} · {training['steps']} steps"),
+        ("rate", f"{_number(training['tokens_per_s'])} tokens/s"),
+        ("held back", f"{_number(hold['mean'])} s mean · {_number(hold['max'])} s max"),
+        ("stage time", _percent(training["stage_share"])),
+    ]
+    if training["loss_first"] is not None or training["loss_last"] is not None:
+        first, last = (
+            ABSENT if loss is None else f"{loss:.4f}" for loss in (training["loss_first"], training["loss_last"])
+        )
+        rows.insert(1, ("loss", f"{first} → {last} nats/token"))
+    return rows
+
+
+def _devices(report: dict[str, Any]) -> list[tuple[str, RenderableType]]:
+    throughput = report["throughput"]
+    rows: list[tuple[str, RenderableType]] = [
+        ("throughput", f"{_number(throughput['per_makespan'])} tasks/s"),
+        ("per active node", f"{_number(throughput['per_active_node'])} tasks/node-s"),
+        ("idle (bubbles)", _percent(report["bubble_rate"])),
+    ]
+    versions = report["weight_versions"]
+    if versions["last"]:
+        rows.append(("weight version", str(versions["last"])))
+    if versions["mixed_batches"]:
+        mixed = f"{_count(versions['mixed_batches'], 'serving batch', 'serving batches')} saw different weights"
+        rows.append(("warning", Text(mixed, "bold red")))
+    if report["malformed_lines"]:
+        rows.append(("warning", Text(f"{_count(report['malformed_lines'], 'input line')} left out", "yellow")))
+    if report["outside_range"]:
+        outside = f"{_count(report['outside_range'], 'request')} beyond the range of the coefficients"
+        rows.append(("warning", Text(outside, "yellow")))
+    return rows
+
+
+def _count(number: int, one: str, many: str | None = None) -> str:
+    return f"{number} {one if number == 1 else many or one + 's'}"
+
+
+def _number(value: float | None) -> str:
+    """Three significant digits, and never fewer than the digits before the point."""
+    if value is None:
+        return ABSENT
+    magnitude = abs(value)
+    if magnitude >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.1f}" if magnitude >= 10 else f"{value:.2f}" if magnitude >= 1 else f"{value:.3g}"
+
+
+def _percent(share: float | None) -> str:
+    return ABSENT if share is None else f"{100 * share:.1f} %"
+
+
+def _grade(share: float | None) -> str:
+    if share is None:
+        return ""
+    return "green" if share >= 0.9 else "yellow" if share >= 0.5 else "red"
