@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from lemix_hpc.runtime.records import Progress
 LIVE_EVERY_S = 0.25
 LINE_EVERY_S = 5.0
 ASK_SLURM_EVERY_S = 5.0
+ASK_SLURM_ENDING_S = 1.0
 EXIT_INTERRUPTED = 130
 
 
@@ -34,6 +36,9 @@ def follow(started: StartedRun, *, as_json: bool) -> int:
     """Show a run until it ends. Returns the exit code: 0, 1 if it failed, 130 if the user interrupted it."""
     console = Console(stderr=True)
     console.print(f"{started.record.id}: {started.run.path}", soft_wrap=True, highlight=False)
+    # A closed terminal or a TERM must not leave the ranks of a local run behind.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
     try:
         state = _watch(started, console)
     except KeyboardInterrupt:
@@ -59,14 +64,16 @@ def _watch(started: StartedRun, console: Console) -> str:
 
 def _pictures(started: StartedRun) -> Iterator[Picture]:
     """Pictures of the run, four a second, up to and with the one of its final state."""
-    asked, state = -ASK_SLURM_EVERY_S, "PENDING"
+    asked, state, ending = -ASK_SLURM_EVERY_S, "PENDING", False
     while True:
         if started.process is not None:
             started.process.poll()
             state = run_state(started.run, started.record)
-        elif time.monotonic() - asked >= ASK_SLURM_EVERY_S:
+        elif time.monotonic() - asked >= (ASK_SLURM_ENDING_S if ending else ASK_SLURM_EVERY_S):
             asked, state = time.monotonic(), run_state(started.run, started.record)
-        yield Picture(state, read_progress(started.run))
+        progress = read_progress(started.run)
+        ending = progress is not None and progress.state in ("finished", "failed")
+        yield Picture(state, progress)
         if state in FINAL:
             return
         time.sleep(LIVE_EVERY_S)
@@ -78,9 +85,9 @@ def _interrupted(started: StartedRun) -> int:
         typer.echo(f"\nJob {started.record.job} goes on; `lemix cancel {started.record.id}` ends it.", err=True)
         return EXIT_INTERRUPTED
     typer.echo("\nInterrupted; ending the run.", err=True)
-    from lemix_hpc.launch.cancel import cancel_local
+    from lemix_hpc.launch.cancel import end_local
 
-    cancel_local(started.run, started.record)
+    end_local(started.run, started.record)
     started.process.wait()
     return EXIT_INTERRUPTED
 
@@ -88,6 +95,9 @@ def _interrupted(started: StartedRun) -> int:
 def _report(started: StartedRun, state: str, *, as_json: bool) -> int:
     if state != "COMPLETED":
         _explain_failure(started, state)
+        return 1
+    if not started.run.report.exists():
+        typer.echo(f"The run is done but {started.run.report} cannot be seen from here.", err=True)
         return 1
     report = json.loads(started.run.report.read_text(encoding="utf-8"))
     if as_json:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import yaml
 
@@ -33,7 +33,7 @@ def _construct_float(_loader: yaml.SafeLoader, node: yaml.ScalarNode) -> float:
 
 
 class Loader(yaml.SafeLoader):
-    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
+    """A safe loader that knows the scalars above and no others."""
 
 
 class Dumper(yaml.SafeDumper):
@@ -43,6 +43,7 @@ class Dumper(yaml.SafeDumper):
         return True
 
 
+Loader.yaml_implicit_resolvers = {}
 for _tag, (_pattern, _first) in _SCALARS.items():
     Loader.add_implicit_resolver(_tag, re.compile(rf"^(?:{_pattern})$"), list(_first))
     Dumper.add_implicit_resolver(_tag, re.compile(rf"^(?:{_pattern})$"), list(_first))

@@ -14,7 +14,8 @@ from lemix_hpc.launch.rundir import RunDir, RunRecord
 def cancel(run: RunDir, record: RunRecord) -> None:
     """Ask Slurm, or mpiexec, to end the run. Raises UserError if it cannot be reached from here."""
     if record.job is None:
-        cancel_local(run, record)
+        if not end_local(run, record):
+            raise UserError(f"{record.id} has already ended")
         return
     done = subprocess.run(["scancel", record.job], capture_output=True, text=True, check=False)
     if done.returncode:
@@ -22,13 +23,14 @@ def cancel(run: RunDir, record: RunRecord) -> None:
     run.cancelled.touch()
 
 
-def cancel_local(run: RunDir, record: RunRecord) -> None:
-    """mpiexec ends its ranks when it gets TERM."""
+def end_local(run: RunDir, record: RunRecord) -> bool:
+    """End a local run: mpiexec ends its ranks when it gets TERM. Returns whether it was still running."""
     if record.host != socket.gethostname():
         raise UserError(f"{record.id} runs on {record.host}; cancel it there")
     if record.pid is None or record.pid_started is None:
         raise UserError(f"{run.record}: names neither a job nor a process")
     run.cancelled.touch()
-    if not signal_group(record.pid, record.pid_started, signal.SIGTERM):
+    running = signal_group(record.pid, record.pid_started, signal.SIGTERM)
+    if not running:
         run.cancelled.unlink()
-        raise UserError(f"{record.id} has already ended")
+    return running

@@ -21,7 +21,7 @@ from lemix_hpc.launch.entry import run_rank
 from lemix_hpc.launch.rundir import RunDir
 
 
-class MpiSlurmExecutor(submitit.SlurmExecutor):
+class MpiSlurmExecutor(submitit.SlurmExecutor):  # type: ignore[misc]
     """submitit's Slurm executor with ranks under `python -m mpi4py`, so that one failing rank ends all of them."""
 
     def __init__(self, folder: Path, container: list[str]) -> None:

@@ -64,17 +64,26 @@ def start(recipe: Recipe, cluster: ClusterKind, out: Path | None) -> StartedRun:
         # A missing MPI is told before there is a run directory.
         local.mpiexec_command(world_size(recipe), [])
     run = create_run_dir(recipe, out)
-    if cluster == "local":
-        process, started = local.start(run, world_size(recipe))
-        record = _record(run, recipe, cluster, pid=process.pid, pid_started=started)
-    else:
-        from lemix_hpc.launch import slurm
-
-        process = None
-        record = _record(run, recipe, cluster, job=slurm.submit(recipe, run))
-    run.write_record(record)
+    try:
+        started = _start_local(recipe, run) if cluster == "local" else _submit(recipe, run)
+    except UserError:
+        # Nothing was started, so there is no run.
+        shutil.rmtree(run.path)
+        raise
+    run.write_record(started.record)
     register(run)
-    return StartedRun(run, record, process)
+    return started
+
+
+def _start_local(recipe: Recipe, run: RunDir) -> StartedRun:
+    process, started = local.start(run, world_size(recipe))
+    return StartedRun(run, _record(run, recipe, "local", pid=process.pid, pid_started=started), process)
+
+
+def _submit(recipe: Recipe, run: RunDir) -> StartedRun:
+    from lemix_hpc.launch import slurm
+
+    return StartedRun(run, _record(run, recipe, "slurm", job=slurm.submit(recipe, run)))
 
 
 def _record(
