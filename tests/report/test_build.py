@@ -1,0 +1,87 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from lemix_hpc.report.build import build_report
+from lemix_hpc.runtime.records import RunFacts, ServedTask, Span
+
+RunBuilder = Callable[..., Path]
+
+
+def test_report_of_the_example(example_run: Path) -> None:
+    """Responses are 2 - 1 = 1, 2 - 0.5 = 1.5 and 9 - 6 = 3 s; the node works from 1 to 9 on two stages."""
+    report = build_report(example_run)
+    assert report["serving"] == {
+        "received": 4,
+        "finished": 3,
+        "rejected": 1,
+        "lost": 0,
+        "slo": {"1": 0 / 4, "5": 2 / 4, "10": 3 / 4},
+        "response_ms": pytest.approx(
+            {"mean": 5500 / 3, "p50": 1500, "p95": 1500 + 0.9 * 1500, "p99": 1500 + 0.98 * 1500}
+        ),
+        "ttft_ms": pytest.approx({"mean": 5000 / 3, "p50": 1500, "p95": 1500 + 0.9 * 1000, "p99": 1500 + 0.98 * 1000}),
+        "tpot_ms": dict.fromkeys(["mean", "p50", "p95", "p99"], 1e3 * (3.0 - 2.5) / (3 - 1)),
+        "nll": (30 + 28) / (9 + 20),
+        "mean_batch": (2 + 1) / 2,
+    }
+    # Training work: stage 0 takes 1 + 2 + 0.5, stage 1 the same, of 2 stages x 8 s, between 2 and 8.5.
+    assert report["training"] == {
+        "released": 1,
+        "finished": 1,
+        "steps": 1,
+        "tokens_per_s": 260 / (8.5 - 2.0),
+        "loss_first": 3.5,
+        "loss_last": 3.5,
+        "hold_s": {"mean": 0.5, "max": 0.5},
+        "stage_share": (3.5 + 3.5) / (1 * 2 * 8),
+    }
+    assert report["throughput"] == {"per_makespan": 4 / 8, "per_active_node": 4 / 8}
+    # Serving adds 0.5 + 0.25 on each stage.
+    assert report["bubble_rate"] == (2 * 8 - 2 * (3.5 + 0.75)) / (2 * 8)
+    # |1.25 - 1| / 0.5 = 0.5 and |1 - 1.5| / 0.5 = 1; request c has no prediction.
+    assert report["forecast_error_t0"] == pytest.approx({"mean": 0.75, "p95": 0.5 + 0.95 * 0.5})
+    assert report["t0_ms"] == 500
+    assert report["weight_versions"] == {"last": 1, "mixed_batches": 0}
+
+
+def test_the_file_holds_what_is_returned(example_run: Path) -> None:
+    report = build_report(example_run)
+    assert json.loads((example_run / "report.json").read_text()) == report
+    assert not list(example_run.glob("*.partial"))
+
+
+def test_keys_come_in_a_fixed_order(example_run: Path) -> None:
+    assert list(build_report(example_run)) == [
+        *("policy", "engine", "nodes", "stages", "duration_s", "serving", "training", "throughput", "bubble_rate"),
+        *("forecast_error_t0", "t0_ms", "weight_versions", "malformed_lines", "outside_range"),
+    ]
+
+
+def test_a_run_in_which_nothing_happened_has_every_key(empty_run: Path) -> None:
+    report = build_report(empty_run)
+    assert report["serving"].keys() >= {"received", "slo", "response_ms", "ttft_ms", "tpot_ms", "nll"}
+    assert report["training"]["stage_share"] is None
+    assert report["bubble_rate"] is None
+    assert report["serving"]["slo"] == {"1": None, "5": None, "10": None}
+
+
+def test_one_rejected_request_alone(write_run: RunBuilder) -> None:
+    facts = RunFacts("separate", "torch", 2, 1, [1.0, 2.5], 0.1, 3.0, 0)
+    report = build_report(write_run(facts, [], [ServedTask("a", "rejected", 0.0, 9)]))
+    assert report["serving"]["slo"] == {"1": 0.0, "2.5": 0.0}
+    assert report["serving"]["response_ms"] == dict.fromkeys(["mean", "p50", "p95", "p99"])
+    assert report["training"]["hold_s"] == {"mean": None, "max": None}
+    assert report["throughput"] == {"per_makespan": None, "per_active_node": None}
+
+
+def test_one_request_alone(write_run: RunBuilder) -> None:
+    facts = RunFacts("separate", "torch", 2, 1, [1], 0.5, 3.0, 0)
+    served = ServedTask("a", "finished", 1.0, 9, 0, 1.0, 1.5, 1.5, 9.0, 8, [], (0, 0), 0.5)
+    report = build_report(write_run(facts, [Span(0, 0, "a", "serve", 1.0, 1.5, 0, 1)], [served]))
+    assert report["serving"]["slo"] == {"1": 1.0}
+    assert report["bubble_rate"] == 0.0
+    assert report["throughput"] == {"per_makespan": 1 / 0.5, "per_active_node": 1 / 0.5}
+    assert report["training"]["stage_share"] == 0.0

@@ -1,0 +1,203 @@
+"""Every metric on cases small enough to compute by hand, and the properties that hold for all runs."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lemix_hpc.report import metrics
+from lemix_hpc.runtime.records import ServedTask, Span, TrainedTask
+
+
+def request(arrival: float = 0.0, finished: float = 1.0, **fields: object) -> ServedTask:
+    return ServedTask("r", "finished", arrival, 4, finished=finished, **fields)  # type: ignore[arg-type]
+
+
+def micro_batch(finished: float, loss: float | None = None, tokens: int = 0) -> TrainedTask:
+    return TrainedTask("m", "finished", 0.0, tokens, placed=0.0, finished=finished, loss=loss)
+
+
+REJECTED = ServedTask("x", "rejected", 0.0, 4)
+LOST = ServedTask("y", "lost", 0.0, 4, node=0, placed=0.0, first_token=0.5)
+
+
+def test_response_runs_from_arrival_to_finish() -> None:
+    assert metrics.response(request(2.0, 5.0)) == 5.0 - 2.0
+    assert metrics.response(REJECTED) is None
+
+
+def test_first_token_of_a_lost_request_is_not_counted() -> None:
+    assert metrics.time_to_first_token(request(2.0, 5.0, first_token=3.0)) == 3.0 - 2.0
+    assert metrics.time_to_first_token(LOST) is None
+
+
+def test_scoring_has_first_token_at_the_response() -> None:
+    scored = request(2.0, 5.0, first_token=5.0)
+    assert metrics.time_to_first_token(scored) == metrics.response(scored)
+
+
+def test_time_per_output_token_spreads_the_rest_over_n_minus_one() -> None:
+    task = request(1.0, 4.0, first_token=2.0, output=[1, 2, 3])
+    assert metrics.time_per_output_token(task) == ((4.0 - 1.0) - (2.0 - 1.0)) / (3 - 1)
+
+
+@pytest.mark.parametrize("output", [[], [5]])
+def test_time_per_output_token_needs_two_tokens(output: list[int]) -> None:
+    assert metrics.time_per_output_token(request(1.0, 4.0, first_token=2.0, output=output)) is None
+
+
+def test_attainment_counts_rejected_and_lost_as_misses() -> None:
+    served = [request(0.0, 1.0), request(0.0, 2.0), request(0.0, 3.0), REJECTED, LOST]
+    assert metrics.attainment(served, 2.0) == 2 / 5
+    assert metrics.attainment([REJECTED], 2.0) == 0.0
+    assert metrics.attainment([], 2.0) is None
+
+
+def test_nll_is_weighted_by_tokens() -> None:
+    served = [request(nll=30.0, scored_tokens=10), request(nll=2.0, scored_tokens=2), request(), REJECTED]
+    assert metrics.mean_nll(served) == (30.0 + 2.0) / (10 + 2)
+    assert metrics.mean_nll([request()]) is None
+
+
+def test_forecast_errors_are_in_units_of_t0() -> None:
+    served = [
+        request(0.0, 2.0, predicted_response_s=1.0),
+        request(0.0, 1.0, predicted_response_s=3.0),
+        request(0.0, 9.0),
+        REJECTED,
+    ]
+    assert metrics.forecast_errors(served, 0.5) == [abs(1.0 - 2.0) / 0.5, abs(3.0 - 1.0) / 0.5]
+    assert metrics.forecast_errors(served, 0.0) == []
+
+
+def test_distribution_leaves_out_what_is_undefined() -> None:
+    # p95 of four values lies at position 0.95 * 3 = 2.85, between the third and the fourth.
+    figures = metrics.distribution([4.0, None, 1.0, 3.0, 2.0], [50, 95], scale=1e3)
+    assert figures == pytest.approx({"mean": 2500.0, "p50": 2500.0, "p95": 3000 + 0.85 * 1000})
+    assert metrics.distribution([None], [50]) == {"mean": None, "p50": None}
+    assert metrics.distribution([2.0], [99]) == {"mean": 2.0, "p99": 2.0}
+
+
+# Node 0 works on two stages over [1, 5]; node 2 on its first stage only over [2, 4]; node 1 is never started.
+SPANS = [
+    Span(0, 0, "a", "serve", 1.0, 2.0, 0, 1),
+    Span(0, 0, "b", "serve", 1.0, 2.0, 0, 1),
+    Span(0, 1, "a", "serve", 2.0, 3.0, 0, 1),
+    Span(0, 1, "b", "serve", 2.0, 3.0, 0, 1),
+    Span(0, 1, "m", "backward", 3.5, 5.0, 0),
+    Span(2, 0, "", "copy", 2.0, 2.5, 0),
+    Span(2, 0, "", "step", 3.0, 4.0, 0),
+]
+
+
+def test_stage_time_counts_a_batch_once() -> None:
+    time = metrics.stage_time(SPANS)
+    assert time.window == (1.0, 5.0)
+    assert time.makespan == 5.0 - 1.0
+    assert time.node_spans == {0: 5.0 - 1.0, 2: 4.0 - 2.0}
+    assert time.busy == {(0, 0): 1.0, (0, 1): 1.0 + 1.5, (2, 0): 0.5 + 1.0}
+    assert time.training == {(0, 1): 1.5, (2, 0): 1.0}
+
+
+def test_bubble_rate_is_idle_time_of_started_nodes() -> None:
+    # Idle: node 0 (4 - 1) + (4 - 2.5), node 2 (2 - 1.5) + (2 - 0); available: 2 stages x (4 + 2).
+    idle = (4 - 1) + (4 - 2.5) + (2 - 1.5) + (2 - 0)
+    assert metrics.bubble_rate(metrics.stage_time(SPANS), stages=2) == pytest.approx(idle / (2 * (4 + 2)))
+
+
+def test_training_share_is_of_all_nodes_over_the_makespan() -> None:
+    assert metrics.training_share(metrics.stage_time(SPANS), nodes=3, stages=2) == (1.5 + 1.0) / (3 * 2 * 4.0)
+
+
+def test_throughput_by_makespan_and_by_active_node() -> None:
+    time = metrics.stage_time(SPANS)
+    assert metrics.per_makespan(3, time) == 3 / (5.0 - 1.0)
+    assert metrics.per_active_node(3, time) == 3 / ((5.0 - 1.0) + (4.0 - 2.0))
+
+
+def test_nothing_ran() -> None:
+    time = metrics.stage_time([])
+    assert time.window is None
+    assert metrics.bubble_rate(time, 2) is None
+    assert metrics.training_share(time, 1, 2) is None
+    assert metrics.per_makespan(0, time) is None
+    assert metrics.per_active_node(0, time) is None
+    assert metrics.tokens_per_second([], []) is None
+    assert metrics.serving_batches([]) == metrics.ServingBatches(None, 0)
+
+
+def test_tokens_per_second_over_the_time_of_training() -> None:
+    # Training work lies in [3, 5]: the copy from 2 and the serving from 1 do not count.
+    trained = [micro_batch(5.0, tokens=100), micro_batch(5.0, tokens=60), TrainedTask("z", "lost", 0.0, 1000)]
+    assert metrics.tokens_per_second(trained, SPANS) == (100 + 60) / (5.0 - 3.0)
+
+
+def test_losses_are_those_of_the_first_and_last_tenth_by_finish() -> None:
+    # 20 micro-batches, loss = 20 - finish, given in reverse: the tenths hold 2 each.
+    trained = [micro_batch(float(t), 20.0 - t) for t in reversed(range(20))]
+    assert metrics.first_and_last_loss(trained) == ((20 + 19) / 2, (2 + 1) / 2)
+    assert metrics.first_and_last_loss([micro_batch(1.0, 3.0)]) == (3.0, 3.0)
+    assert metrics.first_and_last_loss([]) == (None, None)
+
+
+def test_a_missing_loss_is_not_hidden() -> None:
+    assert metrics.first_and_last_loss([micro_batch(1.0, 3.0), micro_batch(2.0, None)]) == (3.0, None)
+
+
+def test_hold_is_from_eligible_to_placed() -> None:
+    trained = [TrainedTask("m", "lost", 1.0, 8, 0, placed=1.5), TrainedTask("n", "lost", 2.0, 8)]
+    assert metrics.holds(trained) == [1.5 - 1.0]
+
+
+def test_mixed_batches_are_those_with_two_versions_on_one_node() -> None:
+    spans = [
+        Span(0, 0, "a", "serve", 0.0, 1.0, 3, 1),
+        Span(0, 0, "b", "serve", 0.0, 1.0, 3, 1),
+        Span(0, 1, "a", "serve", 1.0, 2.0, 4, 1),
+        Span(0, 1, "b", "serve", 1.0, 2.0, 4, 1),
+        Span(1, 0, "c", "serve", 0.0, 1.0, 5, 1),
+        Span(1, 1, "c", "serve", 1.0, 2.0, 5, 1),
+        Span(1, 1, "m", "forward", 2.0, 3.0, 6, 1),
+    ]
+    assert metrics.serving_batches(spans) == metrics.ServingBatches(mean_size=(2 + 1) / 2, mixed=1)
+
+
+STAGES = 2
+times = st.integers(0, 1000).map(lambda milliseconds: milliseconds / 1000)
+spans_of_a_run = st.lists(
+    st.builds(
+        lambda node, stage, kind, start, length: Span(node, stage, "t", kind, start, start + length, 0),
+        st.integers(0, 2),
+        st.integers(0, STAGES - 1),
+        st.sampled_from(["serve", "forward", "backward", "step", "copy"]),
+        times,
+        times,
+    )
+)
+
+
+@given(spans_of_a_run)
+def test_busy_is_within_the_span_of_the_node(spans: list[Span]) -> None:
+    time = metrics.stage_time(spans)
+    for (node, stage), busy in time.busy.items():
+        assert 0 <= time.training.get((node, stage), 0.0) <= busy + 1e-9
+        assert busy <= time.node_spans[node] + 1e-9
+
+
+@given(spans_of_a_run)
+def test_bubble_rate_is_a_fraction(spans: list[Span]) -> None:
+    time = metrics.stage_time(spans)
+    rate = metrics.bubble_rate(time, STAGES)
+    assert (rate is None) == (sum(time.node_spans.values()) == 0)
+    assert rate is None or 0 <= rate <= 1
+
+
+@given(spans_of_a_run, st.integers(2, 4))
+def test_more_requests_in_a_batch_do_not_change_busy_time(spans: list[Span], requests: int) -> None:
+    assert metrics.stage_time(spans * requests) == metrics.stage_time(spans)
+
+
+@given(st.lists(st.one_of(times.map(lambda end: request(0.0, end)), st.just(REJECTED)), min_size=1), times, times)
+def test_attainment_grows_with_the_limit(served: list[ServedTask], one: float, other: float) -> None:
+    low, high = metrics.attainment(served, min(one, other)), metrics.attainment(served, max(one, other))
+    assert low is not None and high is not None
+    assert 0 <= low <= high <= 1

@@ -1,0 +1,63 @@
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from lemix_hpc.report.build import build_report
+from lemix_hpc.report.table import render
+
+
+def printed(report: dict[str, Any]) -> str:
+    console = Console(width=100)
+    with console.capture() as capture:
+        console.print(render(report))
+    return capture.get()
+
+
+def test_shows_figures_with_units(example_run: Path) -> None:
+    text = printed(build_report(example_run))
+    for part in (
+        "least-completion",
+        "1 node x 2 stages",
+        "3 finished of 4 · 1 rejected · 0 lost",
+        "0.0 % within 1 T0 · 50.0 % within 5 T0 · 75.0 % within 10 T0",
+        "2.0000 nats/token",
+        "40.0 tokens/s",
+        "0.5 tasks/s",
+        "46.9 %",
+    ):
+        assert part in text
+    assert "warning" not in text
+
+
+def test_fits_a_terminal_of_eighty_columns(example_run: Path) -> None:
+    console = Console(width=80)
+    with console.capture() as capture:
+        console.print(render(build_report(example_run)))
+    assert max(map(len, capture.get().splitlines())) <= 80
+
+
+def test_leaves_out_what_was_not_there(empty_run: Path) -> None:
+    text = printed(build_report(empty_run))
+    assert "serving" not in text
+    assert "training" not in text
+    assert "- tasks/s" in text
+
+
+def test_warns(example_run: Path) -> None:
+    report = build_report(example_run)
+    report["weight_versions"]["mixed_batches"] = 1
+    report |= {"malformed_lines": 2, "outside_range": 3}
+    text = printed(report)
+    assert "1 serving batch saw different weights" in text
+    assert "2 input lines left out" in text
+    assert "3 requests beyond the range of the coefficients" in text
+
+
+@pytest.mark.parametrize("heavy", ["numpy", "torch"])
+def test_import_is_light(heavy: str) -> None:
+    code = f"import sys, lemix_hpc.report.table; sys.exit({heavy!r} in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
