@@ -26,6 +26,7 @@ def summarise(run: RunRecords) -> Section:
     """The report as plain data; every key is always there and None stands for undefined. See docs/metrics.md."""
     facts = run.facts
     time = metrics.stage_time(run.spans)
+    batches = metrics.serving_batches(run.spans)
     outcomes = [task.outcome for task in run.served] + [task.outcome for task in run.trained]
     finished = outcomes.count("finished")
     return {
@@ -34,7 +35,7 @@ def summarise(run: RunRecords) -> Section:
         "nodes": facts.nodes,
         "stages": facts.stages,
         "duration_s": facts.duration_s,
-        "serving": _serving(run),
+        "serving": _serving(run, batches),
         "training": _training(run, time),
         "throughput": {
             "per_makespan": metrics.per_makespan(finished, time),
@@ -45,14 +46,14 @@ def summarise(run: RunRecords) -> Section:
         "t0_ms": 1e3 * facts.t0_s,
         "weight_versions": {
             "last": max((span.version for span in run.spans), default=None),
-            "mixed_batches": metrics.serving_batches(run.spans).mixed,
+            "mixed_batches": batches.mixed,
         },
         "malformed_lines": facts.malformed_lines,
         "outside_range": facts.outside_range,
     }
 
 
-def _serving(run: RunRecords) -> Section:
+def _serving(run: RunRecords, batches: metrics.ServingBatches) -> Section:
     served = run.served
     outcomes = [task.outcome for task in served]
     return {
@@ -65,7 +66,7 @@ def _serving(run: RunRecords) -> Section:
         "ttft_ms": _milliseconds(map(metrics.time_to_first_token, served)),
         "tpot_ms": _milliseconds(map(metrics.time_per_output_token, served)),
         "nll": metrics.mean_nll(served),
-        "mean_batch": metrics.serving_batches(run.spans).mean_size,
+        "mean_batch": batches.mean_size,
     }
 
 

@@ -60,7 +60,7 @@ def _serving(report: dict[str, Any]) -> list[tuple[str, RenderableType]]:
     misses = Text(f"{serving['rejected']} rejected · {serving['lost']} lost")
     if serving["rejected"] or serving["lost"]:
         misses.stylize("red")
-    limits = (Text(f"{_percent(share)} within {factor} T0", _grade(share)) for factor, share in serving["slo"].items())
+    limits = (Text(f"{_percent(share)} in {factor} T0", _grade(share)) for factor, share in serving["slo"].items())
     rows: list[tuple[str, RenderableType]] = [
         ("requests", Text.assemble(f"{serving['finished']} finished of {serving['received']} · ", misses)),
         ("SLO attainment", Text(" · ").join(limits)),
@@ -79,7 +79,10 @@ def _training(training: dict[str, Any]) -> list[tuple[str, RenderableType]]:
         return []
     hold = training["hold_s"]
     rows: list[tuple[str, RenderableType]] = [
-        ("micro-batches", f"{training['finished']} finished of {training['released']} · {training['steps']} steps"),
+        (
+            "micro-batches",
+            f"{training['finished']} finished of {training['released']} · {_count(training['steps'], 'step')}",
+        ),
         ("rate", f"{_number(training['tokens_per_s'])} tokens/s"),
         ("held back", f"{_number(hold['mean'])} s mean · {_number(hold['max'])} s max"),
         ("stage time", _percent(training["stage_share"])),
