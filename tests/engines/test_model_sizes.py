@@ -84,12 +84,12 @@ def test_a_bad_config_file(content, message, tmp_path):
 
 
 def test_an_unknown_family_lists_the_known_ones():
-    with pytest.raises(UserError, match="'bert' is not supported. Supported are llama .*mistral, qwen2 and gpt2"):
+    with pytest.raises(UserError, match=r"'bert' is not supported. Supported are llama .*mistral, qwen2 and gpt2"):
         describe(Model(config={"model_type": "bert"}))
 
 
 def test_no_model_at_all():
-    with pytest.raises(UserError, match="needs `path` .* or `config`"):
+    with pytest.raises(UserError, match=r"needs `path` .* or `config`"):
         describe(Model())
 
 

@@ -113,6 +113,7 @@ class Pipeline:
         ]
         self._batches = 0
         self.next_id = 0
+        self.norms: list[float] = []
 
     def serve(self, sequences: Sequence[ServeSequence], temperature: float = 0.0) -> list[SequenceResult]:
         self._batches += 1
@@ -168,7 +169,9 @@ class Pipeline:
     ) -> float:
         """One step in the given order on every stage; returns the mean loss."""
         losses = _run_schedule(self.stages, micro_batches, order, between)
-        self.step(group, self.seal(group))
+        sealed = self.seal(group)
+        self.norms.append(sealed[0])
+        self.step(group, sealed)
         return sum(losses) / len(losses)
 
     def weights(self) -> list[bytes]:

@@ -93,7 +93,7 @@ def test_a_tensor_of_another_shape(saved, tiny_recipe, pipeline):
 def test_no_safetensors(saved, tiny_recipe, pipeline):
     directory, _ = saved("llama")
     (directory / "model.safetensors").rename(directory / "pytorch_model.bin")
-    with pytest.raises(UserError, match="neither model.safetensors nor"):
+    with pytest.raises(UserError, match=r"neither model\.safetensors nor"):
         pipeline(tiny_recipe("llama", model=Model(path=directory)))
 
 
