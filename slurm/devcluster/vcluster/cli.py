@@ -7,9 +7,11 @@ import sys
 from pathlib import Path
 
 from vcluster import packages
-from vcluster.cluster import DAEMONS, Cluster
+from vcluster.cluster import Cluster
+from vcluster.daemons import DAEMONS
 from vcluster.errors import DevclusterError, UsageError
-from vcluster.layout import NODES, shared_directories, state_directory
+from vcluster.layout import state_directory
+from vcluster.plan import NODES, shared_directories
 
 NODE_COMMANDS = {
     "crash": "cut a node's power; Slurm has to find out by itself",
@@ -83,7 +85,7 @@ def _status(cluster: Cluster) -> int:
     states = cluster.node_states() if answers else {}
     print(f"state directory  {cluster.layout.root}")
     for name in (*DAEMONS, *NODES):
-        pid = cluster.process(name).pid()
+        pid = cluster.layout.process(name).pid()
         print(f"{name:<10} {f'pid {pid}' if pid else 'not running':<14} {states.get(name, '')}".rstrip())
     return 0 if answers else 1
 

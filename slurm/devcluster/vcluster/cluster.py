@@ -1,4 +1,4 @@
-"""The cluster: its four daemons and its nodes, started and ended in order."""
+"""The cluster as a whole: up, down, and what befalls its nodes."""
 
 import contextlib
 import fcntl
@@ -11,14 +11,13 @@ from pathlib import Path
 
 from vcluster import network, node_init
 from vcluster.commands import clean_environment, output, run, wait_until
+from vcluster.daemons import DAEMONS, START_TIMEOUT_S, Daemons
 from vcluster.errors import UsageError
-from vcluster.layout import NODES, PRIVATE, Layout, Plan, choose_plan, covered, tag_of
-from vcluster.processes import Supervised
+from vcluster.layout import Layout
+from vcluster.plan import NODES, PRIVATE, Plan, choose_plan, covered, tag_of
 from vcluster.settings import SPOOL, write_settings
 
-DAEMONS = ("munged", "mariadbd", "slurmdbd", "slurmctld")
 IN_SERVICE = ("idle", "mixed", "allocated", "completing")
-START_TIMEOUT_S = 60.0
 
 
 class Cluster:
@@ -27,6 +26,7 @@ class Cluster:
     def __init__(self, root: Path) -> None:
         self.layout = Layout(root)
         self.environment = clean_environment(self.layout.slurm_conf)
+        self._daemons = Daemons(self.layout, self.environment)
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -36,9 +36,6 @@ class Cluster:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 
-    def process(self, name: str) -> Supervised:
-        return Supervised(name, self.layout.run, self.layout.log)
-
     def plan(self) -> Plan:
         if not self.layout.plan.exists():
             raise UsageError(f"no cluster is up in {self.layout.root}; run `devcluster up` first")
@@ -46,16 +43,16 @@ class Cluster:
 
     def dead(self) -> list[str]:
         """Names of the daemons and nodes that do not run."""
-        return [name for name in (*DAEMONS, *NODES) if self.process(name).pid() is None]
+        return [name for name in (*DAEMONS, *NODES) if self.layout.process(name).pid() is None]
 
     def is_up(self) -> bool:
         """All daemons run and the controller answers; nodes may be crashed."""
-        return not set(DAEMONS) & set(self.dead()) and self._controller_answers()
+        return not set(DAEMONS) & set(self.dead()) and self._daemons.controller_answers()
 
     def up(self, shares: tuple[str, ...]) -> str:
         """Start the cluster unless it is up; a sentence about what was done."""
         dead = self.dead()
-        if not dead and self._controller_answers():
+        if not dead and self._daemons.controller_answers():
             unshared = [share for share in shares if not covered(share, self.plan().shares)]
             if unshared:
                 raise UsageError(
@@ -84,14 +81,14 @@ class Cluster:
         for node in NODES:
             self.crash(node)
         for name in reversed(DAEMONS):
-            self.process(name).end(signal.SIGTERM)
+            self.layout.process(name).end(signal.SIGTERM)
         network.remove(tag_of(self.layout.root))
         self.layout.plan.unlink(missing_ok=True)
         return f"The cluster in {self.layout.root} is down{'' if was_running else ' already'}."
 
     def crash(self, node: str) -> None:
         """Cut the node's power: every process in it dies at once. Slurm has to find out by itself."""
-        self.process(node).end(signal.SIGKILL)
+        self.layout.process(node).end(signal.SIGKILL)
 
     def revive(self, node: str) -> None:
         """Reboot the node, and wait until Slurm has it in service again."""
@@ -128,60 +125,25 @@ class Cluster:
     def _start_all(self, plan: Plan) -> None:
         write_settings(self.layout, plan)
         network.create(plan)
-        self._start_munged()
-        self._start_database()
-        self._start_slurm(plan)
-
-    def _start_munged(self) -> None:
-        run_dir, etc = self.layout.run, self.layout.etc
-        options = {"key": etc / "munge.key", "pid": run_dir / "munged.own.pid", "seed": run_dir / "munge.seed"}
-        options["log"] = self.layout.log / "detail" / "munged.log"
-        files = [f"--{name}-file={path}" for name, path in options.items()]
-        socket_option = f"--socket={self.layout.munge_socket}"
-        # --force: the state directory may lie in a checkout that belongs to another user, as on CI machines.
-        command = ["munged", "--foreground", "--force", "--origin=127.0.0.1", socket_option, *files]
-        process = self.process("munged")
-        process.start(command, self.environment)
-        encode = ("munge", "--no-input", f"--socket={self.layout.munge_socket}")
-        wait_until("munged", lambda: bool(output(*encode, env=self.environment)), START_TIMEOUT_S, process)
-        credential = run(*encode, step="munge", env=self.environment)
-        run("unmunge", f"--socket={self.layout.munge_socket}", step="unmunge", env=self.environment, text=credential)
-
-    def _start_database(self) -> None:
-        """MariaDB without a TCP port: root alone may connect, through the socket, and needs no password."""
-        where = ["--no-defaults", "--user=root", f"--datadir={self.layout.database}"]
-        install = [*where, "--auth-root-authentication-method=socket", "--auth-root-socket-user=root", "--skip-test-db"]
-        run("mariadb-install-db", *install, "--skip-name-resolve", step="database", env=self.environment)
-        memory = ["--innodb-buffer-pool-size=64M", "--innodb-log-file-size=16M", "--performance-schema=OFF"]
-        own = [f"--socket={self.layout.database_socket}", f"--pid-file={self.layout.run}/mariadbd.own.pid"]
-        process = self.process("mariadbd")
-        process.start(["mariadbd", *where, "--skip-networking", *own, *memory], self.environment)
-        client = ("--no-defaults", f"--socket={self.layout.database_socket}")
-        ping = ("mariadb-admin", *client, "ping")
-        wait_until("mariadbd", lambda: bool(output(*ping, env=self.environment)), START_TIMEOUT_S, process)
-        run("mariadb", *client, "-e", "create database slurm_acct_db", step="database", env=self.environment)
-
-    def _start_slurm(self, plan: Plan) -> None:
-        accounting, controller = self.process("slurmdbd"), self.process("slurmctld")
-        # The client library takes "localhost" for a Unix socket, and its path from this variable.
-        accounting.start(["slurmdbd", "-D"], {**self.environment, "MYSQL_UNIX_PORT": str(self.layout.database_socket)})
-        listing = ("sacctmgr", "-n", "-P", "list", "cluster", "format=cluster,controlport")
-        probe = ("sacctmgr", "-n", "-P", "list", "qos", "format=name")
-        wait_until("slurmdbd", lambda: bool(output(*probe, env=self.environment)), START_TIMEOUT_S, accounting)
-        controller.start(["slurmctld", "-D"], self.environment)
-        wait_until("slurmctld", self._controller_answers, START_TIMEOUT_S, controller)
+        self._daemons.start_munged()
+        self._daemons.start_database()
+        self._daemons.start_accounting()
+        self._daemons.start_controller()
         for node in NODES:
             self._start_node(plan, node)
         for node in NODES:
             self._wait_for_node(node, registered_since=1)
-        registered = f"{plan.tag}|{plan.controller_port}"
-        wait_until(
-            "registration with slurmdbd",
-            lambda: registered in output(*listing, env=self.environment).splitlines(),
-            START_TIMEOUT_S,
-            accounting,
+        self._daemons.wait_for_registration(plan)
+        # A firewall on the host that keeps the nodes from calling back would let this srun wait for ever.
+        everywhere = (
+            "timeout",
+            "60",
+            "srun",
+            f"--nodes={len(NODES)}",
+            f"--ntasks={len(NODES)}",
+            "--chdir=/",
+            "hostname",
         )
-        everywhere = ("srun", f"--nodes={len(NODES)}", f"--ntasks={len(NODES)}", "--chdir=/", "hostname")
         run(*everywhere, step="first job", env=self.environment)
 
     def _start_node(self, plan: Plan, node: str) -> None:
@@ -191,7 +153,7 @@ class Cluster:
         staging.mkdir(exist_ok=True)
         places = [self.layout.etc / "hosts", staging, self.layout.spool / node, SPOOL, *PRIVATE]
         init = [sys.executable, "-I", node_init.__file__, node, *map(str, places), "--", *plan.shares]
-        self.process(node).start([*into, *init], self.environment)
+        self.layout.process(node).start([*into, *init], self.environment)
 
     def _wait_for_node(self, node: str, registered_since: int) -> None:
         def in_service() -> bool:
@@ -201,7 +163,7 @@ class Cluster:
                 output("scontrol", "update", f"nodename={node}", "state=resume", env=self.environment)
             return state in IN_SERVICE and self._registered_at(node) >= registered_since
 
-        wait_until(f"node {node} in service", in_service, START_TIMEOUT_S, self.process(node))
+        wait_until(f"node {node} in service", in_service, START_TIMEOUT_S, self.layout.process(node))
 
     def _registered_at(self, node: str) -> float:
         """When the slurmd that Slurm knows of was started, seconds since the epoch; 0 if it never registered."""
@@ -209,6 +171,3 @@ class Cluster:
         fields = dict(field.split("=", 1) for field in record.split() if "=" in field)
         started = fields.get("SlurmdStartTime", "None")
         return 0.0 if started in ("None", "Unknown") else datetime.fromisoformat(started).timestamp()
-
-    def _controller_answers(self) -> bool:
-        return " is UP" in output("scontrol", "ping", env=self.environment)

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 from vcluster.commands import run
-from vcluster.layout import NODES, Plan
+from vcluster.plan import NODES, Plan
 
 STEP = "network"
 NAMESPACES = Path("/run/netns")

@@ -4,7 +4,8 @@ import os
 import socket
 from pathlib import Path
 
-from vcluster.layout import NODES, Layout, Plan
+from vcluster.layout import Layout
+from vcluster.plan import NODES, Plan
 
 # Claimed by each node whatever the machine has: jobs of many small ranks shall fit.
 CPUS_PER_NODE = 32
