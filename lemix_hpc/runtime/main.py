@@ -5,7 +5,6 @@ from __future__ import annotations
 import platform
 from pathlib import Path
 
-from lemix_hpc.config.errors import UserError
 from lemix_hpc.config.recipe import Recipe
 from lemix_hpc.engines.build import build_engine
 from lemix_hpc.runtime.clock import synchronise
@@ -20,7 +19,7 @@ from lemix_hpc.runtime.wait import make_waiter
 
 
 def run(recipe: Recipe, run_dir: Path, attempt: int) -> None:
-    """Serve and train as the recipe says, writing into `run_dir`. Called by all ranks of the MPI world.
+    """Serve and train as the recipe says, writing into `run_dir`. Called by all ranks of an MPI world of the right size.
 
     Collective calls are made here, before the run starts; from then on there are only messages.
     """
@@ -29,12 +28,6 @@ def run(recipe: Recipe, run_dir: Path, attempt: int) -> None:
     layout = Layout(recipe.nodes.count, recipe.nodes.stages)
     comm = MPI.COMM_WORLD.Dup()
     rank = comm.Get_rank()
-    if comm.Get_size() != layout.size:
-        raise UserError(
-            f"{layout.nodes} nodes of {layout.stages} stages need {layout.size} ranks (one leader and {layout.stages} stages "
-            f"each), the MPI world has {comm.Get_size()}; if every rank sees a world of 1, the launcher and the MPI library "
-            "do not belong together (`lemix doctor` checks that)"
-        )
     print(f"attempt {attempt}, rank {rank}: {layout.role(rank)} on {platform.node()}", flush=True)
     clock = synchronise(comm)
     host = comm.Split_type(MPI.COMM_TYPE_SHARED)

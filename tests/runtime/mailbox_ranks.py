@@ -1,0 +1,44 @@
+"""Run by test_mailbox.py on 3 ranks: everyone sends to everyone, with and without tensors of all sizes, in order."""
+
+import sys
+
+import numpy as np
+from mpi4py import MPI
+
+from lemix_hpc.engines.protocol import Payload
+from lemix_hpc.runtime import messages as m
+from lemix_hpc.runtime.doorbell import hang_doorbell
+from lemix_hpc.runtime.mailbox import Inbox, Mailbox
+from lemix_hpc.runtime.wait import make_waiter
+
+SIZES = (0, 1, 1000, 3_000_000)
+COUNT = 40
+
+comm = MPI.COMM_WORLD.Dup()
+rank, size = comm.Get_rank(), comm.Get_size()
+host = comm.Split_type(MPI.COMM_TYPE_SHARED)
+bell = hang_doorbell(comm, host)
+waiter = make_waiter(comm, host, bell, "backoff")
+mailbox = Mailbox(comm, Inbox.STAGE, bell)
+seen: dict[int, int] = dict.fromkeys(range(size), 0)
+for number in range(COUNT):
+    for other in range(size):
+        elements = SIZES[number % len(SIZES)]
+        tensor = Payload((elements,), "float32", np.full(elements, rank * 1000 + number, dtype=np.float32))
+        mailbox.send(other, Inbox.STAGE, m.Backward(number), tensor if number % 3 else None)
+while any(count < COUNT for count in seen.values()) or not mailbox.sent_all:
+    mails = mailbox.poll()
+    for mail in mails:
+        number = seen[mail.source]
+        assert mail.message == m.Backward(number), (mail, number)
+        if number % 3:
+            data = np.frombuffer(mail.payload.data, dtype=np.float32)
+            assert mail.payload.shape == (SIZES[number % len(SIZES)],) == data.shape
+            assert (data == mail.source * 1000 + number).all()
+        else:
+            assert mail.payload is None
+        seen[mail.source] += 1
+    if not mails:
+        waiter.idle(in_transit=mailbox.in_transit)
+assert not mailbox.in_transit
+print(f"rank {rank}: all {COUNT * size} messages in order", file=sys.stderr)

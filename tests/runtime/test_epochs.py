@@ -1,0 +1,46 @@
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lemix_hpc.runtime.epochs import EpochQueue
+
+
+def test_serving_may_overtake_training_but_nothing_overtakes_an_update() -> None:
+    queue: EpochQueue[str, str, str] = EpochQueue()
+    queue.add_train("t1")
+    queue.add_serve("s1")
+    queue.add_update("u1")
+    queue.add_serve("s2")
+    assert queue.take_serve() == "s1"
+    assert not queue.has_serve, "s2 is behind the update"
+    assert queue.update is None, "t1 is in front of the update"
+    assert queue.take_train() == "t1"
+    assert queue.update == "u1"
+    queue.pass_update()
+    assert queue.take_serve() == "s2"
+    assert len(queue) == 0
+
+
+@given(st.lists(st.sampled_from(["serve", "train", "update"]), max_size=40), st.randoms(use_true_random=False))
+def test_every_item_runs_once_in_its_own_epoch(kinds: list[str], rng) -> None:  # noqa: ANN001
+    queue: EpochQueue[int, int, int] = EpochQueue()
+    epoch_of, epoch = {}, 0
+    for item, kind in enumerate(kinds):
+        {"serve": queue.add_serve, "train": queue.add_train, "update": queue.add_update}[kind](item)
+        epoch_of[item] = epoch
+        epoch += kind == "update"
+    ran, updates = [], 0
+    while len(queue):
+        choices = [name for name, ready in (("serve", queue.has_serve), ("train", queue.has_train)) if ready]
+        if choices:
+            item = queue.take_serve() if rng.choice(choices) == "serve" else queue.take_train()
+            assert epoch_of[item] == updates
+        else:
+            item = queue.update
+            assert item is not None
+            queue.pass_update()
+            updates += 1
+        ran.append(item)
+    assert sorted(ran) == list(range(len(kinds)))
+    for kind in ("serve", "train", "update"):
+        mine = [item for item in ran if kinds[item] == kind]
+        assert mine == sorted(mine), "items of a kind keep their order"

@@ -1,0 +1,48 @@
+import pytest
+
+from lemix_hpc.engines.protocol import MicroBatch
+from lemix_hpc.runtime.groups import StageGroups
+
+
+def batch(number: int, size: int = 4) -> MicroBatch:
+    return MicroBatch(number, number // size, number % size, size, 1, 8, b"", b"")
+
+
+def forward(groups: StageGroups, micro_batch: MicroBatch) -> None:
+    groups.started(micro_batch)
+    groups.forward_done(micro_batch)
+
+
+@pytest.mark.parametrize(("stage", "allowed"), [(0, 3), (1, 2), (2, 1)])
+def test_one_forward_one_backward_keeps_as_many_in_flight_as_stages_are_left(stage: int, allowed: int) -> None:
+    groups = StageGroups(stage, 3, gpipe=False)
+    started = 0
+    while groups.may_forward(batch(started, 8)):
+        forward(groups, batch(started, 8))
+        started += 1
+    assert started == allowed
+
+
+def test_gpipe_runs_all_forwards_before_the_first_backward() -> None:
+    groups = StageGroups(0, 2, gpipe=True)
+    for number in range(4):
+        assert groups.may_forward(batch(number))
+        assert not groups.may_backward
+        forward(groups, batch(number))
+        groups.gradient_arrived(number, None)
+    assert not groups.may_forward(batch(4))
+    assert groups.may_backward
+
+
+def test_a_group_is_complete_with_its_last_backward() -> None:
+    groups = StageGroups(1, 2, gpipe=False)
+    assert not groups.complete(0)
+    for number in range(4):
+        forward(groups, batch(number))
+        groups.gradient_arrived(number, None)
+        assert groups.may_backward
+        groups.backward_done(groups.take_gradient().micro_batch)
+        assert groups.complete(0) == (number == 3)
+    groups.close(0)
+    assert groups.idle
+    assert not groups.complete(0)

@@ -1,0 +1,86 @@
+"""The leader's queue and batches, on messages handed to it one by one; whole runs over MPI are in test_run.py."""
+
+from dataclasses import dataclass, field
+
+from lemix_hpc.engines.protocol import SequenceResult
+from lemix_hpc.runtime import messages as m
+from lemix_hpc.runtime.layout import Layout
+from lemix_hpc.runtime.leader import Leader
+from lemix_hpc.runtime.mailbox import Inbox, Mail
+
+
+@dataclass
+class Post:
+    """Stands in for a mailbox: what is to arrive, and what was sent."""
+
+    arriving: list[m.AnyMessage] = field(default_factory=list)
+    sent: list[m.AnyMessage] = field(default_factory=list)
+    sent_all: bool = True
+    in_transit: bool = False
+
+    def poll(self) -> list[Mail]:
+        mails = [Mail(0, message, None) for message in self.arriving]
+        self.arriving.clear()
+        return mails
+
+    def send(self, rank: int, inbox: Inbox, message: m.AnyMessage) -> None:  # noqa: ARG002
+        self.sent.append(message)
+
+    def taken(self, kind: type) -> list[m.AnyMessage]:
+        found = [message for message in self.sent if isinstance(message, kind)]
+        self.sent = [message for message in self.sent if not isinstance(message, kind)]
+        return found
+
+
+def leader(post: Post, max_requests: int = 2, max_tokens: int = 100) -> Leader:
+    return Leader(Layout(1, 1), 0, post, max_requests=max_requests, max_tokens=max_tokens, temperature=0.0)  # type: ignore[arg-type]
+
+
+def request(task: int, prompt: int, output: int = 0) -> m.PlaceRequest:
+    return m.PlaceRequest(task, prompt, output, [])
+
+
+def ran(batch: int, tasks: list[int]) -> m.Work:
+    return m.Work([m.WorkSpan(0, 0, "serve", tasks, 0.0, 1.0, 0, batch, True)])
+
+
+def members(serve: m.AnyMessage) -> list[int]:
+    assert isinstance(serve, m.Serve)
+    return [sequence.request for sequence in serve.batch.sequences]
+
+
+def test_batches_are_first_come_first_served_within_the_limits() -> None:
+    post = Post([request(1, 60), request(2, 60), request(3, 10), request(4, 10), request(5, 500)])
+    lead = leader(post)
+    lead.turn()
+    assert [members(serve) for serve in post.taken(m.Serve)] == [[1], [2, 3]], "two ahead, no more"
+    post.arriving = [ran(1, [1]), m.Served(1, [SequenceResult(1, 2.0, 59, None)], 0, 1.0)]
+    lead.turn()
+    assert [members(serve) for serve in post.taken(m.Serve)] == [[4]]
+    post.arriving = [
+        ran(2, [2, 3]),
+        m.Served(2, [SequenceResult(2, 0.0, 9, None), SequenceResult(3, 0.0, 9, None)], 0, 2.0),
+    ]
+    lead.turn()
+    assert [members(serve) for serve in post.taken(m.Serve)] == [[5]], "one that exceeds the limit goes alone"
+    done = post.taken(m.RequestDone)
+    assert [(d.task, d.nll, d.scored) for d in done if isinstance(d, m.RequestDone)][0] == (1, 2.0, 59)
+
+
+def test_generation_comes_back_one_token_at_a_time_and_spans_versions() -> None:
+    post = Post([request(7, 20, output=3)])
+    lead = leader(post)
+    for number, (token, version) in enumerate([(11, 4), (12, 5), (13, 5)], start=1):
+        lead.turn()
+        (serve,) = post.taken(m.Serve)
+        assert isinstance(serve, m.Serve)
+        sequence = serve.batch.sequences[0]
+        assert sequence.generate
+        assert (sequence.length, sequence.cached) == ((20, 0) if number == 1 else (1, 18 + number))
+        post.arriving = [ran(number, [7]), m.Served(number, [SequenceResult(7, 0.0, 0, token)], version, float(number))]
+    lead.turn()
+    (done,) = post.taken(m.RequestDone)
+    assert isinstance(done, m.RequestDone)
+    assert (done.output, done.versions, done.first_token, done.finished) == ([11, 12, 13], (4, 5), 1.0, 3.0)
+    assert post.taken(m.Forget) == [m.Forget([7])]
+    assert post.taken(m.Serve) == []

@@ -1,0 +1,136 @@
+"""Whole runs over MPI: every request answered, weights never mixed, training unmoved by serving."""
+
+from typing import Any
+
+import pytest
+
+from tests.runtime.conftest import A100, SUMS, Run, sums_training, tiny_llama
+
+pytestmark = pytest.mark.mpi
+
+
+def poisson(rate: float, requests: int, **changes: Any) -> dict[str, Any]:
+    source = {"kind": "poisson", "rate": rate, "requests": requests, "lengths": "lmsys-chat"}
+    return {"source": source, "max_prompt_tokens": 64, "prompts": {"path": str(SUMS)}} | changes
+
+
+def mean_nll(served: list[dict[str, Any]]) -> float:
+    return sum(task["nll"] for task in served) / sum(task["scored_tokens"] for task in served)
+
+
+def test_no_batch_ever_sees_two_weight_versions(lemix_run: Run) -> None:
+    run = lemix_run(
+        {
+            "name": "versions",
+            "nodes": {"count": 1, "stages": 3},
+            "model": {"config": tiny_llama()},
+            "engine": {"max_batch_requests": 1},
+            "serving": poisson(rate=30, requests=240),
+            "training": sums_training(release="async"),
+        }
+    )
+    batches = run.serving_batches()
+    assert len(batches) >= 200
+    for spans in batches.values():
+        assert {span["stage"] for span in spans} == {0, 1, 2}
+        assert len({span["version"] for span in spans}) == 1
+    versions = {spans[0]["version"] for spans in batches.values()}
+    assert len(versions) > 10, "the weights must have changed a lot while these were served"
+    assert run.report["serving"]["finished"] == run.report["serving"]["received"] == 240
+    assert run.report["training"]["steps"] > 10
+
+
+def test_training_takes_the_same_course_with_and_without_serving(lemix_run: Run) -> None:
+    recipe = {
+        "name": "alone",
+        "nodes": {"count": 1, "stages": 2},
+        "model": {"config": tiny_llama()},
+        "training": sums_training(release="sync", micro_batches_per_step=4, micro_batches=48),
+    }
+    alone = lemix_run(recipe)
+    beside = lemix_run(recipe | {"name": "beside", "serving": poisson(rate=25, requests=60)})
+    assert len(alone.losses()) == 48
+    assert alone.losses() == beside.losses(), "to the last bit"
+    assert alone.losses()[-1] < alone.losses()[0] - 1
+    between = {span["version"] for spans in beside.serving_batches().values() for span in spans}
+    assert len(between) > 3, "requests must have been served in between"
+
+
+def test_generated_tokens_are_counted_and_carry_their_versions(lemix_run: Run) -> None:
+    run = lemix_run(
+        {
+            "name": "generate",
+            "nodes": {"count": 2, "stages": 2},
+            "model": {"config": tiny_llama(tie_word_embeddings=True)},
+            "serving": poisson(rate=8, requests=24, mode="generate", max_new_tokens=6),
+            "training": sums_training(release="sync", schedule="gpipe", micro_batches_per_step=2),
+            "policy": {"placement": "round-robin"},
+        }
+    )
+    served = run.tasks("serving")
+    assert {task["node"] for task in served} == {0, 1}
+    for task in served:
+        assert task["outcome"] == "finished"
+        assert 1 <= len(task["output"]) <= 6
+        assert task["versions"][0] <= task["versions"][1]
+        assert task["arrival"] <= task["placed"] <= task["first_token"] <= task["finished"]
+    assert run.report["serving"]["tpot_ms"]["p50"] > 0
+
+
+def test_separate_nodes_serve_copied_weights(lemix_run: Run) -> None:
+    run = lemix_run(
+        {
+            "name": "separate",
+            "nodes": {"count": 2, "stages": 2},
+            "model": {"config": tiny_llama()},
+            "serving": poisson(rate=10, requests=40),
+            "training": sums_training(release="sync", micro_batches_per_step=2),
+            "policy": {"placement": "separate", "training_nodes": 1, "copy_every_steps": 2},
+        }
+    )
+    spans = list(run.lines("spans.jsonl"))
+    assert {span["node"] for span in spans if span["kind"] == "serve"} == {0}
+    assert {span["node"] for span in spans if span["kind"] in ("forward", "backward", "step")} == {1}
+    copies = [span for span in spans if span["kind"] == "copy"]
+    assert {span["node"] for span in copies} == {0}
+    served = sorted(run.tasks("serving"), key=lambda task: task["finished"])
+    assert all(version % 2 == 0 for task in served for version in task["versions"])
+    assert served[-1]["versions"][0] > served[0]["versions"][0]
+    assert mean_nll(served[-10:]) < mean_nll(served[:10]) - 0.5, "what was trained on the other node is served here"
+
+
+def test_a_request_beyond_the_models_context_is_rejected_and_counted(lemix_run: Run) -> None:
+    gpt2 = {"model_type": "gpt2", "n_embd": 32, "n_layer": 2, "n_head": 2, "vocab_size": 257, "n_positions": 48}
+    run = lemix_run(
+        {
+            "name": "context",
+            "nodes": {"count": 1, "stages": 2},
+            "model": {"config": gpt2 | {"bos_token_id": 256, "eos_token_id": 256}},
+            "serving": poisson(rate=50, requests=30),
+        }
+    )
+    serving = run.report["serving"]
+    assert serving["rejected"] == sum(task["prompt_tokens"] > 48 for task in run.tasks("serving")) > 0
+    assert serving["finished"] + serving["rejected"] == serving["received"] == 30
+    assert run.report["training"]["finished"] == 0
+
+
+def test_emulated_stages_run_the_whole_runtime(lemix_run: Run) -> None:
+    run = lemix_run(
+        {
+            "name": "emulated",
+            "nodes": {"count": 2, "stages": 2},
+            "engine": {"kind": "emulated", "coefficients": str(A100), "max_batch_requests": 1},
+            "serving": {"source": {"kind": "constant", "rate": 20, "requests": 40, "lengths": "lmsys-chat"}},
+            "training": {"share": 0.5, "sequence_length": 256},
+        }
+    )
+    assert run.report["serving"]["finished"] == run.report["training"]["finished"] == 40
+    assert run.report["training"]["loss_last"] is None
+    assert run.report["serving"]["nll"] is None
+    lengths = {task["id"]: task["prompt_tokens"] for task in run.tasks("serving")}
+    for span in run.lines("spans.jsonl"):
+        if span["kind"] == "serve":
+            length = lengths[span["task"]]
+            predicted = 16 * (0.1913e-3 + 1.676e-6 * length + 2.367e-10 * length**2)
+            assert span["end"] - span["start"] >= predicted * (1 - 1e-6)
