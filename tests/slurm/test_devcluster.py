@@ -47,6 +47,21 @@ def accounted_states(cluster, job_id):
     return cluster.run("sacct", "-n", "-X", "-P", "-D", "-j", job_id, "-o", "State").splitlines()
 
 
+def cluster_name(cluster):
+    config = cluster.run("scontrol", "show", "config").splitlines()
+    return next(line.split("=")[1].strip() for line in config if line.startswith("ClusterName"))
+
+
+@pytest.fixture(scope="module")
+def second_cluster(slurm_cluster, tmp_path_factory):
+    cluster = type(slurm_cluster)(tmp_path_factory.mktemp("second") / "state")
+    started = cluster.devcluster("up")
+    assert started.returncode == 0, started.stderr
+    yield cluster
+    stopped = cluster.devcluster("down")
+    assert stopped.returncode == 0, stopped.stderr
+
+
 def controller_pid(cluster):
     return cluster.run("cat", str(cluster.state / "run" / "slurmctld.pid"))
 
@@ -97,11 +112,14 @@ def test_crashed_and_cut_off_nodes_go_down_and_come_back(slurm_cluster):
     assert slurm_cluster.run("srun", "-w", "n2", "hostname") == "n2"
 
 
-def test_urgent_job_requeues_a_job_in_main(slurm_cluster, slurm_tmp_path):
-    low = submit(slurm_cluster, slurm_tmp_path, "-N3", "--exclusive", "--signal=B:USR2@60", script="exec sleep 600")
+def test_urgent_job_signals_and_requeues_a_job_in_main(slurm_cluster, slurm_tmp_path):
+    signalled = slurm_tmp_path / "signalled"
+    held = f"trap 'touch {signalled}' USR2\nsleep 600 & touch {slurm_tmp_path}/ready; wait; wait"
+    low = submit(slurm_cluster, slurm_tmp_path, "-N3", "--exclusive", "--signal=B:USR2@60", script=held)
     try:
-        wait_for("low job runs", lambda: slurm_cluster.run("squeue", "-h", "-j", low, "-o", "%T") == "RUNNING")
+        wait_for("low job runs", (slurm_tmp_path / "ready").exists)
         submit(slurm_cluster, slurm_tmp_path, "-p", "urgent", "-N3", "--exclusive", "--wait", script="true")
+        assert signalled.exists()
         assert "Restarts=1" in slurm_cluster.run("scontrol", "--oneliner", "show", "job", low).split()
         wait_for("record of the preemption", lambda: "PREEMPTED" in accounted_states(slurm_cluster, low))
     finally:
@@ -116,40 +134,32 @@ def test_up_on_a_running_cluster_changes_nothing(slurm_cluster):
     assert "already up" in again.stdout
 
 
-def test_second_cluster_runs_beside_the_first_and_leaves_nothing(slurm_cluster, tmp_path):
-    second = type(slurm_cluster)(tmp_path / "second")
-    started = second.devcluster("up")
-    assert started.returncode == 0, started.stderr
-    try:
-        names = [
-            cluster.run("scontrol", "show", "config").split("ClusterName")[1].split()[1]
-            for cluster in (slurm_cluster, second)
-        ]
-        assert names[0] != names[1]
-        second.run("srun", "-N3", "touch", str(second.scratch / "seen-from-a-node"))
-        assert (second.scratch / "seen-from-a-node").exists()
-        assert slurm_cluster.run("srun", "-N1", "-w", "n1", "hostname") == "n1"
-    finally:
-        stopped = second.devcluster("down")
+def test_second_cluster_runs_beside_the_first(slurm_cluster, second_cluster):
+    assert cluster_name(slurm_cluster) != cluster_name(second_cluster)
+    second_cluster.run("srun", "-N3", "touch", str(second_cluster.scratch / "seen-from-a-node"))
+    assert (second_cluster.scratch / "seen-from-a-node").exists()
+    assert slurm_cluster.run("srun", "-N1", "-w", "n1", "hostname") == "n1"
+
+
+def test_half_a_cluster_is_started_afresh(second_cluster):
+    second_cluster.crash("n1")
+    mended = second_cluster.devcluster("up")
+    assert mended.returncode == 0, mended.stderr
+    assert "n1 not running" in mended.stderr
+    assert second_cluster.run("srun", "-w", "n1", "hostname") == "n1"
+
+
+def test_down_leaves_nothing_and_may_be_repeated(second_cluster):
+    name = cluster_name(second_cluster)
+    interfaces = Path("/sys/class/net")
+    assert [path for path in interfaces.iterdir() if path.name.startswith(name)]
+    stopped = second_cluster.devcluster("down")
     assert stopped.returncode == 0, stopped.stderr
-    assert not [path for path in Path("/run/netns").iterdir() if path.name.startswith(names[1])]
-    assert not [path for path in Path("/sys/class/net").iterdir() if path.name.startswith(names[1])]
-    assert str(second.state) not in Path("/proc/self/mounts").read_text()
-    assert second.devcluster("status").returncode == 1
-    assert second.devcluster("down").returncode == 0
-
-
-def test_half_a_cluster_is_started_afresh(slurm_cluster, tmp_path):
-    second = type(slurm_cluster)(tmp_path / "half")
-    try:
-        assert second.devcluster("up").returncode == 0
-        second.crash("n1")
-        mended = second.devcluster("up")
-        assert mended.returncode == 0, mended.stderr
-        assert "n1 not running" in mended.stderr
-        assert second.run("srun", "-w", "n1", "hostname") == "n1"
-    finally:
-        assert second.devcluster("down").returncode == 0
+    assert not [path for path in (*interfaces.iterdir(), *Path("/run/netns").iterdir()) if path.name.startswith(name)]
+    assert str(second_cluster.state) not in Path("/proc/self/mounts").read_text()
+    status = second_cluster.devcluster("status")
+    assert (status.returncode, "pid" in status.stdout) == (1, False)
+    assert second_cluster.devcluster("down").returncode == 0
 
 
 def test_failed_start_names_the_step_and_takes_everything_down(slurm_cluster, tmp_path, monkeypatch):
