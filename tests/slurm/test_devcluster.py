@@ -114,7 +114,8 @@ def test_crashed_and_cut_off_nodes_go_down_and_come_back(slurm_cluster):
 
 def test_urgent_job_signals_and_requeues_a_job_in_main(slurm_cluster, slurm_tmp_path):
     signalled = slurm_tmp_path / "signalled"
-    held = f"trap 'touch {signalled}' USR2\nsleep 600 & touch {slurm_tmp_path}/ready; wait; wait"
+    # TERM follows the user's signal at once, so it is caught too.
+    held = f"trap 'touch {signalled}' USR2; trap 'exit 143' TERM\nsleep 600 & touch {slurm_tmp_path}/ready; wait; wait"
     low = submit(slurm_cluster, slurm_tmp_path, "-N3", "--exclusive", "--signal=B:USR2@60", script=held)
     try:
         wait_for("low job runs", (slurm_tmp_path / "ready").exists)
