@@ -121,7 +121,7 @@ def _path_in(data: Any, loc: Iterable[str | int], *, keep_last: bool) -> KeyPath
 
 def field_names(models: list[type[BaseModel]]) -> list[str]:
     """The keys of a section, each once."""
-    return list(dict.fromkeys(name for model in models for name in model.model_fields))
+    return list(dict.fromkeys(field.alias or name for model in models for name, field in model.model_fields.items()))
 
 
 def section_at(path: KeyPath, data: Any, model: type[BaseModel]) -> list[type[BaseModel]]:

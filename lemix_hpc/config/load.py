@@ -28,7 +28,7 @@ class LoadedRecipe:
     places: Mapping[KeyPath, str]
 
     def located(self, problem: Problem) -> str:
-        return _located(problem, self.source, self.places)
+        return located(problem, self.source, self.places)
 
     def reject(self, problems: Sequence[Problem]) -> None:
         """Raises UserError if there are any problems."""
@@ -64,7 +64,7 @@ def read_recipe(path: Path, overrides: Sequence[str] = ()) -> LoadedRecipe:
     except ValidationError as error:
         details = error.errors(include_url=False)
         found = [explain(detail, document.data, Recipe) for detail in details]
-        problems += [_located(problem, source, places) for problem in found]
+        problems += [located(problem, source, places) for problem in found]
     if problems:
         raise UserError("\n".join(problems))
     return LoadedRecipe(_with_absolute_paths(recipe, (), path.parent, overridden), source, places)
@@ -111,7 +111,7 @@ def _apply(override: str, data: dict[str, Any], places: dict[KeyPath, str]) -> K
     return path
 
 
-def _located(problem: Problem, source: str, places: Mapping[KeyPath, str]) -> str:
+def located(problem: Problem, source: str, places: Mapping[KeyPath, str]) -> str:
     """The problem behind the place of its key, or of the nearest section around it that is written down."""
     for length in range(len(problem.path), 0, -1):
         if problem.path[:length] in places:
