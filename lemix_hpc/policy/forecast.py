@@ -1,17 +1,20 @@
 """The execution-path forecast of one node (LeMix, Algorithm 1, with the repairs of docs/policy.md).
 
-For a task released at r, with pfe_s the forward end of the task assigned before it on stage s:
+For a task released at r, with pfe_s the latest forward end expected on stage s among the tasks assigned before it:
 
     fb_0 = max(r, pfe_0);   fb_s = max(fe_{s-1}, pfe_s);   fe_s = fb_s + F_s
-    for every unfinished training task p with backward [bb_p,s, be_p,s] and fe_s > bb_p,s:
-        fb_s = max(fb_s, be_p,s)                                     (far dependency)
+    for every backward [bb_s, be_s] expected there and not yet run, in the order of bb_s, while fe_s > bb_s:
+        fb_s = max(fb_s, be_s);   fe_s = fb_s + F_s                       (far dependency)
     training:  bb_{S-1} = fe_{S-1};  be_s = bb_s + B_s;  bb_{s-1} = be_s
 
-Real start and end times replace predicted ones, and everything behind them is forecast anew.
+Real begin and end times replace the expected ones, what has not run on a stage begins no earlier than what is known to
+have ended there, and everything behind is forecast anew.
 """
 
 from __future__ import annotations
 
+import math
+from bisect import insort
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -40,18 +43,41 @@ class Path:
         return self.be[0] if self.be else self.fe[-1]
 
 
+Span = tuple[float, float]
+
+
 @dataclass(slots=True)
-class _Entry:
-    task: int
+class _Work:
+    """Predicted seconds per stage, and the real begin and end by stage where it has run. Serving has no `backward`."""
+
     release: float
     forward: tuple[float, ...]
     backward: tuple[float, ...]
-    path: Path
-    forward_seen: dict[int, tuple[float, float]] = field(default_factory=dict)
-    backward_seen: dict[int, tuple[float, float]] = field(default_factory=dict)
+    forward_seen: dict[int, Span] = field(default_factory=dict)
+    backward_seen: dict[int, Span] = field(default_factory=dict)
 
-    def done(self, stages: int) -> bool:
-        return len(self.backward_seen if self.backward else self.forward_seen) == stages
+    @property
+    def done(self) -> bool:
+        return len(self.backward_seen if self.backward else self.forward_seen) == len(self.forward)
+
+
+@dataclass(slots=True)
+class _Expected:
+    """The stages as they are expected to be behind the tasks walked so far.
+
+    `ended`: latest forward end, or end of anything that has run; -inf on a stage that was never used. `backwards`: those
+    that have not run.
+    """
+
+    ended: list[float]
+    backwards: list[list[Span]]
+
+    def add(self, work: _Work, path: Path) -> None:
+        self.ended = [max(before, end) for before, end in zip(self.ended, path.fe, strict=True)]
+        for stage, span in enumerate(zip(path.bb, path.be, strict=True)):
+            if stage not in work.backward_seen:
+                # Unequal micro-batches can overtake: only in time order is one look at each backward enough.
+                insort(self.backwards[stage], span)
 
 
 class NodeForecast:
@@ -59,120 +85,94 @@ class NodeForecast:
 
     def __init__(self, stages: int) -> None:
         self._stages = stages
-        self._entries: dict[int, _Entry] = {}
-        self._settled = [0.0] * stages
-        self._used = False
+        self._seen_end = [-math.inf] * stages
+        self._tasks: dict[int, _Work] = {}
+        self._paths: dict[int, Path] = {}
+        self._expected = self._nothing_expected()
         self._stale = False
 
     def predict(self, release: float, forward: Sequence[float], backward: Sequence[float] = ()) -> Path:
         """The path that a task would take if it were assigned now. `backward` is empty for serving."""
         self._refresh()
-        previous = self._last_ends()
-        return self._walk(release, tuple(forward), tuple(backward), previous, list(self._entries.values()))
+        return self._walk(_Work(release, tuple(forward), tuple(backward)), self._expected)
 
     def assign(self, task: int, path: Path, forward: Sequence[float], backward: Sequence[float] = ()) -> None:
         """Take a task whose path was predicted just before."""
-        self._entries[task] = _Entry(task, path.release, tuple(forward), tuple(backward), path)
-        self._used = True
+        self._tasks[task] = work = _Work(path.release, tuple(forward), tuple(backward))
+        self._paths[task] = path
+        self._expected.add(work, path)
 
     def observe(self, task: int, stage: int, start: float, end: float, *, backward: bool) -> None:
-        """A stage has run a task's forward or backward from `start` to `end`; later forecasts follow from it."""
-        entry = self._entries.get(task)
-        if entry is None:
-            return
-        (entry.backward_seen if backward else entry.forward_seen)[stage] = (start, end)
+        """A stage has run a task's forward or backward from `start` to `end`; later forecasts follow from it.
+
+        The task may be finished and forgotten already: reports of different stages overtake one another, and the stage was
+        busy all the same.
+        """
+        self._seen_end[stage] = max(self._seen_end[stage], end)
         self._stale = True
+        work = self._tasks.get(task)
+        if work is None:
+            return
+        (work.backward_seen if backward else work.forward_seen)[stage] = (start, end)
+        if work.done:
+            del self._tasks[task]
 
     def forget(self, task: int) -> None:
-        """The task is finished or lost: it is expected nowhere any more."""
-        entry = self._entries.pop(task, None)
-        if entry is not None:
-            self._settle(entry)
+        """The task is finished or lost: it is expected nowhere any more. Unknown ones are ignored."""
+        if self._tasks.pop(task, None) is not None:
             self._stale = True
 
     def path(self, task: int) -> Path | None:
         """The current forecast of an unfinished task."""
         self._refresh()
-        entry = self._entries.get(task)
-        return entry.path if entry else None
+        return self._paths.get(task)
 
-    def _last_ends(self) -> list[float]:
-        if not self._entries:
-            return list(self._settled)
-        last = next(reversed(self._entries.values())).path.fe
-        return [max(settled, end) for settled, end in zip(self._settled, last, strict=True)]
-
-    def _settle(self, entry: _Entry) -> None:
-        for seen in (entry.forward_seen, entry.backward_seen):
-            for stage, (_, end) in seen.items():
-                self._settled[stage] = max(self._settled[stage], end)
+    def _nothing_expected(self) -> _Expected:
+        return _Expected(list(self._seen_end), [[] for _ in range(self._stages)])
 
     def _refresh(self) -> None:
-        """Forecast every unfinished task anew, in order, from what really happened."""
+        """Forecast every unfinished task anew, in the order of assignment, from what really happened."""
         if not self._stale:
             return
         self._stale = False
-        for entry in [e for e in self._entries.values() if e.done(self._stages)]:
-            self._settle(entry)
-            del self._entries[entry.task]
-        previous = list(self._settled)
-        before: list[_Entry] = []
-        for entry in self._entries.values():
-            entry.path = self._walk(entry.release, entry.forward, entry.backward, previous, before, entry)
-            previous = [max(a, b) for a, b in zip(previous, entry.path.fe, strict=True)]
-            before.append(entry)
+        self._paths = {}
+        self._expected = self._nothing_expected()
+        for task, work in self._tasks.items():
+            self._paths[task] = path = self._walk(work, self._expected)
+            self._expected.add(work, path)
 
-    def _walk(
-        self,
-        release: float,
-        forward: tuple[float, ...],
-        backward: tuple[float, ...],
-        previous: list[float],
-        before: list[_Entry],
-        real: _Entry | None = None,
-    ) -> Path:
+    def _walk(self, work: _Work, expected: _Expected) -> Path:
         fb, fe, idleness = [], [], 0.0
-        ready = release
-        for s in range(self._stages):
-            seen = real.forward_seen.get(s) if real else None
-            if seen is not None:
-                begin, end = seen
+        ready = work.release
+        for stage, duration in enumerate(work.forward):
+            if stage in work.forward_seen:
+                begin, ready = work.forward_seen[stage]
             else:
-                begin, busy = self._forward_begin(s, max(ready, previous[s]), forward[s], previous[s], before)
-                end = begin + forward[s]
-                idleness += max(0.0, begin - previous[s] - busy) if self._used else 0.0
+                ended = expected.ended[stage]
+                begin, busy = _fit(max(ready, ended), duration, ended, expected.backwards[stage])
+                ready = begin + duration
+                if math.isfinite(ended):
+                    idleness += max(0.0, begin - ended - busy)
             fb.append(begin)
-            fe.append(end)
-            ready = end
-        if not backward:
-            return Path(release, tuple(fb), tuple(fe), idleness=idleness)
-        bb, be = self._backward_walk(fe, backward, real)
-        return Path(release, tuple(fb), tuple(fe), bb, be, idleness)
+            fe.append(ready)
+        bb, be = self._backward(work, fe[-1]) if work.backward else ((), ())
+        return Path(work.release, tuple(fb), tuple(fe), bb, be, idleness)
 
-    @staticmethod
-    def _forward_begin(
-        s: int, begin: float, duration: float, previous_end: float, before: list[_Entry]
-    ) -> tuple[float, float]:
-        """Begin of a forward that must not overlap the backwards already expected on stage s, and their busy time."""
-        busy = 0.0
-        for entry in before:
-            if not entry.backward or s in entry.backward_seen:
-                continue
-            if begin + duration > entry.path.bb[s]:
-                begin = max(begin, entry.path.be[s])
-                if previous_end <= entry.path.bb[s]:
-                    busy += entry.backward[s]
-        return begin, busy
+    def _backward(self, work: _Work, ready: float) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        spans: list[Span] = []
+        for stage in reversed(range(self._stages)):
+            begin = max(ready, self._seen_end[stage])
+            spans.append(work.backward_seen.get(stage, (begin, begin + work.backward[stage])))
+            ready = spans[-1][1]
+        return tuple(begin for begin, _ in reversed(spans)), tuple(end for _, end in reversed(spans))
 
-    @staticmethod
-    def _backward_walk(
-        fe: list[float], backward: tuple[float, ...], real: _Entry | None
-    ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        stages = len(fe)
-        bb, be = [0.0] * stages, [0.0] * stages
-        ready = fe[-1]
-        for s in reversed(range(stages)):
-            seen = real.backward_seen.get(s) if real else None
-            bb[s], be[s] = seen if seen is not None else (ready, ready + backward[s])
-            ready = be[s]
-        return tuple(bb), tuple(be)
+
+def _fit(begin: float, duration: float, ended: float, backwards: Sequence[Span]) -> tuple[float, float]:
+    """Begin of a forward that overlaps none of the backwards, and how long those before it keep the stage busy."""
+    busy = 0.0
+    for backward_begin, backward_end in backwards:
+        if begin + duration > backward_begin:
+            begin = max(begin, backward_end)
+            if ended <= backward_begin:
+                busy += backward_end - backward_begin
+    return begin, busy
