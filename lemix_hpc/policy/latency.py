@@ -59,13 +59,13 @@ class LatencyModel:
     def request_times(self, prompt: int, output: int) -> tuple[float, ...]:
         """Predicted seconds that a request alone spends on every stage: its prompt, then one pass per further token.
 
-        The i-th of the `output` - 1 decode passes reads prompt + i cached tokens; their sum is taken in closed form.
+        The i-th of the `output` - 1 decode passes reads prompt + i - 1 cached tokens; their sum is taken in closed form.
         """
         times = self.forward_times(Shape.of((prompt,)))
         passes = max(0, output - 1)
         if passes == 0:
             return times
-        read = passes * prompt + passes * (passes + 1) // 2
+        read = passes * prompt + passes * (passes - 1) // 2
         decode = (s.a * passes + (s.b + s.c) * passes + s.d * read for s in self.forward)
         return tuple(first + rest for first, rest in zip(times, decode, strict=True))
 
