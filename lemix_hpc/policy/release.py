@@ -12,17 +12,27 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+from lemix_hpc.policy.latency import Shape
+
 Release = Literal["async", "sync"]
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Micro-batches of one optimizer step; they stay on one node."""
+    """Micro-batches of one optimizer step, each of this shape; they stay on one node."""
 
     id: int
     tasks: tuple[int, ...]
-    rows: int
-    length: int
+    shape: Shape
+
+
+@dataclass(frozen=True, slots=True)
+class Released:
+    """A micro-batch that may go to its node now."""
+
+    task: int
+    node: int
+    shape: Shape
 
 
 @dataclass(slots=True)
@@ -54,9 +64,9 @@ class TrainingRelease:
         """Nodes that are still being fed a group; another group would mix its gradients with theirs."""
         return {open_.node for open_ in self._open.values()}
 
-    def start(self, place: Callable[[Group], int]) -> list[tuple[int, int]]:
-        """Open as many groups as there are lanes; `place` picks the node. Returns (task, node) pairs to release."""
-        released: list[tuple[int, int]] = []
+    def start(self, place: Callable[[Group], int]) -> list[Released]:
+        """Open as many groups as there are free lanes; `place` picks a node that is not busy. Returns what may go."""
+        released: list[Released] = []
         while self._free and self._offered:
             group = self._offered.popleft()
             open_ = _Open(group, place(group))
@@ -67,7 +77,7 @@ class TrainingRelease:
             released += self._release(open_, len(group.tasks) if self._rule == "sync" else 1)
         return released
 
-    def finished(self, task: int, stage: int, *, backward: bool) -> list[tuple[int, int]]:
+    def finished(self, task: int, stage: int, *, backward: bool) -> list[Released]:
         """A micro-batch has passed a stage; what may follow it on the same node. May free a lane for `start`."""
         if stage != 0 or backward != (self._rule == "sync") or task not in self._member:
             return []
@@ -81,7 +91,7 @@ class TrainingRelease:
         return []
 
     @staticmethod
-    def _release(open_: _Open, count: int) -> list[tuple[int, int]]:
+    def _release(open_: _Open, count: int) -> list[Released]:
         tasks = open_.group.tasks[open_.placed : open_.placed + count]
         open_.placed += len(tasks)
-        return [(task, open_.node) for task in tasks]
+        return [Released(task, open_.node, open_.group.shape) for task in tasks]

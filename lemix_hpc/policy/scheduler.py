@@ -19,7 +19,7 @@ from lemix_hpc.policy.events import (
 from lemix_hpc.policy.forecast import NodeForecast
 from lemix_hpc.policy.latency import LatencyModel, Shape
 from lemix_hpc.policy.placement import Candidate, LeastCompletion, Placement, RoundRobin, Separate, Split
-from lemix_hpc.policy.release import Group, Release, TrainingRelease
+from lemix_hpc.policy.release import Group, Release, Released, TrainingRelease
 
 PlacementName = Literal["round-robin", "least-completion", "separate"]
 
@@ -56,7 +56,6 @@ class Scheduler:
         self._trainers = config.split.training if config.split else range(config.nodes)
         lanes = len(self._trainers) if config.lanes is None else min(config.lanes, len(self._trainers))
         self._release = TrainingRelease(config.release, lanes)
-        self._shapes: dict[int, Shape] = {}
 
     def handle(self, event: Event) -> list[Decision]:
         """Take in one event; events come in the order of their times."""
@@ -77,9 +76,7 @@ class Scheduler:
     @_on.register
     def _group_offered(self, event: GroupOffered) -> list[Decision]:
         shape = Shape.of((event.length,) * event.rows)
-        for task in event.tasks:
-            self._shapes[task] = shape
-        self._release.offer(Group(event.group, event.tasks, event.rows, event.length))
+        self._release.offer(Group(event.group, event.tasks, shape))
         return self._open_groups(event.time)
 
     @_on.register
@@ -93,30 +90,27 @@ class Scheduler:
             forecast = self._forecasts[event.node]
             forecast.observe(event.task, event.stage, event.start, event.end, backward=event.backward)
         released = self._release.finished(event.task, event.stage, backward=event.backward)
-        follow = [self._feed(task, node, event.time) for task, node in released]
-        return follow + self._open_groups(event.time)
+        return [self._feed(micro_batch, event.time) for micro_batch in released] + self._open_groups(event.time)
 
     @_on.register
     def _task_finished(self, event: TaskFinished) -> list[Decision]:
         self._forecasts[event.node].forget(event.task)
-        self._shapes.pop(event.task, None)
         return []
 
     def _open_groups(self, now: float) -> list[Decision]:
         released = self._release.start(lambda group: self._node_for(group, now))
-        return [self._feed(task, node, now) for task, node in released]
+        return [self._feed(micro_batch, now) for micro_batch in released]
 
     def _node_for(self, group: Group, now: float) -> int:
-        shape = self._shapes[group.tasks[0]]
-        forward, backward = self._latency.forward_times(shape), self._latency.backward_times(shape)
+        forward, backward = self._latency.forward_times(group.shape), self._latency.backward_times(group.shape)
         busy = self._release.busy_nodes
         free = [n for n in self._trainers if n not in busy]
         candidates = [Candidate(n, self._forecasts[n].predict(now, forward, backward)) for n in free]
         return self._placement.choose(candidates, training=True).node
 
-    def _feed(self, task: int, node: int, now: float) -> Decision:
-        shape = self._shapes[task]
-        forward, backward = self._latency.forward_times(shape), self._latency.backward_times(shape)
-        path = self._forecasts[node].predict(now, forward, backward)
-        self._forecasts[node].assign(task, path, forward, backward)
-        return Place(task, node, now, path.response)
+    def _feed(self, released: Released, now: float) -> Decision:
+        forward, backward = self._latency.forward_times(released.shape), self._latency.backward_times(released.shape)
+        forecast = self._forecasts[released.node]
+        path = forecast.predict(now, forward, backward)
+        forecast.assign(released.task, path, forward, backward)
+        return Place(released.task, released.node, now, path.response)
