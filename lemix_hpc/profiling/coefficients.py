@@ -8,7 +8,11 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from lemix_hpc.config.document import Dumper, parse_document
 from lemix_hpc.config.errors import UserError
+from lemix_hpc.config.explain import explain, show
+from lemix_hpc.config.load import located
+from lemix_hpc.config.problem import Problem
 from lemix_hpc.policy.latency import Affine, LatencyModel
 
 SCHEMA = 1
@@ -16,7 +20,7 @@ NonNegative = Annotated[float, Field(ge=0.0)]
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Coefficients(_Section):
@@ -60,7 +64,7 @@ class CoefficientFile(_Section):
     dtype: str
     layers: Annotated[int, Field(gt=0)]
     per_layer: Times | None = None
-    stages: list[Times] | None = None
+    stages: Annotated[list[Times], Field(min_length=1)] | None = None
     valid: Valid = Valid()
     provenance: dict[str, Any]
 
@@ -87,28 +91,42 @@ class CoefficientFile(_Section):
             counts = [self.layers // stages + (s < self.layers % stages) for s in range(stages)]
             pairs = [(forward.scaled(count), backward.scaled(count)) for count in counts]
         else:
-            raise UserError(f"{stages} stages need at least {stages} layers; {self.model} has {self.layers}")
+            raise UserError(
+                f"{stages} stages need at least {stages} layers, and {self.model} has {self.layers}; "
+                f"set nodes.stages to at most {self.layers}"
+            )
         return LatencyModel(tuple(f for f, _ in pairs), tuple(b for _, b in pairs), self.valid.max_length)
 
 
 def load_coefficients(path: Path) -> CoefficientFile:
-    """Read a coefficient file. Raises UserError naming the file and what is wrong with it."""
-    try:
-        content = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); name an existing coefficient file") from error
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: no valid YAML: {error}") from error
+    """Read a coefficient file. Raises UserError naming the file, with one line for each mistake."""
+    document = parse_document(_text(path), str(path))
+    content = document.data
     if not isinstance(content, dict) or content.get("schema") != SCHEMA:
-        found = content.get("schema") if isinstance(content, dict) else type(content).__name__
-        raise UserError(f"{path}: a coefficient file with `schema: {SCHEMA}` was expected, found {found!r}")
+        found = show(content.get("schema") if isinstance(content, dict) else content)
+        raise UserError(f"{path}: expected a coefficient file with `schema: {SCHEMA}`, found {found}")
+    places = {key: f"{path}:{line}" for key, line in document.lines.items()}
+    problems = [Problem(key, f"given twice; the first is on line {first}") for key, _, first in document.duplicates]
     try:
-        return CoefficientFile.model_validate(content)
+        file = CoefficientFile.model_validate(content)
     except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'file'}: {e['msg']}" for e in error.errors())
-        raise UserError(f"{path}: {problems}") from error
+        problems += [explain(detail, content, CoefficientFile) for detail in error.errors(include_url=False)]
+    if problems:
+        raise UserError("\n".join(located(problem, str(path), places) for problem in problems))
+    return file
 
 
 def save_coefficients(file: CoefficientFile, path: Path) -> None:
     """Write a coefficient file that `load_coefficients` reads back as an equal one."""
-    path.write_text(yaml.safe_dump(file.model_dump(mode="json", by_alias=True), sort_keys=False))
+    content = file.model_dump(mode="json", by_alias=True, exclude_none=True)
+    text = yaml.dump(content, Dumper=Dumper, sort_keys=False, width=120, allow_unicode=True)
+    path.write_text(text, encoding="utf-8")
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not a text file in UTF-8: {error.reason} at byte {error.start}") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); name an existing coefficient file") from None
