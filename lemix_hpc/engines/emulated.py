@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from lemix_hpc.engines.protocol import (
@@ -22,18 +22,28 @@ NOTHING = Payload((), "uint8", memoryview(b""))
 
 
 class EmulatedStage(StageEngine):
-    """One emulated device. `layers` is how many points a training pass can stop at.
+    """One emulated device. `layers` is in how many pieces a training pass is cut; it can rest between two of them.
 
     Within a pass the device is never starved: the next layer starts when the last one ended, as queued kernels do, however
     long the loop took between two calls. A pass that was interrupted by other work starts again when it is called.
     """
 
-    def __init__(self, latency: LatencyModel, stage: int, layers: int) -> None:
+    def __init__(
+        self,
+        latency: LatencyModel,
+        stage: int,
+        layers: int,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
         self._forward = latency.forward[stage]
         self._backward = latency.backward[stage]
         self._last = stage == latency.stages - 1
         self._first = stage == 0
         self._layers = layers
+        self._clock = clock
+        self._sleep = sleep
         self._shapes: dict[int, Shape] = {}
         self._free = 0.0
         self._running: object = None
@@ -87,7 +97,7 @@ class EmulatedStage(StageEngine):
         for piece in range(pieces):
             if piece:
                 yield
-            now = time.monotonic()
+            now = self._clock()
             start = self._free if self._running is mine else now
             self._free, self._running = start + seconds / pieces, mine
-            time.sleep(max(0.0, self._free - now))
+            self._sleep(max(0.0, self._free - now))
