@@ -88,35 +88,45 @@ _LLAMA_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
 
 
 def _llama(family: str, config: Mapping[str, Any]) -> ModelSizes:
-    hidden, heads = config["hidden_size"], config["num_attention_heads"]
-    head_dim = config.get("head_dim", hidden // heads)
-    key_value_heads = config.get("num_key_value_heads", heads)
+    hidden, heads = _size(config, "hidden_size"), _size(config, "num_attention_heads")
+    head_dim = _size(config, "head_dim", default=hidden // heads)
+    key_value_heads = _size(config, "num_key_value_heads", default=heads)
     attention = 2 * hidden * head_dim * (heads + key_value_heads)
     return ModelSizes(
         family=family,
-        layers=config["num_hidden_layers"],
+        layers=_size(config, "num_hidden_layers"),
         hidden=hidden,
-        vocab=config["vocab_size"],
-        layer_parameters=attention + 3 * hidden * config["intermediate_size"],
-        head_parameters=hidden * config["vocab_size"],
+        vocab=_size(config, "vocab_size"),
+        layer_parameters=attention + 3 * hidden * _size(config, "intermediate_size"),
+        head_parameters=hidden * _size(config, "vocab_size"),
         max_positions=None,
     )
 
 
 def _gpt2(config: Mapping[str, Any]) -> ModelSizes:
-    # GPT-2's own key names come first; Hugging Face also accepts the general ones.
-    def value(name: str, general: str, default: int) -> int:
-        return int(config.get(name, config.get(general, default)))
-
-    hidden = value("n_embd", "hidden_size", 768)
-    vocab = config.get("vocab_size", 50257)
-    inner = config.get("n_inner") or 4 * hidden
+    # GPT-2 has key names of its own, of which Hugging Face knows the general ones as aliases.
+    hidden = _size(config, "n_embd", "hidden_size", default=768)
+    vocab = _size(config, "vocab_size", default=50257)
+    inner = _size(config, "n_inner", default=4 * hidden)
     return ModelSizes(
         family="gpt2",
-        layers=value("n_layer", "num_hidden_layers", 12),
+        layers=_size(config, "n_layer", "num_hidden_layers", default=12),
         hidden=hidden,
         vocab=vocab,
         layer_parameters=4 * hidden * hidden + 2 * hidden * inner,
         head_parameters=hidden * vocab,
-        max_positions=value("n_positions", "max_position_embeddings", 1024),
+        max_positions=_size(config, "n_positions", "max_position_embeddings", default=1024),
     )
+
+
+def _size(config: Mapping[str, Any], *names: str, default: int | None = None) -> int:
+    """The first of the names that has a value."""
+    for name in names:
+        value = config.get(name)
+        if value is not None:
+            if not isinstance(value, int) or value < 1:
+                raise UserError(f"model: the config's {name} is {value!r}, but it must be a positive whole number.")
+            return value
+    if default is None:
+        raise UserError(f"model: the config has no {names[0]}.")
+    return default

@@ -97,3 +97,9 @@ def test_torch_is_not_imported():
     code = "import lemix_hpc.engines.model_sizes, lemix_hpc.engines.torch.partition, sys; print('torch' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize("value", ["many", 0, 1.5])
+def test_a_size_that_is_none(value):
+    with pytest.raises(UserError, match=r"num_hidden_layers is .* must be a positive whole number"):
+        describe(Model(config=LLAMA_3_8B | {"num_hidden_layers": value}))

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig
 
+from lemix_hpc.config.errors import UserError
 from lemix_hpc.config.recipe import Model, Recipe
 from lemix_hpc.engines.model_sizes import describe, model_config
 from lemix_hpc.engines.torch import attention
@@ -21,11 +24,11 @@ from lemix_hpc.engines.torch.weights import Checkpoint, RandomWeights, WeightSou
 from lemix_hpc.engines.torch.wire import DTYPES, Wire
 
 
-def build_stage(recipe: Recipe, *, stage: int, device: str, device_buffers: bool = False) -> TorchStage:
+def build_stage(recipe: Recipe, *, stage: int, device: str) -> TorchStage:
     """Stage `stage` of `recipe.nodes.stages`, with its weights, on `device` ("cpu" or "cuda:K").
 
-    `device_buffers`: the MPI library can send and receive CUDA memory, so payloads stay on the device. Raises UserError
-    for a model that is not supported, a broken checkpoint, or more stages than layers.
+    With LEMIX_CUDA_AWARE_MPI=1 in the environment, payloads stay in CUDA memory and MPI sends them from there. Raises
+    UserError for a model that is not supported, a broken checkpoint, or more stages than layers.
     """
     place = torch.device(device)
     if place.type == "cuda":
@@ -34,13 +37,13 @@ def build_stage(recipe: Recipe, *, stage: int, device: str, device_buffers: bool
     layers = layer_ranges(sizes, recipe.nodes.stages)[stage]
     config = _config(recipe.model)
     dtype = _dtype(recipe, place)
-    module = _module(config, layers, first=stage == 0, last=stage == recipe.nodes.stages - 1)
-    _fill(module, _source(recipe, config, type(module)), dtype, place)
+    module = _module(config, layers, first=stage == 0, last=stage == recipe.nodes.stages - 1, device=place)
+    _fill(module, _source(recipe, config, type(module)), dtype)
     training = recipe.training
     return TorchStage(
         module,
         _cache(config, layers, dtype, place),
-        Wire(place, device_buffers=device_buffers),
+        Wire(place, device_buffers=os.environ.get("LEMIX_CUDA_AWARE_MPI") == "1"),
         None if training is None else StageOptimizer(module, training),
         seed=recipe.seed,
         keep_graphs=training is not None and training.release == "sync",
@@ -50,7 +53,10 @@ def build_stage(recipe: Recipe, *, stage: int, device: str, device_buffers: bool
 
 def _config(model: Model) -> Any:
     given = dict(model_config(model))
-    config = AutoConfig.for_model(given.pop("model_type"), **given)
+    try:
+        config = AutoConfig.for_model(given.pop("model_type"), **given)
+    except StrictDataclassError as error:
+        raise UserError(f"model: Hugging Face rejects the model's config: {' '.join(str(error).split())}") from error
     attention.register()
     config._attn_implementation = attention.IMPLEMENTATION
     return config
@@ -62,10 +68,10 @@ def _dtype(recipe: Recipe, device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "cpu" else torch.bfloat16
 
 
-def _module(config: Any, layers: range, *, first: bool, last: bool) -> StageModule:
+def _module(config: Any, layers: range, *, first: bool, last: bool, device: torch.device) -> StageModule:
     kind = GPT2Stage if config.model_type == "gpt2" else LlamaStage
     with torch.device("meta"):
-        module = kind(config, layers, first=first, last=last)
+        module = kind(config, layers, first=first, last=last, device=device)
     return module.eval()  # no dropout: a forward that is run again must give the same activations
 
 
@@ -77,10 +83,11 @@ def _source(recipe: Recipe, config: Any, kind: type[StageModule]) -> WeightSourc
     return RandomWeights(recipe.seed, config.initializer_range, residual_layers)
 
 
-def _fill(module: StageModule, source: WeightSource, dtype: torch.dtype, device: torch.device) -> None:
+def _fill(module: StageModule, source: WeightSource, dtype: torch.dtype) -> None:
     """Replace the parameters on "meta" by real ones, one tensor at a time."""
     weights = {
-        name: source.read(name, parameter.shape).to(device, dtype) for name, parameter in module.named_parameters()
+        name: source.read(name, parameter.shape).to(module.device, dtype)
+        for name, parameter in module.named_parameters()
     }
     module.load_state_dict(weights, assign=True)
 

@@ -24,8 +24,8 @@ class GPT2Stage(StageModule):
     prefix = "transformer."
     tied_names = ("transformer.wte.weight", "lm_head.weight")
 
-    def __init__(self, config: Any, layers: range, *, first: bool, last: bool) -> None:
-        super().__init__(config, first=first, last=last)
+    def __init__(self, config: Any, layers: range, *, first: bool, last: bool, device: torch.device) -> None:
+        super().__init__(config, first=first, last=last, device=device)
         self.transformer = _Body()
         self.transformer.h = nn.ModuleDict({str(index): GPT2Block(config, index) for index in layers})
         if first or (last and self.tied):

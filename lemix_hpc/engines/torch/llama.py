@@ -29,8 +29,8 @@ class LlamaStage(StageModule):
     prefix = "model."
     tied_names = ("model.embed_tokens.weight", "lm_head.weight")
 
-    def __init__(self, config: Any, layers: range, *, first: bool, last: bool) -> None:
-        super().__init__(config, first=first, last=last)
+    def __init__(self, config: Any, layers: range, *, first: bool, last: bool, device: torch.device) -> None:
+        super().__init__(config, first=first, last=last, device=device)
         layer = _LAYERS[config.model_type]
         self.model = _Body()
         self.model.layers = nn.ModuleDict({str(index): layer(config, index) for index in layers})
@@ -40,7 +40,7 @@ class LlamaStage(StageModule):
             self.model.norm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
             if not self.tied:
                 self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        self._rotary = _rotary(config)
+        self._rotary = _rotary(config, device)
 
     @property
     def blocks(self) -> Sequence[nn.Module]:
@@ -74,7 +74,7 @@ class LlamaStage(StageModule):
         return linear(self.model.norm(hidden), self._head_weight)
 
 
-def _rotary(config: Any) -> Any:
+def _rotary(config: Any, device: torch.device) -> Any:
     rope_type = config.rope_parameters["rope_type"]
     if rope_type not in _ROPE_TYPES:
         raise UserError(
@@ -83,5 +83,5 @@ def _rotary(config: Any) -> Any:
         )
     # Real memory even while the layers are built on "meta". The bound method keeps the module out of the stage's
     # submodules: its frequencies must stay float32 when the stage is cast.
-    with torch.device("cpu"):
+    with device:
         return LlamaRotaryEmbedding(config).forward

@@ -23,8 +23,10 @@ class StageModule(nn.Module, ABC):
     tied_names: Sequence[str]
     """The names under which a checkpoint may store tied embeddings."""
 
-    def __init__(self, config: Any, *, first: bool, last: bool) -> None:
+    def __init__(self, config: Any, *, first: bool, last: bool, device: torch.device) -> None:
+        """`device`: where the stage will compute; parameters may be made on "meta" and come there later."""
         super().__init__()
+        self.device = device
         self.first = first
         self.last = last
         self.tied = bool(config.tie_word_embeddings)

@@ -60,7 +60,7 @@ class TorchStage:
         self._keep_graphs = keep_graphs or module.last
         self._max_positions = max_positions
         self._parameters = list(module.parameters())
-        self._device = self._parameters[0].device
+        self._device = module.device
         self._gradients = GroupGradients(self._parameters)
         self._passes: dict[int, _Pass] = {}
 
@@ -140,7 +140,7 @@ class TorchStage:
         yield
 
     def read_weights(self) -> list[Payload]:
-        return [self._wire.payload(parameter) for parameter in self._parameters]
+        return [self._wire.host_payload(parameter) for parameter in self._parameters]
 
     @torch.no_grad()
     def write_weights(self, weights: list[Payload]) -> None:

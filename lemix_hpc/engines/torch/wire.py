@@ -25,9 +25,11 @@ class Wire:
 
     def payload(self, tensor: torch.Tensor) -> Payload:
         """The payload stays valid as long as the tensor is not written to."""
-        flat = tensor.detach().contiguous().view(-1).view(torch.uint8)
-        name = str(tensor.dtype).removeprefix("torch.")
-        return Payload(tuple(tensor.shape), name, self._host(flat) if self._on_host else self._settled(flat))
+        return self.host_payload(tensor) if self._on_host else _payload(tensor, self._settled(_bytes(tensor)))
+
+    def host_payload(self, tensor: torch.Tensor) -> Payload:
+        """The same in host memory, whatever MPI can send: a view on the CPU, a copy of a CUDA tensor."""
+        return _payload(tensor, _on_host(_bytes(tensor)))
 
     def tensor(self, payload: Payload) -> torch.Tensor:
         """The tensor takes the payload's memory over where it can."""
@@ -42,13 +44,22 @@ class Wire:
             return np.empty(nbytes, dtype=np.uint8)
         return torch.empty(nbytes, dtype=torch.uint8, pin_memory=True).numpy()
 
-    def _host(self, flat: torch.Tensor) -> np.ndarray:
-        if flat.device.type == "cpu":
-            return flat.numpy()
-        pinned = torch.empty(flat.shape, dtype=torch.uint8, pin_memory=True)
-        return pinned.copy_(flat).numpy()
-
     def _settled(self, flat: torch.Tensor) -> torch.Tensor:
         # MPI does not know of CUDA streams: what it sends must be finished.
         torch.cuda.current_stream(self._device).synchronize()
         return flat
+
+
+def _bytes(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach().contiguous().view(-1).view(torch.uint8)
+
+
+def _on_host(flat: torch.Tensor) -> np.ndarray:
+    if flat.device.type == "cpu":
+        return flat.numpy()
+    pinned = torch.empty(flat.shape, dtype=torch.uint8, pin_memory=True)
+    return pinned.copy_(flat).numpy()
+
+
+def _payload(tensor: torch.Tensor, data: Any) -> Payload:
+    return Payload(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."), data)
