@@ -24,10 +24,7 @@ def problem(rng: random.Random) -> dict[str, str]:
     x = rng.randint(y, 40)
     thing = rng.choice(THINGS)
     result, terms = solve(x, y)
-    return {
-        "prompt": question.format(a=a, b=b, x=x, y=y, thing=thing),
-        "completion": f" {terms} = {result}. The answer is {result}.\n",
-    }
+    return {"text": f"{question.format(a=a, b=b, x=x, y=y, thing=thing)} {terms} = {result}. The answer is {result}.\n"}
 
 
 def main(out: Path, count: int = 400) -> None:

@@ -21,7 +21,7 @@ def test_serving_may_overtake_training_but_nothing_overtakes_an_update() -> None
 
 
 @given(st.lists(st.sampled_from(["serve", "train", "update"]), max_size=40), st.randoms(use_true_random=False))
-def test_every_item_runs_once_in_its_own_epoch(kinds: list[str], rng) -> None:  # noqa: ANN001
+def test_every_item_runs_once_in_its_own_epoch(kinds: list[str], rng) -> None:
     queue: EpochQueue[int, int, int] = EpochQueue()
     epoch_of, epoch = {}, 0
     for item, kind in enumerate(kinds):

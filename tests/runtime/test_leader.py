@@ -63,8 +63,9 @@ def test_batches_are_first_come_first_served_within_the_limits() -> None:
     ]
     lead.turn()
     assert [members(serve) for serve in post.taken(m.Serve)] == [[5]], "one that exceeds the limit goes alone"
-    done = post.taken(m.RequestDone)
-    assert [(d.task, d.nll, d.scored) for d in done if isinstance(d, m.RequestDone)][0] == (1, 2.0, 59)
+    first = post.taken(m.RequestDone)[0]
+    assert isinstance(first, m.RequestDone)
+    assert (first.task, first.nll, first.scored) == (1, 2.0, 59)
 
 
 def test_generation_comes_back_one_token_at_a_time_and_spans_versions() -> None:
