@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.live import Live
 
 from lemix_hpc.cli.show import progress_line, progress_panel
+from lemix_hpc.launch.logs import last_lines, launcher_logs
 from lemix_hpc.launch.start import StartedRun
 from lemix_hpc.launch.states import FINAL, read_progress, run_state
 from lemix_hpc.runtime.records import Progress
@@ -38,7 +39,8 @@ def follow(started: StartedRun, *, as_json: bool) -> int:
     console.print(f"{started.record.id}: {started.run.path}", soft_wrap=True, highlight=False)
     # A closed terminal or a TERM must not leave the ranks of a local run behind.
     for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.default_int_handler)
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
+            signal.signal(number, signal.default_int_handler)
     try:
         state = _watch(started, console)
     except KeyboardInterrupt:
@@ -114,6 +116,7 @@ def _explain_failure(started: StartedRun, state: str) -> None:
     typer.echo(f"The run ended as {state}.", err=True)
     if run.failure.exists():
         typer.echo(run.failure.read_text(encoding="utf-8").rstrip(), err=True)
-    else:
-        launcher = run.submitit if started.record.job is not None else run.launcher_log
-        typer.echo(f"No rank said why; see the logs in {run.logs} and {launcher}", err=True)
+        return
+    # Ranks that were killed leave no word; whoever started them does.
+    for log in launcher_logs(run):
+        typer.echo(f"From {log}:\n{last_lines(log)}", err=True)

@@ -78,7 +78,7 @@ def _elsewhere(key: str, model: type[BaseModel]) -> list[str]:
     return [
         f"{name}.{key}"
         for name, field in model.model_fields.items()
-        for section in _models_in(field.annotation)
+        for section in sections_in(field.annotation)
         if key in section.model_fields
     ][:1]
 
@@ -129,7 +129,7 @@ def section_at(path: KeyPath, data: Any, model: type[BaseModel]) -> list[type[Ba
     models = [model]
     for step in path:
         fields = [candidate.model_fields.get(str(step)) for candidate in models]
-        models = [found for field in fields if field for found in _models_in(field.annotation)]
+        models = [found for field in fields if field for found in sections_in(field.annotation)]
         data = data.get(step) if isinstance(data, dict) else None
         kind = data.get("kind") if isinstance(data, dict) else None
         chosen = [m for m in models if kind in _discriminator_values([m], "kind")]
@@ -137,10 +137,11 @@ def section_at(path: KeyPath, data: Any, model: type[BaseModel]) -> list[type[Ba
     return models
 
 
-def _models_in(annotation: Any) -> list[type[BaseModel]]:
+def sections_in(annotation: Any) -> list[type[BaseModel]]:
+    """The models of sections in a type annotation."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
-    return [model for part in typing.get_args(annotation) for model in _models_in(part)]
+    return [model for part in typing.get_args(annotation) for model in sections_in(part)]
 
 
 def _discriminator_values(models: list[type[BaseModel]], name: str) -> list[str]:

@@ -38,6 +38,18 @@ def print_logs(run: RunDir, rank: int | None, *, follow: bool, write: Callable[[
         raise UserError(f"{run.id}: there is no log of {which} yet in {run.logs}")
 
 
+def launcher_logs(run: RunDir) -> list[Path]:
+    """What mpiexec or srun wrote, and ranks before they had a log of their own; those with content."""
+    candidates = [run.launcher_log, *sorted(run.submitit.glob("*_log.err"))]
+    return [log for log in candidates if log.is_file() and log.stat().st_size]
+
+
+def last_lines(log: Path, count: int = 10) -> str:
+    """The end of a log, without blank lines."""
+    lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    return "\n".join(lines[-count:])
+
+
 def _log_files(run: RunDir, rank: int | None) -> list[Path]:
     attempts = sorted(run.logs.glob("attempt-*"), key=_number)
     files = attempts[-1].glob("rank-*.log" if rank is None else f"rank-{rank}.log") if attempts else []

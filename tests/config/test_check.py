@@ -1,0 +1,128 @@
+from pathlib import Path
+
+import pytest
+
+from lemix_hpc.config.check import check_recipe, gpus_per_host
+from lemix_hpc.config.recipe import Recipe
+
+SERVING = {"source": {"kind": "poisson", "rate": 1, "requests": 3}}
+LLAMA = {"config": {"model_type": "llama"}}
+
+
+def problems(**sections):
+    return [(problem.key, problem.text) for problem in check_recipe(Recipe.model_validate(sections))]
+
+
+def test_a_sound_recipe_has_no_problems(tmp_path):
+    coefficients = tmp_path / "c.yaml"
+    coefficients.touch()
+    assert (
+        problems(engine={"kind": "emulated", "coefficients": coefficients}, serving=SERVING, training={"share": 0.2})
+        == []
+    )
+    assert problems(model=LLAMA, serving=SERVING) == []
+
+
+CASES = {
+    "nothing to do": ({"model": LLAMA}, "", "there is nothing to do"),
+    "emulated without coefficients": (
+        {"engine": {"kind": "emulated"}, "serving": SERVING},
+        "engine.coefficients",
+        "missing; the emulated engine takes its times",
+    ),
+    "torch without model": ({"serving": SERVING}, "model", "the torch engine needs a model"),
+    "hosts not filled": (
+        {"model": LLAMA, "serving": SERVING, "nodes": {"count": 5}, "cluster": {"nodes_per_host": 2}},
+        "nodes.count",
+        "5 nodes do not fill whole hosts of cluster.nodes_per_host = 2; take 4 or 6",
+    ),
+    "wrong number of GPUs": (
+        {"model": LLAMA, "serving": SERVING, "nodes": {"stages": 4}, "cluster": {"gpus_per_node": 2}},
+        "cluster.gpus_per_node",
+        "asks for 2 GPUs on a host, but its stages use 4",
+    ),
+    "wrong number in gres": (
+        {"model": LLAMA, "serving": SERVING, "nodes": {"stages": 4}, "cluster": {"gres": "gpu:a100:8"}},
+        "cluster.gres",
+        "asks for 8 GPUs on a host, but its stages use 4",
+    ),
+    "separate on one node": (
+        {"model": LLAMA, "serving": SERVING, "policy": {"placement": "separate"}},
+        "policy.placement",
+        "separate needs at least 2 nodes",
+    ),
+    "all nodes train": (
+        {
+            "model": LLAMA,
+            "serving": SERVING,
+            "nodes": {"count": 2},
+            "policy": {"placement": "separate", "training_nodes": 2},
+        },
+        "policy.training_nodes",
+        "2 of 2 nodes leave none to serve; give at most 1",
+    ),
+    "training nodes without separate": (
+        {"model": LLAMA, "serving": SERVING, "nodes": {"count": 2}, "policy": {"training_nodes": 1}},
+        "policy.training_nodes",
+        "only placement separate uses it",
+    ),
+    "torch training without data": (
+        {"model": LLAMA, "serving": SERVING, "training": {}},
+        "training.data",
+        "missing; the torch engine needs text to train on",
+    ),
+    "missing trace": (
+        {"model": LLAMA, "serving": {"source": {"kind": "azure", "path": "/nowhere/t.csv"}}},
+        "serving.source.path",
+        "there is no file /nowhere/t.csv",
+    ),
+    "missing checkpoint": (
+        {"model": {"path": "/nowhere/model"}, "serving": SERVING},
+        "model.path",
+        "there is no directory /nowhere/model",
+    ),
+}
+
+
+@pytest.mark.parametrize(("sections", "key", "text"), CASES.values(), ids=CASES.keys())
+def test_one_problem_is_found(sections, key, text):
+    [(found_key, found_text)] = problems(**sections)
+    assert found_key == key
+    assert found_text.startswith(text)
+
+
+@pytest.mark.parametrize(("training", "key"), [({"share": 0.5}, "training.share"), ({}, "training")])
+def test_training_alone_needs_an_amount(tmp_path, training, key):
+    data = tmp_path / "d.jsonl"
+    data.touch()
+    [(found, text)] = problems(model=LLAMA, training={"data": {"path": data}, **training})
+    assert found == key
+    assert "give `micro_batches`" in text
+
+
+def test_shared_devices_and_processors_need_no_gpu_per_stage():
+    common = {"model": LLAMA, "serving": SERVING, "nodes": {"stages": 4}, "cluster": {"gpus_per_node": 2}}
+    assert problems(**common, engine={"share_devices": True}) == []
+    assert problems(**common, engine={"device": "cpu"}) == []
+
+
+@pytest.mark.parametrize(
+    ("gres", "count"),
+    [
+        ("gpu", 1),
+        ("gpu:4", 4),
+        ("gpu:a100:8", 8),
+        ("shard:2", None),
+        ("gpu:2,nic:1", 2),
+        ("craynetwork:1,gpu:h100:4", 4),
+        (None, None),
+    ],
+)
+def test_gpus_in_a_gres(gres, count):
+    assert gpus_per_host(Recipe.model_validate({"cluster": {"gres": gres}})) == count
+
+
+def test_a_file_where_the_checkpoint_should_be(tmp_path: Path):
+    [(key, text)] = problems(model={"path": tmp_path}, serving=SERVING)
+    assert key == "model.path"
+    assert "has no config.json" in text
