@@ -137,7 +137,7 @@ class Front:
                 self._mailbox.send(leader, Inbox.LEADER, message)
                 continue
             training = self._training[place.task]
-            training.place, training.placed = place, self._now()
+            training.place, training.placed = place, event.time
             group = training.micro_batch.group
             if group in self._offered:
                 self._begun[group] = self._offered.pop(group)
