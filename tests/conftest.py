@@ -18,6 +18,10 @@ DEVCLUSTER = REPOSITORY / "slurm" / "devcluster" / "devcluster"
 MACHINE_UNFIT = 3
 
 
+def _trial_data_directory() -> Path:
+    return Path(os.environ.get("LEMIX_TRIAL_DATA", REPOSITORY.parent / "shared" / "data")).resolve()
+
+
 @dataclasses.dataclass(frozen=True)
 class SlurmCluster:
     """A running cluster of slurm/devcluster, by its state directory."""
@@ -86,8 +90,9 @@ def slurm_cluster() -> Iterator[SlurmCluster]:
     """
     cluster = SlurmCluster(Path(os.environ.get("LEMIX_DEVCLUSTER", REPOSITORY / ".slurm-devcluster")).resolve())
     was_up = cluster.devcluster("status").returncode == 0
-    # The interpreter that runs the ranks must be visible in the nodes too, also when it lies below /tmp.
-    started = cluster.devcluster("up", f"--share={sys.prefix}", f"--share={sys.base_prefix}")
+    # The interpreter that runs the ranks and the data must be visible in the nodes too, also when they lie below /tmp.
+    shared = [Path(sys.prefix), Path(sys.base_prefix), _trial_data_directory()]
+    started = cluster.devcluster("up", *(f"--share={directory}" for directory in shared if directory.is_dir()))
     if started.returncode == MACHINE_UNFIT and os.environ.get("LEMIX_REQUIRE_SLURM") != "1":
         pytest.skip(f"no Slurm cluster on this machine: {started.stderr.strip()}")
     if started.returncode != 0:
@@ -109,7 +114,7 @@ def slurm_tmp_path(slurm_cluster: SlurmCluster) -> Iterator[Path]:
 @pytest.fixture(scope="session")
 def trial_data() -> Path:
     """Directory of the published traces, which are not part of the project."""
-    directory = Path(os.environ.get("LEMIX_TRIAL_DATA", REPOSITORY.parent / "shared" / "data")).resolve()
+    directory = _trial_data_directory()
     if not directory.is_dir():
         pytest.skip(f"no trial data in {directory}; set LEMIX_TRIAL_DATA to the directory that holds the traces")
     return directory
