@@ -183,7 +183,8 @@ class TorchStage:
             except StopIteration as end:
                 value: T = end.value
                 return value
-            self._settle()
+            finally:
+                self._settle()
             yield
 
     def _settle(self) -> None:
