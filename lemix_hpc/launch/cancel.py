@@ -7,7 +7,7 @@ import socket
 import subprocess
 
 from lemix_hpc.config.errors import UserError
-from lemix_hpc.launch.process import signal_group
+from lemix_hpc.launch.process import is_alive, signal_group
 from lemix_hpc.launch.rundir import RunDir, RunRecord
 
 
@@ -29,8 +29,8 @@ def end_local(run: RunDir, record: RunRecord) -> bool:
         raise UserError(f"{record.id} runs on {record.host}; cancel it there")
     if record.pid is None or record.pid_started is None:
         raise UserError(f"{run.record}: names neither a job nor a process")
+    if not is_alive(record.pid, record.pid_started):
+        return False
+    # Before the signal, so that nobody takes the end that follows for a failure.
     run.cancelled.touch()
-    running = signal_group(record.pid, record.pid_started, signal.SIGTERM)
-    if not running:
-        run.cancelled.unlink()
-    return running
+    return signal_group(record.pid, record.pid_started, signal.SIGTERM)

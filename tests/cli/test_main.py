@@ -1,0 +1,38 @@
+import json
+import subprocess
+import sys
+
+import lemix_hpc
+
+HEAVY = ("torch", "transformers", "deepspeed", "mpi4py", "submitit", "numpy", "scipy", "pydantic", "yaml", "rich.live")
+
+
+def test_help_imports_nothing_heavy():
+    code = (
+        "import sys, json; sys.argv = ['lemix', '--help']; from lemix_hpc.cli.main import app\n"
+        "try: app()\n"
+        "finally: print(json.dumps(sorted(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    modules = set(json.loads(done.stdout.splitlines()[-1]))
+    assert "typer" in modules
+    assert modules.isdisjoint(HEAVY)
+
+
+def test_version(lemix):
+    assert lemix("--version").stdout == f"lemix {lemix_hpc.__version__}\n"
+
+
+def test_every_command_is_explained(lemix):
+    text = lemix("--help").stdout
+    for command in ("run", "submit", "ps", "logs", "cancel", "report", "doctor"):
+        assert f"\n  {command} " in text
+        assert lemix(command, "--help").returncode == 0
+
+
+def test_a_mistake_is_a_message_and_exit_code_2(lemix, tmp_path):
+    (tmp_path / "bad.yaml").write_text("engine:\n  kinds: torch\n")
+    done = lemix("run", "bad.yaml")
+    assert done.returncode == 2
+    assert done.stderr.startswith("bad.yaml:2: engine.kinds: unknown key; did you mean 'kind'?")
+    assert done.stdout == ""

@@ -1,0 +1,139 @@
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+DEADLINE_S = 60
+ENDLESS = "serving.source={kind: constant, rate: 1, requests: 1000}"
+
+
+def wait_for(condition, what):
+    end = time.monotonic() + DEADLINE_S
+    while not condition():
+        assert time.monotonic() < end, f"waited {DEADLINE_S} s for {what}"
+        time.sleep(0.05)
+
+
+def processes_in(directory: Path) -> list[str]:
+    commands = subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True, check=True).stdout
+    return [line for line in commands.splitlines() if f"local_rank {directory}" in line]
+
+
+def test_semantic_mistakes_have_lines_too(lemix, recipe):
+    done = lemix("run", recipe, "--cluster", "local", "--set", "policy.placement=separate", "--set", "nodes.count=1")
+    assert done.returncode == 2
+    assert done.stderr.startswith("--set policy.placement=separate: policy.placement: separate needs at least 2 nodes")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("nodes.stages=40", "recipe.yaml:3: engine.coefficients: 40 stages need at least 40 layers"),
+        (
+            "model.config={model_type: llama, num_hidden_layers: 1}",
+            "recipe.yaml:2: nodes.stages: 2 stages need as many",
+        ),
+        (
+            "model.config={model_type: bert}",
+            "--set model.config={model_type: bert}: model: the model type 'bert' is not",
+        ),
+    ],
+)
+def test_sizes_are_checked_before_anything_starts(lemix, recipe, tmp_path, change, message):
+    done = lemix("run", recipe.name, "--cluster", "local", "--set", change)
+    assert done.returncode == 2
+    assert any(line.startswith(message) for line in done.stderr.splitlines()), done.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+def test_dry_run_shows_recipe_and_command_and_starts_nothing(lemix, recipe, tmp_path):
+    done = lemix("run", recipe, "--cluster", "local", "--dry-run", "--set", "nodes.count=3")
+    assert done.returncode == 0
+    assert "count: 3" in done.stdout
+    assert "mpiexec -n 9 " in done.stdout
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.mpi
+def test_run_shows_progress_and_prints_the_report(lemix, recipe, tmp_path):
+    done = lemix("run", recipe, "--cluster", "local", "--out", "one")
+    assert done.returncode == 0, done.stderr
+    assert "served 5/5" in done.stderr
+    assert "5 finished of 5" in done.stdout
+    again = lemix("report", "one")
+    assert again.stdout == done.stdout
+    assert json.loads(lemix("report", "one", "--json").stdout) == json.loads((tmp_path / "one/report.json").read_text())
+
+
+@pytest.mark.mpi
+def test_run_as_json_prints_nothing_else(lemix, recipe):
+    done = lemix("run", recipe, "--cluster", "local", "--json")
+    assert done.returncode == 0, done.stderr
+    assert isinstance(json.loads(done.stdout), dict)
+
+
+@pytest.mark.mpi
+def test_failure_is_explained_with_exit_code_1(lemix, recipe, tmp_path):
+    (tmp_path / "trace.csv").write_text("not,a,trace\n1,2,3\n")
+    source = f"serving.source={{kind: azure, path: {tmp_path}/trace.csv}}"
+    done = lemix("run", recipe, "--cluster", "local", "--set", source, "--out", "one")
+    assert done.returncode == 1
+    assert "The run ended as FAILED." in done.stderr
+    assert "rank 0 (node 0, leader) failed: UserError:" in done.stderr
+    assert f"log: {tmp_path}/one/logs/attempt-0/rank-0.log" in done.stderr
+    assert lemix("report", "one").returncode == 2
+
+
+@pytest.mark.mpi
+def test_submit_ps_logs_cancel(lemix, recipe):
+    done = lemix("submit", recipe, "--cluster", "local", "--json", "--set", ENDLESS)
+    assert done.returncode == 0, done.stderr
+    started = json.loads(done.stdout)
+    directory = Path(started["directory"])
+    wait_for((directory / "progress.json").exists, "the run to start")
+    [row] = json.loads(lemix("ps", "--json").stdout)
+    assert row["id"] == started["id"]
+    assert row["state"] == "RUNNING"
+    assert started["id"] in lemix("ps").stdout
+    logs = lemix("logs", started["id"]).stdout.splitlines()
+    assert {line.split(":")[0] for line in logs} >= {"rank 0", "rank 1", "rank 2"}
+    assert lemix("logs", started["id"], "--rank", "3").returncode == 2
+    assert lemix("cancel", started["id"]).returncode == 0
+    wait_for(lambda: not processes_in(directory), "the ranks to end")
+    [row] = json.loads(lemix("ps", "--json").stdout)
+    assert row["state"] == "CANCELLED"
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_interrupting_run_ends_every_rank(recipe, tmp_path, number):
+    lemix = str(Path(sys.executable).parent / "lemix")
+    following = subprocess.Popen(
+        # A test that was started in the background has INT ignored, and hands that down.
+        [
+            "env",
+            "--default-signal=INT",
+            lemix,
+            "run",
+            str(recipe),
+            "--cluster",
+            "local",
+            "--out",
+            "one",
+            "--set",
+            ENDLESS,
+        ],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    wait_for((tmp_path / "one" / "progress.json").exists, "the run to start")
+    following.send_signal(number)
+    _, stderr = following.communicate(timeout=DEADLINE_S)
+    assert following.returncode == 130
+    assert "Interrupted; ending the run." in stderr
+    assert processes_in(tmp_path / "one") == []

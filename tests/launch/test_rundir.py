@@ -1,0 +1,84 @@
+import re
+import shutil
+import time
+
+import pytest
+
+from lemix_hpc.config.errors import UserError
+from lemix_hpc.config.load import load_recipe
+from lemix_hpc.launch.registry import find_run, known_runs, register, registry_dir
+from lemix_hpc.launch.rundir import RunRecord, create_run_dir, runs_root
+
+
+def record(run, created=None, **given):
+    facts = dict.fromkeys(("host", "user", "version"), "x")
+    return RunRecord(
+        id=run.id, cluster="local", created=created or time.time(), command=["lemix"], world_size=3, **facts, **given
+    )
+
+
+def make(recipe, out=None, created=None):
+    run = create_run_dir(recipe, out)
+    run.write_record(record(run, created))
+    register(run)
+    return run
+
+
+def test_a_run_lies_below_the_runs_directory_with_its_recipe(recipe):
+    run = create_run_dir(recipe, None)
+    assert run.path.parent == runs_root()
+    assert re.fullmatch(r"toy-\d{8}-\d{6}-[0-9a-f]{4}", run.id)
+    assert load_recipe(run.recipe) == recipe
+
+
+def test_record_is_read_back(recipe):
+    run = create_run_dir(recipe, None)
+    written = record(run, pid=3, pid_started=4)
+    run.write_record(written)
+    assert run.read_record() == written
+
+
+def test_out_may_be_empty_or_absent_but_not_in_use(recipe, tmp_path):
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert create_run_dir(recipe, empty).path == empty
+    assert create_run_dir(recipe, tmp_path / "deep" / "new").recipe.exists()
+    with pytest.raises(UserError, match="is not an empty directory"):
+        create_run_dir(recipe, empty)
+
+
+def test_a_directory_that_cannot_be_made_is_the_users_matter(recipe, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot be made: Not a directory; choose another with --out"):
+        create_run_dir(recipe, tmp_path / "file" / "run")
+
+
+def test_runs_from_elsewhere_are_known_oldest_first(recipe, tmp_path, monkeypatch):
+    new = make(recipe, created=2000.0)
+    old = make(recipe, tmp_path / "own", created=1000.0)
+    monkeypatch.setenv("LEMIX_RUNS", str(tmp_path / "other"))
+    assert known_runs() == [old, new]
+
+
+def test_deleted_runs_are_forgotten(recipe, tmp_path):
+    kept, gone = make(recipe), make(recipe, tmp_path / "gone")
+    shutil.rmtree(gone.path)
+    assert known_runs() == [kept]
+    assert len(list(registry_dir().iterdir())) == 1
+
+
+def test_two_runs_with_one_name_are_both_known(recipe, tmp_path):
+    runs = [make(recipe, tmp_path / "a" / "run"), make(recipe, tmp_path / "b" / "run")]
+    assert sorted(run.path for run in known_runs()) == sorted(run.path for run in runs)
+    with pytest.raises(UserError, match="several runs match"):
+        find_run("run")
+
+
+def test_a_run_is_found_by_id_prefix_and_path(recipe, tmp_path):
+    run = make(recipe, tmp_path / "alpha")
+    other = make(recipe, tmp_path / "alphabet")
+    assert find_run("alpha") == run
+    assert find_run("alphab") == other
+    assert find_run(str(run.path)) == run
+    with pytest.raises(UserError, match="no run has this id"):
+        find_run("beta")

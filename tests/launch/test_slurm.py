@@ -1,0 +1,165 @@
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+
+from lemix_hpc.config.errors import UserError
+from lemix_hpc.config.recipe import Recipe
+from lemix_hpc.launch import slurm
+from lemix_hpc.launch.cancel import cancel
+from lemix_hpc.launch.start import choose_cluster, start
+from lemix_hpc.launch.states import run_state
+
+
+def with_cluster(recipe: Recipe, **cluster) -> Recipe:
+    return Recipe.model_validate({**recipe.model_dump(exclude={"cluster"}), "cluster": cluster})
+
+
+def flags(script: str) -> dict[str, str]:
+    found = re.findall(r"^#SBATCH --([a-z-]+)(?:=(.*))?$", script, re.MULTILINE)
+    return {key: shlex.split(value)[0] if value else "" for key, value in found}
+
+
+def command(script: str) -> list[str]:
+    [line] = [line for line in script.splitlines() if line.startswith("srun ")]
+    return shlex.split(line)
+
+
+@pytest.mark.usefixtures("fake_slurm")
+def test_shape_and_resources(recipe, tmp_path):
+    asked = {
+        "partition": "gpu",
+        "account": "lab",
+        "qos": "high",
+        "time": "1-02:00:30",
+        "gres": "gpu:4",
+        "cpus_per_task": 6,
+        "mem": "64G",
+        "constraint": "a100",
+        "nodelist": "n[1-2]",
+        "exclude": "n3",
+        "reservation": "friday",
+    }
+    wide = recipe.model_copy(update={"nodes": recipe.nodes.model_copy(update={"count": 4})})
+    script = slurm.script(with_cluster(wide, nodes_per_host=2, **asked), tmp_path)
+    found = flags(script)
+    assert (
+        found.items()
+        >= {
+            "nodes": "2",
+            "ntasks-per-node": "6",
+            "job-name": "lemix-toy",
+            "time": "1561",
+            "cpus-per-task": "6",
+            "no-requeue": "",
+            "signal": "USR2@90",
+        }.items()
+    )
+    same = {key: value for key, value in asked.items() if key not in ("time", "cpus_per_task")}
+    assert found.items() >= same.items()
+    assert "wckey" not in found
+    assert "export SRUN_CPUS_PER_TASK=6\n" in script
+
+
+@pytest.mark.usefixtures("fake_slurm")
+def test_ranks_run_under_mpi4py_inside_the_container(recipe, tmp_path):
+    told = with_cluster(
+        recipe,
+        container=["apptainer", "exec", "my image.sif"],
+        srun_args=["--cpu-bind=cores"],
+        mpi="pmi2",
+        setup=["module load x"],
+    )
+    script = slurm.script(told, tmp_path)
+    words = command(script)
+    assert words[words.index("--mpi=pmi2") :] == [
+        *("--mpi=pmi2", "--kill-on-bad-exit=1", "--distribution=block", "--cpu-bind=cores"),
+        *("apptainer", "exec", "my image.sif"),
+        *(sys.executable, "-u", "-m", "mpi4py", "-m", "submitit.core._submit", str(tmp_path)),
+    ]
+    assert script.index("module load x") < script.index("srun ")
+
+
+def test_submission_is_recorded_with_the_script_that_was_sent(fake_slurm, recipe):
+    fake_slurm.answers("sbatch", "Submitted batch job 12")
+    started = start(recipe, "slurm", None)
+    assert started.record.job == "12"
+    assert started.run.read_record() == started.record
+    assert started.run.job_script.read_text() == slurm.script(recipe, started.run.submitit)
+
+
+def test_a_refused_job_tells_why_and_leaves_no_run(fake_slurm, recipe, tmp_path):
+    fake_slurm.answers("sbatch", stderr="sbatch: error: invalid partition specified: nope", code=1)
+    with pytest.raises(UserError, match=r"^sbatch refused the job: invalid partition specified: nope; `--dry-run`"):
+        start(recipe, "slurm", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.fixture
+def submitted(fake_slurm, recipe):
+    fake_slurm.answers("sbatch", "Submitted batch job 12")
+    return start(recipe, "slurm", None)
+
+
+def test_state_of_a_job_that_waits_or_runs_comes_from_squeue(fake_slurm, submitted):
+    fake_slurm.answers("squeue", "PENDING")
+    assert run_state(submitted.run, submitted.record) == "PENDING"
+    assert fake_slurm.calls("sacct") == []
+
+
+@pytest.mark.parametrize(
+    ("answer", "state"),
+    [("COMPLETED", "COMPLETED"), ("CANCELLED by 1000", "CANCELLED"), ("NODE_FAIL\nREQUEUED\nTIMEOUT", "TIMEOUT")],
+)
+def test_state_of_an_ended_job_comes_from_sacct(fake_slurm, submitted, answer, state):
+    fake_slurm.answers("squeue", stderr="slurm_load_jobs error: Invalid job id specified", code=1)
+    fake_slurm.answers("sacct", answer)
+    assert run_state(submitted.run, submitted.record) == state
+
+
+@pytest.mark.parametrize("sacct", ["absent", "failing"])
+def test_without_accounting_the_state_comes_from_scontrol(fake_slurm, submitted, sacct):
+    if sacct == "absent":
+        fake_slurm.lacks("sacct")
+    else:
+        fake_slurm.answers("sacct", stderr="Slurm accounting storage is disabled", code=1)
+    fake_slurm.answers("scontrol", "JobId=12 JobName=lemix-toy JobState=FAILED Reason=None")
+    assert run_state(submitted.run, submitted.record) == "FAILED"
+
+
+def test_a_job_that_slurm_forgot_is_judged_by_its_files(submitted):
+    assert run_state(submitted.run, submitted.record) == "UNKNOWN"
+    submitted.run.report.touch()
+    assert run_state(submitted.run, submitted.record) == "COMPLETED"
+    submitted.run.failure.touch()
+    assert run_state(submitted.run, submitted.record) == "FAILED"
+
+
+def test_cancel_asks_scancel(fake_slurm, submitted):
+    cancel(submitted.run, submitted.record)
+    assert fake_slurm.calls("scancel") == ["12"]
+    fake_slurm.answers("scancel", stderr="scancel: error: Kill job error on job id 12: Access denied", code=1)
+    with pytest.raises(UserError, match="Access denied"):
+        cancel(submitted.run, submitted.record)
+
+
+def test_auto_takes_slurm_only_where_it_answers(fake_slurm):
+    assert choose_cluster("auto") == "slurm"
+    fake_slurm.answers("sinfo", code=1)
+    assert choose_cluster("auto") == "local"
+    fake_slurm.lacks("sbatch")
+    assert choose_cluster("auto") == "local"
+    with pytest.raises(UserError, match="not on PATH"):
+        choose_cluster("slurm")
+
+
+def test_test_only_hands_on_what_slurm_says(fake_slurm):
+    fake_slurm.answers("sbatch", stderr="allocation failure: Requested node configuration is not available", code=1)
+    answer = slurm.test_only("#!/bin/sh\n")
+    assert not answer.accepted
+    assert answer.message == "allocation failure: Requested node configuration is not available"
+    [call] = fake_slurm.calls("sbatch")
+    assert call.startswith("--test-only ")
+    assert not Path(call.split()[1]).exists()
