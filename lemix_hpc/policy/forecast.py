@@ -7,8 +7,9 @@ For a task released at r, with pfe_s the latest forward end expected on stage s 
         fb_s = max(fb_s, be_s);   fe_s = fb_s + F_s                       (far dependency)
     training:  bb_{S-1} = fe_{S-1};  be_s = bb_s + B_s;  bb_{s-1} = be_s
 
-Real begin and end times replace the expected ones, what has not run on a stage begins no earlier than what is known to
-have ended there, and everything behind is forecast anew.
+Real begin and end times replace the expected ones, a forward that has not run on a stage begins no earlier than what is
+known to have ended there, and everything behind is forecast anew. A backward keeps to its equation: it may rest and
+resume, so that the end of other work does not say that it has not begun.
 """
 
 from __future__ import annotations
@@ -155,16 +156,17 @@ class NodeForecast:
                     idleness += max(0.0, begin - ended - busy)
             fb.append(begin)
             fe.append(ready)
-        bb, be = self._backward(work, fe[-1]) if work.backward else ((), ())
+        bb, be = _backward(work, fe[-1]) if work.backward else ((), ())
         return Path(work.release, tuple(fb), tuple(fe), bb, be, idleness)
 
-    def _backward(self, work: _Work, ready: float) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        spans: list[Span] = []
-        for stage in reversed(range(self._stages)):
-            begin = max(ready, self._seen_end[stage])
-            spans.append(work.backward_seen.get(stage, (begin, begin + work.backward[stage])))
-            ready = spans[-1][1]
-        return tuple(begin for begin, _ in reversed(spans)), tuple(end for _, end in reversed(spans))
+
+def _backward(work: _Work, ready: float) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Begins and ends of a backward whose forward ends on the last stage at `ready`."""
+    spans: list[Span] = []
+    for stage in reversed(range(len(work.backward))):
+        spans.append(work.backward_seen.get(stage, (ready, ready + work.backward[stage])))
+        ready = spans[-1][1]
+    return tuple(begin for begin, _ in reversed(spans)), tuple(end for _, end in reversed(spans))
 
 
 def _fit(begin: float, duration: float, ended: float, backwards: Sequence[Span]) -> tuple[float, float]:
