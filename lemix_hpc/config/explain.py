@@ -89,7 +89,8 @@ def _choice(expected: str, found: Any) -> str:
     near = difflib.get_close_matches(str(found), [choice.strip("'") for choice in choices], n=1)
     one_of = "one of " if len(choices) > 2 else ""
     hint = f"; did you mean {near[0]!r}?" if near else ""
-    return f"expected {one_of}{', '.join(choices[:-1])} or {choices[-1]}, found {show(found)}{hint}"
+    listed = " or ".join(filter(None, (", ".join(choices[:-1]), choices[-1])))
+    return f"expected {one_of}{listed}, found {show(found)}{hint}"
 
 
 def show(value: Any) -> str:
