@@ -64,13 +64,13 @@ class CoefficientFile(_Section):
     dtype: str
     layers: Annotated[int, Field(gt=0)]
     per_layer: Times | None = None
-    stages: Annotated[list[Times], Field(min_length=1)] | None = None
+    stages: list[Times] | None = None
     valid: Valid = Valid()
     provenance: dict[str, Any]
 
     @model_validator(mode="after")
     def _one_kind_of_times(self) -> Self:
-        if (self.per_layer is None) == (self.stages is None):
+        if (self.per_layer is None) == (not self.stages):
             raise ValueError("give either `per_layer` or `stages`")
         return self
 
@@ -119,7 +119,7 @@ def load_coefficients(path: Path) -> CoefficientFile:
 def save_coefficients(file: CoefficientFile, path: Path) -> None:
     """Write a coefficient file that `load_coefficients` reads back as an equal one."""
     content = file.model_dump(mode="json", by_alias=True, exclude_none=True)
-    text = yaml.dump(content, Dumper=Dumper, sort_keys=False, width=120, allow_unicode=True)
+    text = yaml.dump(content, Dumper=Dumper, sort_keys=False, width=120)
     path.write_text(text, encoding="utf-8")
 
 
