@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import os
-
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -54,6 +51,17 @@ TINY: dict[str, dict[str, Any]] = {
     "gpt2": _GPT2,
     "gpt2-untied": {**_GPT2, "tie_word_embeddings": False},
 }
+
+
+@pytest.fixture(autouse=True)
+def _one_thread_and_no_traces() -> Iterator[None]:
+    """A stage sets its process up for DeepSpeed; here the process goes on to other tests."""
+    threads, environment = torch.get_num_threads(), dict(os.environ)
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+    os.environ.clear()
+    os.environ.update(environment)
 
 
 @pytest.fixture

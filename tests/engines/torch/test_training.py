@@ -180,8 +180,10 @@ def test_groups_may_overlap(family, tiny_recipe, pipeline):
     assert weights[0] == weights[1]
 
 
-@pytest.mark.parametrize(("family", "dtype"), [("llama-tied", "float32"), ("gpt2", "float32"), ("qwen2", "bfloat16")])
-@pytest.mark.parametrize("stages", [2, 3])
+@pytest.mark.parametrize(
+    ("family", "dtype", "stages"),
+    [("llama-tied", "float32", 2), ("gpt2", "float32", 3), ("qwen2", "float32", 3), ("qwen2", "bfloat16", 3)],
+)
 def test_tied_copies_stay_equal(family, dtype, stages, tiny_recipe, pipeline):
     node = pipeline(tiny_recipe(family, stages, dtype=dtype, release="sync", **OPTIMIZER))
     before = node.stages[0]._module.embedding.weight.detach().clone()
@@ -191,7 +193,7 @@ def test_tied_copies_stay_equal(family, dtype, stages, tiny_recipe, pipeline):
     assert not torch.equal(first, before)
 
 
-@pytest.mark.parametrize(("family", "stages"), [("llama", 1), ("llama-tied", 2), ("gpt2", 2)])
+@pytest.mark.parametrize(("family", "stages"), [("llama-tied", 2), ("gpt2", 1)])
 def test_bfloat16_follows_float32(family, stages, tiny_recipe, pipeline):
     data = texts(10)
     low, high = (
