@@ -14,6 +14,8 @@ from lemix_hpc.config.errors import UserError
 from lemix_hpc.launch.process import start_time
 from lemix_hpc.launch.rundir import RunDir
 
+_OF_A_JOB = re.compile(r"SLURM_|PMI_|PMIX_(?!MCA_)")
+
 
 def rank_command(run_dir: str) -> list[str]:
     """The command line of every rank. `-m mpi4py` makes an exception in one rank end all of them."""
@@ -35,8 +37,8 @@ def mpiexec_command(ranks: int, command: Sequence[str]) -> list[str]:
 
 
 def environment() -> dict[str, str]:
-    """The environment of mpiexec."""
-    return {**os.environ, **root_environment()}
+    """The environment of mpiexec: without the Slurm job that this may be in, over whose hosts it would spread the ranks."""
+    return {name: value for name, value in os.environ.items() if not _OF_A_JOB.match(name)} | root_environment()
 
 
 def root_environment() -> dict[str, str]:

@@ -64,7 +64,8 @@ def _registered() -> Iterator[RunDir]:
         run = RunDir(Path(entry.read_text(encoding="utf-8").strip()))
         if run.record.is_file():
             yield run
-        elif not run.path.exists():
+        elif run.path.parent.exists() and not run.path.exists():
+            # Not so where the parent is missing: that may be a file system of another host.
             entry.unlink(missing_ok=True)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import math
 import shlex
 import subprocess
@@ -46,7 +48,9 @@ def submit(recipe: Recipe, run: RunDir) -> str:
     """Submit a run. Returns the job id. Raises UserError with sbatch's reason if Slurm refuses the job."""
     executor = _executor(recipe, run.submitit)
     try:
-        job = executor.submit(run_rank, str(run.path))
+        # submitit prints what sbatch says of a refused job, and raises it as well.
+        with contextlib.redirect_stderr(io.StringIO()):
+            job = executor.submit(run_rank, str(run.path))
     except (FailedJobError, FailedSubmissionError) as error:
         raise UserError(f"sbatch refused the job: {_sbatch_reason(error)}; `--dry-run` shows the script") from error
     script = Path(job.paths.submission_file)
@@ -119,6 +123,5 @@ def _exports(recipe: Recipe) -> list[str]:
 
 
 def _sbatch_reason(error: Exception) -> str:
-    """submitit appends what sbatch wrote to stderr to its own message."""
     lines = [line.strip() for line in str(error).splitlines() if "error" in line.lower()]
     return "; ".join(line.removeprefix("sbatch: error: ") for line in lines) or str(error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 
 import msgspec
@@ -40,6 +41,8 @@ def read_progress(run: RunDir) -> Progress | None:
 
 
 def _local_state(run: RunDir, record: RunRecord) -> str:
+    if record.host != socket.gethostname():
+        return _state_from_files(run) or "UNKNOWN"
     if record.pid is not None and record.pid_started is not None and is_alive(record.pid, record.pid_started):
         return "RUNNING"
     return _state_from_files(run) or "FAILED"

@@ -61,6 +61,13 @@ def test_without_mpiexec_the_way_out_is_named(tmp_path, monkeypatch, recipe):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_local_run_leaves_the_job_that_it_is_started_in(monkeypatch):
+    for name in ("SLURM_JOB_ID", "PMIX_RANK", "PMI_RANK", "PMIX_MCA_gds"):
+        monkeypatch.setenv(name, "1")
+    kept = {name for name in local.environment() if name.startswith(("SLURM_", "PMI"))}
+    assert kept == {"PMIX_MCA_gds"}
+
+
 def test_a_process_is_told_from_a_later_one_with_its_pid():
     child = subprocess.Popen(["sleep", "60"], start_new_session=True)
     started = start_time(child.pid)

@@ -1,13 +1,16 @@
+import os
 import re
 import shutil
 import time
 
+import msgspec
 import pytest
 
 from lemix_hpc.config.errors import UserError
 from lemix_hpc.config.load import load_recipe
 from lemix_hpc.launch.registry import find_run, known_runs, register, registry_dir
 from lemix_hpc.launch.rundir import RunRecord, create_run_dir, runs_root
+from lemix_hpc.launch.states import run_state
 
 
 def record(run, created=None, **given):
@@ -65,6 +68,22 @@ def test_deleted_runs_are_forgotten(recipe, tmp_path):
     shutil.rmtree(gone.path)
     assert known_runs() == [kept]
     assert len(list(registry_dir().iterdir())) == 1
+
+
+def test_runs_on_a_file_system_that_is_not_here_stay_listed(recipe, tmp_path):
+    run = make(recipe, tmp_path / "scratch" / "run")
+    (tmp_path / "scratch").rename(tmp_path / "unmounted")
+    assert known_runs() == []
+    (tmp_path / "unmounted").rename(tmp_path / "scratch")
+    assert known_runs() == [run]
+
+
+def test_a_run_of_another_host_is_judged_by_its_files(recipe):
+    run = make(recipe)
+    elsewhere = msgspec.structs.replace(run.read_record(), host="elsewhere", pid=os.getpid(), pid_started=1)
+    assert run_state(run, elsewhere) == "UNKNOWN"
+    run.report.touch()
+    assert run_state(run, elsewhere) == "COMPLETED"
 
 
 def test_two_runs_with_one_name_are_both_known(recipe, tmp_path):

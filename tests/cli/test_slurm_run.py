@@ -1,0 +1,116 @@
+"""The command on the real one-machine Slurm cluster."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from subprocess import CompletedProcess
+
+import pytest
+
+pytestmark = pytest.mark.slurm
+
+Command = Callable[..., CompletedProcess[str]]
+
+
+@pytest.fixture
+def on_cluster(lemix, slurm_cluster, slurm_tmp_path, tmp_path) -> Command:
+    """`lemix` as a user of the cluster, with runs where all nodes see them."""
+
+    def call(*arguments: object) -> CompletedProcess[str]:
+        places = {"LEMIX_RUNS": str(slurm_tmp_path / "runs"), "XDG_STATE_HOME": str(tmp_path / "state")}
+        return lemix(*arguments, **slurm_cluster.env, **places)
+
+    return call
+
+
+@pytest.fixture
+def shared_recipe(recipe, slurm_tmp_path) -> Path:
+    """A recipe whose coefficient file all nodes see."""
+    text = recipe.read_text()
+    [coefficients] = re.findall(r"coefficients: (\S+)}", text)
+    (slurm_tmp_path / "coefficients.yaml").write_text(Path(coefficients).read_text())
+    path = slurm_tmp_path / "recipe.yaml"
+    path.write_text(text.replace(coefficients, "coefficients.yaml"))
+    return path
+
+
+def test_run_over_two_hosts(on_cluster, shared_recipe, slurm_tmp_path):
+    out = slurm_tmp_path / "one"
+    done = on_cluster("run", shared_recipe, "--cluster", "slurm", "--set", "nodes.count=2", "--out", out)
+    assert done.returncode == 0, done.stderr
+    assert "5 finished of 5" in done.stdout
+    [row] = json.loads(on_cluster("ps", "--json").stdout)
+    assert (row["state"], row["directory"]) == ("COMPLETED", str(out))
+    hosts = {re.search(r"on (\w+)", (out / f"logs/attempt-0/rank-{rank}.log").read_text())[1] for rank in range(6)}
+    assert len(hosts) == 2
+
+
+def test_auto_takes_the_cluster_that_answers(on_cluster, shared_recipe):
+    done = on_cluster("run", shared_recipe, "--dry-run")
+    assert done.returncode == 0, done.stderr
+    assert "#SBATCH --ntasks-per-node=3" in done.stdout
+
+
+def test_dry_run_asks_slurm_and_submits_nothing(on_cluster, shared_recipe, slurm_cluster, slurm_tmp_path):
+    before = slurm_cluster.run("sacct", "-X", "-n", "-o", "JobID")
+    done = on_cluster("run", shared_recipe, "--cluster", "slurm", "--dry-run")
+    assert done.returncode == 0
+    assert re.search(r"Job \d+ to start at .* using 3 processors", done.stderr)
+    assert slurm_cluster.run("sacct", "-X", "-n", "-o", "JobID") == before
+    assert not (slurm_tmp_path / "runs").exists()
+
+
+def test_dry_run_of_an_impossible_job_is_exit_code_2(on_cluster, shared_recipe):
+    done = on_cluster("run", shared_recipe, "--cluster", "slurm", "--dry-run", "--set", "cluster.partition=nowhere")
+    assert done.returncode == 2
+    assert "invalid partition specified: nowhere" in done.stderr
+
+
+def test_a_refused_job_leaves_no_run(on_cluster, shared_recipe, slurm_tmp_path):
+    done = on_cluster("submit", shared_recipe, "--cluster", "slurm", "--set", "cluster.partition=nowhere")
+    assert done.returncode == 2
+    assert done.stderr.startswith("sbatch refused the job: invalid partition specified: nowhere")
+    assert json.loads(on_cluster("ps", "--json").stdout) == []
+    assert list((slurm_tmp_path / "runs").iterdir()) == []
+
+
+def test_submit_and_cancel(on_cluster, shared_recipe):
+    endless = "serving.source={kind: constant, rate: 1, requests: 1000}"
+    started = json.loads(on_cluster("submit", shared_recipe, "--cluster", "slurm", "--set", endless, "--json").stdout)
+    [row] = json.loads(on_cluster("ps", "--json").stdout)
+    assert row["job"] == started["job"]
+    assert row["state"] in ("PENDING", "CONFIGURING", "RUNNING")
+    assert on_cluster("cancel", started["id"]).returncode == 0
+    following = on_cluster("logs", started["id"], "--follow")  # returns when the job has ended
+    assert following.returncode in (0, 2)  # 2: cancelled before any rank had a log
+    [row] = json.loads(on_cluster("ps", "--json").stdout)
+    assert row["state"] == "CANCELLED"
+
+
+def test_a_failing_rank_ends_the_job_and_is_named(on_cluster, shared_recipe, slurm_tmp_path):
+    trace = slurm_tmp_path / "trace.csv"
+    trace.write_text("not,a,trace\n1,2,3\n")
+    source = f"serving.source={{kind: azure, path: {trace}}}"
+    out = slurm_tmp_path / "one"
+    done = on_cluster("run", shared_recipe, "--cluster", "slurm", "--set", source, "--out", out)
+    assert done.returncode == 1
+    assert "The run ended as FAILED." in done.stderr
+    assert "rank 0 (node 0, leader) failed: UserError:" in done.stderr
+    assert f"log: {out}/logs/attempt-0/rank-0.log" in done.stderr
+
+
+def test_doctor_finds_the_cluster_sound(on_cluster, shared_recipe):
+    done = on_cluster("doctor", shared_recipe, "--json")
+    verdicts = {check["name"]: check["verdict"] for check in json.loads(done.stdout)}
+    assert done.returncode == 0
+    assert all(verdicts[name] == "ok" for name in ("slurm", "srun --mpi", "sacct", "shared directory", "recipe"))
+
+
+def test_doctor_sees_that_runs_are_not_shared(lemix, slurm_cluster, tmp_path):
+    # A node's /tmp is its own.
+    done = lemix("doctor", "--json", **slurm_cluster.env, LEMIX_RUNS=str(tmp_path))
+    [check] = [check for check in json.loads(done.stdout) if check["name"] == "shared directory"]
+    assert check["verdict"] == "fail"
+    assert "set LEMIX_RUNS to a directory that all hosts share" in check["text"]
+    assert done.returncode == 1
