@@ -1,6 +1,9 @@
-"""Build the engine that a recipe asks for."""
+"""Build the engine that a recipe asks for, importing only what it needs."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from lemix_hpc.config.errors import UserError
 from lemix_hpc.config.recipe import Recipe
@@ -8,12 +11,36 @@ from lemix_hpc.engines.protocol import StageEngine
 from lemix_hpc.profiling.coefficients import load_coefficients
 
 
-def build_engine(recipe: Recipe, *, stage: int, local_stage: int, stages_here: int) -> StageEngine:
-    """The engine of one stage rank.
+@dataclass(frozen=True, slots=True)
+class Device:
+    """What a stage computes on: torch's name for it, and what tells a GPU from all others of the host."""
 
-    `local_stage` counts the stage ranks of this host (`stages_here` of them) and picks the device. Imports only what the
-    chosen engine needs.
-    """
+    name: str
+    gpu: str | None = None
+
+
+def choose_device(recipe: Recipe, local_stage: int) -> Device:
+    """The device of the stage rank that is number `local_stage` among those of its host."""
+    if recipe.engine.kind == "emulated":
+        return Device("emulated")
+    from lemix_hpc.engines.torch import devices
+
+    name = devices.choose_device(recipe.engine, local_stage)
+    return Device(name, devices.gpu_id(name))
+
+
+def check_sharing(recipe: Recipe, devices: Sequence[Device | None]) -> None:
+    """Refuse several stage ranks of a host on one GPU, unless the recipe says so. `devices`: of all ranks of the host."""
+    gpus = [device.gpu for device in devices if device is not None and device.gpu is not None]
+    if len(gpus) > len(set(gpus)) and not recipe.engine.share_devices:
+        raise UserError(
+            f"{len(gpus)} stage ranks on this host share {len(set(gpus))} GPUs; ask for one GPU per stage "
+            "(cluster.gpus_per_node), or set engine.share_devices: true for a trial"
+        )
+
+
+def build_engine(recipe: Recipe, *, stage: int, device: Device) -> StageEngine:
+    """The engine of one stage."""
     if recipe.engine.kind == "emulated":
         from lemix_hpc.engines.emulated import EmulatedStage
 
@@ -22,7 +49,5 @@ def build_engine(recipe: Recipe, *, stage: int, local_stage: int, stages_here: i
         file = load_coefficients(recipe.engine.coefficients)
         return EmulatedStage(file.latency(recipe.nodes.stages), stage, max(1, file.layers // recipe.nodes.stages))
     from lemix_hpc.engines.torch.build import build_stage
-    from lemix_hpc.engines.torch.devices import choose_device
 
-    device = choose_device(recipe.engine, local_stage=local_stage, stages_here=stages_here)
-    return build_stage(recipe, stage=stage, device=device)
+    return build_stage(recipe, stage=stage, device=device.name)

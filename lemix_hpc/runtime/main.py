@@ -6,7 +6,7 @@ import platform
 from pathlib import Path
 
 from lemix_hpc.config.recipe import Recipe
-from lemix_hpc.engines.build import build_engine
+from lemix_hpc.engines.build import build_engine, check_sharing, choose_device
 from lemix_hpc.runtime.clock import synchronise
 from lemix_hpc.runtime.doorbell import hang_doorbell
 from lemix_hpc.runtime.layout import SCHEDULER_RANK, Layout
@@ -34,10 +34,11 @@ def run(recipe: Recipe, run_dir: Path, attempt: int) -> None:
     bell = hang_doorbell(comm, host)
     waiter = make_waiter(comm, host, bell, recipe.engine.wait)
     stage, node = layout.stage_of(rank), layout.node_of(rank)
-    on_host = host.allgather(stage is not None)
-    if stage is not None:
-        local = sum(on_host[: host.Get_rank()])
-        engine = build_engine(recipe, stage=stage, local_stage=local, stages_here=sum(on_host))
+    stages_before = sum(host.allgather(stage is not None)[: host.Get_rank()])
+    device = choose_device(recipe, stages_before) if stage is not None else None
+    check_sharing(recipe, host.allgather(device))
+    if stage is not None and device is not None:
+        engine = build_engine(recipe, stage=stage, device=device)
         mailbox = Mailbox(comm, Inbox.STAGE, bell, engine.buffer)
         training = recipe.training
         gpipe = training is not None and training.release == "sync" and training.schedule == "gpipe"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from lemix_hpc.config.errors import UserError
 from lemix_hpc.config.recipe import Model, Recipe
 from lemix_hpc.engines.model_sizes import describe, model_config
 from lemix_hpc.engines.torch import attention
+from lemix_hpc.engines.torch.devices import mpi_sends_device_memory
 from lemix_hpc.engines.torch.gpt2 import GPT2Stage
 from lemix_hpc.engines.torch.kv import KeyValueCache
 from lemix_hpc.engines.torch.llama import LlamaStage
@@ -27,8 +27,8 @@ from lemix_hpc.engines.torch.wire import DTYPES, Wire
 def build_stage(recipe: Recipe, *, stage: int, device: str) -> TorchStage:
     """Stage `stage` of `recipe.nodes.stages`, with its weights, on `device` ("cpu" or "cuda:K").
 
-    With LEMIX_CUDA_AWARE_MPI=1 in the environment, payloads stay in CUDA memory and MPI sends them from there. Raises
-    UserError for a model that is not supported, a broken checkpoint, or more stages than layers.
+    Payloads of a GPU stay in its memory where MPI can send them from there. Raises UserError for a model that is not
+    supported, a broken checkpoint, or more stages than layers.
     """
     place = torch.device(device)
     if place.type == "cuda":
@@ -43,7 +43,7 @@ def build_stage(recipe: Recipe, *, stage: int, device: str) -> TorchStage:
     return TorchStage(
         module,
         _cache(config, layers, dtype, place),
-        Wire(place, device_buffers=os.environ.get("LEMIX_CUDA_AWARE_MPI") == "1"),
+        Wire(place, device_buffers=place.type == "cuda" and mpi_sends_device_memory()),
         None if training is None else StageOptimizer(module, training),
         seed=recipe.seed,
         keep_graphs=training is not None and training.release == "sync",

@@ -1,32 +1,47 @@
-"""Which device a stage rank computes on."""
+"""Which device a stage rank computes on, and whether MPI can send its memory."""
 
 from __future__ import annotations
+
+import ctypes
+from pathlib import Path
+
+import torch
 
 from lemix_hpc.config.errors import UserError
 from lemix_hpc.config.recipe import Engine
 
 
-def choose_device(engine: Engine, *, local_stage: int, stages_here: int) -> str:
-    """`cpu`, or `cuda:K` by the stage rank's place among the `stages_here` ones of this host.
+def choose_device(engine: Engine, local_stage: int) -> str:
+    """`cpu`, or `cuda:K`: the visible GPUs of a host are dealt out to its stage ranks in order.
 
-    Where Slurm shows each task its own GPU only, that one is taken. Raises UserError when there are fewer GPUs than stages
-    and `engine.share_devices` does not allow to share them.
+    A rank to which Slurm shows one GPU of its own takes that one. Raises UserError if a GPU is asked for and none is there.
     """
-    import torch
-
     count = torch.cuda.device_count() if engine.device != "cpu" else 0
-    if count == 0:
-        if engine.device == "cuda":
-            raise UserError("engine.device: cuda, but no GPU is visible to this rank; set it to auto or cpu, or ask for GPUs")
-        return "cpu"
-    if count == 1 and stages_here > 1 and not engine.share_devices:
+    if count:
+        return f"cuda:{local_stage % count}"
+    if engine.device == "cuda":
         raise UserError(
-            f"{stages_here} stage ranks on this host see one GPU; ask for one GPU per stage (cluster.gpus_per_node), "
-            "or set engine.share_devices: true for a trial"
+            "engine.device: cuda, but no GPU is visible to this rank; set it to auto or cpu, or ask for GPUs "
+            "(cluster.gpus_per_node)"
         )
-    if count < stages_here and not engine.share_devices:
-        raise UserError(
-            f"{stages_here} stage ranks on this host, but {count} GPUs; ask for one GPU per stage (cluster.gpus_per_node), "
-            "or set engine.share_devices: true for a trial"
-        )
-    return f"cuda:{local_stage % count}"
+    return "cpu"
+
+
+def gpu_id(device: str) -> str | None:
+    """What tells this GPU from all others of the host, whatever number it has for this rank; None for a CPU."""
+    return str(torch.cuda.get_device_properties(device).uuid) if device != "cpu" else None
+
+
+def mpi_sends_device_memory() -> bool:
+    """Whether this process's MPI library takes pointers to CUDA memory, as Open MPI builds with CUDA do.
+
+    Other MPI libraries have no common way to ask; tensors then go through pinned host memory, which always works.
+    """
+    library = next((line.split()[-1] for line in _memory_map() if "/libmpi.so" in line), None)
+    query = getattr(ctypes.CDLL(library), "MPIX_Query_cuda_support", None) if library else None
+    return query is not None and bool(query())
+
+
+def _memory_map() -> list[str]:
+    path = Path("/proc/self/maps")
+    return path.read_text().splitlines() if path.exists() else []

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from lemix_hpc.engines.protocol import MicroBatch, ServeBatch, ServeSequence
+from lemix_hpc.engines.torch import build
 from lemix_hpc.engines.torch.build import build_stage
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -15,10 +16,10 @@ def finish(work):
             return end.value
 
 
-@pytest.mark.parametrize("cuda_aware", ["0", "1"])
+@pytest.mark.parametrize("cuda_aware", [False, True])
 @pytest.mark.parametrize("family", ["llama-tied", "gpt2"])
 def test_the_same_scores_as_on_the_cpu(family, cuda_aware, tiny_recipe, pipeline, prompts, monkeypatch):
-    monkeypatch.setenv("LEMIX_CUDA_AWARE_MPI", cuda_aware)
+    monkeypatch.setattr(build, "mpi_sends_device_memory", lambda: cuda_aware)
     recipe = tiny_recipe(family, 2)
     expected = pipeline(recipe).score(*prompts)
     batch = ServeBatch(0, [ServeSequence(i, len(p), 0, False, p) for i, p in enumerate(prompts)])
