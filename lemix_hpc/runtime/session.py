@@ -24,10 +24,8 @@ from lemix_hpc.runtime.records import Progress, RunFacts
 from lemix_hpc.runtime.training_feed import TrainingFeed, amount
 from lemix_hpc.runtime.wait import ALONE_ON_HOST_S, Waiter
 from lemix_hpc.runtime.warm_up import StageTimes, probes
-from lemix_hpc.workload.requests import load_requests
+from lemix_hpc.workload.load import Workload, load_workload
 from lemix_hpc.workload.tasks import Request
-from lemix_hpc.workload.tokenizer import load_tokenizer
-from lemix_hpc.workload.training import stream
 
 COEFFICIENTS = "coefficients.yaml"
 
@@ -75,62 +73,60 @@ class Session:
 
     def run(self) -> None:
         """Load the work, wait for the engines, predict, serve and train, stop everyone, write the facts."""
-        recipe = self._recipe
         self._tell("loading the workload")
-        tokenizer = load_tokenizer(recipe.model) if recipe.engine.kind != "emulated" else None
-        loaded = load_requests(recipe.serving, seed=recipe.seed, tokenizer=tokenizer) if recipe.serving else None
-        requests = loaded.requests if loaded else ()
-        malformed = list(loaded.malformed) if loaded else []
-        numbers = itertools.count()
-        feed = None
-        if recipe.training:
-            batches = stream(recipe.training, tokenizer, recipe.seed)
-            malformed += batches.malformed
-            total = amount(len(requests), recipe.training.share, recipe.training.micro_batches)
-            per_step = recipe.training.micro_batches_per_step
-            feed = TrainingFeed(iter(batches), per_group=per_step, total=total, number=lambda: next(numbers))
-        for message in malformed:
+        work = load_workload(self._recipe)
+        for message in work.left_out:
             print(f"left out: {message}", flush=True)
         self._tell("building the engines")
         self._collect(self._layout.nodes * self._layout.stages)
-        latency = self._latency(requests)
-        t0 = mean_unloaded_response(latency, requests, recipe)
-        self._order(m.Go(self._clock.monotonic()), range(self._layout.nodes))
+        latency = self._latency(work.requests)
+        epoch = self._clock.monotonic()
+        self._order(m.Go(epoch), range(self._layout.nodes))
+        self._clock.start(epoch)
+        front = self._front(work, latency)
+        self._turn_until(lambda: front.finished, front.turn, front.until_next_arrival)
+        duration = self._clock.now()
+        self._stop(front)
+        self._recorder.facts(self._facts(work, latency, front.steps, duration))
+        self._recorder.close()
+
+    def _front(self, work: Workload, latency: LatencyModel) -> Front:
+        recipe, numbers = self._recipe, itertools.count()
+        next_number = functools.partial(next, numbers)
+        feed = None
+        if recipe.training and work.batches:
+            total = amount(len(work.requests), recipe.training.share, recipe.training.micro_batches)
+            per_step = recipe.training.micro_batches_per_step
+            feed = TrainingFeed(work.batches, per_group=per_step, total=total, number=next_number)
         scheduler = Scheduler(scheduler_config(recipe), latency)
-        settings = FrontSettings(self._context(), recipe.report.live_interval_s)
-        self._clock.start(self._clock.monotonic())
-        front = Front(
+        context = None if recipe.engine.kind == "emulated" else describe(recipe.model).max_positions
+        settings = FrontSettings(context, recipe.report.live_interval_s)
+        return Front(
             self._layout,
             scheduler,
             self._mailbox,
             self._recorder,
             self._clock.now,
-            requests,
+            work.requests,
             feed,
             settings,
-            lambda: next(numbers),
+            next_number,
         )
-        self._turn_until(lambda: front.finished, front.turn, front.until_next_arrival)
-        duration = self._clock.now()
-        self._stop(front)
-        self._recorder.facts(
-            RunFacts(
-                policy=recipe.policy.placement,
-                engine=recipe.engine.kind,
-                nodes=self._layout.nodes,
-                stages=self._layout.stages,
-                slo_factors=list(recipe.slo.factors),
-                t0_s=t0,
-                duration_s=duration,
-                steps=front.steps,
-                malformed_lines=len(malformed),
-                outside_range=sum(not latency.covers(r.prompt_tokens + r.output_tokens) for r in requests),
-            )
-        )
-        self._recorder.close()
 
-    def _context(self) -> int | None:
-        return None if self._recipe.engine.kind == "emulated" else describe(self._recipe.model).max_positions
+    def _facts(self, work: Workload, latency: LatencyModel, steps: int, duration: float) -> RunFacts:
+        recipe = self._recipe
+        return RunFacts(
+            policy=recipe.policy.placement,
+            engine=recipe.engine.kind,
+            nodes=self._layout.nodes,
+            stages=self._layout.stages,
+            slo_factors=list(recipe.slo.factors),
+            t0_s=mean_unloaded_response(latency, work.requests, recipe),
+            duration_s=duration,
+            steps=steps,
+            malformed_lines=len(work.left_out),
+            outside_range=sum(not latency.covers(r.prompt_tokens + r.output_tokens) for r in work.requests),
+        )
 
     def _tell(self, message: str) -> None:
         self._recorder.progress(Progress("starting", message=message))
