@@ -22,6 +22,7 @@ LIVE_EVERY_S = 0.25
 LINE_EVERY_S = 5.0
 ASK_SLURM_EVERY_S = 5.0
 ASK_SLURM_ENDING_S = 1.0
+LOGS_SHOWN = 3
 EXIT_INTERRUPTED = 130
 
 
@@ -74,7 +75,8 @@ def _pictures(started: StartedRun) -> Iterator[Picture]:
         elif time.monotonic() - asked >= (ASK_SLURM_ENDING_S if ending else ASK_SLURM_EVERY_S):
             asked, state = time.monotonic(), run_state(started.run, started.record)
         progress = read_progress(started.run)
-        ending = progress is not None and progress.state in ("finished", "failed")
+        ended_itself = progress is not None and progress.state in ("finished", "failed")
+        ending = ended_itself or started.run.failure.exists()
         yield Picture(state, progress)
         if state in FINAL:
             return
@@ -118,5 +120,5 @@ def _explain_failure(started: StartedRun, state: str) -> None:
         typer.echo(run.failure.read_text(encoding="utf-8").rstrip(), err=True)
         return
     # Ranks that were killed leave no word; whoever started them does.
-    for log in launcher_logs(run):
+    for log in launcher_logs(run)[:LOGS_SHOWN]:
         typer.echo(f"From {log}:\n{last_lines(log)}", err=True)

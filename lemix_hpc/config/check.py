@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from lemix_hpc.config.document import KeyPath
-from lemix_hpc.config.errors import UserError
 from lemix_hpc.config.problem import Problem
 from lemix_hpc.config.recipe import Recipe, TraceSource
 
@@ -24,15 +23,6 @@ def check_recipe(recipe: Recipe) -> list[Problem]:
         _check_files,
     )
     return [problem for check in checks for problem in check(recipe)]
-
-
-def require_valid(recipe: Recipe) -> None:
-    """Raises UserError with every problem of the recipe, one a line."""
-    problems = check_recipe(recipe)
-    if problems:
-        raise UserError(
-            "\n".join(f"{problem.key}: {problem.text}" if problem.key else problem.text for problem in problems)
-        )
 
 
 def gpus_per_host(recipe: Recipe) -> int | None:

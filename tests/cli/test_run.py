@@ -1,4 +1,5 @@
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -19,7 +20,7 @@ def wait_for(condition, what):
 
 
 def processes_in(directory: Path) -> list[str]:
-    commands = subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True, check=True).stdout
+    commands = subprocess.run(["ps", "-eww", "-o", "pid,args"], capture_output=True, text=True, check=True).stdout
     return [line for line in commands.splitlines() if f"local_rank {directory}" in line]
 
 
@@ -106,6 +107,26 @@ def test_submit_ps_logs_cancel(lemix, recipe):
     wait_for(lambda: not processes_in(directory), "the ranks to end")
     [row] = json.loads(lemix("ps", "--json").stdout)
     assert row["state"] == "CANCELLED"
+
+
+@pytest.mark.mpi
+def test_a_killed_rank_ends_the_run_and_the_launcher_is_quoted(recipe, tmp_path):
+    lemix = str(Path(sys.executable).parent / "lemix")
+    following = subprocess.Popen(
+        [lemix, "run", str(recipe), "--cluster", "local", "--out", "one", "--set", ENDLESS],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    wait_for((tmp_path / "one" / "progress.json").exists, "the run to start")
+    ranks = [line for line in processes_in(tmp_path / "one") if "prterun" not in line and "mpiexec" not in line]
+    os.kill(int(ranks[-1].split()[0]), signal.SIGKILL)
+    _, stderr = following.communicate(timeout=DEADLINE_S)
+    assert following.returncode == 1
+    assert "The run ended as FAILED." in stderr
+    assert f"From {tmp_path}/one/logs/mpiexec.log:" in stderr
+    assert "signal 9" in stderr
+    wait_for(lambda: not processes_in(tmp_path / "one"), "the other ranks to end")
 
 
 @pytest.mark.mpi

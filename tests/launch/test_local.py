@@ -26,7 +26,7 @@ def wait_for(condition, what):
 
 
 def processes_of(run) -> list[str]:
-    commands = subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True, check=True).stdout
+    commands = subprocess.run(["ps", "-eww", "-o", "pid,args"], capture_output=True, text=True, check=True).stdout
     return [line for line in commands.splitlines() if str(run.path) in line]
 
 
