@@ -51,7 +51,7 @@ def test_training_takes_the_same_course_with_and_without_serving(lemix_run: Run)
     beside = lemix_run(recipe | {"name": "beside", "serving": poisson(rate=25, requests=60)})
     assert len(alone.losses()) == 48
     assert alone.losses() == beside.losses(), "to the last bit"
-    assert alone.losses()[-1] < alone.losses()[0] - 1
+    assert alone.losses()[-1] < alone.losses()[0] - 0.5
     between = {span["version"] for spans in beside.serving_batches().values() for span in spans}
     assert len(between) > 3, "requests must have been served in between"
 
