@@ -67,18 +67,17 @@ class _Expected:
     """The stages as they are expected to be behind the tasks walked so far.
 
     `ended`: latest forward end, or end of anything that has run; -inf on a stage that was never used. `backwards`: those
-    that have not run.
+    of unfinished tasks; one that has run already lies before `ended` and moves nothing.
     """
 
     ended: list[float]
     backwards: list[list[Span]]
 
-    def add(self, work: _Work, path: Path) -> None:
+    def add(self, path: Path) -> None:
         self.ended = [max(before, end) for before, end in zip(self.ended, path.fe, strict=True)]
         for stage, span in enumerate(zip(path.bb, path.be, strict=True)):
-            if stage not in work.backward_seen:
-                # Unequal micro-batches can overtake: only in time order is one look at each backward enough.
-                insort(self.backwards[stage], span)
+            # Unequal micro-batches can overtake: only in time order is one look at each backward enough.
+            insort(self.backwards[stage], span)
 
 
 class NodeForecast:
@@ -99,9 +98,9 @@ class NodeForecast:
 
     def assign(self, task: int, path: Path, forward: Sequence[float], backward: Sequence[float] = ()) -> None:
         """Take a task whose path was predicted just before."""
-        self._tasks[task] = work = _Work(path.release, tuple(forward), tuple(backward))
+        self._tasks[task] = _Work(path.release, tuple(forward), tuple(backward))
         self._paths[task] = path
-        self._expected.add(work, path)
+        self._expected.add(path)
 
     def observe(self, task: int, stage: int, start: float, end: float, *, backward: bool) -> None:
         """A stage has run a task's forward or backward from `start` to `end`; later forecasts follow from it.
@@ -140,7 +139,7 @@ class NodeForecast:
         self._expected = self._nothing_expected()
         for task, work in self._tasks.items():
             self._paths[task] = path = self._walk(work, self._expected)
-            self._expected.add(work, path)
+            self._expected.add(path)
 
     def _walk(self, work: _Work, expected: _Expected) -> Path:
         fb, fe, idleness = [], [], 0.0
