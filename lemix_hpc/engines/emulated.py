@@ -25,7 +25,7 @@ class EmulatedStage(StageEngine):
     """One emulated device. `layers` is in how many pieces a training pass is cut; it can rest between two of them.
 
     Within a pass the device is never starved: the next layer starts when the last one ended, as queued kernels do, however
-    long the loop took between two calls. A pass that was interrupted by other work starts again when it is called.
+    long the loop took between two calls. A pass that rested for other work goes on when it is called again.
     """
 
     def __init__(
