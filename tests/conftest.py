@@ -11,11 +11,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 DEVCLUSTER = REPOSITORY / "slurm" / "devcluster" / "devcluster"
 # Exit code of devcluster when the machine lacks root, apt, packages or namespaces.
 MACHINE_UNFIT = 3
+
+# How long an example takes depends on what else this machine does.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 
 def _trial_data_directory() -> Path:
