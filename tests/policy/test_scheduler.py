@@ -3,9 +3,10 @@
 import heapq
 from collections import defaultdict, deque
 from dataclasses import dataclass
+from itertools import groupby
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from lemix_hpc.policy.events import (
@@ -18,7 +19,7 @@ from lemix_hpc.policy.events import (
     TrainingClosed,
 )
 from lemix_hpc.policy.latency import Affine, LatencyModel, Shape
-from lemix_hpc.policy.scheduler import Scheduler, SchedulerConfig
+from lemix_hpc.policy.scheduler import PlacementName, Scheduler, SchedulerConfig
 
 
 def constant(*, forward: float, backward: float) -> LatencyModel:
@@ -184,7 +185,6 @@ def workloads(draw: st.DrawFn) -> list[Event]:
     return events
 
 
-@settings(deadline=None)
 @given(configs, workloads())
 def test_every_task_is_placed_once_where_it_may_be_and_finishes(config: SchedulerConfig, events: list[Event]) -> None:
     cluster = ToyCluster(config, PER_TOKEN, events)
@@ -195,19 +195,19 @@ def test_every_task_is_placed_once_where_it_may_be_and_finishes(config: Schedule
         assert place.response >= sum(cluster.forward[task]) - 1e-9
         if config.split is not None:
             assert place.node in (config.split.training if task in cluster.backward else config.split.serving)
-    for event in events:
-        if isinstance(event, GroupOffered):
-            assert len({cluster.places[task].node for task in event.tasks}) == 1
+    members = {task: event.group for event in events if isinstance(event, GroupOffered) for task in event.tasks}
+    for node in range(config.nodes):
+        placed = [members[task] for task, place in cluster.places.items() if place.node == node and task in members]
+        for group, run in groupby(placed):
+            assert len(list(run)) == list(members.values()).count(group)  # whole groups, one after the other
 
 
-@settings(deadline=None)
 @given(configs, workloads())
 def test_the_same_events_give_the_same_decisions(config: SchedulerConfig, events: list[Event]) -> None:
     first, second = (ToyCluster(config, PER_TOKEN, events) for _ in range(2))
     assert first.places == second.places
 
 
-@settings(deadline=None)
 @given(st.lists(st.floats(0, 20), min_size=1, max_size=12), st.integers(1, 3))
 def test_forecasts_of_serving_alone_come_true(times: list[float], nodes: int) -> None:
     """Equal requests, first come, first served: nothing happens that the forecast has not foreseen."""
@@ -224,6 +224,20 @@ def test_reports_of_a_generating_request_count_with_its_last_pass() -> None:
     assert scheduler.handle(RequestArrived(1.0, 1, 8, 0)) == [Place(1, 0, 1.0, 6.0)]  # stages free at 3 and 6
     scheduler.handle(StageFinished(5.0, 0, 0, 0, 0.0, 5.0, last=True))
     assert scheduler.handle(RequestArrived(5.0, 2, 8, 0)) == [Place(2, 0, 5.0, 5.0)]  # now at 6 and 9, behind request 1
+
+
+@pytest.mark.parametrize("placement", ["least-completion", "round-robin"])
+def test_a_node_that_is_being_fed_a_group_gets_no_other(placement: PlacementName) -> None:
+    """Node 0 is busy with a long request, and still the second group goes there."""
+    scheduler = Scheduler(SchedulerConfig(nodes=2, placement=placement), PER_TOKEN)
+    scheduler.handle(RequestArrived(0.0, 0, 4000, 0))  # to node 0, for a long time
+    nodes = []
+    for group in range(2):
+        nodes += [
+            place.node for place in scheduler.handle(GroupOffered(0.0, group, (2 * group + 1, 2 * group + 2), 1, 8))
+        ]
+    assert sorted(nodes) == [0, 1]
+    assert scheduler.handle(GroupOffered(0.0, 2, (9,), 1, 8)) == []
 
 
 def test_a_lost_request_leaves_its_node_free() -> None:

@@ -2,7 +2,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from lemix_hpc.policy.latency import Affine, Shape
@@ -30,7 +30,6 @@ def test_exact_points_give_their_coefficients_back(times: Affine) -> None:
     assert (fitted.a, fitted.b, fitted.c, fitted.d) == pytest.approx((times.a, times.b, times.c, times.d), rel=1e-6)
 
 
-@settings(deadline=None)
 @given(true_times, st.integers(0, 999))
 def test_noise_moves_predictions_no_further_than_itself(times: Affine, seed: int) -> None:
     fitted = fit_affine(measured(times, (SHAPES + DECODES) * 4, noise=0.05, seed=seed))
@@ -38,7 +37,6 @@ def test_noise_moves_predictions_no_further_than_itself(times: Affine, seed: int
         assert fitted.seconds(shape) == pytest.approx(times.seconds(shape), rel=0.05)
 
 
-@settings(deadline=None)
 @given(st.lists(st.floats(1e-5, 1), min_size=1, max_size=len(SHAPES)))
 def test_no_coefficient_is_negative_whatever_was_measured(seconds: list[float]) -> None:
     fitted = fit_affine([Point(shape, time) for shape, time in zip(SHAPES, seconds, strict=False)])
