@@ -18,6 +18,7 @@ class ClusterChoice(enum.StrEnum):
     auto = "auto"
     slurm = "slurm"
     local = "local"
+    allocation = "allocation"
 
 
 RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="The recipe, a YAML file.", show_default=False)]
@@ -29,7 +30,10 @@ Overrides = Annotated[
 ]
 Cluster = Annotated[
     ClusterChoice | None,
-    typer.Option(help="Where to run; by default what the recipe says. `auto`: Slurm if it answers, else this machine."),
+    typer.Option(
+        help="Where to run; by default what the recipe says. `auto`: a job if Slurm answers, else this machine; "
+        "`allocation`: the one this command runs in."
+    ),
 ]
 Out = Annotated[
     Path | None, typer.Option(metavar="DIR", help="The run directory, empty or absent. By default one below ./runs.")
@@ -97,7 +101,8 @@ def _prepare(path: Path, overrides: list[str] | None, cluster: ClusterChoice | N
 
     loaded = read_recipe(path, overrides or [])
     kind = choose_cluster(cluster or loaded.recipe.cluster.kind)
-    preflight(loaded, kind)
+    for message in preflight(loaded, kind):
+        typer.echo(f"left out: {message}", err=True)
     return loaded.recipe, kind
 
 
@@ -107,19 +112,14 @@ def _show_dry_run(recipe: Recipe, kind: ClusterKind) -> None:
 
     run_dir = runs_root().absolute() / f"{recipe.name}-DATE"
     typer.echo(f"# recipe.yaml\n{resolved_yaml(recipe)}")
-    if kind == "local":
-        _show_local_command(recipe, run_dir)
-    else:
+    if kind == "slurm":
         _show_job_script(recipe, run_dir)
+    else:
+        import shlex
 
+        from lemix_hpc.launch.start import make_launcher
 
-def _show_local_command(recipe: Recipe, run_dir: Path) -> None:
-    import shlex
-
-    from lemix_hpc.launch.local import mpiexec_command, rank_command
-    from lemix_hpc.launch.start import world_size
-
-    typer.echo(f"# command\n{shlex.join(mpiexec_command(world_size(recipe), rank_command(str(run_dir))))}")
+        typer.echo(f"# command\n{shlex.join(make_launcher(recipe, kind, run_dir).command)}")
 
 
 def _show_job_script(recipe: Recipe, run_dir: Path) -> None:

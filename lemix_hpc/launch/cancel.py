@@ -13,10 +13,11 @@ from lemix_hpc.launch.rundir import RunDir, RunRecord
 
 def cancel(run: RunDir, record: RunRecord) -> None:
     """Ask Slurm, or mpiexec, to end the run. Raises UserError if it cannot be reached from here."""
-    if record.job is None:
+    if record.cluster != "slurm":
         if not end_local(run, record):
             raise UserError(f"{record.id} has already ended")
         return
+    assert record.job is not None, "a submitted run has a job"
     done = subprocess.run(["scancel", record.job], capture_output=True, text=True, check=False)
     if done.returncode:
         raise UserError(f"scancel {record.job} failed: {done.stderr.strip()}")
@@ -24,7 +25,10 @@ def cancel(run: RunDir, record: RunRecord) -> None:
 
 
 def end_local(run: RunDir, record: RunRecord) -> bool:
-    """End a local run: mpiexec ends its ranks when it gets TERM. Returns whether it was still running."""
+    """End a run whose launcher is on this host: mpiexec and srun end its ranks when they get TERM.
+
+    Returns whether it was still running.
+    """
     if record.host != socket.gethostname():
         raise UserError(f"{record.id} runs on {record.host}; cancel it there")
     if record.pid is None or record.pid_started is None:

@@ -1,4 +1,4 @@
-"""Runs on this machine: one mpiexec, in a session of its own."""
+"""Runs on this machine, started by mpiexec."""
 
 from __future__ import annotations
 
@@ -11,15 +11,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lemix_hpc.config.errors import UserError
-from lemix_hpc.launch.process import start_time
-from lemix_hpc.launch.rundir import RunDir
+from lemix_hpc.launch.launcher import Launcher, rank_command
 
 _OF_A_JOB = re.compile(r"SLURM_|PMI_|PMIX_(?!MCA_)")
 
 
-def rank_command(run_dir: str) -> list[str]:
-    """The command line of every rank. `-m mpi4py` makes an exception in one rank end all of them."""
-    return [sys.executable, "-u", "-m", "mpi4py", "-m", "lemix_hpc.launch.local_rank", run_dir]
+def launcher(ranks: int, run_dir: Path) -> Launcher:
+    """mpiexec on this machine. Raises UserError if there is none."""
+    return Launcher(mpiexec_command(ranks, rank_command(str(run_dir))), environment())
 
 
 def mpiexec_command(ranks: int, command: Sequence[str]) -> list[str]:
@@ -47,19 +46,6 @@ def root_environment() -> dict[str, str]:
         return {}
     names = ("OMPI_ALLOW_RUN_AS_ROOT", "PRTE_ALLOW_RUN_AS_ROOT")
     return {variable: "1" for name in names for variable in (name, f"{name}_CONFIRM")}
-
-
-def start(run: RunDir, ranks: int) -> tuple[subprocess.Popen[bytes], int]:
-    """Start a run, detached from the terminal. Returns the mpiexec process and its start time."""
-    command = mpiexec_command(ranks, rank_command(str(run.path)))
-    with run.launcher_log.open("ab") as log:
-        process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment(), start_new_session=True
-        )
-    started = start_time(process.pid)
-    if started is None:
-        raise UserError(f"{command[0]} ended at once; see {run.launcher_log}")
-    return process, started
 
 
 def _find_mpiexec() -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
 
 from lemix_hpc.config.check import check_recipe
 from lemix_hpc.config.errors import UserError
@@ -12,10 +11,20 @@ from lemix_hpc.config.load import LoadedRecipe
 from lemix_hpc.config.problem import Problem
 
 
-def preflight(loaded: LoadedRecipe, cluster: Literal["local", "slurm"]) -> None:
-    """Raises UserError with every mistake found, each with its place in the recipe. Loads no engine."""
+def preflight(loaded: LoadedRecipe, cluster: str) -> tuple[str, ...]:
+    """Raises UserError with every mistake found, each with its place in the recipe or data file. Loads no engine.
+
+    Reads the workload as the run will, so that a broken file costs no allocation; returns a message for each line of it
+    that will be left out.
+    """
     problems = check_recipe(loaded.recipe)
     loaded.reject(problems or [*_coefficients(loaded), *_model(loaded), *_device(loaded, cluster)])
+    from lemix_hpc.workload.load import load_workload
+
+    work = load_workload(loaded.recipe)
+    if work.batches is not None:
+        next(work.batches)
+    return work.left_out
 
 
 def _coefficients(loaded: LoadedRecipe) -> Iterator[Problem]:

@@ -14,17 +14,19 @@ import msgspec
 from lemix_hpc.config.errors import UserError
 from lemix_hpc.config.load import resolved_yaml
 from lemix_hpc.config.recipe import Recipe
+from lemix_hpc.runtime.recorder import replace
 
 
 class RunRecord(msgspec.Struct, frozen=True):
     """How a run was started (`run.json`).
 
-    `job` is the Slurm job id. `pid` and `pid_started` (clock ticks since boot, as in /proc/PID/stat) name the process of a
-    local run; a process with the pid but another start time is a stranger. `created` is in seconds since the epoch.
+    `job` is the Slurm job id, also of the allocation that a run was started in. `pid` and `pid_started` (clock ticks since
+    boot, as in /proc/PID/stat) name the launcher of a run that was started from here; a process with the pid but another
+    start time is a stranger. `created` is in seconds since the epoch.
     """
 
     id: str
-    cluster: Literal["local", "slurm"]
+    cluster: Literal["local", "slurm", "allocation"]
     created: float
     command: list[str]
     host: str
@@ -101,14 +103,7 @@ class RunDir:
             raise UserError(f"{self.record}: not a record that this version can read: {error}") from None
 
     def write_record(self, record: RunRecord) -> None:
-        write_whole(self.record, msgspec.json.format(msgspec.json.encode(record), indent=2))
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file so that a reader sees the old or the new content, never a part."""
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    part.write_bytes(content)
-    part.replace(path)
+        replace(self.record, msgspec.json.format(msgspec.json.encode(record), indent=2))
 
 
 def create_run_dir(recipe: Recipe, out: Path | None) -> RunDir:

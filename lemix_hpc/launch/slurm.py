@@ -19,6 +19,7 @@ from submitit.core.utils import FailedJobError, FailedSubmissionError
 from lemix_hpc.config.errors import UserError
 from lemix_hpc.config.recipe import Recipe
 from lemix_hpc.config.walltime import parse_walltime
+from lemix_hpc.launch.allocation import mpi_options
 from lemix_hpc.launch.entry import run_rank
 from lemix_hpc.launch.rundir import RunDir
 
@@ -103,8 +104,7 @@ def _parameters(recipe: Recipe) -> dict[str, Any]:
         "exclude": cluster.exclude,
         "wckey": None,
         "setup": [*_exports(recipe), *cluster.setup],
-        # Block distribution keeps the ranks of a node together on its host.
-        "srun_args": [f"--mpi={cluster.mpi}", "--kill-on-bad-exit=1", "--distribution=block", *cluster.srun_args],
+        "srun_args": mpi_options(recipe),
         "additional_parameters": extra,
     }
 

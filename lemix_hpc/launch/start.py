@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import os
 import shutil
 import socket
 import subprocess
@@ -15,12 +16,14 @@ from typing import Literal
 from lemix_hpc import __version__
 from lemix_hpc.config.errors import UserError
 from lemix_hpc.config.recipe import Recipe
-from lemix_hpc.launch import local
+from lemix_hpc.launch import allocation, local
+from lemix_hpc.launch.launcher import Launcher
+from lemix_hpc.launch.launcher import start as launch
 from lemix_hpc.launch.registry import register
 from lemix_hpc.launch.rundir import RunDir, RunRecord, create_run_dir
 from lemix_hpc.runtime.layout import Layout
 
-ClusterKind = Literal["local", "slurm"]
+ClusterKind = Literal["local", "slurm", "allocation"]
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,8 @@ def choose_cluster(asked: str) -> ClusterKind:
     """`auto` is Slurm where sbatch is installed and the controller answers. Raises UserError for an absent Slurm."""
     if asked == "local":
         return "local"
+    if asked == "allocation":
+        return "allocation"
     if asked == "slurm":
         if shutil.which("sbatch") is None or shutil.which("srun") is None:
             raise UserError(
@@ -60,12 +65,12 @@ def world_size(recipe: Recipe) -> int:
 
 def start(recipe: Recipe, cluster: ClusterKind, out: Path | None) -> StartedRun:
     """Make the run directory, and start or submit the run. It goes on when this process ends."""
-    if cluster == "local":
-        # A missing MPI is told before there is a run directory.
-        local.mpiexec_command(world_size(recipe), [])
+    if cluster != "slurm":
+        # A missing MPI or allocation is told before there is a run directory.
+        make_launcher(recipe, cluster, Path())
     run = create_run_dir(recipe, out)
     try:
-        started = _start_local(recipe, run) if cluster == "local" else _submit(recipe, run)
+        started = _submit(recipe, run) if cluster == "slurm" else _start_here(recipe, cluster, run)
     except UserError:
         # Nothing was started, so there is no run.
         shutil.rmtree(run.path)
@@ -75,9 +80,17 @@ def start(recipe: Recipe, cluster: ClusterKind, out: Path | None) -> StartedRun:
     return started
 
 
-def _start_local(recipe: Recipe, run: RunDir) -> StartedRun:
-    process, started = local.start(run, world_size(recipe))
-    return StartedRun(run, _record(run, recipe, "local", pid=process.pid, pid_started=started), process)
+def make_launcher(recipe: Recipe, cluster: Literal["local", "allocation"], run_dir: Path) -> Launcher:
+    """What starts all ranks from here. Raises UserError where that is not possible."""
+    if cluster == "allocation":
+        return allocation.launcher(recipe, run_dir)
+    return local.launcher(world_size(recipe), run_dir)
+
+
+def _start_here(recipe: Recipe, cluster: Literal["local", "allocation"], run: RunDir) -> StartedRun:
+    process, started = launch(run, make_launcher(recipe, cluster, run.path))
+    job = os.environ["SLURM_JOB_ID"] if cluster == "allocation" else None
+    return StartedRun(run, _record(run, recipe, cluster, job=job, pid=process.pid, pid_started=started), process)
 
 
 def _submit(recipe: Recipe, run: RunDir) -> StartedRun:

@@ -29,7 +29,13 @@ FINAL = frozenset(
 
 def run_state(run: RunDir, record: RunRecord) -> str:
     """A state in Slurm's words: PENDING, RUNNING, COMPLETED, FAILED, CANCELLED, TIMEOUT, ...; UNKNOWN if nobody can tell."""
-    return _slurm_state(run, record.job) if record.job is not None else _local_state(run, record)
+    if record.job is None:
+        return _local_state(run, record)
+    if record.cluster == "slurm":
+        return _slurm_state(run, record.job)
+    # The allocation goes on after the run, or ends under it.
+    state = _state_from_files(run) or _slurm_state(run, record.job)
+    return "FAILED" if state == "COMPLETED" and not run.report.exists() else state
 
 
 def read_progress(run: RunDir) -> Progress | None:

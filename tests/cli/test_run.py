@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -79,13 +80,22 @@ def test_run_as_json_prints_nothing_else(lemix, recipe):
 
 @pytest.mark.mpi
 def test_failure_is_explained_with_exit_code_1(lemix, recipe, tmp_path):
-    (tmp_path / "trace.csv").write_text("not,a,trace\n1,2,3\n")
-    source = f"serving.source={{kind: azure, path: {tmp_path}/trace.csv}}"
-    done = lemix("run", recipe, "--cluster", "local", "--set", source, "--out", "one")
+    (tmp_path / "model").mkdir()
+    config = {
+        "model_type": "llama",
+        "hidden_size": 8,
+        "intermediate_size": 8,
+        "num_hidden_layers": 2,
+        "vocab_size": 257,
+    }
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config | {"num_attention_heads": 2}))
+    without_weights = ["engine={kind: torch}", f"model.path={tmp_path}/model", "training=null"]
+    changes = [part for change in without_weights for part in ("--set", change)]
+    done = lemix("run", recipe, "--cluster", "local", *changes, "--out", "one")
     assert done.returncode == 1
     assert "The run ended as FAILED." in done.stderr
-    assert "rank 0 (node 0, leader) failed: UserError:" in done.stderr
-    assert f"log: {tmp_path}/one/logs/attempt-0/rank-0.log" in done.stderr
+    assert re.search(r"rank [12] \(node 0, stage [01]\) failed: UserError: .*safetensors", done.stderr)
+    assert f"log: {tmp_path}/one/logs/attempt-0/rank-" in done.stderr
     assert lemix("report", "one").returncode == 2
 
 

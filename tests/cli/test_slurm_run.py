@@ -93,10 +93,11 @@ def test_submit_and_cancel(on_cluster, shared_recipe):
 
 def test_a_failing_rank_ends_the_job_and_is_named(on_cluster, shared_recipe, slurm_tmp_path):
     trace = slurm_tmp_path / "trace.csv"
-    trace.write_text("not,a,trace\n1,2,3\n")
-    source = f"serving.source={{kind: azure, path: {trace}}}"
+    trace.write_text("TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:15:46.68,374,44\n")
+    changes = [f"serving.source={{kind: azure, path: {trace}}}", f"cluster.setup=[rm {trace}]"]
+    source = [part for change in changes for part in ("--set", change)]
     out = slurm_tmp_path / "one"
-    done = on_cluster("run", shared_recipe, "--cluster", "slurm", "--set", source, "--out", out)
+    done = on_cluster("run", shared_recipe, "--cluster", "slurm", *source, "--out", out)
     assert done.returncode == 1
     assert "The run ended as FAILED." in done.stderr
     assert "rank 0 (node 0, leader) failed: UserError:" in done.stderr

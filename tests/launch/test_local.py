@@ -10,6 +10,7 @@ import pytest
 from lemix_hpc.config.errors import UserError
 from lemix_hpc.launch import local
 from lemix_hpc.launch.cancel import cancel
+from lemix_hpc.launch.launcher import start as launch
 from lemix_hpc.launch.process import is_alive, signal_group, start_time
 from lemix_hpc.launch.rundir import create_run_dir
 from lemix_hpc.launch.start import start
@@ -114,7 +115,7 @@ def test_a_failing_rank_is_named_and_ends_all(recipe, tmp_path):
 @pytest.mark.mpi
 def test_a_wrong_number_of_ranks_is_told(recipe):
     run = create_run_dir(recipe, None)
-    process, _ = local.start(run, 2)
+    process, _ = launch(run, local.launcher(2, run.path))
     assert process.wait(DEADLINE_S) != 0
     assert "the recipe needs 3 MPI ranks, 1 x (1 leader + 2 stages), and 2 were started" in run.failure.read_text()
 

@@ -43,8 +43,8 @@ class Client:
 
 
 @pytest.fixture
-def client(slurm_cluster: SlurmCluster, tmp_path: Path) -> Client:
-    return Client(slurm_cluster, tmp_path)
+def client(slurm_cluster: SlurmCluster, slurm_tmp_path: Path) -> Client:
+    return Client(slurm_cluster, slurm_tmp_path / "home")
 
 
 def sacct_state(cluster: SlurmCluster, job: str) -> str:
@@ -112,3 +112,20 @@ def test_cancel_ends_the_job(slurm_cluster: SlurmCluster, client: Client, slurm_
     submitted = json.loads(client.run("submit", recipe, *arguments))
     client.run("cancel", submitted["id"])
     assert sacct_state(slurm_cluster, submitted["job"]).startswith("CANCELLED")
+
+
+def test_a_batch_script_of_ones_own(client: Client, slurm_tmp_path: Path) -> None:
+    out = slurm_tmp_path / "batch"
+    script = REPOSITORY / "recipes" / "emulated-a100.sbatch"
+    small = ["--set", "nodes.count=2", "--set", "serving.source.duration_s=3", "--out", str(out)]
+    environment = client.environment | {"PATH": f"{Path(LEMIX).parent}:{client.environment['PATH']}"}
+    sbatch = ["sbatch", "--wait", "--nodes=2", f"--output={slurm_tmp_path}/batch.log", str(script), *small]
+    done = subprocess.run(
+        sbatch, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False, timeout=PATIENCE_S
+    )
+    log = (slurm_tmp_path / "batch.log").read_text()
+    assert done.returncode == 0, done.stderr + log
+    report = json.loads((out / "report.json").read_text())
+    assert report["serving"]["finished"] == report["serving"]["received"] > 0
+    assert "SLO attainment" in log
+    assert client.state("batch")["state"] == "COMPLETED"
