@@ -1,28 +1,54 @@
-"""Predicted stage times: the affine-quadratic form t = a + b sum(l) + c sum(l^2) + d sum(kv)."""
+"""Predicted stage times: what a batch costs by, and what every stage of a node takes for it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol, Self
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What a batch costs by: sums over its sequences of new tokens, their squares, and cached tokens read."""
+    """What a batch costs by: sums over its sequences of new tokens, their squares, and cached tokens read.
+
+    `prefills` is how many of the sequences have more than one new token; the others decode. `cached` may be a mean over
+    several passes, and then no whole number.
+    """
 
     tokens: int
     squares: int
-    cached: int = 0
+    cached: float = 0
+    prefills: int = 0
 
     @staticmethod
     def of(lengths: Sequence[int], cached: Sequence[int] = ()) -> Shape:
         """The shape of sequences with these numbers of new tokens, on top of `cached` ones."""
-        return Shape(sum(lengths), sum(length * length for length in lengths), sum(cached))
+        squares = sum(length * length for length in lengths)
+        return Shape(sum(lengths), squares, sum(cached), sum(length > 1 for length in lengths))
+
+
+class StageTime(Protocol):
+    """Seconds of one pass through one stage: non-negative, and never less when any size of the shape grows.
+
+    A form is a sum of such terms, each with a coefficient of its own, and linear in the cached tokens.
+    """
+
+    def seconds(self, shape: Shape) -> float:
+        """The sum of the terms."""
+
+    def terms(self, shape: Shape) -> tuple[float, ...]:
+        """The terms [s], always as many and in the same order."""
+
+    def with_gains(self, gains: Sequence[float]) -> Self:
+        """The form whose terms are these ones, each times its gain."""
+
+    def scaled(self, factor: float) -> Self:
+        """The form whose every term is `factor` times as long."""
 
 
 @dataclass(frozen=True, slots=True)
 class Affine:
-    """Seconds on one stage: a [s], b [s/token], c [s/token^2], d [s/cached token]."""
+    """t = a + b sum(l) + c sum(l^2) + d sum(kv): a [s], b [s/token], c [s/token^2], d [s/cached token]."""
 
     a: float
     b: float
@@ -32,16 +58,23 @@ class Affine:
     def seconds(self, shape: Shape) -> float:
         return self.a + self.b * shape.tokens + self.c * shape.squares + self.d * shape.cached
 
+    def terms(self, shape: Shape) -> tuple[float, ...]:
+        return self.a, self.b * shape.tokens, self.c * shape.squares, self.d * shape.cached
+
+    def with_gains(self, gains: Sequence[float]) -> Affine:
+        a, b, c, d = gains
+        return Affine(self.a * a, self.b * b, self.c * c, self.d * d)
+
     def scaled(self, factor: float) -> Affine:
-        return Affine(self.a * factor, self.b * factor, self.c * factor, self.d * factor)
+        return self.with_gains((factor,) * 4)
 
 
 @dataclass(frozen=True, slots=True)
 class LatencyModel:
     """Forward and backward times of every stage of a node, and the lengths they were fitted on."""
 
-    forward: tuple[Affine, ...]
-    backward: tuple[Affine, ...]
+    forward: tuple[StageTime, ...]
+    backward: tuple[StageTime, ...]
     max_length: int | None = None
 
     @property
@@ -59,15 +92,15 @@ class LatencyModel:
     def request_times(self, prompt: int, output: int) -> tuple[float, ...]:
         """Predicted seconds that a request alone spends on every stage: its prompt, then one pass per further token.
 
-        The i-th of the `output` - 1 decode passes reads prompt + i - 1 cached tokens; their sum is taken in closed form.
+        The i-th of the `output` - 1 decode passes reads prompt + i - 1 cached tokens; as forms are linear in those, all of
+        them take as long as that many passes with the mean number.
         """
         times = self.forward_times(Shape.of((prompt,)))
         passes = max(0, output - 1)
         if passes == 0:
             return times
-        read = passes * prompt + passes * (passes - 1) // 2
-        decode = (s.a * passes + (s.b + s.c) * passes + s.d * read for s in self.forward)
-        return tuple(first + rest for first, rest in zip(times, decode, strict=True))
+        decode = self.forward_times(Shape(1, 1, prompt + (passes - 1) / 2))
+        return tuple(first + passes * each for first, each in zip(times, decode, strict=True))
 
     def covers(self, length: int) -> bool:
         """Whether a prediction for this length lies within the range that the coefficients were fitted on."""

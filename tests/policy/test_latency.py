@@ -10,8 +10,8 @@ models = st.lists(affine, min_size=1, max_size=3).map(lambda stages: LatencyMode
 
 
 def test_a_shape_sums_over_sequences() -> None:
-    assert Shape.of([3, 4], [10, 0]) == Shape(tokens=7, squares=25, cached=10)
-    assert Shape.of([5]) == Shape(5, 25, 0)
+    assert Shape.of([3, 4], [10, 0]) == Shape(tokens=7, squares=25, cached=10, prefills=2)
+    assert Shape.of([5, 1]) == Shape(6, 26, 0, 1)
 
 
 def test_seconds_are_affine_in_the_shape() -> None:

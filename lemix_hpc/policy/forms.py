@@ -1,0 +1,111 @@
+"""Forms of stage times besides `latency.Affine`: the paper's, a smooth roofline, and an interpolated curve."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lemix_hpc.policy.latency import Shape
+
+
+@dataclass(frozen=True, slots=True)
+class Quadratic:
+    """t = eta sum(l^2), the paper's form: eta [s/token^2]. It has no term for cached tokens."""
+
+    eta: float
+
+    def seconds(self, shape: Shape) -> float:
+        return self.eta * shape.squares
+
+    def terms(self, shape: Shape) -> tuple[float, ...]:
+        return (self.eta * shape.squares,)
+
+    def with_gains(self, gains: Sequence[float]) -> Quadratic:
+        (gain,) = gains
+        return Quadratic(self.eta * gain)
+
+    def scaled(self, factor: float) -> Quadratic:
+        return self.with_gains((factor,))
+
+
+@dataclass(frozen=True, slots=True)
+class Roofline:
+    """t = (a^p + (b T)^p)^(1/p) + c sum(l^2) + d sum(kv) + e n, with T = sum(l) and n sequences that prefill.
+
+    Reading the weights takes `a` whatever the batch, computing takes `b` per token, and the longer of both counts: the
+    more sharply, the higher `p` >= 1. a [s], b [s/token], c [s/token^2], d [s/cached token], e [s/prefill].
+    """
+
+    a: float
+    b: float
+    p: float
+    c: float = 0.0
+    d: float = 0.0
+    e: float = 0.0
+
+    def roof(self, tokens: int) -> float:
+        """Seconds that the batch's tokens cost together."""
+        compute = self.b * tokens
+        longer, shorter = max(self.a, compute), min(self.a, compute)
+        if longer == 0.0:
+            return 0.0
+        # A power of the ratio, unlike one of the seconds, can neither overflow nor vanish.
+        return longer * math.pow(1.0 + math.pow(shorter / longer, self.p), 1.0 / self.p)
+
+    def seconds(self, shape: Shape) -> float:
+        return self.roof(shape.tokens) + self.c * shape.squares + self.d * shape.cached + self.e * shape.prefills
+
+    def terms(self, shape: Shape) -> tuple[float, ...]:
+        return self.roof(shape.tokens), self.c * shape.squares, self.d * shape.cached, self.e * shape.prefills
+
+    def with_gains(self, gains: Sequence[float]) -> Roofline:
+        roof, c, d, e = gains
+        return Roofline(self.a * roof, self.b * roof, self.p, self.c * c, self.d * d, self.e * e)
+
+    def scaled(self, factor: float) -> Roofline:
+        return self.with_gains((factor,) * 4)
+
+
+@dataclass(frozen=True, slots=True)
+class Interpolated:
+    """t = g(T) + c sum(l^2) + d sum(kv) + e n: like `Roofline`, with a curve g through measured token counts.
+
+    Between `knots`, increasing token counts, g is linear through the non-decreasing seconds `curve`; so it can follow the
+    steps of tiled kernels. Outside it goes on like the roof of `outside`, in proportion to the end of the curve.
+    """
+
+    knots: tuple[int, ...]
+    curve: tuple[float, ...]
+    outside: Roofline
+
+    def level(self, tokens: int) -> float:
+        """Seconds that the batch's tokens cost together."""
+        right = bisect_left(self.knots, tokens)
+        if right == len(self.knots) or tokens < self.knots[0]:
+            return self._beyond(tokens, max(0, right - 1))
+        if tokens == self.knots[right]:
+            return self.curve[right]
+        left = right - 1
+        share = (tokens - self.knots[left]) / (self.knots[right] - self.knots[left])
+        return self.curve[left] + share * (self.curve[right] - self.curve[left])
+
+    def _beyond(self, tokens: int, end: int) -> float:
+        at_end = self.outside.roof(self.knots[end])
+        return self.curve[end] * (self.outside.roof(tokens) / at_end if at_end > 0.0 else 1.0)
+
+    def seconds(self, shape: Shape) -> float:
+        line = self.outside
+        return self.level(shape.tokens) + line.c * shape.squares + line.d * shape.cached + line.e * shape.prefills
+
+    def terms(self, shape: Shape) -> tuple[float, ...]:
+        line = self.outside
+        return self.level(shape.tokens), line.c * shape.squares, line.d * shape.cached, line.e * shape.prefills
+
+    def with_gains(self, gains: Sequence[float]) -> Interpolated:
+        curve = tuple(seconds * gains[0] for seconds in self.curve)
+        return Interpolated(self.knots, curve, self.outside.with_gains(gains))
+
+    def scaled(self, factor: float) -> Interpolated:
+        return self.with_gains((factor,) * 4)
