@@ -133,7 +133,7 @@ def test_a_killed_rank_ends_the_job(on_cluster, shared_recipe, slurm_tmp_path):
     [row] = json.loads(on_cluster("ps", "--json").stdout)
     assert row["state"] == "FAILED"
     said = next((out / "submitit").glob("*_0_log.err")).read_text()
-    assert re.search(r"n2: tasks? \S+: Killed", said), said  # srun names tasks that were killed together in one
+    assert re.search(r"n\d: tasks? \S+: Killed", said), said  # srun names tasks that were killed together in one
 
 
 def test_doctor_finds_the_cluster_sound(on_cluster, shared_recipe):
