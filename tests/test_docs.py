@@ -1,0 +1,100 @@
+"""The documentation does what it says: links lead somewhere, and every command in it runs."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import REPOSITORY, SlurmCluster
+
+PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+COMMAND = re.compile(r"^    ((?:lemix|sbatch|python benchmarks/\S+)(?: .*)?)$", re.MULTILINE)
+# A run that a reader would watch for a while is cut short here.
+SHORTER = {
+    "recipes/quickstart.yaml": "--set serving.source.duration_s=2",
+    "recipes/quickstart.sbatch": "--set serving.source.duration_s=2",
+    "benchmarks/runtime_overhead.py": "--seconds 2",
+}
+
+RECIPE = f"""\
+name: other
+nodes: {{stages: 2}}
+engine: {{kind: emulated, coefficients: {REPOSITORY}/profiling/nvidia-a100-80gb/llama-2-7b-float16.yaml}}
+serving:
+  source: {{kind: poisson, rate: 50, requests: 5}}
+training: {{share: 0.3}}
+"""
+
+
+def commands() -> list[str]:
+    """Every command of the pages once, without the words that explain it."""
+    found: dict[str, None] = {}
+    for page in PAGES:
+        for line in COMMAND.findall(page.read_text()):
+            found[re.split(r" {2,}", line)[0].strip()] = None
+    return list(found)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    links = re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", page.read_text())
+    broken = [link for link in links if "://" not in link and not (page.parent / link).exists()]
+    assert broken == []
+
+
+class Reader:
+    """Someone who types what the pages say, in a directory with a recipe and a finished run named `first`."""
+
+    def __init__(self, cluster: SlurmCluster, home: Path) -> None:
+        self.home = home
+        programs = Path(sys.executable).parent
+        self.environment = {
+            **os.environ,
+            **cluster.env,
+            "PATH": f"{programs}:{os.environ['PATH']}",
+            "LEMIX_RUNS": str(home / "runs"),
+            "XDG_STATE_HOME": str(home / "state"),
+            "OMP_NUM_THREADS": "1",
+        }
+        for name in ("recipes", "benchmarks", "profiling"):
+            (home / name).symlink_to(REPOSITORY / name)
+        for name in ("recipe.yaml", "first.yaml"):
+            (home / name).write_text(RECIPE)
+        self.type("lemix run recipe.yaml --cluster local --out runs/first")
+
+    def type(self, command: str) -> str:
+        done = subprocess.run(
+            shlex.split(command),
+            cwd=self.home,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=240,
+            check=False,
+        )
+        assert done.returncode == 0, f"{command}\nended with {done.returncode}\n{done.stdout}{done.stderr}"
+        return done.stdout
+
+
+@pytest.fixture(scope="module")
+def reader(slurm_cluster: SlurmCluster, tmp_path_factory: pytest.TempPathFactory) -> Reader:
+    home = slurm_cluster.scratch / f"reader-{tmp_path_factory.getbasetemp().name}-{os.getpid()}"
+    home.mkdir()
+    return Reader(slurm_cluster, home)
+
+
+@pytest.mark.slurm
+@pytest.mark.parametrize("command", commands())
+def test_commands_run(reader: Reader, command: str) -> None:
+    run = "first"
+    if command.startswith("lemix cancel"):
+        run = "endless"
+        endless = "serving.source={kind: constant, rate: 1, requests: 1000}"
+        reader.type(f"lemix submit recipe.yaml --cluster local --set '{endless}' --out runs/{run}")
+    typed = command.replace("[RECIPE]", "RECIPE").replace("RECIPE", "recipe.yaml").replace("RUN", run)
+    typed += "".join(f" {shorter}" for name, shorter in SHORTER.items() if name in command)
+    reader.type(re.sub("^sbatch", "sbatch --wait", typed))
