@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.live import Live
 
-from lemix_hpc.cli.show import progress_line, progress_panel
+from lemix_hpc.cli.show import progress_line, progress_panel, render_report
 from lemix_hpc.launch.logs import last_lines, launcher_logs
 from lemix_hpc.launch.start import StartedRun
 from lemix_hpc.launch.states import FINAL, read_progress, run_state
@@ -107,9 +107,7 @@ def _report(started: StartedRun, state: str, *, as_json: bool) -> int:
     if as_json:
         typer.echo(json.dumps(report))
     else:
-        from lemix_hpc.report.table import render
-
-        Console().print(render(report))
+        Console().print(render_report(started.run, report))
     return 0
 
 

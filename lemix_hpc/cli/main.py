@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from lemix_hpc import __version__
-from lemix_hpc.cli import doctor, run, runs
+from lemix_hpc.cli import doctor, profile, run, runs
 from lemix_hpc.config.errors import UserError
 
 app = typer.Typer(
@@ -25,6 +25,7 @@ app.command()(runs.logs)
 app.command()(runs.cancel)
 app.command()(runs.report)
 app.command()(doctor.doctor)
+app.command()(profile.profile)
 
 
 def _print_version(asked: bool) -> None:

@@ -73,9 +73,9 @@ def report(run: RunName, as_json: Json = False) -> None:
         return
     from rich.console import Console
 
-    from lemix_hpc.report.table import render
+    from lemix_hpc.cli.show import render_report
 
-    Console().print(render(content))
+    Console().print(render_report(found, content))
 
 
 def _row(run: RunDir) -> dict[str, Any]:

@@ -1,12 +1,18 @@
-"""How progress looks: a line, or a panel with a bar for each stage."""
+"""How progress looks, a line or a panel with bars, and what is shown in the end."""
 
 from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Group, RenderableType
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 from lemix_hpc.runtime.records import Progress
+
+if TYPE_CHECKING:
+    from lemix_hpc.launch.rundir import RunDir
 
 
 def progress_line(state: str, progress: Progress | None) -> str:
@@ -17,6 +23,8 @@ def progress_line(state: str, progress: Progress | None) -> str:
 def progress_panel(state: str, progress: Progress | None) -> RenderableType:
     """The line, and how busy each stage is."""
     line = progress_line(state, progress)
+    if progress is not None and progress.to_measure:
+        return Group(line, ProgressBar(total=progress.to_measure, completed=progress.measured, width=60))
     if progress is None or not progress.stage_busy:
         return line
     bars = Table.grid(padding=(0, 1))
@@ -26,12 +34,43 @@ def progress_panel(state: str, progress: Progress | None) -> RenderableType:
     return Group(line, bars)
 
 
+def render_report(run: RunDir, report: dict[str, Any]) -> RenderableType:
+    """The report of a run, or what a profiling job has found."""
+    if run.profile_order.exists():
+        return _profile_table(report)
+    from lemix_hpc.report.table import render
+
+    return render(report)
+
+
+def _profile_table(report: dict[str, Any]) -> RenderableType:
+    """How well the fitted times of each stage hold on points that the fit did not see."""
+    from lemix_hpc.profiling.coefficients import load_coefficients
+
+    file = load_coefficients(Path(report["coefficients"]))
+    table = Table(title=f"{file.model}, {file.dtype}, on {file.hardware}", title_justify="left")
+    for column in ("stage", "pass", "points", "median error", "95 %", "largest"):
+        table.add_column(column, justify="left" if column == "pass" else "right")
+    for stage, times in enumerate(file.stages or []):
+        for kind in ("forward", "backward"):
+            found = getattr(times.residuals, kind) if times.residuals else None
+            if found is not None:
+                errors = (found.median_rel_error, found.p95_rel_error, found.max_rel_error)
+                table.add_row(str(stage), kind, str(found.points), *(f"{error:.1%}" for error in errors))
+    missing = f", {report['did_not_fit']} did not fit into memory" if report["did_not_fit"] else ""
+    return Group(table, f"{report['points']} points in {report['seconds']} s{missing}", report["coefficients"])
+
+
 def _facts(progress: Progress | None) -> list[str]:
     if progress is None:
         return []
     facts = [f"{progress.elapsed_s:.1f} s"]
     if progress.message:
         facts.append(progress.message)
+    if progress.to_measure:
+        facts.append(f"{progress.measured}/{progress.to_measure} points")
+    if progress.left_s is not None:
+        facts.append(f"{progress.left_s:.0f} s left")
     if progress.requests:
         facts.append(f"served {progress.served}/{progress.requests}")
     if progress.trained or progress.training_total:

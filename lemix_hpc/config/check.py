@@ -21,7 +21,14 @@ def check_recipe(recipe: Recipe) -> list[Problem]:
         _check_placement,
         _check_training,
         _check_files,
+        _check_model_files,
     )
+    return [problem for check in checks for problem in check(recipe)]
+
+
+def check_profile(recipe: Recipe) -> list[Problem]:
+    """What profiling needs of a recipe: a model and devices, but no work to do. Looks at the file system."""
+    checks: Sequence[Callable[[Recipe], Iterator[Problem]]] = (_check_engine, _check_devices, _check_model_files)
     return [problem for check in checks for problem in check(recipe)]
 
 
@@ -120,6 +127,9 @@ def _check_files(recipe: Recipe) -> Iterator[Problem]:
             yield Problem(path, f"{value} is a directory; give a file")
         elif not value.exists():
             yield Problem(path, f"there is no file {value}")
+
+
+def _check_model_files(recipe: Recipe) -> Iterator[Problem]:
     model = recipe.model.path
     if model is not None and not model.is_dir():
         yield Problem(("model", "path"), f"there is no directory {model}; give a Hugging Face checkpoint directory")

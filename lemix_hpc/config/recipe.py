@@ -22,7 +22,7 @@ class Section(BaseModel):
 class Cluster(Section):
     """Where the run goes. Everything but `kind` and `nodes_per_host` speaks to Slurm in Slurm's own words."""
 
-    kind: Literal["auto", "slurm", "local"] = "auto"
+    kind: Literal["auto", "slurm", "local", "allocation"] = "auto"
     partition: str | None = None
     account: str | None = None
     qos: str | None = None
@@ -212,6 +212,18 @@ class Report(Section):
     live_interval_s: PositiveFloat = Field(default=0.5, description="seconds between updates of the live progress")
 
 
+class Profile(Section):
+    """What `lemix profile` measures: forwards and backwards of all `batches` x `lengths`, decode steps of all `batches` x
+    `contexts`, as far as `engine.max_batch_tokens` and the model's positions let them."""
+
+    batches: list[PositiveInt] = Field(default=[1, 2, 4, 8], min_length=1)
+    lengths: list[PositiveInt] = Field(default=[8, 16, 32, 64, 128, 256, 512, 1024, 2048], min_length=1)
+    contexts: list[PositiveInt] = Field(default=[16, 64, 256, 1024], description="cached tokens under a decode step")
+    warm_up: PositiveInt = Field(default=2, description="passes before those that count")
+    repeats: PositiveInt = Field(default=7, description="passes that count")
+    time_budget_s: PositiveFloat = Field(default=1200.0, description="points not measured by then are left out")
+
+
 class Recipe(Section):
     name: str = Field(default="run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)
     seed: int = Field(default=0, ge=0)
@@ -224,3 +236,4 @@ class Recipe(Section):
     policy: Policy = Policy()
     slo: Slo = Slo()
     report: Report = Report()
+    profile: Profile = Profile()

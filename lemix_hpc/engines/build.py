@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from lemix_hpc.config.errors import UserError
 from lemix_hpc.config.recipe import Recipe
+from lemix_hpc.engines.meter import HostMeter, Meter
 from lemix_hpc.engines.protocol import StageEngine
 from lemix_hpc.profiling.coefficients import load_coefficients
 
@@ -51,3 +52,12 @@ def build_engine(recipe: Recipe, *, stage: int, device: Device) -> StageEngine:
     from lemix_hpc.engines.torch.build import build_stage
 
     return build_stage(recipe, stage=stage, device=device.name)
+
+
+def build_meter(device: Device) -> Meter:
+    """What measures work on a device."""
+    if device.gpu is None:
+        return HostMeter()
+    from lemix_hpc.engines.torch.meter import CudaMeter
+
+    return CudaMeter(device.name)

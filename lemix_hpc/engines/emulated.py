@@ -86,6 +86,12 @@ class EmulatedStage(StageEngine):
     def write_weights(self, weights: list[Payload]) -> None:
         """There are no weights to replace."""
 
+    def sample(self, rows: int, length: int) -> Payload:  # noqa: ARG002
+        return NOTHING
+
+    def sample_tied(self) -> Payload | None:
+        return None
+
     def buffer(self, nbytes: int) -> Any:
         return memoryview(bytearray(nbytes))
 

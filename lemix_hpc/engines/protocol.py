@@ -138,6 +138,14 @@ class StageEngine(Protocol):
         """Replace this stage's weights by those read from the same stage of another node."""
         ...
 
+    def sample(self, rows: int, length: int) -> Payload:
+        """Made-up activations (rows, length, hidden), or gradients of such: what a neighbour would send. For measuring."""
+        ...
+
+    def sample_tied(self) -> Payload | None:
+        """A made-up gradient of the tied weights, as the stage after this one would send it; None where nothing is shared."""
+        ...
+
     def buffer(self, nbytes: int) -> Any:
         """Memory to receive a payload of `nbytes` in, where this engine's compute can use it without a needless copy."""
         ...

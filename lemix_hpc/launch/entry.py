@@ -87,6 +87,9 @@ def _role(recipe: Recipe, world: MPI.Comm) -> str:
 
 
 def _run(recipe: Recipe, run: RunDir, attempt: int, world: MPI.Comm) -> None:
+    if run.profile_order.exists():
+        _profile(recipe, run)
+        return
     from lemix_hpc.runtime.main import run as run_distributed
 
     run_distributed(recipe, run.path, attempt)
@@ -94,6 +97,14 @@ def _run(recipe: Recipe, run: RunDir, attempt: int, world: MPI.Comm) -> None:
         from lemix_hpc.report.build import build_report
 
         build_report(run.path)
+
+
+def _profile(recipe: Recipe, run: RunDir) -> None:
+    import msgspec
+
+    from lemix_hpc.measure.main import ProfileOrder, profile
+
+    profile(recipe, run.path, msgspec.json.decode(run.profile_order.read_bytes(), type=ProfileOrder))
 
 
 def _tell(run: RunDir, attempt: int, rank: int, role: str, error: BaseException, job_stderr: int) -> None:

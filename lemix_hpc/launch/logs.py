@@ -40,7 +40,8 @@ def print_logs(run: RunDir, rank: int | None, *, follow: bool, write: Callable[[
 
 def launcher_logs(run: RunDir) -> list[Path]:
     """What mpiexec or srun wrote, and ranks before they had a log of their own; those with content."""
-    candidates = [run.launcher_log, *sorted(run.submitit.glob("*_log.err"))]
+    # The jobs of an array share a directory.
+    candidates = [run.launcher_log, *sorted(run.submitit.glob(f"{run.read_record().job}_*_log.err"))]
     return [log for log in candidates if log.is_file() and log.stat().st_size]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from lemix_hpc.config.check import check_recipe
+from lemix_hpc.config.check import check_profile, check_recipe
 from lemix_hpc.config.errors import UserError
 from lemix_hpc.config.load import LoadedRecipe
 from lemix_hpc.config.problem import Problem
@@ -25,6 +25,12 @@ def preflight(loaded: LoadedRecipe, cluster: str) -> tuple[str, ...]:
     if work.batches is not None:
         next(work.batches)
     return work.left_out
+
+
+def preflight_profile(loaded: LoadedRecipe, cluster: str) -> None:
+    """As `preflight`, for profiling, which has no workload."""
+    problems = check_profile(loaded.recipe)
+    loaded.reject(problems or [*_coefficients(loaded), *_model(loaded), *_device(loaded, cluster)])
 
 
 def _coefficients(loaded: LoadedRecipe) -> Iterator[Problem]:

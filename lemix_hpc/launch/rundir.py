@@ -87,6 +87,11 @@ class RunDir:
         return self.path / "progress.json"
 
     @property
+    def profile_order(self) -> Path:
+        """There if this is a profiling job."""
+        return self.path / "profile.json"
+
+    @property
     def report(self) -> Path:
         return self.path / "report.json"
 

@@ -9,6 +9,7 @@ import shlex
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,16 +48,30 @@ class TestAnswer:
 
 def submit(recipe: Recipe, run: RunDir) -> str:
     """Submit a run. Returns the job id. Raises UserError with sbatch's reason if Slurm refuses the job."""
-    executor = _executor(recipe, run.submitit)
+    return submit_array(recipe, [run], run.submitit)[0]
+
+
+def submit_array(recipe: Recipe, runs: Sequence[RunDir], folder: Path) -> list[str]:
+    """Submit runs that ask Slurm for the same as `recipe` as one job array, with submitit's files in `folder`.
+
+    Returns their job ids. Raises UserError with sbatch's reason if Slurm refuses the job.
+    """
+    executor = _executor(recipe, folder)
     try:
         # submitit prints what sbatch says of a refused job, and raises it as well.
-        with contextlib.redirect_stderr(io.StringIO()):
-            job = executor.submit(run_rank, str(run.path))
+        with contextlib.redirect_stderr(io.StringIO()), executor.batch():
+            jobs = [executor.submit(run_rank, str(run.path)) for run in runs]
     except (FailedJobError, FailedSubmissionError) as error:
         raise UserError(f"sbatch refused the job: {_sbatch_reason(error)}; `--dry-run` shows the script") from error
-    script = Path(job.paths.submission_file)
-    run.job_script.write_text(script.read_text(encoding="utf-8"), encoding="utf-8")
-    return str(job.job_id)
+    for job, run in zip(jobs, runs, strict=True):
+        script = Path(job.paths.submission_file)
+        run.job_script.write_text(script.read_text(encoding="utf-8"), encoding="utf-8")
+    return [str(job.job_id) for job in jobs]
+
+
+def same_request(one: Recipe, other: Recipe) -> bool:
+    """Whether two recipes ask Slurm for the same, so that their jobs may be of one array."""
+    return _parameters(one) == _parameters(other)
 
 
 def script(recipe: Recipe, folder: Path) -> str:

@@ -70,14 +70,29 @@ def start(recipe: Recipe, cluster: ClusterKind, out: Path | None) -> StartedRun:
         make_launcher(recipe, cluster, Path())
     run = create_run_dir(recipe, out)
     try:
-        started = _submit(recipe, run) if cluster == "slurm" else _start_here(recipe, cluster, run)
+        started = start_in(recipe, cluster, run)
     except UserError:
         # Nothing was started, so there is no run.
         shutil.rmtree(run.path)
         raise
-    run.write_record(started.record)
-    register(run)
+    note(started)
     return started
+
+
+def start_in(recipe: Recipe, cluster: ClusterKind, run: RunDir) -> StartedRun:
+    """Start or submit what is in a run directory. `note` it at once."""
+    return _submit(recipe, run) if cluster == "slurm" else _start_here(recipe, cluster, run)
+
+
+def note(started: StartedRun) -> None:
+    """Write down how a run was started, and add it to the user's list."""
+    started.run.write_record(started.record)
+    register(started.run)
+
+
+def submitted(recipe: Recipe, run: RunDir, job: str) -> StartedRun:
+    """A run that was handed to Slurm."""
+    return StartedRun(run, _record(run, recipe, "slurm", job=job))
 
 
 def make_launcher(recipe: Recipe, cluster: Literal["local", "allocation"], run_dir: Path) -> Launcher:
@@ -96,7 +111,7 @@ def _start_here(recipe: Recipe, cluster: Literal["local", "allocation"], run: Ru
 def _submit(recipe: Recipe, run: RunDir) -> StartedRun:
     from lemix_hpc.launch import slurm
 
-    return StartedRun(run, _record(run, recipe, "slurm", job=slurm.submit(recipe, run)))
+    return submitted(recipe, run, slurm.submit(recipe, run))
 
 
 def _record(

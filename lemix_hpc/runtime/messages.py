@@ -166,6 +166,39 @@ AnyMessage = (
     | Go
     | Stop
     | Stopped
+class MeasurePass(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """Profiler to stage: measure one point of the grid; see `lemix_hpc.profiling.grid.GridPoint`."""
+
+    kind: str
+    batch: int
+    length: int
+    context: int
+
+
+class MeasureCopy(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """Profiler to stage: measure copies between the host's and the device's memory."""
+
+    nbytes: int
+
+
+class MeasureLink(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """Profiler to stage: measure how long so many bytes take to the next stage."""
+
+    nbytes: int
+
+
+class Echo(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """Stage to next stage and back, with bytes, while their link is measured."""
+
+
+class Measured(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """Stage to profiler: seconds of each repeat by what was measured, the peak memory in bytes, and if it fitted at all."""
+
+    seconds: dict[str, list[float]]
+    peak: int = 0
+    fits: bool = True
+
+
     | EngineReady
     | Serve
     | Forward
@@ -181,3 +214,8 @@ AnyMessage = (
     | Stepped
     | RequestDone
 )
+    | MeasurePass
+    | MeasureCopy
+    | MeasureLink
+    | Echo
+    | Measured

@@ -81,7 +81,10 @@ class RunFacts(msgspec.Struct, frozen=True):
 
 
 class Progress(msgspec.Struct, frozen=True):
-    """A live picture of the run (`progress.json`, replaced as a whole every so often)."""
+    """A live picture of the run (`progress.json`, replaced as a whole every so often).
+
+    `measured` of `to_measure` points, and `left_s` seconds to go, are there while profiling.
+    """
 
     state: Literal["starting", "running", "finished", "failed"]
     elapsed_s: float = 0.0
@@ -95,3 +98,6 @@ class Progress(msgspec.Struct, frozen=True):
     loss: float | None = None
     response_ms_p50: float | None = None
     stage_busy: list[list[float]] = []
+    measured: int = 0
+    to_measure: int = 0
+    left_s: float | None = None

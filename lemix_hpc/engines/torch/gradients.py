@@ -40,3 +40,7 @@ class GroupGradients:
         grads = [self.of(group, parameter) for parameter in self._parameters]
         del self._sums[group]
         return grads
+
+    def drop(self, group: int) -> None:
+        """Free what there is of a group's gradients."""
+        self._sums.pop(group, None)

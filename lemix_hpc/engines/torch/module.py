@@ -30,6 +30,7 @@ class StageModule(nn.Module, ABC):
         self.first = first
         self.last = last
         self.tied = bool(config.tie_word_embeddings)
+        self.width = int(config.hidden_size)
 
     @property
     @abstractmethod

@@ -91,11 +91,11 @@ class TorchStage:
 
     def backward(self, micro_batch: int, grad: Payload | None) -> Work[Payload | None]:
         current = self._passes[micro_batch]
+        group, done = current.micro_batch.group, False
         try:
             if current.recompute:
                 yield from self._run(current, keep=True)
                 yield
-            group = current.micro_batch.group
             result = yield from self._paced(
                 passes.backward(
                     current.segments,
@@ -103,8 +103,11 @@ class TorchStage:
                     lambda parameter, value: self._gradients.add(group, parameter, value),
                 )
             )
+            done = True
         finally:
             del self._passes[micro_batch]
+            if not done:  # a part of a gradient is of no use
+                self._gradients.drop(group)
         return None if result is None else self._wire.payload(result)
 
     @property
@@ -148,6 +151,14 @@ class TorchStage:
             parameter.copy_(self._wire.tensor(payload))
         if self._optimizer is not None:
             self._optimizer.weights_replaced()
+
+    def sample(self, rows: int, length: int) -> Payload:
+        shape, dtype = (rows, length, self._module.width), self._parameters[0].dtype
+        return self._wire.payload(torch.randn(shape, dtype=dtype, device=self._device))
+
+    def sample_tied(self) -> Payload | None:
+        shared = self._module.shared_embedding
+        return None if shared is None else self._wire.payload(torch.zeros_like(shared, dtype=torch.float32))
 
     def buffer(self, nbytes: int) -> Any:
         return self._wire.buffer(nbytes)

@@ -1,0 +1,56 @@
+"""Measuring work on a GPU by its own events and its allocator's counters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+import torch
+
+from lemix_hpc.engines.meter import DeviceMemoryError, finish
+from lemix_hpc.engines.protocol import Work
+
+T = TypeVar("T")
+
+
+class CudaMeter:
+    """Implements `lemix_hpc.engines.meter.Meter`. Times start when the GPU is idle and end when it has done all of the work."""
+
+    def __init__(self, device: str) -> None:
+        self._device = torch.device(device)
+
+    def time(self, work: Work[T]) -> tuple[T, float]:
+        return self._timed(lambda: finish(work))
+
+    @contextmanager
+    def bounded(self) -> Iterator[None]:
+        try:
+            yield
+        except torch.OutOfMemoryError as error:
+            raise DeviceMemoryError(str(error)) from error
+
+    def reset_peak(self) -> None:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(self._device)
+
+    def peak(self) -> int:
+        return torch.cuda.max_memory_allocated(self._device)
+
+    def copy_times(self, nbytes: int) -> dict[str, float]:
+        host = torch.ones(nbytes, dtype=torch.uint8, pin_memory=True)
+        device = torch.ones(nbytes, dtype=torch.uint8, device=self._device)
+        return {
+            "host to device": self._timed(lambda: device.copy_(host, non_blocking=True))[1],
+            "device to host": self._timed(lambda: host.copy_(device, non_blocking=True))[1],
+        }
+
+    def _timed(self, work: Callable[[], T]) -> tuple[T, float]:
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+        with torch.cuda.device(self._device):
+            torch.cuda.synchronize()
+            start.record()
+            result = work()
+            end.record()
+            end.synchronize()
+        return result, start.elapsed_time(end) / 1e3

@@ -1,0 +1,111 @@
+"""The whole profiling job: every rank calls `profile`, and it returns on all of them when everything is measured."""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+
+import msgspec
+
+from lemix_hpc.config.errors import UserError
+from lemix_hpc.config.recipe import Recipe
+from lemix_hpc.engines.build import build_engine, build_meter, check_sharing, choose_device
+from lemix_hpc.measure.passes import StagePasses
+from lemix_hpc.measure.profiler import Profiler
+from lemix_hpc.measure.result import write_result
+from lemix_hpc.measure.subject import hardware_name, provenance, subject_of
+from lemix_hpc.measure.worker import ProfiledStage
+from lemix_hpc.profiling.grid import design
+from lemix_hpc.runtime.doorbell import hang_doorbell
+from lemix_hpc.runtime.layout import SCHEDULER_RANK, Layout
+from lemix_hpc.runtime.mailbox import Inbox, Mailbox
+from lemix_hpc.runtime.recorder import replace
+from lemix_hpc.runtime.wait import make_waiter
+
+HARDWARE = "hardware.txt"
+
+
+class ProfileOrder(msgspec.Struct, frozen=True):
+    """What makes a run a profiling job (`profile.json`): where the results go, and the command that asked for them."""
+
+    out: str
+    command: list[str]
+
+
+def profile(recipe: Recipe, run_dir: Path, order: ProfileOrder) -> None:
+    """Measure into `run_dir` what is not there yet, and fit it. Called by all ranks of an MPI world of one node's size."""
+    from mpi4py import MPI
+
+    layout = Layout(1, recipe.nodes.stages)
+    comm = MPI.COMM_WORLD.Dup()
+    rank = comm.Get_rank()
+    print(f"rank {rank}: {layout.role(rank)} on {platform.node()}, profiling", flush=True)
+    host = comm.Split_type(MPI.COMM_TYPE_SHARED)
+    bell = hang_doorbell(comm, host)
+    quiet = make_waiter(comm, host, bell, "backoff")
+    stage = layout.stage_of(rank)
+    stages_before = sum(host.allgather(stage is not None)[: host.Get_rank()])
+    device = choose_device(recipe, stages_before) if stage is not None else None
+    check_sharing(recipe, host.allgather(device))
+    hardware = [name for name in comm.allgather(device and hardware_name(recipe, device)) if name]
+    hosts = comm.allgather(platform.node())
+    subject = subject_of(recipe, on_gpu=any(comm.allgather(device is not None and device.gpu is not None)))
+    if stage is None:
+        assert rank == SCHEDULER_RANK, "one node has one leader"
+        _check_hardware(run_dir / HARDWARE, hardware)
+        grid = design(
+            recipe.profile,
+            longest=subject.longest,
+            max_tokens=recipe.engine.max_batch_tokens,
+            training=recipe.training is not None,
+        )
+        Profiler(recipe.profile, grid, layout, run_dir, Mailbox(comm, Inbox.SCHEDULER, bell), quiet).run()
+        write_result(subject, hardware[0], layout.stages, run_dir, Path(order.out), provenance(order.command, hosts))
+        return
+    assert device is not None, "stages have one"
+    engine = build_engine(_unchanging(recipe), stage=stage, device=device)
+    meter = build_meter(device)
+    ProfiledStage(
+        layout,
+        stage,
+        StagePasses(
+            engine,
+            meter,
+            first=stage == 0,
+            last=stage == layout.stages - 1,
+            vocabulary=subject.vocabulary,
+            generate=recipe.serving is not None and recipe.serving.mode == "generate",
+            warm_up=recipe.profile.warm_up,
+            repeats=recipe.profile.repeats,
+        ),
+        meter,
+        Mailbox(comm, Inbox.STAGE, bell, engine.buffer),
+        engine.buffer,
+        quiet=quiet,
+        waiter=make_waiter(comm, host, bell, recipe.engine.wait),
+    ).run()
+    engine.close()
+
+
+def _unchanging(recipe: Recipe) -> Recipe:
+    """The recipe with a learning rate that leaves the weights as they are: a step costs the same, and nothing diverges."""
+    if recipe.training is None:
+        return recipe
+    training = recipe.training.model_copy(update={"learning_rate": 1e-12, "warmup_steps": 0, "weight_decay": 0.0})
+    return recipe.model_copy(update={"training": training})
+
+
+def _check_hardware(note: Path, hardware: list[str]) -> None:
+    """Points of different hardware must not be mixed, neither by stages nor by an attempt before this one."""
+    if len(set(hardware)) > 1:
+        raise UserError(
+            f"the stages are on different hardware ({', '.join(sorted(set(hardware)))}); ask for one kind of it, such as by "
+            "cluster.constraint"
+        )
+    if not note.exists():
+        replace(note, hardware[0].encode())
+    elif note.read_text(encoding="utf-8") != hardware[0]:
+        raise UserError(
+            f"{note.parent} has points of {note.read_text(encoding='utf-8')}, and this is {hardware[0]}; ask for the first, "
+            "or choose another directory with --out"
+        )
