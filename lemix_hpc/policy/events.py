@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
+
+from lemix_hpc.policy.latency import Shape
+
+PassKind = Literal["serve", "forward", "backward"]
+"""What a stage computes: serving prompts and decodes, training forwards, training backwards."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +62,19 @@ class TaskFinished:
     task: int
 
 
-Event = RequestArrived | GroupOffered | TrainingClosed | StageFinished | TaskFinished
+@dataclass(frozen=True, slots=True)
+class PassMeasured:
+    """A stage has run a batch or micro-batch of this shape in `seconds` of work, rests in between not counted."""
+
+    time: float
+    node: int
+    stage: int
+    kind: PassKind
+    shape: Shape
+    seconds: float
+
+
+Event = RequestArrived | GroupOffered | TrainingClosed | StageFinished | TaskFinished | PassMeasured
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from functools import singledispatchmethod
 from typing import Literal
 
+from lemix_hpc.policy.drift import DEFAULT_LIMIT
 from lemix_hpc.policy.events import (
     Decision,
     Event,
     GroupOffered,
+    PassMeasured,
     Place,
     RequestArrived,
     StageFinished,
@@ -19,6 +21,7 @@ from lemix_hpc.policy.events import (
 from lemix_hpc.policy.forecast import NodeForecast
 from lemix_hpc.policy.latency import LatencyModel, Shape
 from lemix_hpc.policy.placement import Candidate, LeastCompletion, Placement, RoundRobin, Separate, Split
+from lemix_hpc.policy.recalibration import Recalibrated
 from lemix_hpc.policy.release import Group, Release, Released, TrainingRelease
 
 PlacementName = Literal["round-robin", "least-completion", "separate"]
@@ -26,13 +29,18 @@ PlacementName = Literal["round-robin", "least-completion", "separate"]
 
 @dataclass(frozen=True, slots=True)
 class SchedulerConfig:
-    """What the policy depends on. `lanes`: how many groups are fed to nodes at the same time; default one per node."""
+    """What the policy depends on. `lanes`: how many groups are fed to nodes at the same time; default one per node.
+
+    `recalibrate`: correct stage times by what ran. `drift_limit`: relative error of the given times that raises an alarm.
+    """
 
     nodes: int
     placement: PlacementName = "least-completion"
     release: Release = "async"
     training_nodes: int | None = None
     lanes: int | None = None
+    recalibrate: bool = True
+    drift_limit: float = DEFAULT_LIMIT
 
     @property
     def split(self) -> Split | None:
@@ -47,15 +55,23 @@ def _placement(config: SchedulerConfig) -> Placement:
 
 
 class Scheduler:
-    """Places requests when they arrive and training micro-batches when the release rule lets them go."""
+    """Places requests when they arrive and training micro-batches when the release rule lets them go.
+
+    Each task is forecast with the stage times that are known when it comes, and keeps them.
+    """
 
     def __init__(self, config: SchedulerConfig, latency: LatencyModel) -> None:
-        self._latency = latency
+        self._latency = Recalibrated(latency, active=config.recalibrate, limit=config.drift_limit)
         self._forecasts = [NodeForecast(latency.stages) for _ in range(config.nodes)]
         self._placement = _placement(config)
         self._trainers = config.split.training if config.split else range(config.nodes)
         lanes = len(self._trainers) if config.lanes is None else min(config.lanes, len(self._trainers))
         self._release = TrainingRelease(config.release, lanes)
+
+    @property
+    def recalibrated(self) -> Recalibrated:
+        """The stage times that the next forecast goes by, and what they were learned from."""
+        return self._latency
 
     def handle(self, event: Event) -> list[Decision]:
         """Take in one event; events come in the order of their times."""
@@ -95,6 +111,11 @@ class Scheduler:
     @_on.register
     def _task_finished(self, event: TaskFinished) -> list[Decision]:
         self._forecasts[event.node].forget(event.task)
+        return []
+
+    @_on.register
+    def _pass_measured(self, event: PassMeasured) -> list[Decision]:
+        self._latency.measured(event)
         return []
 
     def _open_groups(self, now: float) -> list[Decision]:

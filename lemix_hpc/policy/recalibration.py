@@ -1,0 +1,174 @@
+"""Stage times corrected by what really ran: recursive least squares with forgetting, per stage and kind of pass.
+
+A latency form is a sum of terms that grow with the shape of a batch, and the correction is one gain for each term:
+
+    t_real ~ sum_i g_i t_i(shape)
+
+Gains are positive and bounded, so that predictions stay positive, monotone and within a factor of the file's. They
+minimise the relative error of past passes, older ones counting less, plus a prior that pulls them towards one another:
+a term of which nothing was seen moves with those that were. See docs/policy.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lemix_hpc.policy.drift import DEFAULT_LIMIT, Drift, DriftWatch, Running, relative_error
+from lemix_hpc.policy.events import PassKind, PassMeasured
+from lemix_hpc.policy.latency import LatencyModel, Shape, StageTime
+
+MEMORY = 100
+"""How many passes the past counts as."""
+LARGEST_GAIN = 10.0
+LARGEST_STEP = 1.2
+"""A pass changes a gain at most by this factor, up or down."""
+TRUSTED_ERROR = 0.3
+"""Relative errors up to here count in full; beyond, a pass has no more pull than one with this error (Huber)."""
+PRIOR_OF_DIFFERENCES = 0.1
+PRIOR_OF_LEVEL = 0.01
+"""Weights of the prior, in passes: for the gains to be equal, and for their mean to be 1."""
+SWEEPS = 4
+
+
+class Gains:
+    """The gains of one stage and kind. `values` are for terms in the order of the latency form."""
+
+    def __init__(self, count: int) -> None:
+        self.values = [1.0] * count
+        self._information = [[0.0] * count for _ in range(count)]
+        self._target = [0.0] * count
+
+    def seconds(self, parts: Sequence[float]) -> float:
+        return sum(gain * part for gain, part in zip(self.values, parts, strict=True))
+
+    def learn(self, parts: Sequence[float], seconds: float) -> None:
+        """Take in a pass that the file predicts as sum(parts) > 0, and that took `seconds`."""
+        file = sum(parts)
+        predicted = self.seconds(parts)
+        weight = TRUSTED_ERROR / max(TRUSTED_ERROR, abs(seconds - predicted) / predicted)
+        row = [part / file for part in parts]
+        keep = 1.0 - 1.0 / MEMORY
+        for i, mine in enumerate(row):
+            information = self._information[i]
+            for j, other in enumerate(row):
+                information[j] = keep * information[j] + weight * mine * other
+            self._target[i] = keep * self._target[i] + weight * mine * seconds / file
+        self._solve()
+
+    def _solve(self) -> None:
+        """Towards the minimum by coordinate descent, within the bounds of a gain and of a step."""
+        gains, count = self.values, len(self.values)
+        lower = [max(1.0 / LARGEST_GAIN, gain / LARGEST_STEP) for gain in gains]
+        upper = [min(LARGEST_GAIN, gain * LARGEST_STEP) for gain in gains]
+        # The prior as a matrix: PRIOR_OF_DIFFERENCES on deviations from the mean gain, PRIOR_OF_LEVEL on the mean.
+        shared = (PRIOR_OF_LEVEL - PRIOR_OF_DIFFERENCES) / count
+        for _ in range(SWEEPS):
+            for i in range(count):
+                information = self._information[i]
+                total = shared * (sum(gains) - gains[i])
+                for j in range(count):
+                    if j != i:
+                        total += information[j] * gains[j]
+                curvature = information[i] + PRIOR_OF_DIFFERENCES + shared
+                best = (self._target[i] + PRIOR_OF_LEVEL - total) / curvature
+                gains[i] = min(max(best, lower[i]), upper[i])
+
+
+@dataclass(frozen=True, slots=True)
+class Learned:
+    """What a run has learned of one stage and kind from `passes` passes.
+
+    `ratio`: running geometric mean of real over the file's time. `error_before`, `error_after`: running relative error of
+    the file's predictions and of the corrected ones.
+    """
+
+    stage: int
+    kind: PassKind
+    gains: tuple[float, ...]
+    passes: int
+    ratio: float
+    error_before: float
+    error_after: float
+
+
+class _Lesson:
+    """One stage and kind: its gains, and how far predictions are off with and without them."""
+
+    def __init__(self, stage: int, kind: PassKind, terms: int, limit: float) -> None:
+        self._stage = stage
+        self._kind = kind
+        self.gains = Gains(terms)
+        self.watch = DriftWatch(stage, kind, limit)
+        self.error_after = Running()
+
+    def take(self, time: float, parts: Sequence[float], seconds: float) -> None:
+        self.watch.measured(time, sum(parts), seconds)
+        self.error_after.add(relative_error(self.gains.seconds(parts), seconds))
+        self.gains.learn(parts, seconds)
+
+    def learned(self) -> Learned:
+        watch = self.watch
+        gains, errors = tuple(self.gains.values), (watch.error.mean, self.error_after.mean)
+        return Learned(self._stage, self._kind, gains, watch.error.count, watch.ratio, *errors)
+
+
+class Recalibrated:
+    """A latency model whose predictions follow what is measured. Answers as `LatencyModel` does.
+
+    With `active` False it only watches: predictions are the file's. `limit` is the relative error that raises an alarm.
+    """
+
+    def __init__(self, latency: LatencyModel, *, active: bool = True, limit: float = DEFAULT_LIMIT) -> None:
+        self._latency = latency
+        self._active = active
+        self._limit = limit
+        self._lessons: dict[tuple[int, PassKind], _Lesson] = {}
+
+    @property
+    def stages(self) -> int:
+        return self._latency.stages
+
+    def forward_times(self, shape: Shape) -> tuple[float, ...]:
+        """Predicted seconds of a training forward on every stage."""
+        return tuple(form.seconds(shape) for form in self._forms("forward"))
+
+    def backward_times(self, shape: Shape) -> tuple[float, ...]:
+        """Predicted seconds of a backward on every stage."""
+        return tuple(form.seconds(shape) for form in self._forms("backward"))
+
+    def request_times(self, prompt: int, output: int) -> tuple[float, ...]:
+        """Predicted seconds that a request alone spends on every stage: its prompt, then one pass per further token."""
+        return LatencyModel(self._forms("serve"), ()).request_times(prompt, output)
+
+    def measured(self, event: PassMeasured) -> None:
+        """Learn from a pass. One that the file gives no time to teaches nothing."""
+        parts = self._given(event.kind)[event.stage].terms(event.shape)
+        if sum(parts) <= 0:
+            return
+        key = event.stage, event.kind
+        if key not in self._lessons:
+            self._lessons[key] = _Lesson(*key, len(parts), self._limit)
+        self._lessons[key].take(event.time, parts, event.seconds)
+
+    @property
+    def drifts(self) -> tuple[Drift, ...]:
+        """Every alarm that was raised, by stage and kind; those with `until_s` None go on."""
+        return tuple(lesson.watch.drift for _, lesson in sorted(self._lessons.items()) if lesson.watch.drift)
+
+    @property
+    def learned(self) -> tuple[Learned, ...]:
+        """What was learned so far, by stage and kind."""
+        return tuple(lesson.learned() for _, lesson in sorted(self._lessons.items()))
+
+    def _given(self, kind: PassKind) -> tuple[StageTime, ...]:
+        return self._latency.backward if kind == "backward" else self._latency.forward
+
+    def _forms(self, kind: PassKind) -> tuple[StageTime, ...]:
+        """The stage times that predictions of this kind go by."""
+        given = self._given(kind)
+        if not self._active:
+            return given
+        lessons = [self._lessons.get((stage, kind)) for stage in range(self.stages)]
+        pairs = zip(given, lessons, strict=True)
+        return tuple(form.with_gains(lesson.gains.values) if lesson else form for form, lesson in pairs)
