@@ -140,6 +140,8 @@ def _check_model_files(recipe: Recipe) -> Iterator[Problem]:
 def _files(recipe: Recipe) -> Iterator[tuple[KeyPath, Path]]:
     if recipe.engine.coefficients is not None:
         yield ("engine", "coefficients"), recipe.engine.coefficients
+    if recipe.policy.coefficients is not None:
+        yield ("policy", "coefficients"), recipe.policy.coefficients
     if recipe.serving is not None:
         if isinstance(recipe.serving.source, TraceSource):
             yield ("serving", "source", "path"), recipe.serving.source.path

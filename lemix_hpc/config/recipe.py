@@ -200,16 +200,16 @@ class Policy(Section):
     copy_every_steps: PositiveInt = Field(
         default=1, description="`separate`: steps between weight copies to serving nodes"
     )
+    coefficients: Path | None = Field(
+        default=None, description="coefficient file that forecasts start from; default engine.coefficients"
+    )
+    recalibrate: bool = Field(default=True, description="correct forecasts by the stage times that are measured")
 
 
 class Slo(Section):
     """Limits on the response time as multiples of T0, the mean unloaded response."""
 
     factors: list[PositiveFloat] = [1, 5, 10]
-
-
-class Report(Section):
-    live_interval_s: PositiveFloat = Field(default=0.5, description="seconds between updates of the live progress")
 
 
 class Profile(Section):
@@ -222,6 +222,10 @@ class Profile(Section):
     warm_up: PositiveInt = Field(default=2, description="passes before those that count")
     repeats: PositiveInt = Field(default=7, description="passes that count")
     time_budget_s: PositiveFloat = Field(default=1200.0, description="points not measured by then are left out")
+
+
+class Report(Section):
+    live_interval_s: PositiveFloat = Field(default=0.5, description="seconds between updates of the live progress")
 
 
 class Recipe(Section):

@@ -36,12 +36,14 @@ def preflight_profile(loaded: LoadedRecipe, cluster: str) -> None:
 def _coefficients(loaded: LoadedRecipe) -> Iterator[Problem]:
     from lemix_hpc.profiling.coefficients import load_coefficients
 
-    path = loaded.recipe.engine.coefficients
-    if path is not None:
+    recipe = loaded.recipe
+    for section, path in (("engine", recipe.engine.coefficients), ("policy", recipe.policy.coefficients)):
+        if path is None:
+            continue
         try:
-            load_coefficients(path).latency(loaded.recipe.nodes.stages)
+            load_coefficients(path).latency(recipe.nodes.stages)
         except UserError as error:
-            yield Problem(("engine", "coefficients"), str(error))
+            yield Problem((section, "coefficients"), str(error))
 
 
 def _model(loaded: LoadedRecipe) -> Iterator[Problem]:

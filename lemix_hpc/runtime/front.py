@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from lemix_hpc.policy.events import Event, GroupOffered, RequestArrived, StageFinished, TaskFinished, TrainingClosed
+from lemix_hpc.policy.events import (
+    Event,
+    GroupOffered,
+    PassMeasured,
+    RequestArrived,
+    StageFinished,
+    TaskFinished,
+    TrainingClosed,
+)
 from lemix_hpc.policy.scheduler import Scheduler
 from lemix_hpc.runtime import messages as m
 from lemix_hpc.runtime.layout import Layout
@@ -169,9 +177,12 @@ class Front:
                 Span(span.node, span.stage, task, span.kind, span.start, span.end, span.version, span.batch)
             )
         self._live.worked(span.node, span.stage, span.end - span.start)
-        if span.complete:
-            for number in span.tasks:
-                self._pass_done(number, span)
+        if not span.complete:
+            return
+        if span.kind in ("serve", "forward", "backward") and span.shape is not None:
+            self._tell(PassMeasured(self._now(), span.node, span.stage, span.kind, span.shape, span.worked))
+        for number in span.tasks:
+            self._pass_done(number, span)
 
     def _pass_done(self, number: int, span: m.WorkSpan) -> None:
         serving = self._serving.get(number)
@@ -228,6 +239,7 @@ class Front:
                 loss=self._live.loss,
                 response_ms_p50=self._live.response_ms_p50,
                 stage_busy=self._live.look(now),
+                drift=[drift for drift in self._scheduler.recalibrated.drifts if drift.until_s is None],
             )
         )
 

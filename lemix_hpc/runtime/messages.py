@@ -8,6 +8,7 @@ from __future__ import annotations
 import msgspec
 
 from lemix_hpc.engines.protocol import MicroBatch, SequenceResult, ServeBatch
+from lemix_hpc.policy.latency import Shape
 from lemix_hpc.runtime.records import SpanKind
 
 
@@ -113,7 +114,10 @@ class Served(msgspec.Struct, frozen=True, array_like=True, tag=True):
 
 
 class WorkSpan(msgspec.Struct, frozen=True, array_like=True, tag=True):
-    """One stretch of work on a stage. `complete`: the pass ends with it. `tasks` share the stretch (a batch)."""
+    """One stretch of work on a stage. `complete`: the pass ends with it. `tasks` share the stretch (a batch).
+
+    `shape`: what the pass costs by, None for weight updates. `worked`: seconds of the pass so far, all its stretches.
+    """
 
     node: int
     stage: int
@@ -124,6 +128,8 @@ class WorkSpan(msgspec.Struct, frozen=True, array_like=True, tag=True):
     version: int
     batch: int
     complete: bool
+    shape: Shape | None = None
+    worked: float = 0.0
 
 
 class Work(msgspec.Struct, frozen=True, array_like=True, tag=True):
@@ -160,12 +166,6 @@ class RequestDone(msgspec.Struct, frozen=True, array_like=True, tag=True):
     versions: tuple[int, int]
 
 
-AnyMessage = (
-    PlaceRequest
-    | Train
-    | Go
-    | Stop
-    | Stopped
 class MeasurePass(msgspec.Struct, frozen=True, array_like=True, tag=True):
     """Profiler to stage: measure one point of the grid; see `lemix_hpc.profiling.grid.GridPoint`."""
 
@@ -199,6 +199,12 @@ class Measured(msgspec.Struct, frozen=True, array_like=True, tag=True):
     fits: bool = True
 
 
+AnyMessage = (
+    PlaceRequest
+    | Train
+    | Go
+    | Stop
+    | Stopped
     | EngineReady
     | Serve
     | Forward
@@ -213,9 +219,9 @@ class Measured(msgspec.Struct, frozen=True, array_like=True, tag=True):
     | Loss
     | Stepped
     | RequestDone
-)
     | MeasurePass
     | MeasureCopy
     | MeasureLink
     | Echo
     | Measured
+)

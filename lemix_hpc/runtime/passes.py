@@ -10,6 +10,7 @@ from typing import Any
 
 from lemix_hpc.engines.protocol import MicroBatch, Payload, StageEngine
 from lemix_hpc.engines.protocol import Work as EngineWork
+from lemix_hpc.policy.latency import Shape
 from lemix_hpc.runtime import messages as m
 from lemix_hpc.runtime.groups import StageGroups
 from lemix_hpc.runtime.layout import Layout
@@ -47,15 +48,20 @@ class Update:
 
 @dataclass(slots=True)
 class Pass:
-    """Work that was started; `done` takes its result. `since`: start of the current stretch, None while it rests."""
+    """Work that was started; `done` takes its result. `since`: start of the current stretch, None while it rests.
+
+    `shape` is what it costs by, None for weight updates; `worked` the seconds of all stretches that are closed.
+    """
 
     kind: SpanKind
     work: EngineWork[Any]
     done: Callable[[Any], None]
     tasks: list[int]
     batch: int = -1
+    shape: Shape | None = None
     since: float | None = None
     until: float = 0.0
+    worked: float = 0.0
 
 
 class Passes:
@@ -89,7 +95,8 @@ class Passes:
                 self._down(m.Serve(batch, version), result)
 
         tasks = [sequence.request for sequence in batch.sequences]
-        return Pass("serve", self._engine.serve(batch, hidden), done, tasks, batch.id)
+        shape = Shape.of([s.length for s in batch.sequences], [s.cached for s in batch.sequences])
+        return Pass("serve", self._engine.serve(batch, hidden), done, tasks, batch.id, shape)
 
     def forward(self, micro_batch: MicroBatch, hidden: Payload | None) -> Pass:
         """Training forward; on the last stage it makes its own backward ready."""
@@ -103,7 +110,8 @@ class Passes:
             else:
                 self._down(m.Forward(micro_batch), result)
 
-        return Pass("forward", self._engine.forward(micro_batch, hidden), done, [micro_batch.id])
+        work = self._engine.forward(micro_batch, hidden)
+        return Pass("forward", work, done, [micro_batch.id], shape=_shape(micro_batch))
 
     def backward(self) -> Pass:
         """Backward of the next micro-batch whose gradient is there."""
@@ -116,7 +124,8 @@ class Passes:
                 self._up(m.Backward(micro_batch.id), result)
             self._seal(micro_batch.group)
 
-        return Pass("backward", self._engine.backward(micro_batch.id, gradient.grad), done, [micro_batch.id])
+        work = self._engine.backward(micro_batch.id, gradient.grad)
+        return Pass("backward", work, done, [micro_batch.id], shape=_shape(micro_batch))
 
     def sealed_behind(self, message: m.Sealed, tied: Payload | None) -> None:
         """The stage after this one has all gradients of a group."""
@@ -193,3 +202,7 @@ class Passes:
 
     def _rank(self, stage: int) -> int:
         return self.place.layout.worker(self.place.node, stage)
+
+
+def _shape(micro_batch: MicroBatch) -> Shape:
+    return Shape.of([micro_batch.length] * micro_batch.rows)

@@ -9,9 +9,10 @@ from typing import BinaryIO
 
 import msgspec
 
-from lemix_hpc.runtime.records import Progress, RunFacts, Span, TaskRecord
+from lemix_hpc.runtime.records import LearnedTimes, Progress, RunFacts, Span, TaskRecord
 
 RECENT = 200
+LEARNED = "learned.json"
 
 
 class Recorder:
@@ -39,6 +40,9 @@ class Recorder:
 
     def facts(self, facts: RunFacts) -> None:
         replace(self._dir / "facts.json", msgspec.json.format(self._encoder.encode(facts)))
+
+    def learned(self, learned: LearnedTimes) -> None:
+        replace(self._dir / LEARNED, msgspec.json.format(self._encoder.encode(learned)))
 
     def close(self) -> None:
         self._spans.close()

@@ -6,6 +6,9 @@ from typing import Literal
 
 import msgspec
 
+from lemix_hpc.policy.drift import Drift
+from lemix_hpc.policy.recalibration import Learned
+
 SpanKind = Literal["serve", "forward", "backward", "step", "copy"]
 Outcome = Literal["finished", "rejected", "lost"]
 
@@ -65,7 +68,7 @@ TaskRecord = ServedTask | TrainedTask
 class RunFacts(msgspec.Struct, frozen=True):
     """What the report needs beside spans and tasks (`facts.json`).
 
-    `steps`: optimizer steps over all nodes; `drift`, `forecast` and the like come with later versions of this file.
+    `steps`: optimizer steps over all nodes; `drift`: stages whose times left the coefficient file's.
     """
 
     policy: str
@@ -78,6 +81,18 @@ class RunFacts(msgspec.Struct, frozen=True):
     steps: int
     malformed_lines: int = 0
     outside_range: int = 0
+    drift: list[Drift] = []
+
+
+class LearnedTimes(msgspec.Struct, frozen=True):
+    """What a run learned about stage times (`learned.json`), on top of the `coefficients.yaml` beside it.
+
+    `source`: the file that the run started from, None when it measured itself. `applied`: whether forecasts made use of it.
+    """
+
+    source: str | None
+    applied: bool
+    learned: list[Learned]
 
 
 class Progress(msgspec.Struct, frozen=True):
@@ -97,7 +112,8 @@ class Progress(msgspec.Struct, frozen=True):
     steps: int = 0
     loss: float | None = None
     response_ms_p50: float | None = None
-    stage_busy: list[list[float]] = []
     measured: int = 0
     to_measure: int = 0
     left_s: float | None = None
+    stage_busy: list[list[float]] = []
+    drift: list[Drift] = []

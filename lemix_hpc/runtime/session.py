@@ -10,9 +10,10 @@ from pathlib import Path
 
 from lemix_hpc.config.recipe import Recipe
 from lemix_hpc.engines.model_sizes import describe
+from lemix_hpc.policy.drift import Drift
 from lemix_hpc.policy.latency import LatencyModel, Shape
 from lemix_hpc.policy.scheduler import Scheduler, SchedulerConfig
-from lemix_hpc.profiling.coefficients import load_coefficients, save_coefficients
+from lemix_hpc.profiling.coefficients import CoefficientFile, load_coefficients, save_coefficients
 from lemix_hpc.runtime import messages as m
 from lemix_hpc.runtime.clock import RunClock
 from lemix_hpc.runtime.front import Front, FrontSettings
@@ -20,7 +21,7 @@ from lemix_hpc.runtime.layout import Layout
 from lemix_hpc.runtime.leader import Leader
 from lemix_hpc.runtime.mailbox import Inbox, Mail, Mailbox
 from lemix_hpc.runtime.recorder import Recorder
-from lemix_hpc.runtime.records import Progress, RunFacts
+from lemix_hpc.runtime.records import LearnedTimes, Progress, RunFacts
 from lemix_hpc.runtime.training_feed import TrainingFeed, amount
 from lemix_hpc.runtime.wait import ALONE_ON_HOST_S, Waiter
 from lemix_hpc.runtime.warm_up import StageTimes, probes
@@ -37,6 +38,7 @@ def scheduler_config(recipe: Recipe) -> SchedulerConfig:
         placement=recipe.policy.placement,
         release=recipe.training.release if recipe.training else "async",
         training_nodes=recipe.policy.training_nodes,
+        recalibrate=recipe.policy.recalibrate,
     )
 
 
@@ -79,18 +81,22 @@ class Session:
             print(f"left out: {message}", flush=True)
         self._tell("building the engines")
         self._collect(self._layout.nodes * self._layout.stages)
-        latency = self._latency(work.requests)
+        coefficients = self._coefficients(work.requests)
+        save_coefficients(coefficients, self._run_dir / COEFFICIENTS)
+        scheduler = Scheduler(scheduler_config(self._recipe), coefficients.latency(self._layout.stages))
         epoch = self._clock.monotonic()
         self._order(m.Go(epoch), range(self._layout.nodes))
         self._clock.start(epoch)
-        front = self._front(work, latency)
+        front = self._front(work, scheduler)
         self._turn_until(lambda: front.finished, front.turn, front.until_next_arrival)
         duration = self._clock.now()
         self._stop(front)
-        self._recorder.facts(self._facts(work, latency, front.steps, duration))
+        drifts = list(scheduler.recalibrated.drifts)
+        self._recorder.facts(self._facts(work, self._hardware(coefficients), front.steps, duration, drifts))
+        self._recorder.learned(self._learned(scheduler))
         self._recorder.close()
 
-    def _front(self, work: Workload, latency: LatencyModel) -> Front:
+    def _front(self, work: Workload, scheduler: Scheduler) -> Front:
         recipe, numbers = self._recipe, itertools.count()
         next_number = functools.partial(next, numbers)
         feed = None
@@ -98,7 +104,6 @@ class Session:
             total = amount(len(work.requests), recipe.training.share, recipe.training.micro_batches)
             per_step = recipe.training.micro_batches_per_step
             feed = TrainingFeed(work.batches, per_group=per_step, total=total, number=next_number)
-        scheduler = Scheduler(scheduler_config(recipe), latency)
         context = None if recipe.engine.kind == "emulated" else describe(recipe.model).max_positions
         settings = FrontSettings(context, recipe.report.live_interval_s)
         return Front(
@@ -113,7 +118,9 @@ class Session:
             next_number,
         )
 
-    def _facts(self, work: Workload, latency: LatencyModel, steps: int, duration: float) -> RunFacts:
+    def _facts(
+        self, work: Workload, latency: LatencyModel, steps: int, duration: float, drifts: list[Drift]
+    ) -> RunFacts:
         recipe = self._recipe
         return RunFacts(
             policy=recipe.policy.placement,
@@ -126,7 +133,22 @@ class Session:
             steps=steps,
             malformed_lines=len(work.left_out),
             outside_range=sum(not latency.covers(r.prompt_tokens + r.output_tokens) for r in work.requests),
+            drift=drifts,
         )
+
+    def _learned(self, scheduler: Scheduler) -> LearnedTimes:
+        source = None if self._believed_file is None else str(self._believed_file)
+        return LearnedTimes(source, self._recipe.policy.recalibrate, list(scheduler.recalibrated.learned))
+
+    @property
+    def _believed_file(self) -> Path | None:
+        """The coefficient file that forecasts start from."""
+        return self._recipe.policy.coefficients or self._recipe.engine.coefficients
+
+    def _hardware(self, believed: CoefficientFile) -> LatencyModel:
+        """What the engine's own file says, whatever the forecasts start from: T0 is a property of the hardware."""
+        own = self._recipe.engine.coefficients
+        return (believed if own is None else load_coefficients(own)).latency(self._layout.stages)
 
     def _tell(self, message: str) -> None:
         self._recorder.progress(Progress("starting", message=message))
@@ -158,11 +180,12 @@ class Session:
         self._turn_until(lambda: len(mails) >= count, turn)
         return [mail.message for mail in mails]
 
-    def _latency(self, requests: Sequence[Request]) -> LatencyModel:
-        """Stage times from the recipe's coefficient file, or measured now, on ordinary requests that nobody waits for."""
+    def _coefficients(self, requests: Sequence[Request]) -> CoefficientFile:
+        """Stage times from the file that the recipe names, or measured now, on ordinary requests that nobody waits for."""
         engine = self._recipe.engine
-        if engine.coefficients is not None:
-            return load_coefficients(engine.coefficients).latency(self._layout.stages)
+        file = self._believed_file
+        if file is not None:
+            return load_coefficients(file)
         self._tell("measuring stage times")
         sizes = describe(self._recipe.model)
         training = self._recipe.training
@@ -178,14 +201,12 @@ class Session:
             for message in self._collect(passes + 1):
                 for span in message.spans if isinstance(message, m.Work) else ():
                     times.add(probe, span)
-        file = times.coefficients(
+        return times.coefficients(
             hardware=platform.processor() or platform.machine(),
             model=sizes.family,
             dtype=engine.dtype,
             layers=sizes.layers,
         )
-        save_coefficients(file, self._run_dir / COEFFICIENTS)
-        return file.latency(self._layout.stages)
 
     def _stop(self, front: Front) -> None:
         """Stop training nodes first: their last weight copies must find the serving nodes still listening."""

@@ -167,6 +167,7 @@ class StageWorker:
         place, since = self._place, stopped.since
         assert since is not None, "a stretch is closed once"
         seen = self._passes.version if version is None else version
+        stopped.worked += stopped.until - since
         span = (
             place.node,
             place.stage,
@@ -177,6 +178,8 @@ class StageWorker:
             seen,
             stopped.batch,
             complete,
+            stopped.shape,
+            stopped.worked,
         )
         self._spans.append(m.WorkSpan(*span))
         stopped.since = None

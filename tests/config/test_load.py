@@ -80,7 +80,7 @@ BROKEN = {
     "key of another section": (
         "partition: gpu\n",
         "recipe.yaml:1: partition: unknown key; did you mean 'cluster.partition'? (valid: name, seed, cluster, nodes, model, "
-        "engine, serving, training, policy, slo, report)",
+        "engine, serving, training, policy, slo, report, profile)",
     ),
     "unknown key without a near one": (
         "slo:\n  zzz: 1\n",
@@ -136,7 +136,8 @@ BROKEN = {
     ),
     "section left empty": (
         "policy:\n",
-        "recipe.yaml:1: policy: expected a section with keys (placement, training_nodes, copy_every_steps), found nothing",
+        "recipe.yaml:1: policy: expected a section with keys (placement, training_nodes, copy_every_steps, "
+        "coefficients, recalibrate), found nothing",
     ),
     "item of a list": (
         "slo:\n  factors:\n    - 1\n    - high\n",
