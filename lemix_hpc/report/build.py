@@ -43,6 +43,7 @@ def summarise(run: RunRecords) -> Section:
         },
         "bubble_rate": metrics.bubble_rate(time, facts.stages),
         "forecast_error_t0": metrics.distribution(metrics.forecast_errors(run.served, facts.t0_s), [95]),
+        "forecast_error_tenths_t0": metrics.tenths(metrics.forecast_errors(run.served, facts.t0_s)),
         "t0_ms": 1e3 * facts.t0_s,
         "weight_versions": {
             "last": max((span.version for span in run.spans), default=None),
@@ -50,6 +51,7 @@ def summarise(run: RunRecords) -> Section:
         },
         "malformed_lines": facts.malformed_lines,
         "outside_range": facts.outside_range,
+        "drift": msgspec.to_builtins(facts.drift),
     }
 
 

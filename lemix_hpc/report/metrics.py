@@ -58,11 +58,18 @@ def mean_nll(served: Iterable[ServedTask]) -> float | None:
 
 
 def forecast_errors(served: Iterable[ServedTask], t0_s: float) -> list[float]:
-    """|predicted - real response| / T0 of each finished request with a prediction, in units of T0."""
+    """|predicted - real response| / T0 of each finished request with a prediction, by arrival, in units of T0."""
     if t0_s <= 0:
         return []
-    pairs = [(task.predicted_response_s, response(task)) for task in served]
+    ordered = sorted(served, key=lambda task: task.arrival)
+    pairs = [(task.predicted_response_s, response(task)) for task in ordered]
     return [abs(predicted - real) / t0_s for predicted, real in pairs if predicted is not None and real is not None]
+
+
+def tenths(values: Sequence[float]) -> list[float]:
+    """Means of ten parts of the values, in their order and as equal as can be; fewer parts of fewer values."""
+    count = min(10, len(values))
+    return [float(np.mean(part)) for part in np.array_split(np.array(values), count)] if count else []
 
 
 def distribution(

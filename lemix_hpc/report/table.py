@@ -113,7 +113,14 @@ def _devices(report: dict[str, Any]) -> list[tuple[str, RenderableType]]:
     if report["outside_range"]:
         outside = f"{_count(report['outside_range'], 'request')} beyond the range of the coefficients"
         rows.append(("warning", Text(outside, "yellow")))
+    rows += [("warning", Text(_drift(drift), "yellow")) for drift in report["drift"]]
     return rows
+
+
+def _drift(drift: dict[str, Any]) -> str:
+    until = "on" if drift["until_s"] is None else f"to {_number(drift['until_s'])} s"
+    took = f"stage {drift['stage']} {drift['kind']} took {_number(drift['ratio'])} x the coefficients' time"
+    return f"{took} from {_number(drift['since_s'])} s {until}"
 
 
 def _count(number: int, one: str, many: str | None = None) -> str:

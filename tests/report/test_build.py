@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from lemix_hpc.policy.drift import Drift
 from lemix_hpc.report.build import build_report
 from lemix_hpc.runtime.records import RunFacts, ServedTask, Span
 
@@ -43,6 +44,7 @@ def test_report_of_the_example(example_run: Path) -> None:
     assert report["bubble_rate"] == (2 * 8 - 2 * (3.5 + 0.75)) / (2 * 8)
     # |1.25 - 1| / 0.5 = 0.5 and |1 - 1.5| / 0.5 = 1; request c has no prediction.
     assert report["forecast_error_t0"] == pytest.approx({"mean": 0.75, "p95": 0.5 + 0.95 * 0.5})
+    assert report["forecast_error_tenths_t0"] == [1.0, 0.5], "request b arrived before a"
     assert report["t0_ms"] == 500
     assert report["weight_versions"] == {"last": 1, "mixed_batches": 0}
 
@@ -53,10 +55,20 @@ def test_the_file_holds_what_is_returned(example_run: Path) -> None:
     assert not list(example_run.glob("*.partial"))
 
 
+def test_drift_is_reported_as_it_was_seen(write_run: RunBuilder) -> None:
+    drift = [Drift(1, "serve", 2.5, 3.0), Drift(0, "backward", 0.4, 1.0, 2.0)]
+    report = build_report(write_run(RunFacts("separate", "torch", 2, 1, [1.0], 0.1, 3.0, 0, drift=drift)))
+    assert report["drift"] == [
+        {"stage": 1, "kind": "serve", "ratio": 2.5, "since_s": 3.0, "until_s": None},
+        {"stage": 0, "kind": "backward", "ratio": 0.4, "since_s": 1.0, "until_s": 2.0},
+    ]
+
+
 def test_keys_come_in_a_fixed_order(example_run: Path) -> None:
     assert list(build_report(example_run)) == [
         *("policy", "engine", "nodes", "stages", "duration_s", "serving", "training", "throughput", "bubble_rate"),
-        *("forecast_error_t0", "t0_ms", "weight_versions", "malformed_lines", "outside_range"),
+        *("forecast_error_t0", "forecast_error_tenths_t0", "t0_ms", "weight_versions"),
+        *("malformed_lines", "outside_range", "drift"),
     ]
 
 
