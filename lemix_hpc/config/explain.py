@@ -126,15 +126,15 @@ def field_names(models: list[type[BaseModel]]) -> list[str]:
 
 
 def section_at(path: KeyPath, data: Any, model: type[BaseModel]) -> list[type[BaseModel]]:
-    """The models that the section at `path` may be; of a union the one its `kind` chooses, if it does."""
+    """The models that the section at `path` may be; of a union the one its `kind` or `form` chooses, if it does."""
     models = [model]
     for step in path:
         fields = [candidate.model_fields.get(str(step)) for candidate in models]
         models = [found for field in fields if field for found in sections_in(field.annotation)]
         data = data.get(step) if isinstance(data, dict) else None
-        kind = data.get("kind") if isinstance(data, dict) else None
-        chosen = [m for m in models if kind in _discriminator_values([m], "kind")]
-        models = chosen or models
+        for name in ("kind", "form"):
+            choice = data.get(name) if isinstance(data, dict) else None
+            models = [m for m in models if choice in _discriminator_values([m], name)] or models
     return models
 
 

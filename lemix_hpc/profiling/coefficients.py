@@ -6,67 +6,117 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from lemix_hpc.config.document import Dumper, parse_document
 from lemix_hpc.config.errors import UserError
 from lemix_hpc.config.explain import explain, show
 from lemix_hpc.config.load import located
 from lemix_hpc.config.problem import Problem
-from lemix_hpc.policy.latency import Affine, LatencyModel
+from lemix_hpc.policy.latency import LatencyModel, StageTime
+from lemix_hpc.profiling.blocks import Block, FormName, NonNegative, Positive, Section, with_forms
 
 SCHEMA = 1
-NonNegative = Annotated[float, Field(ge=0.0)]
+Count = Annotated[int, Field(gt=0)]
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+class Residuals(Section):
+    """How far measured times are from those predicted by fits that had not seen them: shares of the measured time.
+
+    `r2` is the part of the variance of the seconds that is explained; it is left out where all times are equal.
+    """
+
+    points: Count
+    folds: Count
+    median_rel_error: NonNegative
+    p95_rel_error: NonNegative
+    max_rel_error: NonNegative
+    r2: Annotated[float, Field(le=1.0)] | None = None
 
 
-class Coefficients(_Section):
-    """a [s], b [s/token], c [s/token^2], d [s/cached token]; see `lemix_hpc.policy.latency.Affine`."""
-
-    a: NonNegative
-    b: NonNegative
-    c: NonNegative
-    d: NonNegative = 0.0
-
-    def affine(self) -> Affine:
-        return Affine(self.a, self.b, self.c, self.d)
+class TimesResiduals(Section):
+    forward: Residuals | None = None
+    backward: Residuals | None = None
 
 
-class Times(_Section):
+class StageMemory(Section):
+    """Bytes that a stage (or layer) holds: its weights, and per token what a micro-batch in training and the KV cache add."""
+
+    weights_bytes: Annotated[int, Field(ge=0)]
+    activation_bytes_per_token: NonNegative | None = None
+    kv_bytes_per_token: NonNegative | None = None
+
+
+class Times(Section):
     """Forward coefficients, and the backward ones or how many times the forward it takes."""
 
-    forward: Coefficients
-    backward: Coefficients | Annotated[float, Field(gt=0.0)] = 2.0
+    forward: Block
+    backward: Block | Positive = 2.0
+    step_s: NonNegative | None = None
+    memory: StageMemory | None = None
+    residuals: TimesResiduals = TimesResiduals()
 
-    def affines(self) -> tuple[Affine, Affine]:
-        forward = self.forward.affine()
-        if isinstance(self.backward, Coefficients):
-            return forward, self.backward.affine()
-        return forward, forward.scaled(self.backward)
-
-
-class Valid(_Section):
-    """The range that the coefficients were fitted on."""
-
-    max_length: Annotated[int, Field(gt=0)] | None = None
+    def times(self) -> tuple[StageTime, StageTime]:
+        """The forward and the backward form."""
+        forward = self.forward.time()
+        if isinstance(self.backward, float):
+            return forward, forward.scaled(self.backward)
+        return forward, self.backward.time()
 
 
-class CoefficientFile(_Section):
-    """Either `per_layer` times, good for any number of stages, or the times of each stage."""
+class Links(Section):
+    """What moves data: the device's link to its host, and messages between neighbouring stages."""
+
+    host_to_device_gb_s: Positive | None = None
+    device_to_host_gb_s: Positive | None = None
+    message_latency_s: NonNegative | None = None
+    message_gb_s: Positive | None = None
+
+
+Range = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=2, max_length=2)]
+
+
+class Valid(Section):
+    """The range that the coefficients were fitted on; the ranges are smallest and largest."""
+
+    max_length: Count | None = None
+    batch: Range | None = None
+    length: Range | None = None
+    tokens: Range | None = None
+    context: Range | None = None
+
+    @model_validator(mode="after")
+    def _ranges_in_order(self) -> Self:
+        for name in ("batch", "length", "tokens", "context"):
+            limits = getattr(self, name)
+            if limits is not None and limits[0] > limits[1]:
+                raise ValueError(f"{name}: the smallest comes first, found {limits}")
+        return self
+
+
+class CoefficientFile(Section):
+    """Either `per_layer` times, good for any number of stages, or the times of each stage.
+
+    `form` is that of the blocks that name none. `points`: the table beside the file that it was fitted to.
+    """
 
     schema_: Literal[1] = Field(alias="schema")
-    form: Literal["affine-quadratic"]
+    form: FormName = "affine-quadratic"
     hardware: str
     model: str
     dtype: str
     layers: Annotated[int, Field(gt=0)]
     per_layer: Times | None = None
     stages: list[Times] | None = None
+    links: Links | None = None
     valid: Valid = Valid()
+    points: str | None = None
     provenance: dict[str, Any]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_every_form(cls, content: Any) -> Any:
+        return with_forms(content)
 
     @model_validator(mode="after")
     def _one_kind_of_times(self) -> Self:
@@ -85,9 +135,9 @@ class CoefficientFile(_Section):
                     f"the coefficients of {self.model} on {self.hardware} were measured with {len(self.stages)} stages, "
                     f"not {stages}; set nodes.stages: {len(self.stages)} or take a file with `per_layer` times"
                 )
-            pairs = [times.affines() for times in self.stages]
+            pairs = [times.times() for times in self.stages]
         elif self.per_layer is not None and stages <= self.layers:
-            forward, backward = self.per_layer.affines()
+            forward, backward = self.per_layer.times()
             counts = [self.layers // stages + (s < self.layers % stages) for s in range(stages)]
             pairs = [(forward.scaled(count), backward.scaled(count)) for count in counts]
         else:
@@ -110,7 +160,9 @@ def load_coefficients(path: Path) -> CoefficientFile:
     try:
         file = CoefficientFile.model_validate(content)
     except ValidationError as error:
-        problems += [explain(detail, content, CoefficientFile) for detail in error.errors(include_url=False)]
+        problems += [
+            explain(detail, with_forms(content), CoefficientFile) for detail in error.errors(include_url=False)
+        ]
     if problems:
         raise UserError("\n".join(located(problem, str(path), places) for problem in problems))
     return file

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from lemix_hpc.policy.latency import Shape
-from lemix_hpc.profiling.coefficients import CoefficientFile, Coefficients
-from lemix_hpc.profiling.fit import Point, fit_affine
+from lemix_hpc.profiling.blocks import block
+from lemix_hpc.profiling.coefficients import CoefficientFile
+from lemix_hpc.profiling.estimate import Point, fit_affine
 from lemix_hpc.runtime.messages import PlaceRequest, WorkSpan
 
 REPEATS = 3
@@ -63,7 +64,7 @@ class StageTimes:
         """The fitted file. Backward passes are taken as twice the forward until they are measured."""
         fitted = [fit_affine(points) for points in self._points]
         longest = max(point.shape.tokens for points in self._points for point in points)
-        times = [{"forward": Coefficients(a=f.a, b=f.b, c=f.c, d=f.d)} for f in fitted]
+        times = [{"forward": block(form)} for form in fitted]
         content = {
             "schema": 1,
             "form": "affine-quadratic",

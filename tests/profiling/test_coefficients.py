@@ -7,11 +7,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lemix_hpc.config.errors import UserError
+from lemix_hpc.policy.forms import Interpolated, Quadratic, Roofline
 from lemix_hpc.policy.latency import Affine, LatencyModel, Shape
+from lemix_hpc.profiling.blocks import block
 from lemix_hpc.profiling.coefficients import (
     CoefficientFile,
-    Coefficients,
+    Links,
+    Residuals,
+    StageMemory,
     Times,
+    TimesResiduals,
     load_coefficients,
     save_coefficients,
 )
@@ -40,6 +45,11 @@ def written(path: Path, document: Any) -> Path:
     return path
 
 
+def curve(**changes: Any) -> dict[str, Any]:
+    """An interpolated block."""
+    return {"form": "interpolated", "tokens": [8, 16], "seconds": [1.0, 2.0], "a": 1.0, "b": 1.0, "p": 2.0, **changes}
+
+
 def refusal(path: Path) -> str:
     with pytest.raises(UserError) as caught:
         load_coefficients(path)
@@ -50,8 +60,43 @@ def refusal(path: Path) -> str:
 
 
 numbers = st.floats(0, 1e3)
-coefficients = st.builds(Coefficients, a=numbers, b=numbers, c=numbers, d=numbers)
-times = st.builds(Times, forward=coefficients, backward=st.one_of(st.floats(1e-3, 9), coefficients))
+bytes_ = st.integers(0, 10**12)
+rooflines = st.builds(Roofline, numbers, numbers, st.floats(1, 16), numbers, numbers, numbers)
+
+
+@st.composite
+def interpolated(draw: st.DrawFn) -> Interpolated:
+    knots = draw(st.lists(st.integers(1, 5000), min_size=1, max_size=4, unique=True))
+    curve = draw(st.lists(numbers, min_size=len(knots), max_size=len(knots)))
+    return Interpolated(tuple(sorted(knots)), tuple(sorted(curve)), draw(rooflines))
+
+
+forms = st.one_of(
+    st.builds(Quadratic, numbers), st.builds(Affine, numbers, numbers, numbers, numbers), rooflines, interpolated()
+)
+residuals = st.builds(
+    Residuals,
+    points=st.integers(1, 99),
+    folds=st.integers(1, 99),
+    median_rel_error=numbers,
+    p95_rel_error=numbers,
+    max_rel_error=numbers,
+    r2=st.none() | st.floats(-9, 1),
+)
+times = st.builds(
+    Times,
+    forward=forms.map(block),
+    backward=st.one_of(st.floats(1e-3, 9), forms.map(block)),
+    step_s=st.none() | numbers,
+    memory=st.none()
+    | st.builds(
+        StageMemory,
+        weights_bytes=bytes_,
+        activation_bytes_per_token=st.none() | numbers,
+        kv_bytes_per_token=st.none() | numbers,
+    ),
+    residuals=st.builds(TimesResiduals, forward=st.none() | residuals, backward=st.none() | residuals),
+)
 scalars = st.one_of(
     st.none(),
     st.booleans(),
@@ -72,7 +117,9 @@ def any_file(draw: st.DrawFn) -> CoefficientFile:
             kind: drawn,
             "model": draw(st.text()),
             "layers": draw(st.integers(1, 200)),
-            "valid": draw(st.sampled_from([{}, {"max_length": 4096}])),
+            "valid": draw(st.sampled_from([{}, {"max_length": 4096}, {"batch": [1, 16], "tokens": [16, 4096]}])),
+            "links": draw(st.sampled_from([None, Links(host_to_device_gb_s=24.5, message_latency_s=1e-6)])),
+            "points": draw(st.sampled_from([None, "points.csv"])),
             "provenance": draw(st.dictionaries(st.text(), st.one_of(scalars, st.lists(scalars)), max_size=3)),
         }
     )
@@ -120,6 +167,23 @@ def test_a_backward_takes_twice_the_forward_unless_the_file_says_otherwise() -> 
     ]:
         file = CoefficientFile.model_validate(content(layers=1, per_layer={"forward": FORWARD, **given_}))
         assert file.latency(1).backward == (expected,)
+
+
+def test_a_block_has_the_form_of_the_file_unless_it_names_its_own() -> None:
+    roof = {"a": 1.0, "b": 0.5, "p": 2.0}
+    file = CoefficientFile.model_validate(
+        content(
+            layers=1,
+            form="roofline",
+            per_layer={"forward": roof, "backward": {"form": "quadratic", "eta": 3.0}},
+        )
+    )
+    assert file.latency(1).forward == (Roofline(1.0, 0.5, 2.0),)
+    assert file.latency(1).backward == (Quadratic(3.0),)
+
+
+def test_without_any_form_a_block_is_affine() -> None:
+    assert CoefficientFile.model_validate(content(layers=1, form=None)).latency(1).forward == (Affine(1, 0.5, 0.25),)
 
 
 def test_the_range_of_the_fit_goes_into_the_latency_model() -> None:
@@ -182,9 +246,12 @@ def test_a_file_of_another_kind(tmp_path: Path, document: Any, found: str) -> No
         (
             {"layer": 3},
             "14: layer: unknown key; did you mean 'layers'? (valid: schema, form, hardware, model, dtype, layers, "
-            "per_layer, stages, valid, provenance)",
+            "per_layer, stages, links, valid, points, provenance)",
         ),
-        ({"per_layer": {"forward": {**FORWARD, "e": 1}}}, "12: per_layer.forward.e: unknown key (valid: a, b, c, d)"),
+        (
+            {"per_layer": {"forward": {**FORWARD, "e": 1}}},
+            "12: per_layer.forward.e: unknown key (valid: form, a, b, c, d)",
+        ),
         (
             {"per_layer": {"forward": {**FORWARD, "c": -1}}},
             "11: per_layer.forward.c: expected greater than or equal to 0",
@@ -198,7 +265,25 @@ def test_a_file_of_another_kind(tmp_path: Path, document: Any, found: str) -> No
             {"per_layer": {"forward": FORWARD, "backward": 0}},
             "12: per_layer.backward: expected greater than 0, found 0",
         ),
-        ({"form": "roofline"}, "2: form: expected 'affine-quadratic', found 'roofline'"),
+        (
+            {"form": "rooflin"},
+            "2: form: expected one of 'quadratic', 'affine-quadratic', 'roofline' or 'interpolated', found 'rooflin'; "
+            "did you mean 'roofline'?",
+        ),
+        ({"form": "roofline"}, "8: per_layer.forward.p: missing"),
+        (
+            {"per_layer": {"forward": {"form": "cubic", "a": 1.0}}},
+            "9: per_layer.forward.form: expected one of 'quadratic', 'affine-quadratic', 'roofline' or 'interpolated', "
+            "found 'cubic'",
+        ),
+        ({"per_layer": {"forward": {"form": "roofline", "a": 1.0, "b": 1.0, "p": 0.5}}}, "12: per_layer.forward.p: "),
+        (
+            {"per_layer": {"forward": curve(tokens=[8])}},
+            "8: per_layer.forward: 1 tokens need as many seconds, found 2",
+        ),
+        ({"per_layer": {"forward": curve(tokens=[8, 8])}}, "8: per_layer.forward: tokens must increase"),
+        ({"per_layer": {"forward": curve(seconds=[2.0, 1.0])}}, "8: per_layer.forward: seconds must not fall"),
+        ({"valid": {"batch": [4, 1]}}, "14: valid: batch: the smallest comes first, found [4, 1]"),
         ({"layers": 0}, "6: layers: expected greater than 0, found 0"),
         ({"provenance": None}, " provenance: missing"),
         ({"per_layer": None}, " give either `per_layer` or `stages`"),
