@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 import platform
@@ -14,6 +15,7 @@ from lemix_hpc.policy.drift import Drift
 from lemix_hpc.policy.latency import LatencyModel, Shape
 from lemix_hpc.policy.scheduler import Scheduler, SchedulerConfig
 from lemix_hpc.profiling.coefficients import CoefficientFile, load_coefficients, save_coefficients
+from lemix_hpc.profiling.learned import drift_limit
 from lemix_hpc.runtime import messages as m
 from lemix_hpc.runtime.clock import RunClock
 from lemix_hpc.runtime.front import Front, FrontSettings
@@ -83,7 +85,8 @@ class Session:
         self._collect(self._layout.nodes * self._layout.stages)
         coefficients = self._coefficients(work.requests)
         save_coefficients(coefficients, self._run_dir / COEFFICIENTS)
-        scheduler = Scheduler(scheduler_config(self._recipe), coefficients.latency(self._layout.stages))
+        config = dataclasses.replace(scheduler_config(self._recipe), drift_limit=drift_limit(coefficients))
+        scheduler = Scheduler(config, coefficients.latency(self._layout.stages))
         epoch = self._clock.monotonic()
         self._order(m.Go(epoch), range(self._layout.nodes))
         self._clock.start(epoch)
