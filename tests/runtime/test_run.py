@@ -1,9 +1,15 @@
 """Whole runs over MPI: every request answered, weights never mixed, training unmoved by serving."""
 
+import json
+import math
+import statistics
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
+from lemix_hpc.policy.latency import Shape
 from tests.runtime.conftest import A100, SUMS, Run, sums_training, tiny_llama
 
 pytestmark = pytest.mark.mpi
@@ -134,3 +140,52 @@ def test_emulated_stages_run_the_whole_runtime(lemix_run: Run) -> None:
             length = lengths[span["task"]]
             predicted = 16 * (0.1913e-3 + 1.676e-6 * length + 2.367e-10 * length**2)
             assert span["end"] - span["start"] >= predicted * (1 - 1e-6)
+
+
+def test_stage_times_are_learned_from_every_pass_of_a_run(lemix_run: Run, tmp_path: Path) -> None:
+    """Forecasts start from times 3 times too long; what is learned is what the spans say, rests of training not counted."""
+    wrong = yaml.safe_load(A100.read_text())
+    forward = wrong["per_layer"]["forward"]
+    wrong["per_layer"]["forward"] = {name: 3 * value for name, value in forward.items()}
+    (tmp_path / "wrong.yaml").write_text(yaml.safe_dump(wrong))
+    run = lemix_run(
+        {
+            "name": "learn",
+            "nodes": {"count": 1, "stages": 2},
+            "engine": {"kind": "emulated", "coefficients": str(A100), "max_batch_requests": 2},
+            "serving": {"source": {"kind": "poisson", "rate": 12, "requests": 60, "lengths": "lmsys-chat"}},
+            "training": {"share": 0.3, "sequence_length": 256},
+            "policy": {"coefficients": str(tmp_path / "wrong.yaml")},
+        }
+    )
+    prompts = {task["id"]: task["prompt_tokens"] for task in run.tasks("serving")}
+    passes: dict[Any, list[dict[str, Any]]] = {}
+    for span in run.lines("spans.jsonl"):
+        if span["kind"] in ("serve", "forward", "backward"):
+            what = span["batch"] if span["kind"] == "serve" else span["task"]
+            passes.setdefault((span["stage"], span["kind"], what), []).append(span)
+    assert any(len({span["start"] for span in spans}) > 1 for spans in passes.values()), "training must have rested"
+    logs: dict[tuple[int, str], list[float]] = {}
+    for (stage, kind, _), spans in passes.items():
+        lengths = {span["task"]: prompts.get(span["task"], 256) for span in spans}
+        worked = sum(end - start for start, end in {(span["start"], span["end"]) for span in spans})
+        shape = Shape.of(list(lengths.values()))
+        sizes = {"a": 1, "b": shape.tokens, "c": shape.squares, "d": 0}
+        file = 3 * 16 * (2 if kind == "backward" else 1) * sum(forward[name] * size for name, size in sizes.items())
+        logs.setdefault((stage, kind), []).append(math.log(worked / file))
+    told = json.loads((run.path / "learned.json").read_text())
+    assert told["source"] == str(tmp_path / "wrong.yaml")
+    learned = {(lesson["stage"], lesson["kind"]): lesson for lesson in told["learned"]}
+    assert learned.keys() == logs.keys() == {(s, kind) for s in (0, 1) for kind in ("serve", "forward", "backward")}
+    for key, values in logs.items():
+        assert learned[key]["passes"] == len(values) <= 100
+        assert learned[key]["ratio"] == pytest.approx(math.exp(statistics.mean(values)))
+        assert learned[key]["error_after"] < learned[key]["error_before"]
+    assert {(drift["stage"], drift["kind"]) for drift in run.report["drift"]} >= {(0, "serve"), (1, "serve")}
+    served = sorted(run.tasks("serving"), key=lambda task: task["placed"])
+    first = served[0]["predicted_response_s"]
+    # The first request is forecast by the wrong file alone, perhaps behind training.
+    length = served[0]["prompt_tokens"]
+    assert first >= 3 * 32 * (forward["a"] + forward["b"] * length + forward["c"] * length**2) * (1 - 1e-9)
+    right = [32 * (forward["a"] + forward["b"] * length + forward["c"] * length**2) for length in prompts.values()]
+    assert run.report["t0_ms"] == pytest.approx(1e3 * statistics.mean(right)), "of the hardware, not of the wrong file"
