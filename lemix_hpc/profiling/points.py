@@ -118,7 +118,7 @@ def _read(path: Path) -> PointTable:
     if mistakes:
         raise UserError("\n".join(mistakes))
     if not points:
-        raise UserError(f"{path}: the table has no points, only column names")
+        raise UserError(f"{path}: the table has no measured times")
     ignored = [name for name in header if name not in KNOWN]
     warnings = (f"{path}: columns that play no part: {', '.join(ignored)}",) if ignored else ()
     return PointTable(tuple(points), tuple(unfit), time == TIMES[0], warnings)

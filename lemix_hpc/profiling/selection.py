@@ -32,6 +32,9 @@ FORMS: Mapping[str, Callable[[Sequence[Point]], StageTime]] = MappingProxyType(
     }
 )
 
+NEGLIGIBLE = 1e-3
+"""A difference of mean relative errors that is no reason for another form."""
+
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
@@ -64,17 +67,17 @@ def candidate(name: str, points: Sequence[Measured], *, folds: int, seed: int) -
 
 
 def choose(candidates: Sequence[Candidate], points: Sequence[Measured]) -> Candidate:
-    """The simplest form whose mean relative error is not worse than the best one's by more than its standard error.
+    """The simplest form whose mean relative error is not worse than the best one's by more than a standard error.
 
-    `candidates` from simple to flexible. The standard error is that of the difference, point by point: what disturbs a point
-    disturbs it for all forms.
+    `candidates` go from simple to flexible. The standard error is that of the difference, point by point, since what
+    disturbs a point disturbs it for all forms.
     """
     seconds = np.array([point.seconds for point in points])
     errors = [np.abs(np.array(c.held_out) / seconds - 1.0) for c in candidates]
     best = min(errors, key=lambda each: float(each.mean()))
     for each, its in zip(candidates, errors, strict=True):
         worse = its - best
-        if worse.mean() <= worse.std() / math.sqrt(len(worse)):
+        if worse.mean() <= max(NEGLIGIBLE, worse.std() / math.sqrt(len(worse))):
             return each
     raise ValueError("no candidates to choose from")
 
