@@ -107,7 +107,7 @@ def _report(started: StartedRun, state: str, *, as_json: bool) -> int:
     if as_json:
         typer.echo(json.dumps(report))
     else:
-        Console().print(render_report(started.run, report))
+        Console().print(render_report(started.run, report), crop=False)
     return 0
 
 

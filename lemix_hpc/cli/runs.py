@@ -75,7 +75,7 @@ def report(run: RunName, as_json: Json = False) -> None:
 
     from lemix_hpc.cli.show import render_report
 
-    Console().print(render_report(found, content))
+    Console().print(render_report(found, content), crop=False)
 
 
 def _row(run: RunDir) -> dict[str, Any]:

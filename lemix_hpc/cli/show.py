@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Group, RenderableType
 from rich.progress_bar import ProgressBar
 from rich.table import Table
+from rich.text import Text
 
 from lemix_hpc.runtime.records import Progress
 
@@ -58,7 +59,8 @@ def _profile_table(report: dict[str, Any]) -> RenderableType:
                 errors = (found.median_rel_error, found.p95_rel_error, found.max_rel_error)
                 table.add_row(str(stage), kind, str(found.points), *(f"{error:.1%}" for error in errors))
     missing = f", {report['did_not_fit']} did not fit into memory" if report["did_not_fit"] else ""
-    return Group(table, f"{report['points']} points in {report['seconds']} s{missing}", report["coefficients"])
+    path = Text(report["coefficients"], no_wrap=True, overflow="ignore")
+    return Group(table, *report["warnings"], f"{report['points']} points in {report['seconds']} s{missing}", path)
 
 
 def _facts(progress: Progress | None) -> list[str]:

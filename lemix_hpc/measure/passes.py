@@ -73,9 +73,10 @@ class StagePasses:
         return seconds
 
     def _serve(self, point: GridPoint) -> float:
+        entry = self._entry(1, point.batch * point.length)
         generate = self._generate or point.kind == "decode"
         batch = self._batch(range(point.batch), point.length, point.context, generate=generate)
-        return self._meter.time(self._engine.serve(batch, self._entry(1, point.batch * point.length)))[1]
+        return self._meter.time(self._engine.serve(batch, entry))[1]
 
     def _fill(self, point: GridPoint) -> None:
         """Prefill what a decode step finds cached, one request at a time: together they may be too long for a pass."""
@@ -92,10 +93,13 @@ class StagePasses:
         number = self._number = self._number + 1
         tokens = array("i", self._tokens(point.batch * point.length)).tobytes()
         micro_batch = MicroBatch(number, number, 0, 1, point.batch, point.length, tokens, tokens)
-        finish(self._engine.forward(micro_batch, self._entry(point.batch, point.length)))
+        # All that is made up comes first: were memory to end in between, the engine would keep a pass or a gradient.
+        entry = self._entry(point.batch, point.length)
         grad = None if self._last else self._engine.sample(point.batch, point.length)
+        tied = None if self._last else self._engine.sample_tied()
+        finish(self._engine.forward(micro_batch, entry))
         backward = self._meter.time(self._engine.backward(number, grad))[1]
-        sealed = self._engine.seal(number, None if self._last else self._engine.sample_tied())
+        sealed = self._engine.seal(number, tied)
         step = self._meter.time(self._engine.step(number, math.sqrt(sealed.square_norm), sealed.tied))[1]
         return {"backward": backward, "step": step}
 

@@ -56,6 +56,7 @@ def write_result(
         "stages": stages,
         "points": sum(row.fits for row in passes),
         "did_not_fit": sum(not row.fits for row in passes),
+        "warnings": [warning for stage in fitted for times in stage.kinds.values() for warning in times.warnings],
         "seconds": round(sum(row.took_s for row in passes), 1),
     }
     replace(run_dir / "report.json", msgspec.json.format(msgspec.json.encode(summary)))
@@ -107,9 +108,9 @@ def _median(values: Sequence[float]) -> float | None:
     return float(np.median(values)) if values else None
 
 
-def _slope(points: Sequence[tuple[int, int]]) -> float:
-    """Bytes per token by least squares, at least 0; 0 where all points have the same number of tokens."""
+def _slope(points: Sequence[tuple[int, int]]) -> float | None:
+    """Bytes per token by least squares, at least 0; None without points of different sizes."""
     tokens, peaks = np.array(points, dtype=float).reshape(-1, 2).T
     if len(set(tokens)) < 2:
-        return 0.0
+        return None
     return max(0.0, float(np.polyfit(tokens, peaks, 1)[0]))
