@@ -76,6 +76,11 @@ CASES = {
         "serving.source.path",
         "there is no file /nowhere/t.csv",
     ),
+    "missing file of beliefs": (
+        {"model": LLAMA, "serving": SERVING, "policy": {"coefficients": "/nowhere/c.yaml"}},
+        "policy.coefficients",
+        "there is no file /nowhere/c.yaml",
+    ),
     "missing checkpoint": (
         {"model": {"path": "/nowhere/model"}, "serving": SERVING},
         "model.path",
