@@ -41,6 +41,8 @@ class Waiter:
 
 def make_waiter(comm: MPI.Comm, host: MPI.Comm, bell: Doorbell, choice: Literal["auto", "spin", "backoff"]) -> Waiter:
     """The waiter for a recipe's `engine.wait`; `host` holds the ranks of `comm` on this machine."""
-    crowded = host.Get_size() > len(os.sched_getaffinity(0))
+    # Slurm may bind each rank to cores of its own: together they may have enough, though each sees few.
+    cores = frozenset[int]().union(*host.allgather(os.sched_getaffinity(0)))
+    crowded = host.Get_size() > len(cores)
     longest = ALONE_ON_HOST_S if host.Get_size() == comm.Get_size() else BETWEEN_LOOKS_S
     return Waiter(bell, spin=choice == "spin" or (choice == "auto" and not crowded), longest=longest)
