@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from lemix_hpc import __version__
-from lemix_hpc.cli import doctor, profile, run, runs
+from lemix_hpc.cli import coefficients, doctor, fit, profile, run, runs
 from lemix_hpc.config.errors import UserError
 
 app = typer.Typer(
@@ -25,7 +25,9 @@ app.command()(runs.logs)
 app.command()(runs.cancel)
 app.command()(runs.report)
 app.command()(doctor.doctor)
+app.command()(fit.fit)
 app.command()(profile.profile)
+app.add_typer(coefficients.app, name="coefficients")
 
 
 def _print_version(asked: bool) -> None:

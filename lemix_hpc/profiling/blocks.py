@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -109,10 +109,13 @@ def block(form: StageTime) -> QuadraticBlock | Coefficients | RooflineBlock | In
 
 
 def with_forms(content: Any) -> Any:
-    """The content of a file where each block without a `form` has the file's, which is affine-quadratic by default."""
+    """The content of a file where each block without a `form` has the file's, which is affine-quadratic by default.
+
+    The file's own form is then gone, unless it is none: that is a mistake to be told.
+    """
     if not isinstance(content, dict):
         return content
-    form = content.get("form", "affine-quadratic")
+    form = content.get("form") or "affine-quadratic"
 
     def filled(times: Any) -> Any:
         if not isinstance(times, dict):
@@ -120,7 +123,7 @@ def with_forms(content: Any) -> Any:
         blocks = {key: {"form": form, **value} for key, value in times.items() if _is_block(key, value)}
         return {**times, **blocks}
 
-    changed = dict(content)
+    changed = {key: value for key, value in content.items() if key != "form" or value not in get_args(FormName)}
     if "per_layer" in content:
         changed["per_layer"] = filled(content["per_layer"])
     if isinstance(content.get("stages"), list):

@@ -97,11 +97,12 @@ class Valid(Section):
 class CoefficientFile(Section):
     """Either `per_layer` times, good for any number of stages, or the times of each stage.
 
-    `form` is that of the blocks that name none. `points`: the table beside the file that it was fitted to.
+    `form` is that of the blocks that name none; once read, all of them name their own. `points`: the table beside the file
+    that it was fitted to.
     """
 
     schema_: Literal[1] = Field(alias="schema")
-    form: FormName = "affine-quadratic"
+    form: FormName | None = None
     hardware: str
     model: str
     dtype: str
@@ -148,6 +149,14 @@ class CoefficientFile(Section):
         return LatencyModel(tuple(f for f, _ in pairs), tuple(b for _, b in pairs), self.valid.max_length)
 
 
+class _FileDumper(Dumper):
+    """Writes lists of numbers in a line."""
+
+    def represent_sequence(self, tag: str, sequence: Any, flow_style: bool | None = None) -> yaml.SequenceNode:
+        flat = not any(isinstance(item, (dict, list)) for item in sequence)
+        return super().represent_sequence(tag, sequence, flow_style or flat)
+
+
 def load_coefficients(path: Path) -> CoefficientFile:
     """Read a coefficient file. Raises UserError naming the file, with one line for each mistake."""
     document = parse_document(_text(path), str(path))
@@ -171,7 +180,10 @@ def load_coefficients(path: Path) -> CoefficientFile:
 def save_coefficients(file: CoefficientFile, path: Path) -> None:
     """Write a coefficient file that `load_coefficients` reads back as an equal one."""
     content = file.model_dump(mode="json", by_alias=True, exclude_none=True)
-    text = yaml.dump(content, Dumper=Dumper, sort_keys=False, width=120)
+    for times in content.get("stages") or [content["per_layer"]]:
+        if not times["residuals"]:
+            del times["residuals"]
+    text = yaml.dump(content, Dumper=_FileDumper, sort_keys=False, width=120)
     path.write_text(text, encoding="utf-8")
 
 

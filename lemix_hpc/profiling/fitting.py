@@ -22,6 +22,7 @@ from lemix_hpc.profiling.selection import FORMS, Candidate, candidate, choose, c
 
 FOLDS = 10
 SEED = 0
+DIGITS = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,12 +131,22 @@ def _range(sizes: Iterable[int]) -> list[int]:
 
 def _times(stage: FittedStage, memory: StageMemory | None, step_s: float | None) -> Times:
     chosen = {kind: fitted.chosen for kind, fitted in stage.kinds.items()}
-    return Times(
+    times = Times(
         **{kind: block(each.form) for kind, each in chosen.items()},
         residuals=TimesResiduals(**{kind: each.residuals for kind, each in chosen.items()}),
         memory=memory,
         step_s=step_s,
     )
+    return Times.model_validate(_rounded(times.model_dump()))
+
+
+def _rounded(content: Any) -> Any:
+    """Numbers as a file shows them; rounding keeps the order of a curve."""
+    if isinstance(content, dict):
+        return {key: _rounded(value) for key, value in content.items()}
+    if isinstance(content, list):
+        return [_rounded(value) for value in content]
+    return float(f"{content:.{DIGITS}g}") if isinstance(content, float) else content
 
 
 def _fit(points: Sequence[Measured], kind: str, model: str | None, folds: int, seed: int) -> FittedTimes:

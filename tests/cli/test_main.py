@@ -4,7 +4,19 @@ import sys
 
 import lemix_hpc
 
-HEAVY = ("torch", "transformers", "deepspeed", "mpi4py", "submitit", "numpy", "scipy", "pydantic", "yaml", "rich.live")
+HEAVY = (
+    "torch",
+    "transformers",
+    "deepspeed",
+    "mpi4py",
+    "submitit",
+    "numpy",
+    "scipy",
+    "pydantic",
+    "yaml",
+    "rich.live",
+    "matplotlib",
+)
 
 
 def test_help_imports_nothing_heavy():
@@ -25,7 +37,7 @@ def test_version(lemix):
 
 def test_every_command_is_explained(lemix):
     text = lemix("--help").stdout
-    for command in ("run", "submit", "ps", "logs", "cancel", "report", "doctor"):
+    for command in ("run", "submit", "ps", "logs", "cancel", "report", "doctor", "fit", "coefficients"):
         assert f"\n  {command} " in text
         assert lemix(command, "--help").returncode == 0
 
