@@ -16,6 +16,7 @@ Kind = Literal["forward", "backward"]
 KINDS: dict[str, Kind] = {"forward": "forward", "prefill": "forward", "decode": "forward", "backward": "backward"}
 TIMES = ("ms_per_layer", "ms")
 KNOWN = ("batch", "length", "context", "kind", "stage", *TIMES)
+ALSO_PROFILED = ("ms_low", "ms_high", "repeats", "peak_bytes", "took_s")
 OUT_OF_MEMORY = "oom"
 SHOWN_MISTAKES = 10
 
@@ -83,16 +84,6 @@ def read_points(paths: Sequence[Path]) -> PointTable:
     )
 
 
-def write_points(points: Sequence[Measured | Unfit], path: Path, *, per_layer: bool) -> None:
-    """Write a table that `read_points` reads back."""
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["stage", "kind", "batch", "length", "context", TIMES[0] if per_layer else TIMES[1]])
-        for p in points:
-            time = f"{1e3 * p.seconds:.6g}" if isinstance(p, Measured) else OUT_OF_MEMORY
-            writer.writerow([p.stage, p.kind, p.batch, p.length, p.context, time])
-
-
 def _read(path: Path) -> PointTable:
     rows = _rows(path)
     first = next(rows, None)
@@ -119,7 +110,7 @@ def _read(path: Path) -> PointTable:
         raise UserError("\n".join(mistakes))
     if not points:
         raise UserError(f"{path}: the table has no measured times")
-    ignored = [name for name in header if name not in KNOWN]
+    ignored = [name for name in header if name not in KNOWN + ALSO_PROFILED]
     warnings = (f"{path}: columns that play no part: {', '.join(ignored)}",) if ignored else ()
     return PointTable(tuple(points), tuple(unfit), time == TIMES[0], warnings)
 
