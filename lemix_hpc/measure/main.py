@@ -42,6 +42,7 @@ def profile(recipe: Recipe, run_dir: Path, order: ProfileOrder) -> None:
     print(f"rank {rank}: {layout.role(rank)} on {platform.node()}, profiling", flush=True)
     host = comm.Split_type(MPI.COMM_TYPE_SHARED)
     bell = hang_doorbell(comm, host)
+    waiter = make_waiter(comm, host, bell, recipe.engine.wait)
     quiet = make_waiter(comm, host, bell, "backoff")
     stage = layout.stage_of(rank)
     stages_before = sum(host.allgather(stage is not None)[: host.Get_rank()])
@@ -82,7 +83,7 @@ def profile(recipe: Recipe, run_dir: Path, order: ProfileOrder) -> None:
         Mailbox(comm, Inbox.STAGE, bell, engine.buffer),
         engine.buffer,
         quiet=quiet,
-        waiter=make_waiter(comm, host, bell, recipe.engine.wait),
+        waiter=waiter,
     ).run()
     engine.close()
 

@@ -40,7 +40,7 @@ class Waiter:
 
 
 def make_waiter(comm: MPI.Comm, host: MPI.Comm, bell: Doorbell, choice: Literal["auto", "spin", "backoff"]) -> Waiter:
-    """The waiter for a recipe's `engine.wait`; `host` holds the ranks of `comm` on this machine."""
+    """The waiter for a recipe's `engine.wait`. Collective over `host`, the ranks of `comm` on this machine."""
     # Slurm may bind each rank to cores of its own: together they may have enough, though each sees few.
     cores = frozenset[int]().union(*host.allgather(os.sched_getaffinity(0)))
     crowded = host.Get_size() > len(cores)
