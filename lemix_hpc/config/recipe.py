@@ -12,11 +12,13 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, f
 
 from lemix_hpc.config.walltime import parse_walltime
 
+FilePath = Annotated[Path, Field(strict=False)]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # Strict: a number in quotes, or `true` for a number, is more likely a slip than meant.
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 class Cluster(Section):
@@ -58,7 +60,7 @@ class Nodes(Section):
 class Model(Section):
     """A Hugging Face checkpoint directory, or a Hugging Face config to initialise at random."""
 
-    path: Path | None = None
+    path: FilePath | None = None
     config: dict[str, Any] | None = None
 
     @model_validator(mode="after")
@@ -76,7 +78,7 @@ class Model(Section):
 
 class Engine(Section):
     kind: Literal["emulated", "torch"] = "torch"
-    coefficients: Path | None = Field(
+    coefficients: FilePath | None = Field(
         default=None, description="coefficient file; `torch` measures at start when absent"
     )
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -91,7 +93,7 @@ class TraceSource(Section):
     """Arrivals and lengths (and text, for `openai-batch`) from a file."""
 
     kind: Literal["azure", "mooncake", "burstgpt", "openai-batch"]
-    path: Path
+    path: FilePath
 
 
 LengthTable = Literal["azure-conv", "azure-code", "mooncake-conversation", "lmsys-chat"]
@@ -148,7 +150,7 @@ class TextFields(Section):
 class TextData(Section):
     """JSON lines of text. With no `fields`, each line has `text`, or `prompt` and `completion`."""
 
-    path: Path
+    path: FilePath
     fields: TextFields = TextFields()
 
 
@@ -200,7 +202,7 @@ class Policy(Section):
     copy_every_steps: PositiveInt = Field(
         default=1, description="`separate`: steps between weight copies to serving nodes"
     )
-    coefficients: Path | None = Field(
+    coefficients: FilePath | None = Field(
         default=None, description="coefficient file that forecasts start from; default engine.coefficients"
     )
     recalibrate: bool = Field(default=True, description="correct forecasts by the stage times that are measured")

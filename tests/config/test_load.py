@@ -95,6 +95,11 @@ BROKEN = {
         "nodes:\n  count: two\n",
         "recipe.yaml:2: nodes.count: expected a whole number, found 'two'",
     ),
+    "text and truth for numbers": (
+        "nodes:\n  count: true\n  stages: '2'\n",
+        "recipe.yaml:2: nodes.count: expected a whole number, found true\n"
+        "recipe.yaml:3: nodes.stages: expected a whole number, found '2'",
+    ),
     "number for text": (
         "cluster: {time: 30}\n",
         "recipe.yaml:1: cluster.time: expected text; write it in quotes, found 30",
