@@ -69,15 +69,15 @@ def fit_roofline(points: Sequence[Point]) -> Roofline:
     units = 1.0 / np.maximum((terms / seconds[:, None]).max(axis=0), 1e-300)
     near = np.clip(_solve_distinct(points, seconds) / units, [0.1, 0.1, 1e-9, 1e-9, 1e-9], None)
 
-    def form(unknowns: Floats) -> Roofline:
-        values = np.zeros(5)
-        values[distinct] = unknowns[:-1]
-        a, b, c, d, e = (float(value) for value in values * units)
-        return Roofline(a, b, float(unknowns[-1]), c, d, e)
+    def coefficients(unknowns: Floats) -> Floats:
+        values: Floats = np.zeros(5)
+        values[distinct] = unknowns[:-1] * units[distinct]
+        return values
 
     def errors(unknowns: Floats) -> Floats:
-        roofline = form(unknowns)
-        return _errors(np.array([roofline.seconds(point.shape) for point in points]), seconds)
+        a, b, *linear = coefficients(unknowns)
+        roof = _roof(a, b, unknowns[-1], terms[:, 1])
+        return _errors(roof + terms[:, 2:] @ np.array(linear), seconds)
 
     lower = np.append(np.zeros(distinct.sum()), 1.0)
     upper = np.append(np.full(distinct.sum(), np.inf), SHARPEST)
@@ -85,7 +85,9 @@ def fit_roofline(points: Sequence[Point]) -> Roofline:
         least_squares(errors, np.append(near[distinct], p), bounds=(lower, upper), loss="soft_l1", f_scale=USUAL_ERROR)
         for p in SHARPNESS_STARTS
     ]
-    return form(min(fits, key=lambda fit: fit.cost).x)
+    best = min(fits, key=lambda fit: fit.cost).x
+    a, b, c, d, e = (float(value) for value in coefficients(best))
+    return Roofline(a, b, float(best[-1]), c, d, e)
 
 
 def fit_interpolated(points: Sequence[Point]) -> Interpolated:
@@ -100,7 +102,7 @@ def fit_interpolated(points: Sequence[Point]) -> Interpolated:
     knots = _knots(tokens)
     distinct = np.array(distinct_terms(points)[2:])
     columns = np.hstack([_rises(tokens, knots), _terms(points)[:, 2:][:, distinct]])
-    roof = np.array([outside.roof(int(knot)) for knot in knots])
+    roof = _roof(outside.a, outside.b, outside.p, knots)
     prior = np.zeros((len(knots), columns.shape[1]))
     prior[:, : len(knots)] = np.tril(np.ones((len(knots), len(knots))))
     solution = _solve(columns, seconds, prior[roof > 0], roof[roof > 0])
@@ -151,6 +153,13 @@ def _solve(columns: Floats, seconds: Floats, prior: Floats | None = None, expect
         robust = (1.0 + (_errors(predicted, seconds) / USUAL_ERROR) ** 2) ** -0.25
         weights = robust / np.maximum(predicted, seconds)
     return solution
+
+
+def _roof(a: float, b: float, p: float, tokens: Floats) -> Floats:
+    """`Roofline.roof` of many token counts."""
+    longer, shorter = np.maximum(a, b * tokens), np.minimum(a, b * tokens)
+    # Where both are 0 the roof is 0 too.
+    return longer * (1.0 + (shorter / np.maximum(longer, 1e-300)) ** p) ** (1.0 / p)
 
 
 def _errors(predicted: Floats, seconds: Floats) -> Floats:

@@ -20,6 +20,7 @@ from lemix_hpc.profiling.coefficients import (
     load_coefficients,
     save_coefficients,
 )
+from lemix_hpc.profiling.verify import verify
 
 SHIPPED = Path(__file__).resolve().parents[2] / "profiling"
 FORWARD = {"a": 1.0, "b": 0.5, "c": 0.25}
@@ -305,9 +306,12 @@ def test_a_key_given_twice(tmp_path: Path) -> None:
 # The files that come with the project
 
 
-@pytest.mark.parametrize("path", sorted(SHIPPED.rglob("*.yaml")), ids=lambda path: str(path.relative_to(SHIPPED)))
-def test_shipped_files_load(path: Path) -> None:
-    assert load_coefficients(path).latency(1).stages == 1
+SHIPPED_FILES = sorted(SHIPPED.glob("*/*.yaml"))
+
+
+@pytest.mark.parametrize("path", SHIPPED_FILES, ids=lambda path: str(path.relative_to(SHIPPED)))
+def test_shipped_files_are_in_order(path: Path) -> None:
+    assert verify(load_coefficients(path), path).startswith("in order")
 
 
 def test_llama_2_7b_on_an_a100_takes_the_published_times() -> None:
