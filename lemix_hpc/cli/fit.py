@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from lemix_hpc.profiling.coefficients import Residuals
     from lemix_hpc.profiling.fitting import FittedStage, FittedTimes
-    from lemix_hpc.profiling.points import PointTable
+    from lemix_hpc.profiling.points import Measured, PointTable
 
 FIGURES = ("median_rel_error", "p95_rel_error", "max_rel_error")
 
@@ -92,7 +93,7 @@ def _check_facts(facts: Mapping[str, object], out: Path | None) -> None:
         raise UserError(f"--out writes down what was measured; give {', '.join(missing)} too")
 
 
-def _by_stage(table: PointTable) -> list[list[Any]]:
+def _by_stage(table: PointTable) -> list[list[Measured]]:
     """The points of each stage. Raises UserError where stages are missing, or where layers have stages."""
     from lemix_hpc.config.errors import UserError
 
@@ -150,7 +151,7 @@ def _summary(fitted: Sequence[FittedStage], table: PointTable, warnings: Sequenc
 
 
 def _models(fits: Sequence[tuple[int, str, FittedTimes]]) -> dict[str, dict[str, float]]:
-    residuals: dict[str, list[Any]] = {}
+    residuals: dict[str, list[Residuals]] = {}
     for _, _, times in fits:
         for each in times.candidates:
             residuals.setdefault(each.name, []).append(each.residuals)

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from lemix_hpc.config.errors import UserError
 from lemix_hpc.profiling.fitting import FittedStage, FittedTimes
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 SUFFIXES = (".png", ".pdf", ".svg")
 
@@ -42,10 +46,7 @@ def draw(stages: Sequence[FittedStage], path: Path) -> None:
         raise UserError(f"{path}: cannot be written: {error.strerror}") from error
 
 
-def _draw_predictions(axes: object, name: str, fit: FittedTimes) -> None:
-    from matplotlib.axes import Axes
-
-    assert isinstance(axes, Axes)
+def _draw_predictions(axes: Axes, name: str, fit: FittedTimes) -> None:
     measured = np.array([1e3 * point.seconds for point in fit.points])
     predicted = 1e3 * np.array(fit.chosen.held_out)
     batches = np.array([point.batch for point in fit.points])
@@ -59,17 +60,14 @@ def _draw_predictions(axes: object, name: str, fit: FittedTimes) -> None:
     axes.legend(fontsize="small")
 
 
-def _draw_errors(axes: object, fit: FittedTimes) -> None:
-    from matplotlib.axes import Axes
-
-    assert isinstance(axes, Axes)
+def _draw_errors(axes: Axes, fit: FittedTimes) -> None:
     seconds = np.array([point.seconds for point in fit.points])
     tokens = np.array([point.shape.tokens for point in fit.points])
     for candidate in fit.candidates:
         errors = np.abs(np.array(candidate.held_out) / seconds - 1.0)
         chosen = candidate is fit.chosen
         axes.plot(tokens, 100.0 * errors, "o" if chosen else ".", markersize=5, label=candidate.name)
-    axes.set(xscale="log", yscale="symlog", xlabel="tokens of the batch", ylabel="relative error, %")
+    axes.set(xscale="log", xlabel="tokens of the batch", ylabel="relative error, %")
     axes.set_yscale("symlog", linthresh=1.0)
     axes.set_ylim(bottom=0.0)
     axes.legend(fontsize="small")
