@@ -70,4 +70,4 @@ def _draw_errors(axes: Axes, fit: FittedTimes) -> None:
     axes.set(xscale="log", xlabel="tokens of the batch", ylabel="relative error, %")
     axes.set_yscale("symlog", linthresh=1.0)
     axes.set_ylim(bottom=0.0)
-    axes.legend(fontsize="small")
+    axes.legend(fontsize="small", ncols=len(fit.candidates), loc="lower center", bbox_to_anchor=(0.5, 1.0))
