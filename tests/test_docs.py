@@ -3,6 +3,7 @@
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -60,8 +61,9 @@ class Reader:
             "XDG_STATE_HOME": str(home / "state"),
             "OMP_NUM_THREADS": "1",
         }
-        for name in ("recipes", "benchmarks", "profiling"):
+        for name in ("recipes", "benchmarks"):
             (home / name).symlink_to(REPOSITORY / name)
+        shutil.copytree(REPOSITORY / "profiling", home / "profiling")  # a reader's `lemix profile` writes here
         for name in ("recipe.yaml", "first.yaml"):
             (home / name).write_text(RECIPE)
         self.type("lemix run recipe.yaml --cluster local --out runs/first")

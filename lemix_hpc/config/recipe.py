@@ -223,6 +223,7 @@ class Profile(Section):
     contexts: list[PositiveInt] = Field(default=[16, 64, 256, 1024], description="cached tokens under a decode step")
     warm_up: PositiveInt = Field(default=2, description="passes before those that count")
     repeats: PositiveInt = Field(default=7, description="passes that count")
+    pause_s: float = Field(default=0.0, ge=0.0, description="rest before each pass, as a stage rests between requests")
     time_budget_s: PositiveFloat = Field(default=1200.0, description="points not measured by then are left out")
 
 

@@ -43,7 +43,7 @@ def fingerprint(recipe: Recipe) -> str:
         "cores": recipe.cluster.cpus_per_task,
         "mode": recipe.serving.mode if recipe.serving else None,
         "release": training.release if training else None,
-        "repeats": (recipe.profile.warm_up, recipe.profile.repeats),
+        "repeats": (recipe.profile.warm_up, recipe.profile.repeats, recipe.profile.pause_s),
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:8]
 

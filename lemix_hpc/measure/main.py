@@ -78,6 +78,7 @@ def profile(recipe: Recipe, run_dir: Path, order: ProfileOrder) -> None:
             generate=recipe.serving is not None and recipe.serving.mode == "generate",
             warm_up=recipe.profile.warm_up,
             repeats=recipe.profile.repeats,
+            pause_s=recipe.profile.pause_s,
         ),
         meter,
         Mailbox(comm, Inbox.STAGE, bell, engine.buffer),

@@ -32,6 +32,7 @@ class StagePasses:
         generate: bool,
         warm_up: int,
         repeats: int,
+        pause_s: float = 0.0,
     ) -> None:
         self._engine = engine
         self._meter = meter
@@ -41,6 +42,7 @@ class StagePasses:
         self._generate = generate
         self._warm_up = warm_up
         self._repeats = repeats
+        self._pause_s = pause_s
         self._number = 0
 
     def measure(self, point: GridPoint) -> Measured:
@@ -67,6 +69,7 @@ class StagePasses:
         seconds: dict[str, list[float]] = {}
         count, until = 0, time.monotonic() + ENOUGH_S
         while count < self._repeats or (count < MOST_REPEATS * self._repeats and time.monotonic() < until):
+            time.sleep(self._pause_s)
             for kind, value in once().items():
                 seconds.setdefault(kind, []).append(value)
             count += 1

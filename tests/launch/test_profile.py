@@ -42,6 +42,7 @@ def test_what_does_not_change_the_times_does_not_change_the_fingerprint(change):
         {"training": None},
         {"cluster": {"cpus_per_task": 4}},
         {"profile": {"repeats": 20}},
+        {"profile": {"pause_s": 0.1}},
         {"serving": {"mode": "generate", "source": {"kind": "poisson", "rate": 1, "requests": 1}}},
     ],
 )
