@@ -1,6 +1,6 @@
 """How forecasts come right when the coefficient file is wrong: runs with a file in which every coefficient is off by a factor.
 
-    python benchmarks/recalibration.py [--engine emulated|torch] [--factor 3] [--mixed] [--tasks 400] [--plot PNG] [--json]
+    python benchmarks/recalibration.py [--engine emulated|torch] [--mixed] [--tasks 400] [--rate 6] [--plot PNG]
 
 `emulated`: two stages of Llama-2-7B on an A100, emulated with the right file. `torch`: the model of the quickstart recipe,
 which is measured by a first run. Both serve alone on 1 node x 2 stages, one request at a time, at a low rate, so that what
@@ -31,9 +31,9 @@ Recipe = dict[str, Any]
 Curve = list[float]
 
 
-def recipe(engine: str, requests: int) -> Recipe:
+def recipe(engine: str, requests: int, rate: float) -> Recipe:
     """Serving alone, with the right stage times."""
-    source = {"kind": "poisson", "rate": 6.0, "requests": requests, "lengths": "lmsys-chat"}
+    source = {"kind": "poisson", "rate": rate, "requests": requests, "lengths": "lmsys-chat"}
     shared = {"seed": 3, "nodes": {"count": 1, "stages": 2}}
     if engine == "emulated":
         stages = {"kind": "emulated", "coefficients": str(A100), "max_batch_requests": 1}
@@ -74,9 +74,8 @@ def errors(directory: Path, t0_s: float) -> Curve:
     return [statistics.mean(each[first : first + WINDOW]) for first in range(0, len(each), WINDOW)]
 
 
-def measure(engine: str, gains: Sequence[float], requests: int, folder: Path) -> dict[str, Curve]:
+def measure(content: Recipe, gains: Sequence[float], folder: Path) -> dict[str, Curve]:
     """The error curves with the right file, and with the wrong one without and with recalibration."""
-    content = recipe(engine, requests)
     first = run("right", content | {"policy": {"recalibrate": False}}, folder)
     t0_s = json.loads((first / "report.json").read_text())["t0_ms"] / 1e3
     believed = folder / "wrong-coefficients.yaml"
@@ -113,13 +112,14 @@ def main() -> None:
     parser.add_argument("--factor", type=float, default=3.0, help="how wrong every coefficient is")
     parser.add_argument("--mixed", action="store_true", help="a and c times the factor, b and d divided by it")
     parser.add_argument("--tasks", type=int, default=400, help="requests of each run")
+    parser.add_argument("--rate", type=float, default=6.0, help="requests per second")
     parser.add_argument("--plot", type=Path, help="draw the errors into this PNG file")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     arguments = parser.parse_args()
     factor = arguments.factor
     gains = (factor, 1 / factor, factor, 1 / factor) if arguments.mixed else (factor,) * 4
     with tempfile.TemporaryDirectory() as folder:
-        curves = measure(arguments.engine, gains, arguments.tasks, Path(folder))
+        curves = measure(recipe(arguments.engine, arguments.tasks, arguments.rate), gains, Path(folder))
     if arguments.plot is not None:
         wrongness = f"{factor:g}, in turn up and down" if arguments.mixed else f"{factor:g}"
         plot(curves, f"{arguments.engine}: every coefficient off by a factor of {wrongness}", arguments.plot)
