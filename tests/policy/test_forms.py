@@ -5,8 +5,9 @@ from hypothesis import strategies as st
 from lemix_hpc.policy.forms import Interpolated, Quadratic, Roofline
 from lemix_hpc.policy.latency import Affine, LatencyModel, Shape, StageTime
 
-seconds = st.floats(0, 1e-2)
-per_token = st.floats(0, 1e-5)
+# Times that a clock can tell from none; a product of smaller numbers loses digits that no measurement has.
+seconds = st.just(0.0) | st.floats(1e-9, 1e-2)
+per_token = st.just(0.0) | st.floats(1e-15, 1e-5)
 affine = st.builds(Affine, seconds, per_token, per_token, per_token)
 roofline = st.builds(Roofline, seconds, per_token, st.floats(1, 16), per_token, per_token, seconds)
 
