@@ -76,11 +76,11 @@ def curves(draw: st.DrawFn) -> Interpolated:
 @settings(max_examples=30)
 @given(curves())
 def test_exact_points_give_a_curve_back(times: Interpolated) -> None:
-    """Up to the weak prior for the roofline that the curve departs from by a fifth."""
+    """Up to the weak prior for a roofline, which the curve departs from by a fifth and the fit by a third of that."""
     fitted = fit_interpolated(measured(times, ALL))
     assert fitted.knots == times.knots
     for shape in ALL:
-        assert fitted.seconds(shape) == pytest.approx(times.seconds(shape), rel=0.03)
+        assert fitted.seconds(shape) == pytest.approx(times.seconds(shape), rel=0.07)
 
 
 @settings(max_examples=20)
@@ -114,7 +114,7 @@ def test_a_disturbed_point_hardly_bends_the_fit(times: Affine, place: int, facto
     points[place] = Point(points[place].shape, points[place].seconds * factor)
     fitted = fit_affine(points)
     for shape in ALL:
-        assert fitted.seconds(shape) == pytest.approx(times.seconds(shape), rel=0.03)
+        assert fitted.seconds(shape) == pytest.approx(times.seconds(shape), rel=0.07)
 
 
 def numbers_in(form: StageTime) -> list[float]:
