@@ -67,6 +67,8 @@ class Reader:
         shutil.copytree(REPOSITORY / "profiling", home / "profiling")  # a reader's `lemix profile` writes here
         for name in ("recipe.yaml", "first.yaml"):
             (home / name).write_text(RECIPE)
+        lines = [f"{b},{n},{0.2 + 0.002 * b * n + 1e-7 * b * n * n}" for b in (1, 2, 4) for n in (16, 64, 256, 1024)]
+        (home / "points.csv").write_text("\n".join(["batch,length,ms", *lines]) + "\n")
         self.type("lemix run recipe.yaml --cluster local --out runs/first")
 
     def type(self, command: str) -> str:
