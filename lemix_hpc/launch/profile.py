@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -70,13 +71,21 @@ def submit_sweep(recipes: Sequence[Recipe], out: Path) -> list[StartedRun]:
         folder = runs[0].path.with_name(f"array-{runs[0].id}") / "submitit"
         folder.mkdir(parents=True, exist_ok=True)
         for run in runs:
-            run.submitit.unlink(missing_ok=True)
-            run.submitit.symlink_to(folder)
+            _link(run.submitit, folder)
         jobs = slurm.submit_array(group[0], runs, folder)
         for recipe, run, job in zip(group, runs, jobs, strict=True):
             started.append(submitted(recipe, run, job))
             note(started[-1])
     return started
+
+
+def _link(path: Path, folder: Path) -> None:
+    """Let a job's folder for submitit be that of its array, also where the job went alone before."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+    path.symlink_to(folder)
 
 
 def _groups(recipes: Sequence[Recipe]) -> Iterator[list[Recipe]]:

@@ -79,7 +79,8 @@ def test_profile_writes_a_file_that_a_run_takes(lemix, tiny, tmp_path):
 
 @pytest.mark.mpi
 def test_an_interrupted_job_goes_on_and_measures_no_point_twice(lemix, tiny, tmp_path):
-    command = [LEMIX, "profile", str(tiny), "--cluster", "local", "--set", "profile.warm_up=20"]
+    # The pauses leave time to interrupt it, however fast the machine is.
+    command = [LEMIX, "profile", str(tiny), "--cluster", "local", "--set", "profile.pause_s=0.05"]
     first = subprocess.Popen(
         command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
     )
