@@ -19,6 +19,7 @@ SHORTER = {
     "recipes/quickstart.yaml": "--set serving.source.duration_s=2",
     "recipes/quickstart.sbatch": "--set serving.source.duration_s=2",
     "benchmarks/runtime_overhead.py": "--seconds 2",
+    "lemix profile": "--set profile.lengths=[8,16]",
     "benchmarks/recalibration.py": "--tasks 20 --rate 20",
 }
 
