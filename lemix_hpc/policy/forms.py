@@ -7,7 +7,7 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lemix_hpc.policy.latency import Shape
+from lemix_hpc.policy.latency import Row, Shape
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +28,16 @@ class Quadratic:
 
     def scaled(self, factor: float) -> Quadratic:
         return self.with_gains((factor,))
+
+    @property
+    def count(self) -> int:
+        return 1
+
+    def level(self, tokens: int) -> float:
+        return float(tokens)
+
+    def row(self, gains: Sequence[float]) -> Row:
+        return 0.0, 0.0, self.eta * gains[0], 0.0, 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +76,17 @@ class Roofline:
 
     def scaled(self, factor: float) -> Roofline:
         return self.with_gains((factor,) * 4)
+
+    @property
+    def count(self) -> int:
+        return 4
+
+    def level(self, tokens: int) -> float:
+        return self.roof(tokens)
+
+    def row(self, gains: Sequence[float]) -> Row:
+        roof, c, d, e = gains
+        return 0.0, roof, self.c * c, self.d * d, self.e * e
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,3 +130,11 @@ class Interpolated:
 
     def scaled(self, factor: float) -> Interpolated:
         return self.with_gains((factor,) * 4)
+
+    @property
+    def count(self) -> int:
+        return 4
+
+    def row(self, gains: Sequence[float]) -> Row:
+        curve, c, d, e = gains
+        return 0.0, curve, self.outside.c * c, self.outside.d * d, self.outside.e * e

@@ -45,6 +45,19 @@ class StageTime(Protocol):
     def scaled(self, factor: float) -> Self:
         """The form whose every term is `factor` times as long."""
 
+    @property
+    def count(self) -> int:
+        """How many terms there are."""
+
+    def level(self, tokens: int) -> float:
+        """How the batch's tokens cost together, in a unit of the form's own; see `row`."""
+
+    def row(self, gains: Sequence[float]) -> Row:
+        """With terms times these gains, the coefficients of 1, level(sum l), sum(l^2), sum(kv) and the prefills [s]."""
+
+
+Row = tuple[float, float, float, float, float]
+
 
 @dataclass(frozen=True, slots=True)
 class Affine:
@@ -67,6 +80,17 @@ class Affine:
 
     def scaled(self, factor: float) -> Affine:
         return self.with_gains((factor,) * 4)
+
+    @property
+    def count(self) -> int:
+        return 4
+
+    def level(self, tokens: int) -> float:
+        return float(tokens)
+
+    def row(self, gains: Sequence[float]) -> Row:
+        a, b, c, d = gains
+        return self.a * a, self.b * b, self.c * c, self.d * d, 0.0
 
 
 @dataclass(frozen=True, slots=True)
