@@ -23,13 +23,13 @@ class RequestArrived:
 
 @dataclass(frozen=True, slots=True)
 class GroupOffered:
-    """Training micro-batches that make one optimizer step together: `rows` sequences of `length` tokens each."""
+    """Training micro-batches that make one optimizer step together: each has `rows` sequences of its own length in tokens."""
 
     time: float
     group: int
     tasks: tuple[int, ...]
     rows: int
-    length: int
+    lengths: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +55,19 @@ class StageFinished:
 
 @dataclass(frozen=True, slots=True)
 class TaskFinished:
-    """A task has its outcome, whatever that is."""
+    """A task has its outcome, whatever that is. `output`: tokens that a request has really produced."""
 
     time: float
     node: int
     task: int
+    output: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Nothing happened, but it is time to look at training that is held back again."""
+
+    time: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,17 +82,21 @@ class PassMeasured:
     seconds: float
 
 
-Event = RequestArrived | GroupOffered | TrainingClosed | StageFinished | TaskFinished | PassMeasured
+Event = RequestArrived | GroupOffered | TrainingClosed | StageFinished | TaskFinished | Tick | PassMeasured
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Send a task to a node. `eligible` is when the release rule let it go; `response` is the predicted response time."""
+    """Send a task to a node. `eligible` is when the release rule let it go; `response` is the predicted response time.
+
+    `key` orders the requests that wait on a node, the lowest first; it is in seconds.
+    """
 
     task: int
     node: int
     eligible: float
     response: float
+    key: float
 
 
 Decision = Place

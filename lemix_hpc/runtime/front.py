@@ -128,9 +128,9 @@ class Front:
         for task_id, micro_batch in zip(group.ids, group.micro_batches, strict=True):
             self._training[micro_batch.id] = TrainingTask(task_id, micro_batch)
             self._names[micro_batch.id] = task_id
-        first = group.micro_batches[0]
         tasks = tuple(micro_batch.id for micro_batch in group.micro_batches)
-        self._tell(GroupOffered(self._now(), group.number, tasks, first.rows, first.length))
+        lengths = tuple(micro_batch.length for micro_batch in group.micro_batches)
+        self._tell(GroupOffered(self._now(), group.number, tasks, group.micro_batches[0].rows, lengths))
 
     def _tell(self, event: Event) -> None:
         """Give the policy an event, and carry out what it decides."""
@@ -141,7 +141,7 @@ class Front:
                 serving.place = place
                 request = serving.request
                 tokens = list(request.tokens)
-                message = m.PlaceRequest(place.task, request.prompt_tokens, request.output_tokens, tokens)
+                message = m.PlaceRequest(place.task, request.prompt_tokens, request.output_tokens, tokens, place.key)
                 self._mailbox.send(leader, Inbox.LEADER, message)
                 continue
             training = self._training[place.task]
@@ -219,7 +219,7 @@ class Front:
         self._served += 1
         self._live.responded(done.finished - task.request.arrival)
         self._recorder.task(task.finished(done))
-        self._tell(TaskFinished(self._now(), done.node, done.task))
+        self._tell(TaskFinished(self._now(), done.node, done.task, len(done.output)))
 
     def _show(self, *, last: bool = False) -> None:
         now = self._now()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from collections import deque
 from dataclasses import dataclass, field
 
@@ -34,7 +35,7 @@ class _Request:
 
 
 class Leader:
-    """One node's leader. First come, first served; requests that generate go before new ones, so that they finish."""
+    """One node's leader. Requests that generate go before new ones, so that they finish; new ones in the policy's order."""
 
     def __init__(
         self, layout: Layout, node: int, mailbox: Mailbox, *, max_requests: int, max_tokens: int, temperature: float
@@ -46,7 +47,7 @@ class Leader:
         self._max_tokens = max_tokens
         self._temperature = temperature
         self._ready: deque[_Request] = deque()
-        self._waiting: deque[_Request] = deque()
+        self._waiting: list[tuple[float, int, _Request]] = []  # a heap
         self._in_batch: dict[int, dict[int, _Request]] = {}
         self._at_first_stage = 0
         self._batches = 0
@@ -73,8 +74,8 @@ class Leader:
 
     def _receive(self, mail: Mail) -> None:
         match mail.message:
-            case m.PlaceRequest(task, prompt, output, tokens):
-                self._waiting.append(_Request(task, output, prompt, tokens))
+            case m.PlaceRequest(task, prompt, output, tokens, key):
+                heapq.heappush(self._waiting, (key, task, _Request(task, output, prompt, tokens)))
             case m.Train() as train:
                 self._mailbox.send(self._layout.worker(self._node, 0), Inbox.STAGE, train)
             case m.Served() as served:
@@ -95,17 +96,25 @@ class Leader:
         """The next batch: as many requests as the limits allow, at least one if any is there."""
         members: list[_Request] = []
         tokens = 0
-        for queue in (self._ready, self._waiting):
-            while queue and len(members) < self._max_requests:
-                tokens += queue[0].next_length
-                if members and tokens > self._max_tokens:
-                    break
-                members.append(queue.popleft())
+        while len(members) < self._max_requests and (request := self._next()):
+            tokens += request.next_length
+            if members and tokens > self._max_tokens:
+                break
+            members.append(self._take())
         if not members:
             return None
         self._batches += 1
         self._in_batch[self._batches] = {request.task: request for request in members}
         return ServeBatch(self._batches, [request.sequence() for request in members], self._temperature)
+
+    def _next(self) -> _Request | None:
+        """The request that goes into the next batch first."""
+        if self._ready:
+            return self._ready[0]
+        return self._waiting[0][-1] if self._waiting else None
+
+    def _take(self) -> _Request:
+        return self._ready.popleft() if self._ready else heapq.heappop(self._waiting)[-1]
 
     def _served(self, served: m.Served) -> None:
         members = self._in_batch.pop(served.batch)

@@ -13,12 +13,13 @@ from lemix_hpc.runtime.records import SpanKind
 
 
 class PlaceRequest(msgspec.Struct, frozen=True, array_like=True, tag=True):
-    """Scheduler to leader: serve this request. `output` 0 scores the prompt."""
+    """Scheduler to leader: serve this request. `output` 0 scores the prompt; `key` orders new requests, the lowest first."""
 
     task: int
     prompt: int
     output: int
     tokens: list[int]
+    key: float
 
 
 class Train(msgspec.Struct, frozen=True, array_like=True, tag=True):

@@ -40,7 +40,7 @@ def probes(nodes: int, longest: int, *, generate: bool) -> Iterator[Probe]:
     for node, measured in [(n, False) for n in range(nodes)] + [(0, True)] * REPEATS:
         for length in lengths:
             number -= 1
-            request = PlaceRequest(number, length, DECODED if generate else 0, [1] * length)
+            request = PlaceRequest(number, length, DECODED if generate else 0, [1] * length, key=0.0)
             yield Probe(node, request, measured)
 
 

@@ -60,7 +60,7 @@ class ToyCluster:
             if isinstance(event, RequestArrived):
                 self.forward[event.task] = latency.request_times(event.prompt, event.output)
             elif isinstance(event, GroupOffered):
-                shape = Shape.of((event.length,) * event.rows)
+                shape = Shape.of((event.lengths[0],) * event.rows)
                 self.forward.update(dict.fromkeys(event.tasks, latency.forward_times(shape)))
                 self.backward.update(dict.fromkeys(event.tasks, latency.backward_times(shape)))
         self._run()
@@ -120,7 +120,7 @@ class ToyCluster:
 
 def test_a_request_waits_for_the_backward_that_is_in_its_way() -> None:
     """Worked out by hand: on stage 1 the backward of 0 is there before the forward of 1 has come through stage 0."""
-    events = [GroupOffered(0.0, 0, (0,), 1, 8), RequestArrived(0.5, 1, 8, 0)]
+    events = [GroupOffered(0.0, 0, (0,), 1, (8,)), RequestArrived(0.5, 1, 8, 0)]
     cluster = ToyCluster(SchedulerConfig(nodes=1), constant(forward=1, backward=2), events)
     assert cluster.rows() == [
         (0, 0, 0, "F", 0.0, 1.0),
@@ -135,7 +135,7 @@ def test_a_request_waits_for_the_backward_that_is_in_its_way() -> None:
 
 def test_one_lane_makes_training_one_chain_over_all_nodes() -> None:
     """Worked out by hand: 2 follows 0 although node 1 is free; the request goes to the node that does not train."""
-    events = [GroupOffered(0.0, 0, (0,), 1, 8), RequestArrived(1.0, 1, 8, 0), GroupOffered(0.0, 1, (2,), 1, 8)]
+    events = [GroupOffered(0.0, 0, (0,), 1, (8,)), RequestArrived(1.0, 1, 8, 0), GroupOffered(0.0, 1, (2,), 1, (8,))]
     config = SchedulerConfig(nodes=2, release="sync", lanes=1)
     cluster = ToyCluster(config, constant(forward=1, backward=1), events)
     assert cluster.rows() == [
@@ -153,7 +153,7 @@ def test_one_lane_makes_training_one_chain_over_all_nodes() -> None:
 
 
 def test_a_micro_batch_waits_for_the_release_and_its_response_counts_from_there() -> None:
-    events = [GroupOffered(0.0, 0, (0, 1), 1, 8)]
+    events = [GroupOffered(0.0, 0, (0, 1), 1, (8, 8))]
     cluster = ToyCluster(SchedulerConfig(nodes=1), constant(forward=1, backward=1), events)
     assert (cluster.places[1].eligible, cluster.places[1].response) == (1.0, 3.0)
 
@@ -180,7 +180,7 @@ def workloads(draw: st.DrawFn) -> list[Event]:
         events.append(RequestArrived(request.time, number, request.prompt, request.output))
         number += 1
     for index, (time, size, rows, length) in enumerate(draw(st.lists(groups, max_size=5))):
-        events.append(GroupOffered(time, index, tuple(range(number, number + size)), rows, length))
+        events.append(GroupOffered(time, index, tuple(range(number, number + size)), rows, (length,) * size))
         number += size
     return events
 
@@ -221,9 +221,9 @@ def test_reports_of_a_generating_request_count_with_its_last_pass() -> None:
     scheduler = Scheduler(SchedulerConfig(nodes=1), constant(forward=1, backward=2))
     scheduler.handle(RequestArrived(0.0, 0, 8, 3))  # 3 s on each stage
     scheduler.handle(StageFinished(1.0, 0, 0, 0, 0.0, 1.0, last=False))
-    assert scheduler.handle(RequestArrived(1.0, 1, 8, 0)) == [Place(1, 0, 1.0, 6.0)]  # stages free at 3 and 6
+    assert scheduler.handle(RequestArrived(1.0, 1, 8, 0)) == [Place(1, 0, 1.0, 6.0, key=1.0)]  # stages free at 3 and 6
     scheduler.handle(StageFinished(5.0, 0, 0, 0, 0.0, 5.0, last=True))
-    assert scheduler.handle(RequestArrived(5.0, 2, 8, 0)) == [Place(2, 0, 5.0, 5.0)]  # now at 6 and 9, behind request 1
+    assert scheduler.handle(RequestArrived(5.0, 2, 8, 0)) == [Place(2, 0, 5.0, 5.0, key=5.0)]  # 6 and 9
 
 
 @pytest.mark.parametrize("placement", ["least-completion", "round-robin"])
@@ -234,23 +234,24 @@ def test_a_node_that_is_being_fed_a_group_gets_no_other(placement: PlacementName
     nodes = []
     for group in range(2):
         nodes += [
-            place.node for place in scheduler.handle(GroupOffered(0.0, group, (2 * group + 1, 2 * group + 2), 1, 8))
+            place.node
+            for place in scheduler.handle(GroupOffered(0.0, group, (2 * group + 1, 2 * group + 2), 1, (8, 8)))
         ]
     assert sorted(nodes) == [0, 1]
-    assert scheduler.handle(GroupOffered(0.0, 2, (9,), 1, 8)) == []
+    assert scheduler.handle(GroupOffered(0.0, 2, (9,), 1, (8,))) == []
 
 
 def test_a_lost_request_leaves_its_node_free() -> None:
     scheduler = Scheduler(SchedulerConfig(nodes=1), constant(forward=1, backward=2))
     scheduler.handle(RequestArrived(0.0, 0, 8, 100))
     scheduler.handle(TaskFinished(1.0, 0, 0))
-    assert scheduler.handle(RequestArrived(1.0, 1, 8, 0)) == [Place(1, 0, 1.0, 2.0)]
+    assert scheduler.handle(RequestArrived(1.0, 1, 8, 0)) == [Place(1, 0, 1.0, 2.0, key=1.0)]
 
 
 def test_closing_training_drops_what_was_offered() -> None:
     scheduler = Scheduler(SchedulerConfig(nodes=1), constant(forward=1, backward=1))
-    assert [place.task for place in scheduler.handle(GroupOffered(0.0, 0, (0, 1), 1, 8))] == [0]
-    assert scheduler.handle(GroupOffered(0.0, 1, (2,), 1, 8)) == []
+    assert [place.task for place in scheduler.handle(GroupOffered(0.0, 0, (0, 1), 1, (8, 8)))] == [0]
+    assert scheduler.handle(GroupOffered(0.0, 1, (2,), 1, (8,))) == []
     assert scheduler.handle(TrainingClosed(0.5)) == []
     assert [place.task for place in scheduler.handle(StageFinished(1.0, 0, 0, 0, 0.0, 1.0))] == [1]
     assert scheduler.handle(StageFinished(2.0, 0, 0, 1, 1.0, 2.0)) == []

@@ -36,8 +36,8 @@ def leader(post: Post, max_requests: int = 2, max_tokens: int = 100) -> Leader:
     return Leader(Layout(1, 1), 0, post, max_requests=max_requests, max_tokens=max_tokens, temperature=0.0)  # type: ignore[arg-type]
 
 
-def request(task: int, prompt: int, output: int = 0) -> m.PlaceRequest:
-    return m.PlaceRequest(task, prompt, output, [])
+def request(task: int, prompt: int, output: int = 0, key: float = 0.0) -> m.PlaceRequest:
+    return m.PlaceRequest(task, prompt, output, [], key)
 
 
 def ran(batch: int, tasks: list[int]) -> m.Work:
@@ -66,6 +66,25 @@ def test_batches_are_first_come_first_served_within_the_limits() -> None:
     first = post.taken(m.RequestDone)[0]
     assert isinstance(first, m.RequestDone)
     assert (first.task, first.nll, first.scored) == (1, 2.0, 59)
+
+
+def test_new_requests_go_in_the_order_of_their_keys_behind_those_that_generate() -> None:
+    post = Post([request(1, 10, output=3, key=9.0), request(2, 10, key=5.0)])
+    lead = leader(post, max_requests=1)
+    lead.turn()
+    assert [members(serve) for serve in post.taken(m.Serve)] == [[2], [1]]
+    post.arriving = [request(3, 10, key=7.0), request(5, 10, key=2.5), request(4, 10, key=2.5)]
+    lead.turn()
+    assert post.taken(m.Serve) == [], "two are ahead"
+    post.arriving = [ran(1, [2]), m.Served(1, [SequenceResult(2, 0.0, 9, None)], 0, 1.0)]
+    lead.turn()
+    assert [members(serve) for serve in post.taken(m.Serve)] == [[4]], "of equal keys the lower number"
+    post.arriving = [ran(2, [1]), m.Served(2, [SequenceResult(1, 0.0, 0, 11)], 0, 2.0)]
+    lead.turn()
+    assert [members(serve) for serve in post.taken(m.Serve)] == [[1]], "it has begun"
+    post.arriving = [ran(3, [4]), m.Served(3, [SequenceResult(4, 0.0, 9, None)], 0, 3.0)]
+    lead.turn()
+    assert [members(serve) for serve in post.taken(m.Serve)] == [[5]], "the lowest key that is left"
 
 
 def test_generation_comes_back_one_token_at_a_time_and_spans_versions() -> None:
