@@ -99,4 +99,11 @@ class Place:
     key: float
 
 
-Decision = Place
+@dataclass(frozen=True, slots=True)
+class Refuse:
+    """Do not start a task: it is predicted to outlive the allocation. A refused micro-batch takes its group with it."""
+
+    task: int
+
+
+Decision = Place | Refuse

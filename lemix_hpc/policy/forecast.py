@@ -1,179 +1,248 @@
-"""The execution-path forecast of one node (LeMix, Algorithm 1, with the repairs of docs/policy.md).
+"""The execution-path forecast (LeMix, Algorithm 1, with the repairs of docs/policy.md), kept incrementally for every node.
 
-For a task released at r, with pfe_s the latest forward end expected on stage s among the tasks assigned before it:
+For a task released at r, with pfe_s the latest forward end expected on stage s among the tasks that run before it:
 
     fb_0 = max(r, pfe_0);   fb_s = max(fe_{s-1}, pfe_s);   fe_s = fb_s + F_s
-    for every backward [bb_s, be_s] expected there and not yet run, in the order of bb_s, while fe_s > bb_s:
+    for every backward [bb_s, be_s] expected there and not yet run, while fe_s > bb_s:
         fb_s = max(fb_s, be_s);   fe_s = fb_s + F_s                       (far dependency)
     training:  bb_{S-1} = fe_{S-1};  be_s = bb_s + B_s;  bb_{s-1} = be_s
 
-Real begin and end times replace the expected ones, a forward that has not run on a stage begins no earlier than what is
-known to have ended there, and everything behind is forecast anew. A backward keeps to its equation: it may rest and
-resume, so that the end of other work does not say that it has not begun.
+"Before" is the order in which the node runs its tasks: the order of assignment where stages run what comes first; with
+serving first, requests by their key, and behind all of them training by assignment. A request then has no training before
+it, and no far dependency.
+
+Real begins and ends replace the expected ones, a forward that has not run on a stage begins no earlier than what is known
+to have ended there, and everything behind is forecast anew, as far as it moves. A backward keeps to its equation: it may
+rest and resume, so that the end of other work does not say that it has not begun.
 """
 
 from __future__ import annotations
 
 import math
-from bisect import insort
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+
+from lemix_hpc.policy.compiled import compiled
+from lemix_hpc.policy.state import NONE, RAN_BACKWARD, RAN_FORWARD, Floats, State
+
+NOT_MOVED, MOVED, BACKWARD_MOVED = range(3)
+ALL = 2**62
+"""As a sequence: behind all training of the node."""
 
 
-@dataclass(frozen=True, slots=True)
-class Path:
-    """Begin and end of a task's forward, and for training of its backward, on every stage, in seconds.
-
-    `idleness` is the idle stage time that the task adds in front of itself: the paper's II.
-    """
-
-    release: float
-    fb: tuple[float, ...]
-    fe: tuple[float, ...]
-    bb: tuple[float, ...] = ()
-    be: tuple[float, ...] = ()
-    idleness: float = 0.0
-
-    @property
-    def response(self) -> float:
-        return self.fe[-1] - self.release
-
-    @property
-    def completion(self) -> float:
-        """When the task is through: end of the forward on the last stage, or of the backward on the first."""
-        return self.be[0] if self.be else self.fe[-1]
+@compiled
+def expect(
+    state: State, node: int, behind: int, sequence: int, release: float, forward: Floats
+) -> tuple[float, float, float]:
+    """The path of a task that would run right behind the slot `behind` (NONE: first), and behind all training of earlier
+    `sequence`: begin on the first stage, forward end on the last one, and idleness, the paper's II; seconds."""
+    nodes, _slots = state.nodes, state.slots
+    ready, first, idleness = release, release, 0.0
+    for stage in range(forward.size):
+        ended = state.free_at[node, stage] if behind == NONE else state.paths[behind, stage].after
+        begin, busy = max(ready, ended), 0.0
+        if sequence > 0 and nodes[node].first_training != NONE:
+            begin, busy = _past_backwards(state, node, sequence, stage, begin, forward[stage], ended)
+        if ended > -math.inf:
+            idleness += max(0.0, begin - ended - busy)
+        if stage == 0:
+            first = begin
+        ready = begin + forward[stage]
+    return first, ready, idleness
 
 
-Span = tuple[float, float]
-
-
-@dataclass(slots=True)
-class _Work:
-    """Predicted seconds per stage, and the real begin and end by stage where it has run. Serving has no `backward`."""
-
-    release: float
-    forward: tuple[float, ...]
-    backward: tuple[float, ...]
-    forward_seen: dict[int, Span] = field(default_factory=dict)
-    backward_seen: dict[int, Span] = field(default_factory=dict)
-
-    @property
-    def done(self) -> bool:
-        return len(self.backward_seen if self.backward else self.forward_seen) == len(self.forward)
-
-
-@dataclass(slots=True)
-class _Expected:
-    """The stages as they are expected to be behind the tasks walked so far.
-
-    `ended`: latest forward end, or end of anything that has run; -inf on a stage that was never used. `backwards`: those
-    of unfinished tasks; one that has run already lies before `ended` and moves nothing.
-    """
-
-    ended: list[float]
-    backwards: list[list[Span]]
-
-    def add(self, path: Path) -> None:
-        self.ended = [max(before, end) for before, end in zip(self.ended, path.fe, strict=True)]
-        for stage, span in enumerate(zip(path.bb, path.be, strict=True)):
-            # Unequal micro-batches can overtake: only in time order is one look at each backward enough.
-            insort(self.backwards[stage], span)
-
-
-class NodeForecast:
-    """What is expected of one node: the tasks assigned to it, in order, and the path of each."""
-
-    def __init__(self, stages: int) -> None:
-        self._stages = stages
-        self._seen_end = [-math.inf] * stages
-        self._tasks: dict[int, _Work] = {}
-        self._paths: dict[int, Path] = {}
-        self._expected = self._nothing_expected()
-        self._stale = False
-
-    def predict(self, release: float, forward: Sequence[float], backward: Sequence[float] = ()) -> Path:
-        """The path that a task would take if it were assigned now. `backward` is empty for serving."""
-        self._refresh()
-        return self._walk(_Work(release, tuple(forward), tuple(backward)), self._expected)
-
-    def assign(self, task: int, path: Path, forward: Sequence[float], backward: Sequence[float] = ()) -> None:
-        """Take a task whose path was predicted just before."""
-        self._tasks[task] = _Work(path.release, tuple(forward), tuple(backward))
-        self._paths[task] = path
-        self._expected.add(path)
-
-    def observe(self, task: int, stage: int, start: float, end: float, *, backward: bool) -> None:
-        """A stage has run a task's forward or backward from `start` to `end`; later forecasts follow from it.
-
-        The task may be finished and forgotten already: reports of different stages overtake one another, and the stage was
-        busy all the same.
-        """
-        self._seen_end[stage] = max(self._seen_end[stage], end)
-        self._stale = True
-        work = self._tasks.get(task)
-        if work is None:
-            return
-        (work.backward_seen if backward else work.forward_seen)[stage] = (start, end)
-        if work.done:
-            del self._tasks[task]
-
-    def forget(self, task: int) -> None:
-        """The task is finished or lost: it is expected nowhere any more. Unknown ones are ignored."""
-        if self._tasks.pop(task, None) is not None:
-            self._stale = True
-
-    def path(self, task: int) -> Path | None:
-        """The current forecast of an unfinished task."""
-        self._refresh()
-        return self._paths.get(task)
-
-    def _nothing_expected(self) -> _Expected:
-        return _Expected(list(self._seen_end), [[] for _ in range(self._stages)])
-
-    def _refresh(self) -> None:
-        """Forecast every unfinished task anew, in the order of assignment, from what really happened."""
-        if not self._stale:
-            return
-        self._stale = False
-        self._paths = {}
-        self._expected = self._nothing_expected()
-        for task, work in self._tasks.items():
-            self._paths[task] = path = self._walk(work, self._expected)
-            self._expected.add(path)
-
-    def _walk(self, work: _Work, expected: _Expected) -> Path:
-        fb, fe, idleness = [], [], 0.0
-        ready = work.release
-        for stage, duration in enumerate(work.forward):
-            if stage in work.forward_seen:
-                begin, ready = work.forward_seen[stage]
-            else:
-                ended = expected.ended[stage]
-                begin, busy = _fit(max(ready, ended), duration, ended, expected.backwards[stage])
-                ready = begin + duration
-                if math.isfinite(ended):
-                    idleness += max(0.0, begin - ended - busy)
-            fb.append(begin)
-            fe.append(ready)
-        bb, be = _backward(work, fe[-1]) if work.backward else ((), ())
-        return Path(work.release, tuple(fb), tuple(fe), bb, be, idleness)
-
-
-def _backward(work: _Work, ready: float) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Begins and ends of a backward whose forward ends on the last stage at `ready`."""
-    spans: list[Span] = []
-    for stage in reversed(range(len(work.backward))):
-        spans.append(work.backward_seen.get(stage, (ready, ready + work.backward[stage])))
-        ready = spans[-1][1]
-    return tuple(begin for begin, _ in reversed(spans)), tuple(end for _, end in reversed(spans))
-
-
-def _fit(begin: float, duration: float, ended: float, backwards: Sequence[Span]) -> tuple[float, float]:
-    """Begin of a forward that overlaps none of the backwards, and how long those before it keep the stage busy."""
+@compiled
+def _past_backwards(
+    state: State, node: int, sequence: int, stage: int, begin: float, duration: float, ended: float
+) -> tuple[float, float]:
+    """Begin of a forward that overlaps no backward of training with earlier `sequence`, and how long those keep the stage
+    busy after `ended`. The least fixed point of the far dependency, whatever the order of the backwards."""
+    slots, first = state.slots, state.nodes[node].first_training
+    moved = True
+    while moved:
+        moved = False
+        task = first
+        while task != NONE and slots[task].sequence < sequence:
+            if begin < state.paths[task, stage].be and begin + duration > state.paths[task, stage].bb:
+                begin, moved = state.paths[task, stage].be, True
+            task = slots[task].next_training
     busy = 0.0
-    for backward_begin, backward_end in backwards:
-        if begin + duration > backward_begin:
-            begin = max(begin, backward_end)
-            if ended <= backward_begin:
-                busy += backward_end - backward_begin
+    task = first
+    while task != NONE and slots[task].sequence < sequence:
+        begins = state.paths[task, stage].bb
+        if begin + duration > begins and ended <= begins:
+            busy += state.paths[task, stage].be - begins
+        task = slots[task].next_training
     return begin, busy
+
+
+@compiled
+def assign(state: State, node: int, slot: int, behind: int) -> None:
+    """Put a task right behind the slot `behind` of its node (NONE: first), and forecast it and what it moves.
+
+    Its times, `training`, `release` and `sequence` are set.
+    """
+    nodes, slots = state.nodes, state.slots
+    before = nodes[node].head if behind == NONE else slots[behind].next
+    slots[slot].node, slots[slot].previous, slots[slot].next = node, behind, before
+    if behind == NONE:
+        nodes[node].head = slot
+    else:
+        slots[behind].next = slot
+    if before == NONE:
+        nodes[node].tail = slot
+    else:
+        slots[before].previous = slot
+    if slots[slot].training:
+        _chain(state, node, slot)
+    elif nodes[node].last_request == behind:
+        nodes[node].last_request = slot
+    for stage in range(state.paths.shape[1]):
+        path = state.paths[slot, stage]
+        path.ran, path.fb, path.bb = 0, math.nan, math.nan
+    _follow(state, node, slot, slot)
+
+
+@compiled
+def _chain(state: State, node: int, slot: int) -> None:
+    nodes, slots = state.nodes, state.slots
+    slots[slot].next_training = NONE
+    if nodes[node].first_training == NONE:
+        nodes[node].first_training = slot
+    else:
+        slots[nodes[node].last_training].next_training = slot
+    nodes[node].last_training = slot
+
+
+@compiled
+def _unchain(state: State, node: int, slot: int) -> None:
+    nodes, slots = state.nodes, state.slots
+    earlier, here = NONE, nodes[node].first_training
+    while here != slot:
+        earlier, here = here, slots[here].next_training
+    if earlier == NONE:
+        nodes[node].first_training = slots[slot].next_training
+    else:
+        slots[earlier].next_training = slots[slot].next_training
+    if nodes[node].last_training == slot:
+        nodes[node].last_training = earlier
+
+
+@compiled
+def place_of_request(state: State, node: int, key: float, now: float, serving_first: bool) -> int:
+    """Behind which slot of a node a request with this key is to run (NONE: it is first).
+
+    With serving first it goes before training, and before requests with larger keys that have not begun, as far as is known
+    or expected.
+    """
+    nodes, slots = state.nodes, state.slots
+    behind = nodes[node].last_request if serving_first else nodes[node].tail
+    while (
+        serving_first
+        and behind != NONE
+        and slots[behind].key > key
+        and state.paths[behind, 0].fb > now
+        and state.paths[behind, 0].ran == 0
+    ):
+        behind = slots[behind].previous
+    return behind
+
+
+@compiled
+def observe(state: State, node: int, stage: int, slot: int, start: float, end: float, backward: bool) -> None:
+    """A stage has run a task's forward or backward from `start` to `end`; later forecasts follow from it.
+
+    The task may be finished and forgotten already (`slot` NONE): reports of different stages overtake one another, and the
+    stage was busy all the same.
+    """
+    nodes, _slots = state.nodes, state.slots
+    state.free_at[node, stage] = max(state.free_at[node, stage], end)
+    at_least = slot
+    if slot != NONE and backward:
+        state.paths[slot, stage].ran |= RAN_BACKWARD
+        state.paths[slot, stage].bb, state.paths[slot, stage].be = start, end
+        at_least = nodes[node].tail
+    elif slot != NONE:
+        state.paths[slot, stage].ran |= RAN_FORWARD
+        state.paths[slot, stage].fb, state.paths[slot, stage].fe = start, end
+    # What ended is a bound for everything on the stage that has not run, from the first task on.
+    _follow(state, node, nodes[node].head, at_least)
+
+
+@compiled
+def forget(state: State, slot: int) -> None:
+    """A task is finished or lost: it is expected nowhere any more."""
+    nodes, slots = state.nodes, state.slots
+    node, before, after = slots[slot].node, slots[slot].previous, slots[slot].next
+    if before == NONE:
+        nodes[node].head = after
+    else:
+        slots[before].next = after
+    if after == NONE:
+        nodes[node].tail = before
+    else:
+        slots[after].previous = before
+    if nodes[node].last_request == slot:
+        nodes[node].last_request = before
+    if slots[slot].training:
+        _unchain(state, node, slot)
+        # Far dependencies on it end wherever they are.
+        _follow(state, node, after, nodes[node].tail)
+    else:
+        _follow(state, node, after, NONE)
+
+
+@compiled
+def _follow(state: State, node: int, slot: int, at_least: int) -> None:
+    """Forecast anew from this slot on: up to the one behind `at_least` in any case, then as long as anything moves."""
+    slots = state.slots
+    must = at_least != NONE
+    while slot != NONE:
+        moved = _forecast(state, node, slot)
+        if moved == BACKWARD_MOVED:
+            # Far dependencies reach over tasks that do not move.
+            must, at_least = True, state.nodes[node].tail
+        if not must and moved == NOT_MOVED:
+            return
+        # One more than `at_least`, which may have been given its real times.
+        must = must and (at_least == NONE or slots[slot].previous != at_least)
+        slot = slots[slot].next
+
+
+@compiled
+def _forecast(state: State, node: int, slot: int) -> int:
+    """Forecast one task from the one before it; what that moved."""
+    nodes, slots = state.nodes, state.slots
+    before, sequence = slots[slot].previous, slots[slot].sequence
+    far = sequence > 0 and nodes[node].first_training != NONE
+    stages = state.paths.shape[1]
+    ready, moved = slots[slot].release, NOT_MOVED
+    for stage in range(stages):
+        ended = state.free_at[node, stage] if before == NONE else state.paths[before, stage].after
+        if state.paths[slot, stage].ran & RAN_FORWARD:
+            ready = state.paths[slot, stage].fe
+        else:
+            begin = max(ready, ended)
+            if far:
+                begin, _ = _past_backwards(state, node, sequence, stage, begin, state.forward[slot, stage], ended)
+            ready = begin + state.forward[slot, stage]
+            if state.paths[slot, stage].fb != begin:
+                state.paths[slot, stage].fb, state.paths[slot, stage].fe, moved = begin, ready, MOVED
+        after = max(ended, ready)
+        if state.paths[slot, stage].after != after:
+            state.paths[slot, stage].after, moved = after, MOVED
+    if slots[slot].training and _forecast_backward(state, slot, ready):
+        moved = BACKWARD_MOVED
+    return moved
+
+
+@compiled
+def _forecast_backward(state: State, slot: int, ready: float) -> bool:
+    """Forecast a backward whose forward ends on the last stage at `ready`; whether that moved it."""
+    _slots, moved = state.slots, False
+    for back in range(state.paths.shape[1]):
+        stage = state.paths.shape[1] - 1 - back
+        if not state.paths[slot, stage].ran & RAN_BACKWARD:
+            end = ready + state.backward[slot, stage]
+            if state.paths[slot, stage].bb != ready or state.paths[slot, stage].be != end:
+                state.paths[slot, stage].bb, state.paths[slot, stage].be, moved = ready, end, True
+        ready = state.paths[slot, stage].be
+    return moved

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from lemix_hpc.policy.drift import DEFAULT_LIMIT, Drift, DriftWatch, Running, relative_error
 from lemix_hpc.policy.events import PassKind, PassMeasured
-from lemix_hpc.policy.latency import LatencyModel, Shape, StageTime
+from lemix_hpc.policy.latency import LatencyModel, Row, Shape, StageTime
 
 MEMORY = 100
 """How many passes the past counts as."""
@@ -141,15 +141,20 @@ class Recalibrated:
         """Predicted seconds that a request alone spends on every stage: its prompt, then one pass per further token."""
         return LatencyModel(self._forms("serve"), ()).request_times(prompt, output)
 
-    def measured(self, event: PassMeasured) -> None:
-        """Learn from a pass. One that the file gives no time to teaches nothing."""
-        parts = self._given(event.kind)[event.stage].terms(event.shape)
+    def measured(self, event: PassMeasured) -> Row | None:
+        """Learn from a pass: the coefficients (`StageTime.row`) that its stage and kind has now, None if they are the file's.
+
+        A pass that the file gives no time to teaches nothing.
+        """
+        form = self._given(event.kind)[event.stage]
+        parts = form.terms(event.shape)
         if sum(parts) <= 0:
-            return
+            return None
         key = event.stage, event.kind
         if key not in self._lessons:
             self._lessons[key] = _Lesson(*key, len(parts), self._limit)
         self._lessons[key].take(event.time, parts, event.seconds)
+        return form.row(self._lessons[key].gains.values) if self._active else None
 
     @property
     def drifts(self) -> tuple[Drift, ...]:

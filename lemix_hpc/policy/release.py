@@ -1,97 +1,172 @@
-"""When training micro-batches are released: the chain rule of the paper, one chain (lane) per node.
+"""When training micro-batches go to their node: the chain rule of the paper, one chain (lane) per node, and admission.
 
-A lane is where one group at a time is fed to a node. `async`: a micro-batch follows when the one before it has finished
-its forward on the first stage, across group boundaries. `sync`: a whole group goes at once, the next one when the last
-backward of the group has left the first stage.
+A lane is where one group at a time is fed to a node. `async`: a micro-batch is let go when the one before it has finished
+its forward on the first stage, across group boundaries. `sync`: a whole group at once, the next one when the last backward
+of the group has left the first stage. What is let go may still be held until admission lets it in.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
+import math
 
-from lemix_hpc.policy.latency import Shape
-
-Release = Literal["async", "sync"]
-
-
-@dataclass(frozen=True, slots=True)
-class Group:
-    """Micro-batches of one optimizer step, each of this shape; they stay on one node."""
-
-    id: int
-    tasks: tuple[int, ...]
-    shape: Shape
+from lemix_hpc.policy.compiled import compiled
+from lemix_hpc.policy.forecast import ALL, assign, expect
+from lemix_hpc.policy.placement import choose_for_training, training_rows
+from lemix_hpc.policy.rules import OPEN, PAPER, Rules
+from lemix_hpc.policy.slots import decide, note_assigned, return_slot
+from lemix_hpc.policy.state import NONE, State
 
 
-@dataclass(frozen=True, slots=True)
-class Released:
-    """A micro-batch that may go to its node now."""
-
-    task: int
-    node: int
-    shape: Shape
-
-
-@dataclass(slots=True)
-class _Open:
-    group: Group
-    node: int
-    placed: int = 0
+@compiled
+def offer(state: State, first: int) -> None:
+    """A group, by its first task, is there to be trained on."""
+    counters = state.counters
+    state.offered[counters[0].offered_end % state.offered.size] = first
+    counters[0].offered_end += 1
 
 
-class TrainingRelease:
-    """Holds offered groups back until a lane is free, and says which micro-batches may go where."""
+@compiled
+def open_groups(state: State, rules: Rules, now: float) -> None:
+    """Open as many groups as there are free lanes, and let their first micro-batches go."""
+    counters, nodes = state.counters, state.nodes
+    while counters[0].lanes > 0 and counters[0].offered_first < counters[0].offered_end:
+        first = state.offered[counters[0].offered_first % state.offered.size]
+        slot = state.slot_of[first]
+        node = choose_for_training(state, rules, now, state.slots[slot].rows, state.slots[slot].prompt)
+        if node == NONE:
+            return
+        counters[0].offered_first += 1
+        if _outlives(state, rules, now, node, slot):
+            _refuse(state, first)
+            continue
+        counters[0].lanes -= 1
+        nodes[node].open_first, nodes[node].open_size = first, state.slots[slot].group_size
+        nodes[node].open_gone = 0
+        let_go(state, rules, now, node, nodes[node].open_size if rules.sync else 1)
 
-    def __init__(self, rule: Release, lanes: int) -> None:
-        self._rule = rule
-        self._free = lanes
-        self._offered: deque[Group] = deque()
-        self._open: dict[int, _Open] = {}
-        self._member: dict[int, int] = {}
 
-    def offer(self, group: Group) -> None:
-        self._offered.append(group)
+@compiled
+def passed(state: State, rules: Rules, now: float, node: int, stage: int, task: int, backward: bool) -> None:
+    """A micro-batch has passed a stage of its node: what follows it may go, and its lane may be free for another group."""
+    nodes = state.nodes
+    first = nodes[node].open_first
+    if stage != 0 or backward != rules.sync or first == NONE or not first <= task < first + nodes[node].open_size:
+        return
+    if task == first + nodes[node].open_size - 1:
+        nodes[node].open_first = NONE
+        state.counters[0].lanes += 1
+    elif not rules.sync:
+        let_go(state, rules, now, node, 1)
 
-    def close(self) -> None:
-        """Drop what was offered and not begun."""
-        self._offered.clear()
 
-    @property
-    def busy_nodes(self) -> set[int]:
-        """Nodes that are still being fed a group; another group would mix its gradients with theirs."""
-        return {open_.node for open_ in self._open.values()}
+@compiled
+def let_go(state: State, rules: Rules, now: float, node: int, count: int) -> None:
+    """The release rule lets the next micro-batches of a node's group go; admission may still hold them."""
+    nodes = state.nodes
+    for position in range(nodes[node].open_gone, nodes[node].open_gone + count):
+        state.slots[state.slot_of[nodes[node].open_first + position]].eligible = now
+    nodes[node].open_gone += count
+    if nodes[node].held == 0:
+        state.counters[0].holding += 1
+    nodes[node].held += count
+    admit(state, rules, now, node)
 
-    def start(self, place: Callable[[Group], int]) -> list[Released]:
-        """Open as many groups as there are free lanes; `place` picks a node that is not busy. Returns what may go."""
-        released: list[Released] = []
-        while self._free and self._offered:
-            group = self._offered.popleft()
-            open_ = _Open(group, place(group))
-            self._open[group.id] = open_
-            self._free -= 1
-            for task in group.tasks:
-                self._member[task] = group.id
-            released += self._release(open_, len(group.tasks) if self._rule == "sync" else 1)
-        return released
 
-    def finished(self, task: int, stage: int, *, backward: bool) -> list[Released]:
-        """A micro-batch has passed a stage; what may follow it on the same node. May free a lane for `start`."""
-        if stage != 0 or backward != (self._rule == "sync") or task not in self._member:
-            return []
-        open_ = self._open[self._member[task]]
-        if task != open_.group.tasks[-1]:
-            return [] if self._rule == "sync" else self._release(open_, 1)
-        del self._open[open_.group.id]
-        for member in open_.group.tasks:
-            del self._member[member]
-        self._free += 1
-        return []
+@compiled
+def admit(state: State, rules: Rules, now: float, node: int) -> None:
+    """Send what a node holds, in order, as far as admission lets it in."""
+    nodes, slots = state.nodes, state.slots
+    while nodes[node].held > 0:
+        task = nodes[node].open_first + nodes[node].open_gone - nodes[node].held
+        slot = state.slot_of[task]
+        training_rows(state, node, slots[slot].rows, slots[slot].prompt, state.forward[slot], state.backward[slot])
+        if not _admitted(state, rules, now, node, slot):
+            break
+        nodes[node].held -= 1
+        if nodes[node].held == 0:
+            state.counters[0].holding -= 1
+        _send(state, rules, now, node, slot)
+    _set_tick(state, rules)
 
-    @staticmethod
-    def _release(open_: _Open, count: int) -> list[Released]:
-        tasks = open_.group.tasks[open_.placed : open_.placed + count]
-        open_.placed += len(tasks)
-        return [Released(task, open_.node, open_.group.shape) for task in tasks]
+
+@compiled
+def _send(state: State, rules: Rules, now: float, node: int, slot: int) -> None:
+    slots = state.slots
+    state.counters[0].sequence += 1
+    slots[slot].sequence, slots[slot].release = state.counters[0].sequence, now
+    assign(state, node, slot, state.nodes[node].tail)
+    slots[slot].predicted = state.paths[slot, -1].fe - now
+    note_assigned(state, rules, node, slot, now)
+    decide(state, slots[slot].task)
+
+
+@compiled
+def _outlives(state: State, rules: Rules, now: float, node: int, slot: int) -> bool:
+    """Whether a group, all micro-batches as long as this one, would still run when the allocation ends."""
+    if rules.end == math.inf:
+        return False
+    slots = state.slots
+    forward, backward = state.forward[slot], state.backward[slot]
+    training_rows(state, node, slots[slot].rows, slots[slot].prompt, forward, backward)
+    _, end, _ = expect(state, node, state.nodes[node].tail, ALL, now, forward)
+    longest = (forward + backward).max()
+    return end + backward.sum() + (slots[slot].group_size - 1) * longest > rules.end
+
+
+@compiled
+def _refuse(state: State, first: int) -> None:
+    """A group is never started."""
+    for task in range(first, first + state.slots[state.slot_of[first]].group_size):
+        return_slot(state, state.slot_of[task])
+        decide(state, task)
+
+
+@compiled
+def _admitted(state: State, rules: Rules, now: float, node: int, slot: int) -> bool:
+    """Whether a micro-batch may go to its node now, for the sake of the requests there."""
+    slots, nodes = state.slots, state.nodes
+    if rules.admission == OPEN or now - slots[slot].eligible >= rules.max_hold:
+        return True
+    if rules.admission == PAPER:
+        _, end, _ = expect(state, node, nodes[node].tail, ALL, now, state.forward[slot])
+        return end - now <= rules.limit or nodes[node].requests == 0
+    return smallest_slack(state, rules, node) >= _in_the_way(state, rules, slot)
+
+
+@compiled
+def _in_the_way(state: State, rules: Rules, slot: int) -> float:
+    """How long a micro-batch can keep requests waiting, seconds: on every stage one piece of a pass, or all of it."""
+    _slots, total = state.slots, 0.0
+    for stage in range(state.forward.shape[1]):
+        longest = max(state.forward[slot, stage], state.backward[slot, stage])
+        total += longest / rules.pieces if rules.serving_first else state.forward[slot, stage] + longest
+    return total
+
+
+@compiled
+def smallest_slack(state: State, rules: Rules, node: int) -> float:
+    """Seconds by which the most pressed request of a node is expected to meet its limit; those that miss it in any case
+    have nothing to lose."""
+    slots, slack = state.slots, math.inf
+    slot = state.nodes[node].head
+    while slot != NONE:
+        if not slots[slot].training:
+            spare = slots[slot].release + rules.limit - state.paths[slot, -1].fe
+            if spare >= 0.0:
+                slack = min(slack, spare)
+        slot = slots[slot].next
+    return slack
+
+
+@compiled
+def _set_tick(state: State, rules: Rules) -> None:
+    """When the first held micro-batch has been held long enough."""
+    counters, nodes = state.counters, state.nodes
+    counters[0].tick_at = math.inf
+    if counters[0].holding == 0:
+        return
+    for node in range(nodes.size):
+        if nodes[node].held > 0:
+            slot = state.slot_of[nodes[node].open_first + nodes[node].open_gone - nodes[node].held]
+            until = state.slots[slot].eligible + rules.max_hold
+            counters[0].tick_at = min(counters[0].tick_at, until)

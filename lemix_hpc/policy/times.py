@@ -1,6 +1,6 @@
 """Stage times as arrays, for compiled code: the same figures as `latency.StageTime`, from a table and five coefficients.
 
-    t = constant + gain * level(T) + c sum(l^2) + d sum(kv) + e n,   T = sum(l), n sequences that prefill
+t = constant + gain * level(T) + c sum(l^2) + d sum(kv) + e n,   T = sum(l), n sequences that prefill
 """
 
 from __future__ import annotations
@@ -66,10 +66,7 @@ def kind_seconds(
     """Predicted seconds of one pass on a stage of any node of this kind."""
     level = times.level[kind, BACKWARD_PASS if direction == BACKWARD_PASS else FORWARD_PASS, stage]
     last = level.size - 1
-    if tokens <= last:
-        height = level[tokens]
-    else:
-        height = level[last] + (tokens - last) * (level[last] - level[last - 1])
+    height = level[tokens] if tokens <= last else level[last] + (tokens - last) * (level[last] - level[last - 1])
     row = times.linear[kind, direction, stage]
     seconds: float = row[0] + row[1] * height + row[2] * squares + row[3] * cached + row[4] * prefills
     return seconds

@@ -1,0 +1,151 @@
+"""What the policy depends on: the configuration as people give it, and the same as numbers for compiled code."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, get_args
+
+from lemix_hpc.policy.drift import DEFAULT_LIMIT
+
+PlacementName = Literal[
+    "least-completion", "lemix", "lemix-paper", "pack", "separate", "round-robin", "random", "least-utilised"
+]
+OrderName = Literal["fcfs", "shortest", "deadline"]
+AdmissionName = Literal["slack", "paper", "none"]
+Release = Literal["async", "sync"]
+
+LEAST_COMPLETION, LEMIX, LEMIX_PAPER, PACK, SEPARATE, ROUND_ROBIN, RANDOM, LEAST_UTILISED = range(8)
+SLACK, PAPER, OPEN = range(3)
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerConfig:
+    """What the policy depends on; times in seconds.
+
+    `t0`: mean unloaded response; requests aim at `slo_factor` times that. `training_nodes`: of `separate`, default half.
+    `lanes`: how many groups are fed to nodes at the same time, default one per node. `pieces`: in how many a training pass
+    is cut, at whose ends it can rest. `max_hold`: how long admission may hold training back. `end`: when the allocation
+    ends, less the drain reserve. `batch_requests`: the most that generate in one batch. `oracle`: forecasts know output
+    lengths. `recalibrate`: correct stage times by what ran; `drift_limit`: relative error of given times that raises an
+    alarm. The scores' `lambda1`, `lambda2`, `tau` and `keep` are explained in docs/policy.md.
+    """
+
+    nodes: int
+    placement: PlacementName = "least-completion"
+    release: Release = "async"
+    training_nodes: int | None = None
+    lanes: int | None = None
+    order: OrderName = "deadline"
+    serving_first: bool = True
+    yield_training: bool = True
+    pieces: int = 16
+    admission: AdmissionName = "slack"
+    max_hold: float = 10.0
+    lambda1: float = 0.15
+    lambda2: float = 0.05
+    tau: float | None = None
+    keep: float | None = None
+    t0: float = 1.0
+    slo_factor: float = 5.0
+    end: float = math.inf
+    batch_requests: int = 8
+    oracle: bool = False
+    seed: int = 0
+    recalibrate: bool = True
+    drift_limit: float = DEFAULT_LIMIT
+
+    @property
+    def split(self) -> Split | None:
+        """Which nodes serve and which train, where they are separate."""
+        return Split.of(self.nodes, self.training_nodes) if self.placement == "separate" else None
+
+    @property
+    def lanes_in_all(self) -> int:
+        """How many groups are fed at the same time: no more than there are nodes that train."""
+        trainers = len(self.split.training) if self.split else self.nodes
+        return trainers if self.lanes is None else min(self.lanes, trainers)
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """The two parts of a separated cluster."""
+
+    serving: range
+    training: range
+
+    @staticmethod
+    def of(nodes: int, training_nodes: int | None) -> Split:
+        """The last `training_nodes` nodes train (default: half). Raises ValueError when a part would be empty."""
+        train = nodes // 2 if training_nodes is None else training_nodes
+        if not 0 < train < nodes:
+            raise ValueError(f"{train} of {nodes} nodes cannot train while at least one serves")
+        return Split(range(nodes - train), range(nodes - train, nodes))
+
+    def served_by(self, trainer: int) -> tuple[int, ...]:
+        """The serving nodes that get their weights from this training node: trainers take turns, so each has one source."""
+        return tuple(n for n in self.serving if self.training[n % len(self.training)] == trainer)
+
+
+class Rules(NamedTuple):
+    """A `SchedulerConfig` for compiled code. Nodes below `servers` serve, those from `trainers` on train.
+
+    A request's key is its arrival, plus `patience` times its seconds of work, plus `postpone` if it cannot meet its limit.
+    """
+
+    placement: int
+    servers: int
+    trainers: int
+    sync: bool
+    serving_first: bool
+    pieces: int
+    admission: int
+    max_hold: float
+    lambda1: float
+    lambda2: float
+    tau: float
+    keep: float
+    t0: float
+    limit: float
+    patience: float
+    postpone: float
+    end: float
+    batch_requests: int
+    oracle: bool
+
+
+PATIENCE = 5.0
+"""`shortest` and `deadline`: a request gives way to those that come so many times its own work later and are shorter."""
+POSTPONED = 20.0
+"""`deadline`: a request that cannot meet its limit gives way to those that come so many T0 later and can."""
+UTILISATION_MEMORY = 20.0
+"""`least-utilised` forgets stage time that was given so many T0 ago, to 1/e."""
+TAU_PAPER = 0.2
+TAU, KEEP = 2.0, 5.0
+
+
+def make_rules(config: SchedulerConfig) -> Rules:
+    """The configuration as numbers."""
+    split = config.split
+    paper = config.placement == "lemix-paper"
+    return Rules(
+        placement=get_args(PlacementName).index(config.placement),
+        servers=len(split.serving) if split else config.nodes,
+        trainers=split.training.start if split else 0,
+        sync=config.release == "sync",
+        serving_first=config.serving_first,
+        pieces=config.pieces if config.yield_training else 1,
+        admission=get_args(AdmissionName).index(config.admission),
+        max_hold=config.max_hold,
+        lambda1=config.lambda1,
+        lambda2=config.lambda2,
+        tau=config.tau if config.tau is not None else TAU_PAPER if paper else TAU,
+        keep=config.keep if config.keep is not None else KEEP,
+        t0=config.t0,
+        limit=config.slo_factor * config.t0,
+        patience=0.0 if config.order == "fcfs" else PATIENCE,
+        postpone=POSTPONED * config.t0 if config.order == "deadline" else 0.0,
+        end=config.end,
+        batch_requests=config.batch_requests,
+        oracle=config.oracle,
+    )

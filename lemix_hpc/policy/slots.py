@@ -1,0 +1,70 @@
+"""Taking and returning the rows of unfinished tasks, and what is counted when a task goes to a node."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from lemix_hpc.policy.compiled import compiled
+from lemix_hpc.policy.rules import UTILISATION_MEMORY, Rules
+from lemix_hpc.policy.state import NONE, WINDOW, State
+
+
+@compiled
+def take_slot(state: State, task: int) -> int:
+    """A row for a task; there must be one free."""
+    counters = state.counters
+    counters[0].free -= 1
+    slot = state.free_slots[counters[0].free]
+    state.slot_of[task] = slot
+    state.slots[slot].task = task
+    state.slots[slot].node = NONE
+    return slot
+
+
+@compiled
+def return_slot(state: State, slot: int) -> None:
+    """The task has its outcome."""
+    counters = state.counters
+    state.slot_of[state.slots[slot].task] = NONE
+    state.free_slots[counters[0].free] = slot
+    counters[0].free += 1
+
+
+@compiled
+def decide(state: State, task: int) -> None:
+    """Tell the caller to send a task to its node."""
+    counters = state.counters
+    state.decided[counters[0].decided] = task
+    counters[0].decided += 1
+
+
+@compiled
+def note_assigned(state: State, rules: Rules, node: int, slot: int, now: float) -> None:
+    """Keep what scores go by: how used a node is, when it got its last task, and how long its tasks are."""
+    slots, nodes, memory = state.slots, state.nodes, UTILISATION_MEMORY * rules.t0
+    work = state.forward[slot].sum()
+    if slots[slot].training:
+        work += state.backward[slot].sum()
+    nodes[node].used = nodes[node].used * math.exp(-(now - nodes[node].used_at) / memory) + work
+    nodes[node].used_at = now
+    nodes[node].last_release = now
+    length = slots[slot].rows * slots[slot].prompt
+    nodes[node].lengths += 1
+    difference = length - nodes[node].mean_length
+    nodes[node].mean_length += difference / nodes[node].lengths
+    nodes[node].squared_lengths += difference * (length - nodes[node].mean_length)
+
+
+@compiled
+def note_output(state: State, output: int) -> None:
+    """Learn from the tokens that a request produced: forecasts take the median of the last ones."""
+    counters = state.counters
+    state.window[counters[0].outputs % WINDOW] = output
+    counters[0].outputs += 1
+    seen = counters[0].outputs
+    # The median moves slowly; sorting for every request would be most of the work.
+    if seen % 8 == 1:
+        recent = np.sort(state.window[: min(seen, WINDOW)])
+        counters[0].expected_output = recent[recent.size // 2]

@@ -1,0 +1,206 @@
+"""What the scheduler knows, as arrays: tasks that are not finished, nodes, training on offer, and decisions.
+
+The Python `Scheduler` and the compiled loop of the simulator work on the same state through the same compiled functions.
+Few arrays, of records: each array that a compiled function takes costs at every call.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lemix_hpc.policy.compiled import compiled
+from lemix_hpc.policy.times import Times
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+Records = NDArray[Any]
+
+NONE = -1
+"""No slot, no task, no node."""
+RAN_FORWARD, RAN_BACKWARD = 1, 2
+"""Bits of `ran`."""
+WINDOW = 256
+"""Output lengths that predictions of further ones go by."""
+
+SLOT = np.dtype(
+    [
+        ("task", "i8"),
+        ("node", "i8"),
+        ("next", "i8"),  # in the order in which the node is expected to run its tasks
+        ("previous", "i8"),
+        ("next_training", "i8"),
+        ("sequence", "i8"),  # far dependencies are on training of earlier sequences; 0: on none
+        ("training", "?"),
+        ("prompt", "i8"),  # tokens; of training, tokens in each of the `rows`
+        ("rows", "i8"),
+        ("output", "i8"),  # tokens that were asked for
+        ("group_size", "i8"),
+        ("release", "f8"),
+        ("eligible", "f8"),  # when training might have gone, but for being held
+        ("key", "f8"),  # requests that wait on a node run by the smallest
+        ("predicted", "f8"),  # response time, when the task was placed
+    ],
+    align=True,
+)
+"""An unfinished task. Times are in seconds since the start of the run."""
+
+PATH = np.dtype(
+    [
+        ("fb", "f8"),  # expected begins and ends of forward and backward, or real ones, where `ran` says so
+        ("fe", "f8"),
+        ("bb", "f8"),
+        ("be", "f8"),
+        ("after", "f8"),  # when the stage is through with this forward and all before it
+        ("ran", "i8"),
+    ],
+    align=True,
+)
+"""A task on a stage."""
+
+NODE = np.dtype(
+    [
+        ("head", "i8"),  # first and last slot in running order
+        ("tail", "i8"),
+        ("last_request", "i8"),  # the last slot that serves, where serving goes first
+        ("first_training", "i8"),
+        ("last_training", "i8"),
+        ("requests", "i8"),  # unfinished ones, and those of them that generate
+        ("generating", "i8"),
+        ("used", "f8"),  # stage seconds given lately, as of `used_at`
+        ("used_at", "f8"),
+        ("last_release", "f8"),  # of the last task, -inf before the first
+        ("lengths", "f8"),  # how many tasks, their mean length and the sum of squared deviations
+        ("mean_length", "f8"),
+        ("squared_lengths", "f8"),
+        ("open_first", "i8"),  # the group that the node is fed: its first task, how many, and how many were let go
+        ("open_size", "i8"),
+        ("open_gone", "i8"),
+        ("held", "i8"),  # how many of those, the last ones, wait for admission
+    ],
+    align=True,
+)
+
+COUNTER = np.dtype(
+    [
+        ("sequence", "i8"),
+        ("free", "i8"),  # slots
+        ("lanes", "i8"),  # free ones
+        ("offered_first", "i8"),  # the ring of offered groups
+        ("offered_end", "i8"),
+        ("request_turn", "i8"),
+        ("training_turn", "i8"),
+        ("random", "u8"),
+        ("missed", "f8"),  # share of the last requests that were expected to miss their limit for having waited
+        ("tick_at", "f8"),  # when the scheduler wants to be asked again
+        ("holding", "i8"),  # nodes that hold training
+        ("outputs", "i8"),  # lengths seen
+        ("expected_output", "f8"),
+        ("decided", "i8"),
+    ],
+    align=True,
+)
+
+
+class State(NamedTuple):
+    """Everything. Slots are rows of `slots` and `paths`, and of `forward` and `backward`, predicted seconds of work.
+
+    `slots`: (slots,); `paths`, `forward`, `backward`: (slots, stages); `nodes`: (nodes,); `free_at`: (nodes, stages), latest
+    real end on a stage, -inf before the first; `counters`: (1,). `slot_of`: (tasks,), the slot of every unfinished task.
+    `free_slots` is a stack, `offered` a ring of the first tasks of groups, `window` holds output lengths seen last.
+    `decided`: the first `counters[0].decided` tasks are to be sent to their nodes, or refused if they have no slot.
+    `scratch`: (2, stages), for a task that is on no node yet.
+    """
+
+    times: Times
+    slots: Records
+    paths: Records
+    forward: Floats
+    backward: Floats
+    nodes: Records
+    free_at: Floats
+    counters: Records
+    slot_of: Ints
+    free_slots: Ints
+    offered: Ints
+    window: Ints
+    decided: Ints
+    scratch: Floats
+
+
+def make_state(times: Times, *, lanes: int, seed: int, expected_output: float, slots: int = 1024) -> State:
+    """An empty cluster with room for so many unfinished tasks."""
+    stages, nodes = times.linear.shape[2], times.kind_of.size
+    return State(
+        times=times,
+        slots=np.zeros(slots, SLOT),
+        paths=np.zeros((slots, stages), PATH),
+        forward=np.zeros((slots, stages)),
+        backward=np.zeros((slots, stages)),
+        nodes=_make_nodes(nodes),
+        free_at=np.full((nodes, stages), -np.inf),
+        counters=_make_counters(slots, lanes, seed, expected_output),
+        slot_of=np.full(slots, NONE),
+        free_slots=np.arange(slots)[::-1].copy(),
+        offered=np.zeros(slots, dtype=np.int64),
+        window=np.zeros(WINDOW, dtype=np.int64),
+        decided=np.zeros(slots, dtype=np.int64),
+        scratch=np.zeros((2, stages)),
+    )
+
+
+@compiled
+def full(state: State, tasks: int, more: int) -> bool:
+    """Whether there is no room for `more` unfinished tasks, or for numbers up to `tasks`."""
+    return state.counters[0].free < more or state.slot_of.size < tasks
+
+
+def grown(state: State, tasks: int = 0) -> State:
+    """The same state with twice the slots, and room for task numbers up to `tasks` and as many again."""
+    old, counters = state.slots.size, state.counters[0]
+    size = 2 * old
+    # The ring of offered groups is written anew from its start.
+    first, end = int(counters["offered_first"]), int(counters["offered_end"])
+    offered = np.zeros(size, dtype=np.int64)
+    offered[: end - first] = state.offered[np.arange(first, end) % old]
+    counters["offered_first"], counters["offered_end"] = 0, end - first
+    free = int(counters["free"])
+    free_slots = np.zeros(size, dtype=np.int64)
+    free_slots[:old] = np.arange(old, size)[::-1]
+    free_slots[old : old + free] = state.free_slots[:free]
+    counters["free"] = old + free
+    return state._replace(
+        slots=_longer(state.slots, size),
+        paths=_longer(state.paths, size),
+        forward=_longer(state.forward, size),
+        backward=_longer(state.backward, size),
+        slot_of=_longer(state.slot_of, max(2 * tasks, state.slot_of.size), NONE),
+        free_slots=free_slots,
+        offered=offered,
+        decided=_longer(state.decided, size),
+    )
+
+
+def _make_nodes(count: int) -> Records:
+    nodes = np.zeros(count, NODE)
+    for link in ("head", "tail", "last_request", "first_training", "last_training", "open_first"):
+        nodes[link] = NONE
+    nodes["last_release"] = -np.inf
+    return nodes
+
+
+def _make_counters(slots: int, lanes: int, seed: int, expected_output: float) -> Records:
+    counters = np.zeros(1, COUNTER)
+    counters["free"], counters["lanes"], counters["random"] = slots, lanes, seed
+    counters["tick_at"], counters["expected_output"] = np.inf, expected_output
+    return counters
+
+
+def _longer(array: NDArray[Any], size: int, value: int = 0) -> NDArray[Any]:
+    longer = np.zeros((size, *array.shape[1:]), dtype=array.dtype)
+    if value:
+        longer[array.shape[0] :] = value
+    longer[: array.shape[0]] = array
+    return longer
