@@ -125,7 +125,7 @@ def _refuse(state: State, first: int) -> None:
 def _admitted(state: State, rules: Rules, now: float, node: int, slot: int) -> bool:
     """Whether a micro-batch may go to its node now, for the sake of the requests there."""
     slots, nodes = state.slots, state.nodes
-    if rules.admission == OPEN or now - slots[slot].eligible >= rules.max_hold:
+    if rules.admission == OPEN or now >= slots[slot].eligible + rules.max_hold:  # rounded as in `_set_tick`
         return True
     if rules.admission == PAPER:
         _, end, _ = expect(state, node, nodes[node].tail, ALL, now, state.forward[slot])
