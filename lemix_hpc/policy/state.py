@@ -158,7 +158,10 @@ def full(state: State, tasks: int, more: int) -> bool:
 
 
 def grown(state: State, tasks: int = 0) -> State:
-    """The same state with twice the slots, and room for task numbers up to `tasks` and as many again."""
+    """The same state with room for task numbers up to `tasks` and as many again, or, if it has that, with twice the slots."""
+    if state.slot_of.size < tasks:
+        # Numbers are never used again, slots are: a long run must not have a slot for each of its tasks.
+        return state._replace(slot_of=_longer(state.slot_of, 2 * tasks, NONE))
     old, counters = state.slots.size, state.counters[0]
     size = 2 * old
     # The ring of offered groups is written anew from its start.
@@ -176,7 +179,6 @@ def grown(state: State, tasks: int = 0) -> State:
         paths=_longer(state.paths, size),
         forward=_longer(state.forward, size),
         backward=_longer(state.backward, size),
-        slot_of=_longer(state.slot_of, max(2 * tasks, state.slot_of.size), NONE),
         free_slots=free_slots,
         offered=offered,
         decided=_longer(state.decided, size),
