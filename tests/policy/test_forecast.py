@@ -1,18 +1,29 @@
-import json
-import os
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+"""The compiled forecast: the golden cases, situations worked out by hand, and agreement with the forecast from scratch."""
 
+import json
+import math
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
 import pytest
-from hypothesis import assume, given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lemix_hpc.policy.forecast import NodeForecast
-from lemix_hpc.policy.forecast import Path as Forecast
+from lemix_hpc.policy.forecast import ALL, assign, expect, forget, observe
+from lemix_hpc.policy.latency import Affine, LatencyModel
+from lemix_hpc.policy.placement import length_consistency, request_candidate, score
+from lemix_hpc.policy.rules import OrderName, SchedulerConfig, make_rules
+from lemix_hpc.policy.slots import note_assigned, take_slot
+from lemix_hpc.policy.state import NONE, State, make_state
+from lemix_hpc.policy.times import make_times
+from tests.policy.mirror import Arrive, Finish, Mirror, Offer, Report, Step, paths_of
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 GOLDEN = Path(os.environ.get("LEMIX_GOLDEN", REPOSITORY.parent / "shared" / "golden")) / "policy_cases.json"
+FIFO = make_rules(SchedulerConfig(nodes=1, serving_first=False))
 
 
 @dataclass(frozen=True)
@@ -24,341 +35,283 @@ class Job:
     backward: tuple[float, ...] = ()
 
 
-@dataclass(frozen=True)
-class Run:
-    """One forward or backward on a stage, as predicted or as it was."""
-
-    task: int
-    stage: int
-    backward: bool
-    begin: float
-    end: float
-
-
-def forecast_of(stages: int, jobs: list[Job]) -> NodeForecast:
-    """A node that was given these tasks, numbered from 0."""
-    node = NodeForecast(stages)
+def node_with(stages: int, jobs: list[Job]) -> State:
+    """A node that runs these tasks, numbered from 0, in this order."""
+    form = (Affine(1, 0, 0),) * stages
+    state = make_state(
+        make_times([LatencyModel(form, form)], np.zeros(1, dtype=np.int64), table=1),
+        lanes=1,
+        seed=0,
+        expected_output=1.0,
+        slots=16,
+    )
     for task, job in enumerate(jobs):
-        node.assign(task, node.predict(job.release, job.forward, job.backward), job.forward, job.backward)
-    return node
+        slot = take_slot(state, task)
+        work = state.slots[slot]
+        work["training"], work["release"], work["sequence"] = bool(job.backward), job.release, task + 1
+        work["rows"], work["prompt"] = 1, 8
+        state.forward[slot], state.backward[slot] = job.forward, job.backward or (0.0,) * stages
+        assign(state, 0, slot, state.nodes[0]["tail"])
+        note_assigned(state, FIFO, 0, slot, job.release)
+    return state
 
 
-def paths_of(node: NodeForecast, count: int) -> list[Forecast]:
-    paths = [node.path(task) for task in range(count)]
-    assert all(path is not None for path in paths)
-    return [path for path in paths if path is not None]
+def expected(state: State, job: Job) -> tuple[tuple[float, ...], tuple[float, ...], float]:
+    """Begins, ends and idleness of one more task, behind all others."""
+    forward = np.array(job.forward)
+    _, _, idleness = expect(state, 0, state.nodes[0]["tail"], ALL, job.release, forward)
+    number = int(np.sum(state.slot_of != NONE)) + 1
+    slot = take_slot(state, number)
+    state.slots[slot]["training"], state.slots[slot]["release"] = False, job.release
+    state.slots[slot]["sequence"], state.forward[slot] = number, forward
+    assign(state, 0, slot, state.nodes[0]["tail"])
+    fb, fe = (tuple(state.paths[slot][name].tolist()) for name in ("fb", "fe"))
+    forget(state, slot)
+    return fb, fe, idleness
 
 
-def runs_of(paths: list[Forecast]) -> list[Run]:
-    forwards = [
-        Run(task, stage, False, *span)
-        for task, path in enumerate(paths)
-        for stage, span in enumerate(zip(path.fb, path.fe, strict=True))
-    ]
-    backwards = [
-        Run(task, stage, True, *span)
-        for task, path in enumerate(paths)
-        for stage, span in enumerate(zip(path.bb, path.be, strict=True))
-    ]
-    return forwards + backwards
+def begins(state: State, task: int) -> tuple[float, ...]:
+    return tuple(state.paths[state.slot_of[task]]["fb"].tolist())
 
 
-def observe(node: NodeForecast, run: Run) -> None:
-    node.observe(run.task, run.stage, run.begin, run.end, backward=run.backward)
+def saw(state: State, task: int, stage: int, start: float, end: float, *, backward: bool = False) -> None:
+    observe(state, 0, stage, state.slot_of[task] if task >= 0 else NONE, start, end, backward)
 
 
-def overlapping(runs: list[Run]) -> list[tuple[Run, Run]]:
-    """Pairs on the same stage that share more than a rounding error of time."""
-    return [
-        (a, b)
-        for i, a in enumerate(runs)
-        for b in runs[i + 1 :]
-        if a.stage == b.stage and min(a.end, b.end) - max(a.begin, b.begin) > 1e-9
-    ]
+# Golden cases
 
 
-# Whole numbers of seconds: sums are exact, so that properties can be stated without tolerances.
-seconds = st.integers(1, 9).map(float)
-STAGES = st.integers(1, 4)
-
-
-@st.composite
-def jobs(draw: st.DrawFn, stages: int, *, training: bool = True, at_most: int = 7) -> list[Job]:
-    """Tasks in the order of their release."""
-    times = st.tuples(*[seconds] * stages)
-    kind = st.builds(Job, st.just(0.0), times, st.one_of(st.just(()), times) if training else st.just(()))
-    drawn = draw(st.lists(kind, min_size=1, max_size=at_most))
-    gaps = draw(st.lists(st.integers(0, 12), min_size=len(drawn), max_size=len(drawn)))
-    releases = [float(sum(gaps[: i + 1])) for i in range(len(gaps))]
-    return [Job(release, job.forward, job.backward) for release, job in zip(releases, drawn, strict=True)]
-
-
-nodes = STAGES.flatmap(lambda stages: st.tuples(st.just(stages), jobs(stages)))
-serving_nodes = STAGES.flatmap(lambda stages: st.tuples(st.just(stages), jobs(stages, training=False)))
-
-
-# Four cases worked out by hand from the equations of docs/policy.md.
-
-
-@pytest.mark.parametrize(
-    ("history", "query", "fb", "fe", "idleness", "response"),
-    [
-        pytest.param(
-            [],
-            Job(0.0, (1.0, 2.0)),
-            # fb_0 is the release and fb_1 = fe_0; nothing is idle because the node was never used.
-            (0.0, 1.0),
-            (1.0, 3.0),
-            0.0,
-            3.0,
-            id="empty node",
-        ),
-        pytest.param(
-            [Job(0.0, (1.0, 1.0))],
-            Job(0.5, (2.0, 1.0)),
-            # The first request leaves the stages at 1 and 2; stage 1 then waits one second for the longer second one.
-            (1.0, 3.0),
-            (3.0, 4.0),
-            1.0,
-            3.5,
-            id="serving behind serving",
-        ),
-        pytest.param(
-            [Job(0.0, (1.0, 1.0, 1.0), (2.0, 2.0, 2.0))],
-            Job(2.0, (1.0, 1.0, 1.0)),
-            # Backward: [3, 5] on stage 2, [5, 7] on 1, [7, 9] on 0. The forward fits in front of it on stages 0 and 1 and waits
-            # for it on stage 2. Idle: 1 s on stage 0, 1 s on stage 1, nothing on stage 2, where the backward ran.
-            (2.0, 3.0, 5.0),
-            (3.0, 4.0, 6.0),
-            2.0,
-            4.0,
-            id="far dependency on the last stage",
-        ),
-        pytest.param(
-            [Job(19.0, (10.0, 10.0))],
-            Job(20.0, (1.0, 1.0)),
-            # The stages are busy until 29 and 39.
-            (29.0, 39.0),
-            (30.0, 40.0),
-            0.0,
-            20.0,
-            id="busy node",
-        ),
-    ],
-)
-def test_forecast_worked_out_by_hand(
-    history: list[Job], query: Job, fb: tuple[float, ...], fe: tuple[float, ...], idleness: float, response: float
-) -> None:
-    path = forecast_of(len(query.forward), history).predict(query.release, query.forward, query.backward)
-    assert (path.fb, path.fe, path.idleness, path.response) == (fb, fe, idleness, response)
-
-
-def test_forecasts_of_the_golden_file(subtests: pytest.Subtests) -> None:
+@pytest.fixture(scope="module")
+def golden() -> list[dict[str, Any]]:
     if not GOLDEN.is_file():
         pytest.skip(f"no golden cases in {GOLDEN}; set LEMIX_GOLDEN to the directory of policy_cases.json")
-    cases = [case for case in json.loads(GOLDEN.read_text())["cases"] if case["kind"] == "alg1"]
+    cases: list[dict[str, Any]] = json.loads(GOLDEN.read_text())["cases"]
+    return cases
+
+
+def test_golden_forecasts_and_scores(golden: list[dict[str, Any]], subtests: pytest.Subtests) -> None:
+    cases = [case for case in golden if case["kind"] == "alg1"]
     assert cases
     for case in cases:
         with subtests.test(msg=f"{case['name']}: {case['why']}"):
-            given_, expect = case["input"], case["expect"]
-            query = golden_job(given_["query"])
-            node = forecast_of(given_["S"], [golden_job(task) for task in given_["history"]])
-            path = node.predict(query.release, query.forward, query.backward)
-            assert path.fb == pytest.approx(expect["fb"])
-            assert path.fe == pytest.approx(expect["fe"])
-            assert path.idleness == pytest.approx(expect["II"])
-            assert path.response == pytest.approx(expect["R"])
+            check_golden(case["input"], case["expect"])
+
+
+def check_golden(given_: dict[str, Any], expect_: dict[str, Any]) -> None:
+    query = golden_job(given_["query"])
+    state = node_with(given_["S"], [golden_job(task) for task in given_["history"]])
+    fb, fe, idleness = expected(state, query)
+    assert (fb, fe) == (tuple(expect_["fb"]), tuple(expect_["fe"]))
+    assert idleness == pytest.approx(expect_["II"])
+
+    alone = sum(query.forward)
+    length = 200
+    lengths_of(state, length, density=given_.get("LC", 0.0), unit=given_.get("LCu", 0.0))
+    forward, now = np.array(query.forward), query.release
+    alpha, beta, tau = given_["abt"]
+    paper = SchedulerConfig(1, "lemix-paper", serving_first=False, lambda1=alpha, lambda2=beta, tau=tau)
+    t0, lambda1, lambda2, tau, keep = given_["fix"]
+    fixed = SchedulerConfig(
+        1, "lemix", serving_first=False, lambda1=lambda1, lambda2=lambda2, tau=tau, keep=keep, t0=t0
+    )
+    by_paper = request_candidate(state, make_rules(paper), 0, now, alone, length, forward)
+    assert by_paper.response == pytest.approx(expect_["R"])
+    assert by_paper.response - alone == pytest.approx(expect_["W"])
+    assert by_paper.idleness == pytest.approx(expect_["II"])
+    assert by_paper.score == pytest.approx(expect_["score_code"])
+    by_fixed = request_candidate(state, make_rules(fixed), 0, now, alone, length, forward)
+    assert by_fixed.score == pytest.approx(expect_["score_fix"])
+
+    # The two terms that the paper's score is made of, where a score is nothing but the one.
+    last = state.nodes[0]["last_release"]
+    gap = now - last if last > -math.inf else 0.0
+    assert gap == pytest.approx(expect_["gap"])
+    profit = make_rules(replace(paper, lambda1=1.0, lambda2=0.0))
+    assert score(state, profit, 0, now, 1.0, 0.0, idleness, alone, length) == pytest.approx(expect_["IP"])
 
 
 def golden_job(task: dict[str, Any]) -> Job:
     return Job(task["release"], tuple(task["F"]), tuple(task["B"]) if task["train"] else ())
 
 
-# What every forecast holds to.
+def lengths_of(state: State, length: int, *, density: float, unit: float) -> None:
+    """Let lengths of tasks on node 0 be such that this one is as consistent with them."""
+    node = state.nodes[0]
+    if unit == 0.0:
+        node["squared_lengths"] = 0.0
+        return
+    std = unit / (density * math.sqrt(2 * math.pi))
+    node["lengths"], node["squared_lengths"] = 7, 7 * std**2
+    node["mean_length"] = length - std * math.sqrt(-2 * math.log(unit))
 
 
-@given(nodes)
-def test_paths_are_ordered(node: tuple[int, list[Job]]) -> None:
-    stages, tasks = node
-    for job, path in zip(tasks, paths_of(forecast_of(stages, tasks), len(tasks)), strict=True):
-        assert path.fb[0] >= job.release
-        assert all(path.fb[s + 1] >= path.fe[s] for s in range(stages - 1))
-        assert [e - b for b, e in zip(path.fb, path.fe, strict=True)] == list(job.forward)
-        assert path.response >= sum(job.forward)
-        assert path.idleness >= 0
-        if job.backward:
-            assert path.bb[-1] == path.fe[-1]
-            assert all(path.bb[s] == path.be[s + 1] for s in range(stages - 1))
-            assert [e - b for b, e in zip(path.bb, path.be, strict=True)] == list(job.backward)
-            assert path.completion == path.be[0]
-        else:
-            assert (path.bb, path.be, path.completion) == ((), (), path.fe[-1])
+def test_golden_length_consistency(golden: list[dict[str, Any]], subtests: pytest.Subtests) -> None:
+    cases = [case for case in golden if case["kind"] == "lc"]
+    assert cases
+    for case in cases:
+        with subtests.test(msg=case["name"]):
+            state = node_with(1, [])
+            for task, length in enumerate(case["input"]["lengths"]):
+                slot = take_slot(state, task)
+                state.slots[slot]["rows"], state.slots[slot]["prompt"] = 1, length
+                note_assigned(state, FIFO, 0, slot, 0.0)
+            here = state.nodes[0]
+            assert here["mean_length"] == pytest.approx(case["expect"]["mean"])
+            assert math.sqrt(here["squared_lengths"] / here["lengths"]) == pytest.approx(case["expect"]["std"])
+            length = case["input"]["l"]
+            assert length_consistency(state, 0, length, False) == pytest.approx(case["expect"]["unit"])
+            assert length_consistency(state, 0, length, True) == pytest.approx(case["expect"]["pdf"])
 
 
-@given(nodes)
-def test_no_forward_overlaps_a_forward_or_a_backward(node: tuple[int, list[Job]]) -> None:
-    stages, tasks = node
-    runs = runs_of(paths_of(forecast_of(stages, tasks), len(tasks)))
-    assert not [(a, b) for a, b in overlapping(runs) if not (a.backward and b.backward)]
+def test_lengths_that_are_all_equal_are_consistent_with_nothing() -> None:
+    state = node_with(1, [Job(0.0, (1.0,))] * 3)
+    assert length_consistency(state, 0, 8, False) == 0.0
+
+
+# Worked out by hand
 
 
 def test_backwards_that_overtook_one_another_are_passed_in_the_order_of_time() -> None:
-    """On stage 0 the second backward is expected at [7, 8], before the first one's [14, 17]."""
-    tasks = [Job(0.0, (1.0, 1.0, 1.0), (3.0, 11.0, 1.0)), Job(0.0, (1.0, 1.0, 1.0), (1.0, 1.0, 1.0))]
-    node = forecast_of(3, tasks)
-    first, second = paths_of(node, 2)
-    assert (first.bb[0], first.be[0]) == (15.0, 18.0)
-    assert (second.bb[0], second.be[0]) == (7.0, 8.0)
+    """On stage 0 the second backward is expected at [7, 8], before the first one's [15, 18]."""
+    state = node_with(3, [Job(0.0, (1.0,) * 3, (3.0, 11.0, 1.0)), Job(0.0, (1.0,) * 3, (1.0,) * 3)])
+    (_, _, _, first, first_end, _), (_, _, _, second, second_end, _) = paths_of(state, 0)
+    assert (first[0], first_end[0]) == (15.0, 18.0)
+    assert (second[0], second_end[0]) == (7.0, 8.0)
     # Eight seconds fit neither in front of the second backward nor between the two.
-    assert node.predict(2.0, (8.0, 1.0, 1.0)).fb[0] == 18.0
-    assert node.predict(2.0, (7.0, 1.0, 1.0)).fb[0] == 8.0
-
-
-@given(nodes)
-def test_the_same_tasks_give_the_same_forecast(node: tuple[int, list[Job]]) -> None:
-    stages, tasks = node
-    assert paths_of(forecast_of(stages, tasks), len(tasks)) == paths_of(forecast_of(stages, tasks), len(tasks))
-
-
-# What reports change.
-
-
-@given(nodes, st.data())
-def test_reports_of_what_was_predicted_move_nothing(node: tuple[int, list[Job]], data: st.DataObject) -> None:
-    stages, tasks = node
-    reported = forecast_of(stages, tasks)
-    before = paths_of(reported, len(tasks))
-    runs = sorted(runs_of(before), key=lambda run: (run.end, run.begin))
-    assume(not overlapping(runs))  # a device cannot run two backwards at once
-    for run in runs[: data.draw(st.integers(0, len(runs)))]:
-        observe(reported, run)
-    for task, path in enumerate(before):
-        now = reported.path(task)
-        assert now is None or (now.fb, now.fe, now.bb, now.be) == (path.fb, path.fe, path.bb, path.be)
-
-
-@given(nodes)
-def test_a_task_that_has_run_everywhere_is_expected_no_more(node: tuple[int, list[Job]]) -> None:
-    stages, tasks = node
-    reported = forecast_of(stages, tasks)
-    runs = runs_of(paths_of(reported, len(tasks)))
-    for run in runs:
-        observe(reported, run)
-    assert [reported.path(task) for task in range(len(tasks))] == [None] * len(tasks)
-    ends = [max(run.end for run in runs if run.stage == stage) for stage in range(stages)]
-    path = reported.predict(0.0, (1.0,) * stages)
-    assert all(begin >= end for begin, end in zip(path.fb, ends, strict=True))
-
-
-@given(serving_nodes, st.data())
-def test_a_late_request_makes_nothing_behind_it_earlier(node: tuple[int, list[Job]], data: st.DataObject) -> None:
-    stages, tasks = node
-    reported = forecast_of(stages, tasks)
-    before = paths_of(reported, len(tasks))
-    late = data.draw(st.sampled_from(runs_of(before)))
-    observe(reported, Run(late.task, late.stage, False, late.begin, late.end + data.draw(seconds)))
-    for task in range(late.task + 1, len(tasks)):
-        now = reported.path(task)
-        assert now is not None
-        assert all(new >= old for new, old in zip(now.fb + now.fe, before[task].fb + before[task].fe, strict=True))
+    assert expected(state, Job(2.0, (8.0, 1.0, 1.0)))[0][0] == 18.0
+    assert expected(state, Job(2.0, (7.0, 1.0, 1.0)))[0][0] == 8.0
 
 
 def test_a_late_training_forward_opens_room_in_front_of_its_backward() -> None:
-    """Why the property above is one of serving alone."""
-    node = forecast_of(2, [Job(0.0, (2.0, 1.0), (2.0, 2.0)), Job(0.0, (4.0, 1.0))])
-    assert paths_of(node, 2)[1].fb == (7.0, 11.0)  # 4 s do not fit in front of the backward [5, 7]
-    node.observe(0, 0, 0.0, 2.0, backward=False)
-    node.observe(0, 1, 2.0, 4.0, backward=False)
-    assert paths_of(node, 2)[1].fb == (2.0, 6.0)  # the backward is expected at [6, 8] now
-
-
-@given(nodes, st.data())
-def test_a_forecast_brought_up_to_date_equals_one_built_from_the_reports(
-    node: tuple[int, list[Job]], data: st.DataObject
-) -> None:
-    """Whatever the reports say and in whatever order they come, what is kept is what would be forecast from scratch."""
-    stages, tasks = node
-    reports = data.draw(
-        st.lists(reports_on(stages, tasks), max_size=8, unique_by=lambda r: (r.task, r.stage, r.backward))
-    )
-    step_by_step, at_once = forecast_of(stages, tasks), NodeForecast(stages)
-    for report in reports:
-        observe(step_by_step, report)
-        step_by_step.path(0)
-    for task, job in enumerate(tasks):
-        at_once.assign(task, at_once.predict(job.release, job.forward, job.backward), job.forward, job.backward)
-        for report in reports:
-            if report.task == task:
-                observe(at_once, report)
-    for task in range(len(tasks)):
-        assert step_by_step.path(task) == at_once.path(task)
-
-
-@st.composite
-def reports_on(draw: st.DrawFn, stages: int, tasks: list[Job]) -> Run:
-    task = draw(st.integers(0, len(tasks) - 1))
-    begin = float(draw(st.integers(0, 40)))
-    backward = bool(tasks[task].backward) and draw(st.booleans())
-    return Run(task, draw(st.integers(0, stages - 1)), backward, begin, begin + draw(seconds))
-
-
-@given(nodes, st.data())
-def test_a_forward_that_has_not_run_begins_after_all_that_has(node: tuple[int, list[Job]], data: st.DataObject) -> None:
-    stages, tasks = node
-    reported = forecast_of(stages, tasks)
-    reports = data.draw(
-        st.lists(reports_on(stages, tasks), max_size=8, unique_by=lambda r: (r.task, r.stage, r.backward))
-    )
-    for report in reports:
-        observe(reported, report)
-    ran = {(r.task, r.stage) for r in reports if not r.backward}
-    for task in range(len(tasks)):
-        path = reported.path(task)
-        for stage, begin in enumerate(path.fb if path else ()):
-            if (task, stage) not in ran:
-                assert begin >= max((r.end for r in reports if r.stage == stage), default=0.0)
+    state = node_with(2, [Job(0.0, (2.0, 1.0), (2.0, 2.0)), Job(0.0, (4.0, 1.0))])
+    assert begins(state, 1) == (7.0, 11.0)  # 4 s do not fit in front of the backward [5, 7]
+    saw(state, 0, 0, 0.0, 2.0)
+    saw(state, 0, 1, 2.0, 4.0)
+    assert begins(state, 1) == (2.0, 6.0)  # the backward is expected at [6, 8] now
 
 
 def test_a_backward_that_rests_for_serving_is_expected_where_it_was() -> None:
-    node = forecast_of(2, [Job(0.0, (1.0, 1.0), (4.0, 4.0))])
-    node.observe(0, 0, 0.0, 1.0, backward=False)
-    node.observe(0, 1, 1.0, 2.0, backward=False)
-    node.observe(5, 1, 3.0, 3.5, backward=False)  # a request that was placed and forgotten meanwhile
-    assert paths_of(node, 1)[0].bb == (6.0, 2.0)
+    state = node_with(2, [Job(0.0, (1.0, 1.0), (4.0, 4.0))])
+    saw(state, 0, 0, 0.0, 1.0)
+    saw(state, 0, 1, 1.0, 2.0)
+    saw(state, NONE, 1, 3.0, 3.5)  # a request that was placed and forgotten meanwhile
+    assert state.paths[state.slot_of[0]]["bb"].tolist() == [6.0, 2.0]
 
 
-def test_requests_may_finish_in_another_order_than_they_were_assigned() -> None:
-    node = forecast_of(1, [Job(0.0, (5.0,)), Job(0.0, (1.0,)), Job(0.0, (1.0,))])
-    node.observe(1, 0, 0.0, 1.5, backward=False)
-    assert node.path(1) is None
-    assert node.path(0) == Forecast(0.0, (1.5,), (6.5,), idleness=0.0)
-    assert node.predict(0.0, (1.0,)).fb == (7.5,)
+def test_requests_may_run_in_another_order_than_they_were_assigned() -> None:
+    state = node_with(1, [Job(0.0, (5.0,)), Job(0.0, (1.0,)), Job(0.0, (1.0,))])
+    saw(state, 1, 0, 0.0, 1.5)
+    assert [begins(state, task) for task in range(3)] == [(1.5,), (0.0,), (6.5,)]
+    assert expected(state, Job(0.0, (1.0,)))[0] == (7.5,)
 
 
 def test_a_report_that_comes_after_its_task_was_forgotten_still_counts() -> None:
     """The last stage's report of a request may be overtaken by the request's outcome."""
-    node = forecast_of(1, [Job(0.0, (1.0,))])
-    node.forget(0)
-    node.observe(0, 0, 0.0, 3.0, backward=False)
-    assert node.predict(2.0, (1.0,)).fb == (3.0,)
+    state = node_with(1, [Job(0.0, (1.0,))])
+    forget(state, state.slot_of[0])
+    saw(state, NONE, 0, 0.0, 3.0)
+    assert expected(state, Job(2.0, (1.0,)))[0] == (3.0,)
 
 
 def test_a_lost_task_is_waited_for_no_longer() -> None:
-    node = forecast_of(2, [Job(0.0, (9.0, 9.0), (9.0, 9.0)), Job(1.0, (1.0, 1.0))])
-    node.forget(0)
-    node.forget(0)
-    assert node.path(0) is None
-    assert paths_of_one(node, 1).fb == (1.0, 2.0)
-
-
-def paths_of_one(node: NodeForecast, task: int) -> Forecast:
-    path = node.path(task)
-    assert path is not None
-    return path
+    state = node_with(2, [Job(0.0, (9.0, 9.0), (9.0, 9.0)), Job(1.0, (1.0, 1.0))])
+    forget(state, state.slot_of[0])
+    assert begins(state, 1) == (1.0, 2.0)
 
 
 def test_a_stage_that_was_never_used_has_no_idle_time() -> None:
-    node = NodeForecast(2)
-    assert node.predict(10.0, (1.0, 1.0)).idleness == 0.0
-    node.observe(7, 0, 0.0, 4.0, backward=False)
-    assert node.predict(10.0, (1.0, 1.0)).idleness == 6.0
+    state = node_with(2, [])
+    assert expected(state, Job(10.0, (1.0, 1.0)))[2] == 0.0
+    saw(state, NONE, 0, 0.0, 4.0)
+    assert expected(state, Job(10.0, (1.0, 1.0)))[2] == 6.0
+
+
+# What every forecast holds to
+
+
+seconds = st.integers(1, 9).map(float)  # whole numbers: sums are exact
+
+
+@st.composite
+def nodes(draw: st.DrawFn) -> tuple[int, list[Job]]:
+    """Tasks in the order of their release."""
+    stages = draw(st.integers(1, 4))
+    times = st.tuples(*[seconds] * stages)
+    drawn = draw(st.lists(st.tuples(st.integers(0, 12), times, st.one_of(st.just(()), times)), min_size=1, max_size=7))
+    release, jobs = 0.0, []
+    for gap, forward, backward in drawn:
+        release += gap
+        jobs.append(Job(release, forward, backward))
+    return stages, jobs
+
+
+@given(nodes())
+def test_paths_follow_the_equations_and_no_forward_overlaps_anything(node: tuple[int, list[Job]]) -> None:
+    stages, jobs = node
+    forwards: list[list[tuple[float, float]]] = [[] for _ in range(stages)]
+    backwards: list[list[tuple[float, float]]] = [[] for _ in range(stages)]
+    for job, (_, fb, fe, bb, be, _) in zip(jobs, paths_of(node_with(stages, jobs), 0), strict=True):
+        assert fb[0] >= job.release
+        assert all(fb[stage + 1] >= fe[stage] for stage in range(stages - 1))
+        assert [end - begin for begin, end in zip(fb, fe, strict=True)] == list(job.forward)
+        assert [end - begin for begin, end in zip(bb, be, strict=True)] == list(job.backward)
+        if job.backward:
+            assert bb[-1] == fe[-1]
+            assert all(bb[stage] == be[stage + 1] for stage in range(stages - 1))
+        for stage in range(stages):
+            assert all(fe[stage] <= b or e <= fb[stage] for b, e in forwards[stage] + backwards[stage])
+            forwards[stage].append((fb[stage], fe[stage]))
+            if job.backward:
+                assert all(be[stage] <= b or e <= bb[stage] for b, e in forwards[stage])
+                backwards[stage].append((bb[stage], be[stage]))
+
+
+# Incremental as from scratch
+
+
+gap = st.sampled_from([0.0, 0.0, 0.1, 0.7, 2.5, 9.0])
+length = st.integers(1, 300)
+steps: st.SearchStrategy[Step] = st.one_of(
+    st.builds(Arrive, gap, length, st.sampled_from([0, 0, 1, 2, 9])),
+    st.builds(Offer, gap, st.integers(1, 3), st.lists(length, min_size=1, max_size=4).map(tuple)),
+    # What is expected first is reported first, mostly, and about when it was expected to end.
+    st.builds(Report, gap, st.sampled_from([0, 0, 0, 1, 2]), st.sampled_from([0.0, 0.3]), st.floats(0.5, 2.0)),
+    st.builds(Report, gap, st.integers(0, 99), st.floats(0.0, 20.0), st.floats(0.0, 20.0)),
+    st.builds(Finish, gap, st.integers(0, 99)),
+)
+coefficient = st.sampled_from([0.0, 0.1, 0.5, 1.3, 3.0])
+forms = st.builds(Affine, coefficient.filter(bool), st.sampled_from([0.0, 0.01, 0.05]), st.just(0.0), st.just(1e-3))
+
+
+@st.composite
+def latencies(draw: st.DrawFn) -> LatencyModel:
+    stages = draw(st.integers(1, 4))
+    each = st.tuples(*[forms] * stages)
+    return LatencyModel(draw(each), draw(each))
+
+
+configs = st.builds(
+    SchedulerConfig,
+    nodes=st.integers(1, 3),
+    placement=st.sampled_from(["least-completion", "round-robin", "lemix"]),
+    release=st.sampled_from(["async", "sync"]),
+    lanes=st.sampled_from([None, 1]),
+    order=st.sampled_from(get_args(OrderName)),
+    serving_first=st.booleans(),
+    admission=st.sampled_from(["none", "none", "slack", "paper"]),
+    t0=st.sampled_from([0.5, 5.0]),
+)
+
+
+@settings(max_examples=300)
+@given(configs, latencies(), st.lists(steps, max_size=40))
+def test_what_is_kept_is_what_would_be_forecast_from_scratch(
+    config: SchedulerConfig, latency: LatencyModel, story: list[Step]
+) -> None:
+    """Whatever is reported, and in whatever order: begins, ends and what comes out of them are the same numbers."""
+    mirror = Mirror(config, latency)
+    candidate = np.linspace(0.4, 2.0, latency.stages)
+    for step in story:
+        mirror.take(step)
+        mirror.check()
+        mirror.check_candidates(candidate)
