@@ -109,7 +109,9 @@ def _outlives(state: State, rules: Rules, now: float, node: int, slot: int) -> b
     forward, backward = state.forward[slot], state.backward[slot]
     training_rows(state, node, slots[slot].rows, slots[slot].prompt, forward, backward)
     _, end, _ = expect(state, node, state.nodes[node].tail, ALL, now, forward)
-    longest = (forward + backward).max()
+    longest = 0.0
+    for stage in range(forward.size):
+        longest = max(longest, forward[stage] + backward[stage])
     return end + backward.sum() + (slots[slot].group_size - 1) * longest > rules.end
 
 

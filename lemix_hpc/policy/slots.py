@@ -60,11 +60,19 @@ def note_assigned(state: State, rules: Rules, node: int, slot: int, now: float) 
 @compiled
 def note_output(state: State, output: int) -> None:
     """Learn from the tokens that a request produced: forecasts take the median of the last ones."""
-    counters = state.counters
-    state.window[counters[0].outputs % WINDOW] = output
-    counters[0].outputs += 1
-    seen = counters[0].outputs
-    # The median moves slowly; sorting for every request would be most of the work.
-    if seen % 8 == 1:
-        recent = np.sort(state.window[: min(seen, WINDOW)])
-        counters[0].expected_output = recent[recent.size // 2]
+    recent, in_order = state.window
+    counters = state.counters[0]
+    seen = counters.outputs
+    position = min(seen, WINDOW)
+    if seen >= WINDOW:
+        # The oldest one leaves its place to those behind it.
+        position = np.searchsorted(in_order, recent[seen % WINDOW])
+        while position + 1 < WINDOW:
+            in_order[position] = in_order[position + 1]
+            position += 1
+    while position > 0 and in_order[position - 1] > output:
+        in_order[position] = in_order[position - 1]
+        position -= 1
+    in_order[position] = recent[seen % WINDOW] = output
+    counters.outputs = seen + 1
+    counters.expected_output = in_order[min(seen + 1, WINDOW) // 2]

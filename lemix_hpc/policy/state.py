@@ -109,7 +109,8 @@ class State(NamedTuple):
 
     `slots`: (slots,); `paths`, `forward`, `backward`: (slots, stages); `nodes`: (nodes,); `free_at`: (nodes, stages), latest
     real end on a stage, -inf before the first; `counters`: (1,). `slot_of`: (tasks,), the slot of every unfinished task.
-    `free_slots` is a stack, `offered` a ring of the first tasks of groups, `window` holds output lengths seen last.
+    `free_slots` is a stack, `offered` a ring of the first tasks of groups, `window`: (2, WINDOW), output lengths seen
+    last, by age in a ring and by length.
     `decided`: the first `counters[0].decided` tasks are to be sent to their nodes, or refused if they have no slot.
     `scratch`: (2, stages), for a task that is on no node yet.
     """
@@ -145,7 +146,7 @@ def make_state(times: Times, *, lanes: int, seed: int, expected_output: float, s
         slot_of=np.full(slots, NONE),
         free_slots=np.arange(slots)[::-1].copy(),
         offered=np.zeros(slots, dtype=np.int64),
-        window=np.zeros(WINDOW, dtype=np.int64),
+        window=np.zeros((2, WINDOW), dtype=np.int64),
         decided=np.zeros(slots, dtype=np.int64),
         scratch=np.zeros((2, stages)),
     )
