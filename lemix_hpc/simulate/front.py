@@ -1,0 +1,149 @@
+"""The scheduler's rank, as `lemix_hpc.runtime.front`: it tells the policy what happens, and carries out what that decides."""
+
+from __future__ import annotations
+
+from lemix_hpc.policy import transitions
+from lemix_hpc.policy.compiled import compiled
+from lemix_hpc.policy.rules import Rules
+from lemix_hpc.policy.state import State, full
+from lemix_hpc.simulate.heap import push
+from lemix_hpc.simulate.world import FINISHED, FORWARDS, NONE, REFUSED, Setting, World, append, touch
+
+GOING, DONE, STUCK, NEED_SPANS, NEED_SLOTS, NEED_GROUPS = range(6)
+"""What the loop asks of its caller: nothing, or to make room, or for more groups of micro-batches."""
+
+
+@compiled
+def arrive(world: World, setting: Setting, state: State, rules: Rules, task: int) -> None:
+    """Let a request in."""
+    request = world.requests[task]
+    transitions.request_arrived(state, rules, world.run[0].now, task, request.prompt, request.output)
+    _carry_out(world, setting, state)
+
+
+@compiled
+def supply_training(world: World, setting: Setting, state: State, rules: Rules) -> int:
+    """Offer groups ahead of the policy's need, one for every node. What is asked of the caller.
+
+    Training without an end ends with serving, and any training when the policy refuses some: the allocation ends.
+    """
+    run = world.run[0]
+    while not run.closed:
+        if run.refused or (setting.endless and run.unserved == 0):
+            run.closed = True
+            transitions.training_closed(state)
+            break
+        if not setting.endless and run.next_group == world.groups.size:
+            run.closed = run.offered == 0
+            break
+        if run.offered >= setting.nodes:
+            break
+        if run.next_group == world.groups.size:
+            return NEED_GROUPS
+        first, size = world.groups[run.next_group].first, world.groups[run.next_group].size
+        task = world.requests.size + first
+        if full(state, task + size, size):
+            return NEED_SLOTS
+        run.next_group += 1
+        run.offered += 1
+        transitions.group_offered(state, rules, run.now, task, world.lengths[first : first + size], setting.rows)
+        _carry_out(world, setting, state)
+    return GOING
+
+
+@compiled
+def tell_batch(world: World, setting: Setting, state: State, rules: Rules, node: int, stage: int, number: int) -> None:
+    """A stage has run a batch: tell of requests that it finished, then of the pass of each request."""
+    run, size = world.run[0], world.batches[number].size
+    begun = world.stages[node * setting.stages + stage].start
+    if stage == setting.stages - 1:
+        for position in range(size):
+            task = world.members[number, position]
+            request = world.requests[task]
+            if request.outcome == FINISHED:
+                run.unserved -= 1
+                transitions.task_finished(state, rules, run.now, node, task, request.produced)
+                _carry_out(world, setting, state)
+    for position in range(size):
+        task = world.members[number, position]
+        passed = world.passed[task, stage]
+        if passed.passes == 0:
+            passed.start = begun
+        passed.passes += 1
+        last = passed.passes >= world.requests[task].output
+        transitions.stage_finished(state, rules, run.now, node, stage, task, passed.start, run.now, False, last)
+        _carry_out(world, setting, state)
+
+
+@compiled
+def tell_micro_batch(
+    world: World, setting: Setting, state: State, rules: Rules, node: int, stage: int, number: int, backward: bool
+) -> None:
+    """A stage has run a micro-batch's forward or backward."""
+    now, task = world.run[0].now, world.requests.size + number
+    start = world.stages[node * setting.stages + stage].start
+    transitions.stage_finished(state, rules, now, node, stage, task, start, now, backward, True)
+    _carry_out(world, setting, state)
+    if backward and stage == 0:
+        world.micro_batches[number].outcome, world.micro_batches[number].finished = FINISHED, now
+        transitions.task_finished(state, rules, now, node, task, 0)
+        _carry_out(world, setting, state)
+
+
+@compiled
+def look_again(world: World, setting: Setting, state: State, rules: Rules) -> None:
+    """The policy wants to look at held training again."""
+    transitions.tick(state, rules, world.run[0].now)
+    _carry_out(world, setting, state)
+
+
+@compiled
+def _carry_out(world: World, setting: Setting, state: State) -> None:
+    """Send decided tasks to their nodes."""
+    counters = state.counters[0]
+    for position in range(counters.decided):
+        task = state.decided[position]
+        slot = state.slot_of[task]
+        if task < world.requests.size:
+            _place_request(world, state, task, slot)
+        else:
+            _place_micro_batch(world, setting, state, task - world.requests.size, slot)
+    counters.decided = 0
+
+
+@compiled
+def _place_request(world: World, state: State, task: int, slot: int) -> None:
+    run, request = world.run[0], world.requests[task]
+    if slot == NONE:
+        # Turns that would have followed never come.
+        while task != NONE:
+            world.requests[task].outcome = REFUSED
+            run.unserved -= 1
+            task = world.requests[task].follower
+        return
+    node = state.slots[slot].node
+    request.node, request.key, request.predicted = node, state.slots[slot].key, state.slots[slot].predicted
+    request.placed, request.length = run.now, request.prompt
+    leader = world.nodes[node]
+    leader.waiting = push(world.requests, leader.waiting, task)
+    touch(world, node)
+
+
+@compiled
+def _place_micro_batch(world: World, setting: Setting, state: State, number: int, slot: int) -> None:
+    run, micro_batch = world.run[0], world.micro_batches[number]
+    group = world.groups[micro_batch.group]
+    if slot == NONE:
+        micro_batch.outcome, run.refused = REFUSED, True
+        if number == group.first:
+            run.offered -= 1
+        return
+    if not group.begun:
+        group.begun = True
+        run.offered -= 1
+        run.begun += 1
+    node = state.slots[slot].node
+    micro_batch.node, micro_batch.eligible, micro_batch.placed = node, state.slots[slot].eligible, run.now
+    micro_batch.since, micro_batch.epoch = run.now, 0
+    append(world.queues[4 * node * setting.stages + FORWARDS], world.micro_batches, number)
+    touch(world, node)

@@ -1,0 +1,162 @@
+"""The event loop: what happens next, until everything is done.
+
+What happens at the same time is taken in a fixed order: passes that end, by stage; requests that arrive, by number; the
+policy's tick; groups that are offered. Messages take no time: only when all of that is known do leaders form batches, and
+stages pick what to run next.
+"""
+
+from __future__ import annotations
+
+import math
+
+from lemix_hpc.policy.compiled import compiled
+from lemix_hpc.policy.rules import Rules
+from lemix_hpc.policy.stage_queue import BACKWARD, SERVE
+from lemix_hpc.policy.state import State, full
+from lemix_hpc.policy.transitions import next_tick
+from lemix_hpc.simulate.front import (
+    DONE,
+    GOING,
+    NEED_SLOTS,
+    NEED_SPANS,
+    STUCK,
+    arrive,
+    look_again,
+    supply_training,
+    tell_batch,
+    tell_micro_batch,
+)
+from lemix_hpc.simulate.heap import pop
+from lemix_hpc.simulate.leader import free_batch, supply_first_stage, take_results
+from lemix_hpc.simulate.stages import backward_done, end_stretch, forward_done, hand_on_batch, settle
+from lemix_hpc.simulate.timers import earliest
+from lemix_hpc.simulate.world import (
+    BACKWARD_SPAN,
+    FORWARD_SPAN,
+    NONE,
+    SERVE_SPAN,
+    Setting,
+    World,
+    add_span,
+    touch,
+)
+
+RESOLUTION = 1e-9
+"""The policy's ticks come at most once in so many seconds, whatever the rounding of their times."""
+
+
+@compiled
+def advance(world: World, setting: Setting, state: State, rules: Rules) -> int:
+    """Run on until everything is done or the caller has to make room; then call again. What is asked of the caller."""
+    run, timers = world.run[0], world.timers
+    room = setting.max_requests + (setting.stages + 4) * setting.stages
+    while True:
+        at = earliest(timers)
+        ends = timers.due[at]
+        request = _next_arrival(world)
+        arrives = math.inf if request == NONE else world.requests[request].arrival
+        ticks = max(next_tick(state), run.ticked + RESOLUTION)
+        time = min(ends, arrives, ticks)
+        if world.spans.size - run.spans < room:
+            return NEED_SPANS
+        if time > run.now:
+            asked = supply_training(world, setting, state, rules)
+            if asked != GOING:
+                return asked
+            if run.changed > 0:
+                run.changed -= 1
+                _settle_node(world, setting, world.changed[run.changed])
+                continue
+            if run.unserved == 0 and run.closed and run.begun == 0:
+                return DONE
+            if time == math.inf:
+                return STUCK
+            run.now = time
+        if ends <= run.now:
+            _end(world, setting, state, rules, at)
+        elif arrives <= run.now:
+            if full(state, request + 1, 1):
+                return NEED_SLOTS
+            _take_arrival(world, request)
+            arrive(world, setting, state, rules, request)
+        else:
+            run.ticked = run.now
+            look_again(world, setting, state, rules)
+
+
+@compiled
+def _next_arrival(world: World) -> int:
+    """The request that arrives next: from the workload, or a later turn that an answer has called for."""
+    run, requests = world.run[0], world.requests
+    listed: int = run.next_arrival
+    due: int = run.due
+    if listed == requests.size or requests[listed].arrival == math.inf:
+        return due
+    return due if due != NONE and requests[due].arrival < requests[listed].arrival else listed
+
+
+@compiled
+def _take_arrival(world: World, request: int) -> None:
+    run = world.run[0]
+    if request == run.due:
+        run.due = pop(world.requests, request)
+    else:
+        run.next_arrival += 1
+
+
+@compiled
+def _settle_node(world: World, setting: Setting, node: int) -> None:
+    """Everything of this instant has come to a node."""
+    world.nodes[node].changed = False
+    supply_first_stage(world, setting, node)
+    for stage in range(setting.stages):
+        settle(world, setting, node, stage)
+
+
+@compiled
+def _end(world: World, setting: Setting, state: State, rules: Rules, at: int) -> None:
+    """A stretch of work ends on a stage."""
+    node, stage = at // setting.stages, at % setting.stages
+    work = world.stages[at]
+    kind, item = work.kind, work.item
+    touch(world, node)
+    _record(world, setting, node, stage)
+    if not end_stretch(world, setting, at):
+        return
+    if kind == SERVE:
+        _batch_done(world, setting, state, rules, node, stage, item)
+    elif kind == BACKWARD:
+        backward_done(world, setting, node, stage, item)
+        tell_micro_batch(world, setting, state, rules, node, stage, item, True)
+    else:
+        forward_done(world, setting, node, stage, item)
+        tell_micro_batch(world, setting, state, rules, node, stage, item, False)
+
+
+@compiled
+def _batch_done(world: World, setting: Setting, state: State, rules: Rules, node: int, stage: int, number: int) -> None:
+    last = stage == setting.stages - 1
+    if last:
+        take_results(world, node, number)
+    else:
+        hand_on_batch(world, setting, node, stage, number)
+    if stage == 0:
+        world.nodes[node].at_first_stage -= 1
+    tell_batch(world, setting, state, rules, node, stage, number)
+    if last:
+        free_batch(world, node, number)
+
+
+@compiled
+def _record(world: World, setting: Setting, node: int, stage: int) -> None:
+    """The spans of the stretch that ends now: one for each request of a batch."""
+    work, now = world.stages[node * setting.stages + stage], world.run[0].now
+    if work.kind == SERVE:
+        batch = world.batches[work.item]
+        for position in range(batch.size):
+            task = world.members[work.item, position]
+            add_span(world, (node, stage, task, SERVE_SPAN, work.start, now, work.version, batch.number))
+        return
+    kind = BACKWARD_SPAN if work.kind == BACKWARD else FORWARD_SPAN
+    task = world.requests.size + work.item
+    add_span(world, (node, stage, task, kind, work.start, now, work.version, NONE))

@@ -1,0 +1,83 @@
+"""From the arrays of a simulated run to the records that a real run writes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from lemix_hpc.runtime.records import ServedTask, Span, SpanKind, TrainedTask
+from lemix_hpc.simulate.world import FINISHED, NONE, Records, World
+from lemix_hpc.workload.tasks import Request
+
+KINDS: tuple[SpanKind, ...] = ("serve", "forward", "backward", "step")
+"""By the world's numbers of kinds of spans."""
+
+
+def spans(world: World, names: Sequence[str]) -> list[Span]:
+    """All spans in order of their ends. `names`: of all tasks; work of none of them has no name."""
+    done = world.spans[: world.run["spans"][0]]
+    named = [*names, ""]
+    columns = _columns(done, "node stage task kind start end version batch")
+    return [
+        Span(node, stage, named[task], KINDS[kind], start, end, version, batch)
+        for node, stage, task, kind, start, end, version, batch in columns
+    ]
+
+
+def served(world: World, requests: Sequence[Request]) -> list[ServedTask]:
+    """All requests in order of their numbers; those that the policy refused are rejected."""
+    rows = _columns(
+        world.requests,
+        "outcome arrival node placed first_token finished produced first_version last_version predicted",
+    )
+    tasks = []
+    for number, (request, row) in enumerate(zip(requests, rows, strict=True)):
+        outcome, arrival, node, placed, first_token, finished, produced, first, last, predicted = row
+        if outcome != FINISHED:
+            tasks.append(ServedTask(request.id, "rejected", arrival, request.prompt_tokens, number=number))
+            continue
+        tasks.append(
+            ServedTask(
+                id=request.id,
+                outcome="finished",
+                arrival=arrival,
+                prompt_tokens=request.prompt_tokens,
+                node=node,
+                placed=placed,
+                first_token=first_token,
+                finished=finished,
+                output=[NONE] * produced,
+                versions=(first, last),
+                predicted_response_s=predicted,
+                number=number,
+            )
+        )
+    return tasks
+
+
+def trained(world: World, names: Sequence[str], rows: int) -> list[TrainedTask]:
+    """All micro-batches that were trained on, in order of their numbers. `names`: of all; `rows`: sequences in each."""
+    steps = world.groups["step"][world.micro_batches["group"]]
+    columns = _columns(world.micro_batches, "outcome eligible node placed finished")
+    first = len(world.requests)
+    return [
+        TrainedTask(
+            id=name,
+            outcome="finished",
+            eligible=eligible,
+            tokens=rows * length,
+            node=node,
+            placed=placed,
+            finished=finished,
+            step=step,
+            number=first + number,
+        )
+        for number, (name, length, step, (outcome, eligible, node, placed, finished)) in enumerate(
+            zip(names, world.lengths.tolist(), steps.tolist(), columns, strict=True)
+        )
+        if outcome == FINISHED
+    ]
+
+
+def _columns(records: Records, names: str) -> list[tuple[Any, ...]]:
+    return list(zip(*(records[name].tolist() for name in names.split()), strict=True))

@@ -1,0 +1,336 @@
+"""The simulated cluster as arrays of records: everything that the MPI runtime keeps in its leaders, stages and messages.
+
+Tasks are numbered: first the requests in order of arrival, then the micro-batches in order of their groups. A thing that
+waits is in one queue at a time, so that queues are chains through the things themselves (`next`).
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from lemix_hpc.policy.compiled import compiled
+from lemix_hpc.policy.stage_queue import NOTHING
+from lemix_hpc.policy.times import Times
+from lemix_hpc.simulate.timers import Timers, make_timers
+
+NONE = -1
+"""No task, no batch, no node."""
+
+OPEN, FINISHED, REFUSED = range(3)
+"""Outcomes of a task."""
+
+SERVES, FORWARDS, BACKWARDS, COMMITS = range(4)
+"""The queues of a stage: serving batches, micro-batches for a forward or a backward, and groups to step."""
+
+SERVE_SPAN, FORWARD_SPAN, BACKWARD_SPAN, STEP_SPAN = range(4)
+
+Records = NDArray[np.void]
+
+QUEUE = np.dtype([("head", np.int64), ("tail", np.int64)], align=True)
+
+REQUEST = np.dtype(
+    [
+        # What it is. A turn of a conversation comes `think` seconds after the answer to the request before it, whose
+        # `follower` it is.
+        ("arrival", np.float64),
+        ("prompt", np.int64),
+        ("output", np.int64),
+        ("think", np.float64),
+        ("follower", np.int64),
+        # Where it stands. Waiting requests of a node, and later turns that are due, are heaps by `key` [s].
+        ("key", np.float64),
+        ("child", np.int64),
+        ("sibling", np.int64),
+        ("next", np.int64),
+        ("node", np.int64),
+        ("produced", np.int64),
+        ("cached", np.int64),
+        ("length", np.int64),
+        # What became of it.
+        ("outcome", np.int64),
+        ("predicted", np.float64),
+        ("placed", np.float64),
+        ("first_token", np.float64),
+        ("finished", np.float64),
+        ("first_version", np.int64),
+        ("last_version", np.int64),
+    ],
+    align=True,
+)
+
+PASSED = np.dtype([("passes", np.int64), ("start", np.float64)], align=True)
+"""How many passes of a request a stage has run, and when the first one began."""
+
+MICRO_BATCH = np.dtype(
+    [
+        ("group", np.int64),
+        ("next", np.int64),
+        ("since", np.float64),
+        ("epoch", np.int64),
+        ("outcome", np.int64),
+        ("node", np.int64),
+        ("eligible", np.float64),
+        ("placed", np.float64),
+        ("finished", np.float64),
+    ],
+    align=True,
+)
+
+GROUP = np.dtype(
+    [
+        ("first", np.int64),
+        ("size", np.int64),
+        ("begun", np.bool_),
+        ("next", np.int64),
+        ("since", np.float64),
+        ("step", np.int64),
+    ],
+    align=True,
+)
+
+AT_STAGE = np.dtype([("forwards", np.int64), ("backwards", np.int64), ("sealed_behind", np.bool_)], align=True)
+"""How much of a group has run on a stage, and whether all stages behind it are through."""
+
+BATCH = np.dtype(
+    [
+        ("number", np.int64),
+        ("size", np.int64),
+        ("tokens", np.int64),
+        ("squares", np.float64),
+        ("cached", np.float64),
+        ("prefills", np.int64),
+        ("version", np.int64),
+        ("next", np.int64),
+        ("since", np.float64),
+        ("epoch", np.int64),
+    ],
+    align=True,
+)
+
+NODE = np.dtype(
+    [
+        ("waiting", np.int64),
+        ("in_flight", np.int64),
+        ("at_first_stage", np.int64),
+        ("batches", np.int64),
+        ("free", np.int64),
+        ("changed", np.bool_),
+    ],
+    align=True,
+)
+"""A leader. `waiting`: root of the heap of new requests; `free`: chain of unused batch records."""
+
+STAGE = np.dtype(
+    [
+        # The pass that runs: its kind, what it is of, and the stretch of `planned` of its `left` pieces from `start` on.
+        ("kind", np.int64),
+        ("item", np.int64),
+        ("start", np.float64),
+        ("piece", np.float64),
+        ("left", np.int64),
+        ("planned", np.int64),
+        # The training pass that rests; NOTHING if there is none.
+        ("resting", np.int64),
+        ("resting_item", np.int64),
+        ("resting_piece", np.float64),
+        ("resting_left", np.int64),
+        # Training's claim to time, weight updates that have come and gone, and micro-batches between their passes.
+        ("debt", np.float64),
+        ("came", np.int64),
+        ("went", np.int64),
+        ("version", np.int64),
+        ("between", np.int64),
+    ],
+    align=True,
+)
+
+SPAN = np.dtype(
+    [
+        ("node", np.int64),
+        ("stage", np.int64),
+        ("task", np.int64),
+        ("kind", np.int64),
+        ("start", np.float64),
+        ("end", np.float64),
+        ("version", np.int64),
+        ("batch", np.int64),
+    ],
+    align=True,
+)
+
+RUN = np.dtype(
+    [
+        ("now", np.float64),
+        ("next_arrival", np.int64),
+        ("due", np.int64),
+        ("unserved", np.int64),
+        ("next_group", np.int64),
+        ("offered", np.int64),
+        ("begun", np.int64),
+        ("refused", np.bool_),
+        ("closed", np.bool_),
+        ("steps", np.int64),
+        ("ticked", np.float64),
+        ("changed", np.int64),
+        ("spans", np.int64),
+    ],
+    align=True,
+)
+"""The front. `unserved`: requests without an outcome; `due`: root of the heap of later turns; `changed`: nodes to look at."""
+
+
+class Setting(NamedTuple):
+    """What does not change. `pieces`: in how many a training pass is cut; `endless`: training goes on while serving lasts."""
+
+    nodes: int
+    stages: int
+    pieces: int
+    max_requests: int
+    max_tokens: int
+    rows: int
+    serving_first: bool
+    yield_training: bool
+    minimum_share: float
+    gpipe: bool
+    endless: bool
+    latency_error: float
+    seed: int
+
+
+class World(NamedTuple):
+    """All arrays. A stage is at node * stages + stage of `stages`, its queues at 4 times that of `queues`; a node's
+    batches at node * (stages + 1) of `batches`, with a row of `members` each. `ready`: requests of a node that generate;
+    `lengths`: tokens in a row of each micro-batch. Later turns stand behind all other requests, with an arrival of inf."""
+
+    times: Times
+    timers: Timers
+    run: Records
+    requests: Records
+    passed: Records
+    micro_batches: Records
+    lengths: NDArray[np.int64]
+    groups: Records
+    at_stage: Records
+    nodes: Records
+    ready: Records
+    batches: Records
+    members: NDArray[np.int64]
+    stages: Records
+    queues: Records
+    changed: NDArray[np.int64]
+    spans: Records
+
+
+def make_requests(arrival: ArrayLike, prompt: ArrayLike, output: ArrayLike) -> Records:
+    """Requests by their arrival [s], in this order, and their tokens; see `follow` for turns of conversations."""
+    arrivals = np.asarray(arrival, dtype=np.float64)
+    requests = np.zeros(len(arrivals), REQUEST)
+    requests["arrival"], requests["prompt"], requests["output"] = arrivals, prompt, output
+    for field in ("follower", "child", "sibling", "next", "node", "first_version"):
+        requests[field] = NONE
+    return requests
+
+
+def follow(requests: Records, later: NDArray[np.int64], earlier: NDArray[np.int64], think: ArrayLike) -> None:
+    """Let requests come `think` seconds after the answers to others. They stand behind all that come by themselves."""
+    requests["follower"][earlier], requests["think"][earlier] = later, think
+    requests["arrival"][later] = np.inf
+
+
+def make_world(setting: Setting, times: Times, requests: Records, *, spans: int) -> World:
+    """An idle cluster in front of these requests, without training; room for so many spans."""
+    stages, batches = setting.nodes * setting.stages, setting.stages + 1
+    run = np.zeros(1, RUN)
+    run["due"], run["unserved"], run["closed"] = NONE, len(requests), True
+    nodes = np.zeros(setting.nodes, NODE)
+    nodes["waiting"], nodes["free"] = NONE, np.arange(setting.nodes) * batches
+    batch = np.zeros(setting.nodes * batches, BATCH)
+    batch["next"] = np.where(np.arange(len(batch)) % batches == batches - 1, NONE, np.arange(len(batch)) + 1)
+    stage = np.zeros(stages, STAGE)
+    stage["kind"] = stage["resting"] = NOTHING
+    return World(
+        times=times,
+        timers=make_timers(stages),
+        run=run,
+        requests=requests,
+        passed=np.zeros((len(requests), setting.stages), PASSED),
+        micro_batches=np.zeros(0, MICRO_BATCH),
+        lengths=np.zeros(0, dtype=np.int64),
+        groups=np.zeros(0, GROUP),
+        at_stage=np.zeros((0, setting.stages), AT_STAGE),
+        nodes=nodes,
+        ready=_queues(setting.nodes),
+        batches=batch,
+        members=np.zeros((len(batch), setting.max_requests), dtype=np.int64),
+        stages=stage,
+        queues=_queues(4 * stages),
+        changed=np.zeros(setting.nodes, dtype=np.int64),
+        spans=np.zeros(spans, SPAN),
+    )
+
+
+def with_groups(world: World, lengths: list[list[int]]) -> World:
+    """More groups of micro-batches, by the tokens in a row of each."""
+    sizes = np.array([len(group) for group in lengths], dtype=np.int64)
+    groups, micro_batches = np.zeros(len(sizes), GROUP), np.zeros(int(sizes.sum()), MICRO_BATCH)
+    groups["size"] = sizes
+    groups["first"] = len(world.micro_batches) + np.cumsum(sizes) - sizes
+    groups["step"] = NONE
+    micro_batches["group"] = np.repeat(np.arange(len(sizes)) + len(world.groups), sizes)
+    tokens = np.array([length for group in lengths for length in group], dtype=np.int64)
+    micro_batches["node"] = NONE
+    at_stage = np.zeros((len(sizes), world.at_stage.shape[1]), AT_STAGE)
+    world.run["closed"] = False
+    return world._replace(
+        groups=np.concatenate([world.groups, groups]),
+        micro_batches=np.concatenate([world.micro_batches, micro_batches]),
+        lengths=np.concatenate([world.lengths, tokens]),
+        at_stage=np.concatenate([world.at_stage, at_stage]),
+    )
+
+
+def _queues(count: int) -> Records:
+    queues = np.zeros(count, QUEUE)
+    queues["head"] = queues["tail"] = NONE
+    return queues
+
+
+@compiled
+def append(queue: Any, items: Records, item: int) -> None:
+    """To the end of a queue."""
+    items[item].next = NONE
+    if queue.head == NONE:
+        queue.head = item
+    else:
+        items[queue.tail].next = item
+    queue.tail = item
+
+
+@compiled
+def take(queue: Any, items: Records) -> int:
+    """The first item of a queue, which it leaves."""
+    item: int = queue.head
+    queue.head = items[item].next
+    return item
+
+
+@compiled
+def touch(world: World, node: int) -> None:
+    """Something came to a node: its leader and stages are to be looked at once everything of this instant is there."""
+    if not world.nodes[node].changed:
+        world.nodes[node].changed = True
+        run = world.run[0]
+        world.changed[run.changed] = node
+        run.changed += 1
+
+
+@compiled
+def add_span(world: World, span: tuple[int, int, int, int, float, float, int, int]) -> None:
+    """One stretch of work of one task: node, stage, task, kind, start, end, version, batch. The loop sees to the room."""
+    run = world.run[0]
+    row = world.spans[run.spans]
+    row.node, row.stage, row.task, row.kind, row.start, row.end, row.version, row.batch = span
+    run.spans += 1

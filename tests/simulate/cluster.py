@@ -1,0 +1,93 @@
+"""Small simulated clusters with stage times that can be added up by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from lemix_hpc.policy.latency import Affine, LatencyModel
+from lemix_hpc.policy.rules import SchedulerConfig
+from lemix_hpc.policy.scheduler import Scheduler
+from lemix_hpc.policy.times import make_times
+from lemix_hpc.simulate.play import play
+from lemix_hpc.simulate.world import BACKWARD_SPAN, STEP_SPAN, Records, Setting, World, make_requests
+
+SETTING = Setting(
+    nodes=1,
+    stages=2,
+    pieces=4,
+    max_requests=1,
+    max_tokens=4096,
+    rows=1,
+    serving_first=True,
+    yield_training=True,
+    minimum_share=0.0,
+    gpipe=False,
+    endless=False,
+    latency_error=0.0,
+    seed=0,
+)
+
+
+@dataclass(frozen=True)
+class Played:
+    """A world at its end."""
+
+    setting: Setting
+    world: World
+
+    @property
+    def records(self) -> Records:
+        """All spans."""
+        return self.world.spans[: self.world.run["spans"][0]]
+
+    @property
+    def log(self) -> list[tuple[int, int, int, str, float, float]]:
+        """All passes as (task, node, stage, "F" or "B", start, end), sorted by (start, node, stage)."""
+        spans = self.records[self.records["kind"] != STEP_SPAN]
+        passes = zip(
+            *(spans[field].tolist() for field in ("task", "node", "stage", "kind", "start", "end")), strict=True
+        )
+        named = [(*where, "B" if kind == BACKWARD_SPAN else "F", start, end) for *where, kind, start, end in passes]
+        return sorted(named, key=lambda span: (span[4], span[1], span[2]))
+
+    def of(self, task: int) -> list[tuple[int, str, float, float]]:
+        """A task's passes as (stage, "F" or "B", start, end)."""
+        return [(stage, kind, start, end) for number, _, stage, kind, start, end in self.log if number == task]
+
+
+def run(
+    requests: Sequence[tuple[float, int, int]] | Records = (),
+    groups: Iterable[Sequence[int]] | None = None,
+    *,
+    forward: float = 1.0,
+    backward: float = 2.0,
+    per_token: float = 0.0,
+    config: dict[str, Any] | None = None,
+    **changes: Any,
+) -> Played:
+    """Play requests (arrival, prompt, output) and groups of micro-batches; other arguments change `SETTING` and `config`.
+
+    `forward` and `backward`: seconds of every pass on every stage; `per_token`: more for every new token.
+    """
+    setting = SETTING._replace(**changes)
+    forwards, backwards = (Affine(seconds, per_token, 0.0) for seconds in (forward, backward))
+    latency = LatencyModel((forwards,) * setting.stages, (backwards,) * setting.stages)
+    given = SchedulerConfig(
+        nodes=setting.nodes,
+        order="fcfs",
+        admission="none",
+        serving_first=setting.serving_first,
+        yield_training=setting.yield_training,
+        t0=setting.stages * forward,
+    )
+    scheduler = Scheduler(replace(given, **(config or {})), latency)
+    if not isinstance(requests, np.ndarray):
+        arrivals, prompts, outputs = zip(*requests, strict=True) if requests else ((), (), ())
+        requests = make_requests(arrivals, prompts, outputs)
+    times = make_times([latency], np.zeros(setting.nodes, dtype=np.int64), table=64)
+    fed = None if groups is None else (list(group) for group in groups)
+    return Played(setting, play(scheduler, setting, times, requests, fed))
