@@ -11,13 +11,16 @@ from typing import NamedTuple
 import numpy as np
 
 from lemix_hpc.policy.compiled import compiled
-from lemix_hpc.policy.forecast import ALL, expect
+from lemix_hpc.policy.forecast import ALL, expect, place_of_request
 from lemix_hpc.policy.rules import (
+    LATE_ALLOWED,
+    LATE_MEMORY,
     LEAST_UTILISED,
     LEMIX,
     LEMIX_PAPER,
     PACK,
     RANDOM,
+    ROOM,
     ROUND_ROBIN,
     UTILISATION_MEMORY,
     Rules,
@@ -74,20 +77,19 @@ def training_rows(state: State, node: int, rows: int, length: int, forward: Floa
 @compiled
 def order_key(rules: Rules, release: float, work: float) -> float:
     """Requests of a node run by the smallest key [s]: arrival, plus what shorter ones may overtake it by."""
-    return release + rules.patience * work + (rules.postpone if work > rules.limit else 0.0)
+    return release + rules.patience * work
 
 
 @compiled
 def request_candidate(
     state: State, rules: Rules, node: int, now: float, alone: float, length: int, forward: Floats
 ) -> Candidate:
-    """A request on a node. It is expected to run behind all requests there, whatever their keys: a short one that went
-    before the others would delay them all."""
-    behind = state.nodes[node].last_request if rules.serving_first else state.nodes[node].tail
+    """A request on a node, in its place among those that wait there."""
+    work = forward.sum()
+    behind = place_of_request(state, node, order_key(rules, now, work), now, rules.serving_first)
     sequence = 0 if rules.serving_first else ALL
     begin, end, idleness = expect(state, node, behind, sequence, now, forward)
     end = max(end, begin + alone)
-    work = forward.sum()
     return Candidate(
         end - now, end, idleness, work, score(state, rules, node, now, end - now, end, idleness, alone, length)
     )
@@ -157,18 +159,36 @@ def choose_for_request(state: State, rules: Rules, now: float, prompt: int, outp
     if turn != NONE:
         return turn
     row, kind = state.scratch[0], NONE
-    best, best_score, alone = 0, -math.inf, 0.0
+    best, best_score, best_response, alone = 0, -math.inf, math.inf, 0.0
     for node in range(rules.servers):
         # Without generation a row depends on the kind of the node alone.
         if output > 1 or state.times.kind_of[node] != kind:
             kind = state.times.kind_of[node]
             alone = request_row(state, rules, node, prompt, output, row)
         candidate = request_candidate(state, rules, node, now, alone, prompt, row)
-        if rules.placement == PACK and _good_enough(rules, candidate.response, alone):
-            return node
         if candidate.score > best_score:
-            best, best_score = node, candidate.score
+            best, best_score, best_response = node, candidate.score, candidate.response
+        if rules.placement == PACK and _is_enough(state, rules, node, candidate.response, best_response, alone):
+            return node if candidate.response <= ROOM * rules.limit else best
     return best
+
+
+@compiled
+def _is_enough(state: State, rules: Rules, node: int, response: float, best_response: float, alone: float) -> bool:
+    """`pack`: whether the nodes up to this one are enough for a request, so that later ones stay unused.
+
+    They are when this one is expected to meet the limit with some room. A node that was never used is opened only for
+    requests that would else be late, and only when more than a few were lately; the best of the used ones takes the others.
+    """
+    counters = state.counters
+    if response <= ROOM * rules.limit:
+        counters[0].missed -= counters[0].missed / LATE_MEMORY
+        return True
+    if node < rules.servers - 1 and state.nodes[node + 1].last_release > -math.inf:
+        return False
+    late = alone <= rules.limit < best_response
+    counters[0].missed += ((1.0 if late else 0.0) - counters[0].missed) / LATE_MEMORY
+    return not late or counters[0].missed < LATE_ALLOWED
 
 
 @compiled
@@ -187,9 +207,9 @@ def choose_for_training(state: State, rules: Rules, now: float, rows: int, lengt
             kind = state.times.kind_of[node]
             training_rows(state, node, rows, length, forward, backward)
         candidate = training_candidate(state, rules, node, now, rows * length, forward, backward)
-        if rules.placement == PACK and nodes[node].last_release != -math.inf:
+        if rules.placement == PACK and (node == 0 or nodes[node].requests > 0):
             return node
-        if candidate.score > best_score:
+        if candidate.score > best_score and rules.placement != PACK:
             best, best_score = node, candidate.score
     return best
 

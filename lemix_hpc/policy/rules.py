@@ -90,7 +90,7 @@ class Split:
 class Rules(NamedTuple):
     """A `SchedulerConfig` for compiled code. Nodes below `servers` serve, those from `trainers` on train.
 
-    A request's key is its arrival, plus `patience` times its seconds of work, plus `postpone` if it cannot meet its limit.
+    A request's key is its arrival, plus `patience` times its seconds of work, plus `postpone` if it will miss its limit.
     """
 
     placement: int
@@ -115,9 +115,13 @@ class Rules(NamedTuple):
 
 
 PATIENCE = 5.0
-"""`shortest` and `deadline`: a request gives way to those that come so many times its own work later and are shorter."""
-POSTPONED = 20.0
-"""`deadline`: a request that cannot meet its limit gives way to those that come so many T0 later and can."""
+"""`shortest`: a request gives way to shorter ones that come up to so many times its own work later."""
+POSTPONED = 100.0
+"""`deadline`: a request that is expected to miss its limit gives way to those that come up to so many T0 later."""
+LATE_MEMORY, LATE_ALLOWED = 1000.0, 0.01
+"""`pack` opens another node when more than this share of about so many requests was expected to be late."""
+ROOM = 0.8
+"""`pack` goes on to the next node when a request is expected to need more than this share of its limit."""
 UTILISATION_MEMORY = 20.0
 """`least-utilised` forgets stage time that was given so many T0 ago, to 1/e."""
 TAU_PAPER = 0.2
@@ -143,7 +147,7 @@ def make_rules(config: SchedulerConfig) -> Rules:
         keep=config.keep if config.keep is not None else KEEP,
         t0=config.t0,
         limit=config.slo_factor * config.t0,
-        patience=0.0 if config.order == "fcfs" else PATIENCE,
+        patience=PATIENCE if config.order == "shortest" else 0.0,
         postpone=POSTPONED * config.t0 if config.order == "deadline" else 0.0,
         end=config.end,
         batch_requests=config.batch_requests,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 
 from lemix_hpc.policy.compiled import compiled
-from lemix_hpc.policy.forecast import assign, forget, observe, place_of_request
+from lemix_hpc.policy.forecast import assign, expect, forget, observe, place_of_request
 from lemix_hpc.policy.placement import choose_for_request, order_key, request_row
 from lemix_hpc.policy.release import admit, offer, open_groups, passed
 from lemix_hpc.policy.rules import Rules
@@ -34,7 +34,14 @@ def request_arrived(state: State, rules: Rules, now: float, task: int, prompt: i
     slots[slot].sequence = 0 if rules.serving_first else state.counters[0].sequence
     slots[slot].prompt, slots[slot].output, slots[slot].rows = prompt, output, 1
     slots[slot].key = order_key(rules, now, state.forward[slot].sum())
-    assign(state, node, slot, place_of_request(state, node, slots[slot].key, now, rules.serving_first))
+    behind = place_of_request(state, node, slots[slot].key, now, rules.serving_first)
+    if rules.postpone > 0.0:
+        _, end, _ = expect(state, node, behind, slots[slot].sequence, now, state.forward[slot])
+        if max(end - now, alone) > rules.limit:
+            # It has nothing to lose, and those behind it have.
+            slots[slot].key += rules.postpone
+            behind = place_of_request(state, node, slots[slot].key, now, rules.serving_first)
+    assign(state, node, slot, behind)
     slots[slot].predicted = max(state.paths[slot, -1].fe - now, alone)
     note_assigned(state, rules, node, slot, now)
     nodes[node].requests += 1
