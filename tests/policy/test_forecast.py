@@ -303,8 +303,8 @@ configs = st.builds(
 )
 
 
-@settings(max_examples=300)
-@given(configs, latencies(), st.lists(steps, max_size=40))
+@settings(max_examples=150)
+@given(configs, latencies(), st.lists(steps, min_size=25, max_size=40))
 def test_what_is_kept_is_what_would_be_forecast_from_scratch(
     config: SchedulerConfig, latency: LatencyModel, story: list[Step]
 ) -> None:
