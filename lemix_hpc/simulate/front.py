@@ -5,6 +5,7 @@ from __future__ import annotations
 from lemix_hpc.policy import transitions
 from lemix_hpc.policy.compiled import compiled
 from lemix_hpc.policy.rules import Rules
+from lemix_hpc.policy.stage_queue import BACKWARD, SERVE
 from lemix_hpc.policy.state import State, full
 from lemix_hpc.simulate.heap import push
 from lemix_hpc.simulate.world import FINISHED, FORWARDS, NONE, REFUSED, Setting, World, append, touch
@@ -52,42 +53,33 @@ def supply_training(world: World, setting: Setting, state: State, rules: Rules) 
 
 
 @compiled
-def tell_batch(world: World, setting: Setting, state: State, rules: Rules, node: int, stage: int, number: int) -> None:
-    """A stage has run a batch: tell of requests that it finished, then of the pass of each request."""
-    run, size = world.run[0], world.batches[number].size
-    begun = world.stages[node * setting.stages + stage].start
-    if stage == setting.stages - 1:
-        for position in range(size):
-            task = world.members[number, position]
-            request = world.requests[task]
-            if request.outcome == FINISHED:
-                run.unserved -= 1
-                transitions.task_finished(state, rules, run.now, node, task, request.produced)
-                _carry_out(world, setting, state)
-    for position in range(size):
-        task = world.members[number, position]
-        passed = world.passed[task, stage]
-        if passed.passes == 0:
-            passed.start = begun
-        passed.passes += 1
-        last = passed.passes >= world.requests[task].output
-        transitions.stage_finished(state, rules, run.now, node, stage, task, passed.start, run.now, False, last)
-        _carry_out(world, setting, state)
+def tell_finished(world: World, setting: Setting, state: State, rules: Rules, node: int, task: int) -> None:
+    """A task has its outcome."""
+    now, output = world.run[0].now, 0
+    if task < world.requests.size:
+        world.run[0].unserved -= 1
+        output = world.requests[task].produced
+    else:
+        micro_batch = world.micro_batches[task - world.requests.size]
+        micro_batch.outcome, micro_batch.finished = FINISHED, now
+    transitions.task_finished(state, rules, now, node, task, output)
+    _carry_out(world, setting, state)
 
 
 @compiled
-def tell_micro_batch(
-    world: World, setting: Setting, state: State, rules: Rules, node: int, stage: int, number: int, backward: bool
+def tell_passed(
+    world: World, setting: Setting, state: State, rules: Rules, node: int, stage: int, task: int, kind: int
 ) -> None:
-    """A stage has run a micro-batch's forward or backward."""
-    now, task = world.run[0].now, world.requests.size + number
-    start = world.stages[node * setting.stages + stage].start
-    transitions.stage_finished(state, rules, now, node, stage, task, start, now, backward, True)
+    """A stage has run a task's pass; of a request that generates all passes count as one, which ends with the last."""
+    now, start, last = world.run[0].now, world.stages[node * setting.stages + stage].start, True
+    if kind == SERVE:
+        passed = world.passed[task, stage]
+        if passed.passes == 0:
+            passed.start = start
+        passed.passes += 1
+        start, last = passed.start, passed.passes >= world.requests[task].output
+    transitions.stage_finished(state, rules, now, node, stage, task, start, now, kind == BACKWARD, last)
     _carry_out(world, setting, state)
-    if backward and stage == 0:
-        world.micro_batches[number].outcome, world.micro_batches[number].finished = FINISHED, now
-        transitions.task_finished(state, rules, now, node, task, 0)
-        _carry_out(world, setting, state)
 
 
 @compiled

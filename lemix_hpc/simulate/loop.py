@@ -23,18 +23,16 @@ from lemix_hpc.simulate.front import (
     arrive,
     look_again,
     supply_training,
-    tell_batch,
-    tell_micro_batch,
+    tell_finished,
+    tell_passed,
 )
 from lemix_hpc.simulate.heap import pop
 from lemix_hpc.simulate.leader import free_batch, supply_first_stage, take_results
 from lemix_hpc.simulate.stages import backward_done, end_stretch, forward_done, hand_on_batch, settle
 from lemix_hpc.simulate.timers import earliest
 from lemix_hpc.simulate.world import (
-    BACKWARD_SPAN,
-    FORWARD_SPAN,
+    FINISHED,
     NONE,
-    SERVE_SPAN,
     Setting,
     World,
     add_span,
@@ -125,24 +123,33 @@ def _end(world: World, setting: Setting, state: State, rules: Rules, at: int) ->
         return
     if kind == SERVE:
         _batch_done(world, setting, state, rules, node, stage, item)
-    elif kind == BACKWARD:
+        return
+    if kind == BACKWARD:
         backward_done(world, setting, node, stage, item)
-        tell_micro_batch(world, setting, state, rules, node, stage, item, True)
     else:
         forward_done(world, setting, node, stage, item)
-        tell_micro_batch(world, setting, state, rules, node, stage, item, False)
+    task = world.requests.size + item
+    tell_passed(world, setting, state, rules, node, stage, task, kind)
+    if kind == BACKWARD and stage == 0:
+        tell_finished(world, setting, state, rules, node, task)
 
 
 @compiled
 def _batch_done(world: World, setting: Setting, state: State, rules: Rules, node: int, stage: int, number: int) -> None:
-    last = stage == setting.stages - 1
-    if last:
-        take_results(world, node, number)
-    else:
-        hand_on_batch(world, setting, node, stage, number)
+    """The leader hears of results before the scheduler hears of the pass."""
+    last, members = stage == setting.stages - 1, world.members[number]
+    size = world.batches[number].size
     if stage == 0:
         world.nodes[node].at_first_stage -= 1
-    tell_batch(world, setting, state, rules, node, stage, number)
+    if last:
+        take_results(world, node, number)
+        for position in range(size):
+            if world.requests[members[position]].outcome == FINISHED:
+                tell_finished(world, setting, state, rules, node, members[position])
+    else:
+        hand_on_batch(world, setting, node, stage, number)
+    for position in range(size):
+        tell_passed(world, setting, state, rules, node, stage, members[position], SERVE)
     if last:
         free_batch(world, node, number)
 
@@ -151,12 +158,9 @@ def _batch_done(world: World, setting: Setting, state: State, rules: Rules, node
 def _record(world: World, setting: Setting, node: int, stage: int) -> None:
     """The spans of the stretch that ends now: one for each request of a batch."""
     work, now = world.stages[node * setting.stages + stage], world.run[0].now
-    if work.kind == SERVE:
-        batch = world.batches[work.item]
-        for position in range(batch.size):
-            task = world.members[work.item, position]
-            add_span(world, (node, stage, task, SERVE_SPAN, work.start, now, work.version, batch.number))
-        return
-    kind = BACKWARD_SPAN if work.kind == BACKWARD else FORWARD_SPAN
-    task = world.requests.size + work.item
-    add_span(world, (node, stage, task, kind, work.start, now, work.version, NONE))
+    size = world.batches[work.item].size if work.kind == SERVE else 1
+    for position in range(size):
+        task, batch = world.requests.size + work.item, NONE
+        if work.kind == SERVE:
+            task, batch = world.members[work.item, position], world.batches[work.item].number
+        add_span(world, node, stage, task, work.kind, work.start, now, work.version, batch)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from lemix_hpc.policy.stage_queue import BACKWARD, COMMIT, FORWARD, SERVE
 from lemix_hpc.runtime.records import ServedTask, Span, SpanKind, TrainedTask
 from lemix_hpc.simulate.world import FINISHED, NONE, Records, World
 from lemix_hpc.workload.tasks import Request
 
-KINDS: tuple[SpanKind, ...] = ("serve", "forward", "backward", "step")
-"""By the world's numbers of kinds of spans."""
+KINDS: dict[int, SpanKind] = {SERVE: "serve", COMMIT: "step", BACKWARD: "backward", FORWARD: "forward"}
 
 
 def spans(world: World, names: Sequence[str]) -> list[Span]:

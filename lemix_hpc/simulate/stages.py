@@ -20,7 +20,6 @@ from lemix_hpc.simulate.world import (
     FORWARDS,
     NONE,
     SERVES,
-    STEP_SPAN,
     Setting,
     World,
     add_span,
@@ -126,7 +125,7 @@ def _commit(world: World, setting: Setting, node: int, stage: int) -> None:
     at, run = node * setting.stages + stage, world.run[0]
     state = world.stages[at]
     group = take(world.queues[4 * at + COMMITS], world.groups)
-    add_span(world, (node, stage, NONE, STEP_SPAN, run.now, run.now, state.version, NONE))
+    add_span(world, node, stage, NONE, COMMIT, run.now, run.now, state.version, NONE)
     state.version += 1
     if stage == 0:
         run.steps += 1

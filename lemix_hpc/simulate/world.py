@@ -25,8 +25,6 @@ OPEN, FINISHED, REFUSED = range(3)
 SERVES, FORWARDS, BACKWARDS, COMMITS = range(4)
 """The queues of a stage: serving batches, micro-batches for a forward or a backward, and groups to step."""
 
-SERVE_SPAN, FORWARD_SPAN, BACKWARD_SPAN, STEP_SPAN = range(4)
-
 Records = NDArray[np.void]
 
 QUEUE = np.dtype([("head", np.int64), ("tail", np.int64)], align=True)
@@ -160,6 +158,7 @@ SPAN = np.dtype(
     ],
     align=True,
 )
+"""`kind`: as in `lemix_hpc.policy.stage_queue`."""
 
 RUN = np.dtype(
     [
@@ -328,9 +327,14 @@ def touch(world: World, node: int) -> None:
 
 
 @compiled
-def add_span(world: World, span: tuple[int, int, int, int, float, float, int, int]) -> None:
-    """One stretch of work of one task: node, stage, task, kind, start, end, version, batch. The loop sees to the room."""
+def add_span(
+    world: World, node: int, stage: int, task: int, kind: int, start: float, end: float, version: int, batch: int
+) -> None:
+    """One stretch of work of one task. The loop sees to the room."""
     run = world.run[0]
-    row = world.spans[run.spans]
-    row.node, row.stage, row.task, row.kind, row.start, row.end, row.version, row.batch = span
+    if run.spans == world.spans.size:
+        raise IndexError("no room for a span")
+    span = world.spans[run.spans]
+    span.node, span.stage, span.task, span.kind = node, stage, task, kind
+    span.start, span.end, span.version, span.batch = start, end, version, batch
     run.spans += 1

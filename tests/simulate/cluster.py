@@ -11,9 +11,10 @@ import numpy as np
 from lemix_hpc.policy.latency import Affine, LatencyModel
 from lemix_hpc.policy.rules import SchedulerConfig
 from lemix_hpc.policy.scheduler import Scheduler
+from lemix_hpc.policy.stage_queue import BACKWARD, COMMIT
 from lemix_hpc.policy.times import make_times
 from lemix_hpc.simulate.play import play
-from lemix_hpc.simulate.world import BACKWARD_SPAN, STEP_SPAN, Records, Setting, World, make_requests
+from lemix_hpc.simulate.world import Records, Setting, World, make_requests
 
 SETTING = Setting(
     nodes=1,
@@ -47,11 +48,11 @@ class Played:
     @property
     def log(self) -> list[tuple[int, int, int, str, float, float]]:
         """All passes as (task, node, stage, "F" or "B", start, end), sorted by (start, node, stage)."""
-        spans = self.records[self.records["kind"] != STEP_SPAN]
+        spans = self.records[self.records["kind"] != COMMIT]
         passes = zip(
             *(spans[field].tolist() for field in ("task", "node", "stage", "kind", "start", "end")), strict=True
         )
-        named = [(*where, "B" if kind == BACKWARD_SPAN else "F", start, end) for *where, kind, start, end in passes]
+        named = [(*where, "B" if kind == BACKWARD else "F", start, end) for *where, kind, start, end in passes]
         return sorted(named, key=lambda span: (span[4], span[1], span[2]))
 
     def of(self, task: int) -> list[tuple[int, str, float, float]]:

@@ -14,7 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lemix_hpc.simulate.world import FINISHED, STEP_SPAN, follow, make_requests
+from lemix_hpc.policy.stage_queue import COMMIT
+from lemix_hpc.simulate.world import FINISHED, follow, make_requests
 from tests.simulate.cluster import Played, run
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -130,7 +131,7 @@ def test_a_turn_comes_after_the_answer_it_follows() -> None:
 
 def test_commits_travel_down_the_pipeline_between_batches() -> None:
     played = run([(0.0, 1, 0), (30.0, 1, 0)], [[1, 1], [1]])
-    steps = played.records[played.records["kind"] == STEP_SPAN]
+    steps = played.records[played.records["kind"] == COMMIT]
     assert [(int(s["stage"]), int(s["version"])) for s in steps] == [(0, 0), (1, 0), (0, 1), (1, 1)]
     assert played.world.run["steps"][0] == 2
     assert played.world.requests["last_version"].tolist() == [0, 2]
