@@ -1,64 +1,229 @@
+"""Which node a task goes to, in situations that can be followed by hand, and the split of a separated cluster."""
+
 from collections import Counter
+from dataclasses import replace
+from typing import get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lemix_hpc.policy.forecast import Path
-from lemix_hpc.policy.placement import Candidate, LeastCompletion, RoundRobin, Separate, Split
+from lemix_hpc.policy.events import GroupOffered, Place, RequestArrived, StageFinished, TaskFinished
+from lemix_hpc.policy.latency import Affine, LatencyModel
+from lemix_hpc.policy.rules import PlacementName, SchedulerConfig, Split
+from lemix_hpc.policy.scheduler import Scheduler
 
-
-def serving(node: int, end: float) -> Candidate:
-    return Candidate(node, Path(release=0.0, fb=(0.0,), fe=(end,)))
-
-
-def training(node: int, forward_end: float, backward_end: float) -> Candidate:
-    return Candidate(node, Path(0.0, (0.0,), (forward_end,), (forward_end,), (backward_end,)))
-
-
-ends = st.lists(st.integers(0, 5).map(float), min_size=2, max_size=6)
 splits = st.integers(2, 12).flatmap(lambda nodes: st.builds(Split.of, st.just(nodes), st.integers(1, nodes - 1)))
 
-
-@given(ends)
-def test_least_completion_takes_the_lowest_of_the_nodes_that_end_first(ends: list[float]) -> None:
-    choice = LeastCompletion().choose([serving(node, end) for node, end in enumerate(ends)], training=False)
-    assert choice.node == ends.index(min(ends))
-
-
-def test_least_completion_of_training_looks_at_the_end_of_its_backward() -> None:
-    candidates = [training(0, forward_end=1.0, backward_end=9.0), training(1, forward_end=2.0, backward_end=8.0)]
-    assert LeastCompletion().choose(candidates, training=True).node == 1
+# A token takes 10 ms on each of two stages, and a training token 10 ms forward and 20 ms backward.
+SECONDS = LatencyModel((Affine(0.0, 0.01, 0.0),) * 2, (Affine(0.0, 0.02, 0.0),) * 2)
+TWICE_AS_FAST = LatencyModel(
+    *(tuple(form.scaled(0.5) for form in side) for side in (SECONDS.forward, SECONDS.backward))
+)
+BASE = SchedulerConfig(nodes=3, admission="none", order="fcfs")
 
 
-@given(st.integers(1, 6), st.integers(0, 40), st.randoms(use_true_random=False))
-def test_round_robin_gives_every_node_its_turn_whatever_is_mixed_in(nodes: int, turns: int, random) -> None:
-    placement = RoundRobin(nodes)
-    candidates = [serving(node, random.random()) for node in range(nodes)]
-    taken = {True: [], False: []}
-    for _ in range(turns):
-        kind = random.random() < 0.5
-        taken[kind].append(placement.choose(candidates, training=kind).node)
-    for sequence in taken.values():
-        assert sequence == [turn % nodes for turn in range(len(sequence))]
+class Cluster:
+    """A scheduler whose tasks are numbered as they come. Stages report only what a test says."""
+
+    def __init__(self, config: SchedulerConfig, *models: LatencyModel, kinds: tuple[int, ...] = ()) -> None:
+        self.scheduler = Scheduler(config, models or SECONDS, kinds)
+        self.number = 0
+
+    def request(self, time: float, tokens: int, output: int = 0) -> int:
+        """The node of a request."""
+        self.number += 1
+        (place,) = self.scheduler.handle(RequestArrived(time, self.number - 1, tokens, output))
+        assert isinstance(place, Place)
+        return place.node
+
+    def group(self, time: float, tokens: int, size: int = 1) -> list[int]:
+        """The nodes of what a group lets go."""
+        tasks = tuple(range(self.number, self.number + size))
+        self.number += size
+        decisions = self.scheduler.handle(GroupOffered(time, 0, tasks, 1, (tokens,) * size))
+        return [decision.node for decision in decisions if isinstance(decision, Place)]
+
+    def through_first_stage(self, time: float, node: int, task: int) -> list[int]:
+        """The nodes of what follows a micro-batch that has left the first stage."""
+        decisions = self.scheduler.handle(StageFinished(time, node, 0, task, time - 0.1, time))
+        return [decision.node for decision in decisions if isinstance(decision, Place)]
 
 
-def test_round_robin_passes_over_nodes_that_are_no_candidates_and_goes_on_behind_them() -> None:
-    placement = RoundRobin(4)
-    chosen = [
-        placement.choose([serving(node, 1.0) for node in free], training=True).node for free in ([2, 3], [0, 1, 2])
-    ]
-    assert chosen == [2, 0]  # node 3 is next but busy
+def cluster(
+    placement: PlacementName, *models: LatencyModel, kinds: tuple[int, ...] = (), **settings: object
+) -> Cluster:
+    return Cluster(replace(BASE, placement=placement, **settings), *models, kinds=kinds)
 
 
-@given(splits, st.booleans(), st.data())
-def test_separate_never_mixes(split: Split, kind: bool, data: st.DataObject) -> None:
+# All of them
+
+
+@pytest.mark.parametrize("placement", sorted(set(get_args(PlacementName)) - {"random"}))
+def test_of_nodes_that_are_equal_the_first_one_is_taken(placement: PlacementName) -> None:
+    assert cluster(placement).request(0.0, 100) == 0
+    assert cluster(placement).group(0.0, 100) == [2 if placement == "separate" else 0]
+
+
+@pytest.mark.parametrize("placement", get_args(PlacementName))
+def test_a_node_is_fed_one_group_at_a_time(placement: PlacementName) -> None:
+    busy = cluster(placement)
+    nodes = [node for _ in range(5) for node in busy.group(0.0, 100, size=2)]
+    assert len(nodes) == len(set(nodes)) <= 3
+
+
+# least-completion
+
+
+def test_least_completion_goes_where_the_task_is_through_first() -> None:
+    spread = cluster("least-completion")
+    assert [spread.request(0.0, tokens) for tokens in (300, 100, 200, 50)] == [0, 1, 2, 1]
+
+
+def test_least_completion_of_training_waits_for_what_is_there() -> None:
+    spread = cluster("least-completion", serving_first=False)
+    spread.request(0.0, 100)
+    assert spread.group(0.0, 100) == [1]
+    assert spread.request(0.0, 100) == 2
+
+
+def test_requests_that_go_first_mind_no_training() -> None:
+    assert [after_training(serving_first=first) for first in (True, False)] == [0, 1]
+
+
+def after_training(*, serving_first: bool) -> int:
+    trains = cluster("least-completion", serving_first=serving_first)
+    trains.group(0.0, 100)
+    return trains.request(0.0, 100)
+
+
+def test_faster_nodes_get_more() -> None:
+    mixed = cluster("least-completion", SECONDS, TWICE_AS_FAST, kinds=(0, 1, 0))
+    # Twice as many, and one more because its pipeline is filled sooner.
+    assert Counter(requests(mixed, 40)) == {0: 10, 1: 21, 2: 9}
+    trains = cluster("least-completion", SECONDS, TWICE_AS_FAST, kinds=(0, 1, 0))
+    assert [trains.group(0.0, 100) for _ in range(3)] == [[1], [0], [2]]
+
+
+# lemix and lemix-paper
+
+
+def test_lemix_fills_a_used_node_until_waiting_costs_more_than_opening_another() -> None:
+    """The k-th request waits k - 1 seconds, which costs 0.15 (k - 3); a node that was never used costs 5."""
+    assert requests(cluster("lemix"), 40) == [0] * 36 + [1] * 4
+
+
+def test_lemix_goes_where_it_leaves_least_idle() -> None:
+    """Both nodes are free at 17 s, after 1 s and 8 s on every stage; a third one was never used."""
+    idle = cluster("lemix", keep=0.0, lambda1=10.0, tau=0.0)
+    assert [idle.request(0.0, 100), idle.request(0.0, 800)] == [0, 1]
+    idle.scheduler.rules = idle.scheduler.rules._replace(keep=50.0)
+    assert idle.request(17.0, 100) == 1
+
+
+def test_lemix_trades_latency_for_fewer_nodes_by_lambda1() -> None:
+    used = [len(set(requests(cluster("lemix", lambda1=lambda1), 60))) for lambda1 in (0.01, 0.15, 10.0)]
+    assert used == [1, 2, 3]
+
+
+def requests(cluster_: Cluster, count: int) -> list[int]:
+    return [cluster_.request(0.0, 100) for _ in range(count)]
+
+
+def test_lemix_keeps_requests_of_a_length_together_by_lambda2() -> None:
+    assert [consistent(lambda2) for lambda2 in (0.0, 5.0)] == [0, 1]
+
+
+def consistent(lambda2: float) -> int:
+    """The node of a request of 90 tokens, when nodes got some of 300 and 310, and of 90 and 100 tokens; all is done."""
+    sorted_ = cluster("lemix", nodes=2, lambda1=100.0, tau=0.0, lambda2=0.0)
+    for task, (tokens, node) in enumerate([(300, 0), (90, 1), (310, 0), (100, 1)]):
+        assert sorted_.request(10.0 * (task // 2), tokens) == node
+    sorted_.scheduler.rules = sorted_.scheduler.rules._replace(lambda2=lambda2)
+    return sorted_.request(100.0, 90)
+
+
+def test_lemix_as_published_prefers_the_longer_response() -> None:
+    """The numerator of its score is negative: node 0 would answer in 4 s, the others in 2 s."""
+    assert requests(cluster("lemix-paper"), 5) == [0] * 5
+
+
+# pack
+
+
+def test_pack_leaves_nodes_alone_while_few_requests_come() -> None:
+    packed = cluster("pack", t0=2.0)
+    assert [packed.request(5.0 * number, 100) for number in range(50)] == [0] * 50
+
+
+def test_pack_opens_a_node_when_requests_would_be_late() -> None:
+    packed = cluster("pack", t0=2.0)
+    assert set(requests(packed, 60)) == {0, 1, 2}
+
+
+# Baselines
+
+
+@given(splits, st.lists(st.tuples(st.booleans(), st.integers(1, 100)), max_size=20))
+def test_separate_never_mixes(split: Split, tasks: list[tuple[bool, int]]) -> None:
     nodes = len(split.serving) + len(split.training)
-    times = data.draw(st.lists(st.floats(0, 9), min_size=nodes, max_size=nodes))
-    choice = Separate(split).choose([serving(node, end) for node, end in enumerate(times)], training=kind)
-    part = split.training if kind else split.serving
-    assert choice.node in part
-    assert choice.path.completion == min(times[node] for node in part)
+    apart = cluster("separate", nodes=nodes, training_nodes=len(split.training))
+    for training, tokens in tasks:
+        if training:
+            assert set(apart.group(0.0, tokens)) <= set(split.training)
+        else:
+            assert apart.request(0.0, tokens) in split.serving
+
+
+def test_separate_goes_where_a_task_is_through_first_in_its_part() -> None:
+    apart = cluster("separate", nodes=4)
+    assert [apart.request(0.0, tokens) for tokens in (300, 100, 100)] == [0, 1, 1]
+    assert [apart.group(0.0, 100), apart.group(0.0, 100), apart.group(0.0, 100)] == [[2], [3], []]
+
+
+def test_round_robin_counts_requests_and_training_apart() -> None:
+    turns = cluster("round-robin")
+    assert [turns.request(0.0, 100), turns.request(0.0, 1)] == [0, 1]
+    assert turns.group(0.0, 100) == [0]
+    assert [turns.request(0.0, 100), turns.request(0.0, 1)] == [2, 0]
+    assert turns.group(0.0, 100) == [1]
+
+
+def test_round_robin_passes_over_nodes_that_are_being_fed_and_goes_on_behind_them() -> None:
+    turns = cluster("round-robin")
+    assert turns.group(0.0, 100, size=3) == [0]  # tasks 0 to 2
+    assert turns.group(0.0, 100) == [1]  # 3
+    assert turns.group(0.0, 100) == [2]  # 4
+    assert turns.group(0.0, 100, size=2) == []  # 5 and 6
+    assert turns.group(0.0, 100) == []  # 7
+    assert turns.through_first_stage(1.0, 2, 4) == [2]  # 0 and 1 are being fed
+    assert turns.through_first_stage(1.0, 1, 3) == [1]
+
+
+def test_random_is_drawn_from_the_seed() -> None:
+    drawn = [requests(cluster("random", seed=seed), 300) for seed in (1, 1, 2)]
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert all(80 <= count <= 120 for count in Counter(drawn[0]).values())
+
+
+def test_random_training_goes_to_nodes_that_are_free() -> None:
+    for seed in range(20):
+        drawn = cluster("random", seed=seed)
+        assert sorted(node for _ in range(3) for node in drawn.group(0.0, 100, size=2)) == [0, 1, 2]
+
+
+def test_least_utilised_counts_the_work_that_was_given_and_forgets_it() -> None:
+    used = cluster("least-utilised")
+    assert [used.request(0.0, tokens) for tokens in (300, 100, 200)] == [0, 1, 2]
+    for task, node in enumerate((0, 1, 2)):
+        used.scheduler.handle(TaskFinished(1.0, node, task))
+    assert used.request(1.0, 50) == 1  # though all are idle now
+    # 60 s, three memories, later what was given at first counts for little.
+    assert used.request(61.0, 100) == 1
+    assert used.request(61.0, 10) == 2
+
+
+# The split
 
 
 @given(splits)
