@@ -12,13 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lemix_hpc.policy.compiled import compiled
+from lemix_hpc.policy.forms import Interpolated
 from lemix_hpc.policy.latency import LatencyModel, StageTime
 
 FORWARD_PASS, BACKWARD_PASS, SERVE_PASS = range(3)
 """Directions of a pass. Serving is a forward too, but recalibrated on its own."""
 
 TABLE = 8192
-"""Levels are tabulated for up to so many tokens; beyond, the last step goes on. Forms are straight there."""
+"""Levels are tabulated for up to so many tokens, and to the end of measured curves; beyond, the last step goes on. Forms are
+straight there."""
 
 
 class Times(NamedTuple):
@@ -36,6 +38,10 @@ class Times(NamedTuple):
 def make_times(latencies: Sequence[LatencyModel], kind_of: NDArray[np.int64], table: int = TABLE) -> Times:
     """Tabulate one latency model for every kind of node; all have the same number of stages."""
     stages = latencies[0].stages
+    curves = [
+        form for latency in latencies for form in latency.forward + latency.backward if isinstance(form, Interpolated)
+    ]
+    table = max([table, *(form.knots[-1] + 1 for form in curves)])
     level = np.empty((len(latencies), 2, stages, table + 1))
     linear = np.empty((len(latencies), 3, stages, 5))
     for kind, latency in enumerate(latencies):
