@@ -21,10 +21,19 @@ def compiled(function: F) -> F:
     state of the sources. Arguments are numbers, arrays and named tuples of those. A compiled function allocates nothing
     and returns no array: without references to count, calls with many arrays are three times as fast.
     """
+    return _compiled(function, forceinline=False)
+
+
+def inlined(function: F) -> F:
+    """Like `compiled`, for what runs for every node: handing over the whole state would take longer than the work."""
+    return _compiled(function, forceinline=True)
+
+
+def _compiled(function: F, *, forceinline: bool) -> F:
     before = numba.config.CACHE_DIR
     numba.config.CACHE_DIR = _CACHE
     try:
-        made: F = numba.njit(cache=True, nogil=True, error_model="numpy", _nrt=False)(function)
+        made: F = numba.njit(cache=True, nogil=True, error_model="numpy", _nrt=False, forceinline=forceinline)(function)
     finally:
         numba.config.CACHE_DIR = before
     return made

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 
-from lemix_hpc.policy.compiled import compiled
+from lemix_hpc.policy.compiled import compiled, inlined
 from lemix_hpc.policy.state import NONE, RAN_BACKWARD, RAN_FORWARD, Floats, State
 
 NOT_MOVED, MOVED, BACKWARD_MOVED = range(3)
@@ -28,16 +28,19 @@ ALL = 2**62
 """As a sequence: behind all training of the node."""
 
 
-@compiled
+@inlined
 def expect(
     state: State, node: int, behind: int, sequence: int, release: float, forward: Floats
 ) -> tuple[float, float, float]:
     """The path of a task that would run right behind the slot `behind` (NONE: first), and behind all training of earlier
     `sequence`: begin on the first stage, forward end on the last one, and idleness, the paper's II; seconds."""
-    nodes, _slots = state.nodes, state.slots
-    ready, first, idleness = release, release, 0.0
+    nodes, ready, first, idleness = state.nodes, release, release, 0.0
+    behind_requests = sequence == 0 and behind == nodes[node].last_request
     for stage in range(forward.size):
-        ended = state.free_at[node, stage] if behind == NONE else state.paths[behind, stage].after
+        if behind_requests:
+            ended = state.request_end[node, stage]
+        else:
+            ended = state.free_at[node, stage] if behind == NONE else state.paths[behind, stage].after
         begin, busy = max(ready, ended), 0.0
         if sequence > 0 and nodes[node].first_training != NONE:
             begin, busy = _past_backwards(state, node, sequence, stage, begin, forward[stage], ended)
@@ -99,6 +102,7 @@ def assign(state: State, node: int, slot: int, behind: int) -> None:
         path = state.paths[slot, stage]
         path.ran, path.fb, path.bb = 0, math.nan, math.nan
     _follow(state, node, slot, slot)
+    _note_last_request(state, node)
 
 
 @compiled
@@ -126,7 +130,7 @@ def _unchain(state: State, node: int, slot: int) -> None:
         nodes[node].last_training = earlier
 
 
-@compiled
+@inlined
 def place_of_request(state: State, node: int, key: float, now: float, serving_first: bool) -> int:
     """Behind which slot of a node a request with this key is to run (NONE: it is first).
 
@@ -134,10 +138,13 @@ def place_of_request(state: State, node: int, key: float, now: float, serving_fi
     or expected.
     """
     nodes, slots = state.nodes, state.slots
-    behind = nodes[node].last_request if serving_first else nodes[node].tail
+    if not serving_first:
+        return nodes[node].tail
+    behind = nodes[node].last_request
+    if nodes[node].last_key <= key:
+        return behind
     while (
-        serving_first
-        and behind != NONE
+        behind != NONE
         and slots[behind].key > key
         and state.paths[behind, 0].fb > now
         and state.paths[behind, 0].ran == 0
@@ -153,7 +160,7 @@ def observe(state: State, node: int, stage: int, slot: int, start: float, end: f
     The task may be finished and forgotten already (`slot` NONE): reports of different stages overtake one another, and the
     stage was busy all the same.
     """
-    nodes, _slots = state.nodes, state.slots
+    nodes = state.nodes
     state.free_at[node, stage] = max(state.free_at[node, stage], end)
     at_least = slot
     if slot != NONE and backward:
@@ -165,6 +172,7 @@ def observe(state: State, node: int, stage: int, slot: int, start: float, end: f
         state.paths[slot, stage].fb, state.paths[slot, stage].fe = start, end
     # What ended is a bound for everything on the stage that has not run, from the first task on.
     _follow(state, node, nodes[node].head, at_least)
+    _note_last_request(state, node)
 
 
 @compiled
@@ -188,6 +196,16 @@ def forget(state: State, slot: int) -> None:
         _follow(state, node, after, nodes[node].tail)
     else:
         _follow(state, node, after, NONE)
+    _note_last_request(state, node)
+
+
+@compiled
+def _note_last_request(state: State, node: int) -> None:
+    """Keep what most forecasts of requests start from in one place: they are made for every node."""
+    last = state.nodes[node].last_request
+    state.nodes[node].last_key = -math.inf if last == NONE else state.slots[last].key
+    for stage in range(state.request_end.shape[1]):
+        state.request_end[node, stage] = state.free_at[node, stage] if last == NONE else state.paths[last, stage].after
 
 
 @compiled

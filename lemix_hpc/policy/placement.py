@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lemix_hpc.policy.compiled import compiled
+from lemix_hpc.policy.compiled import compiled, inlined
 from lemix_hpc.policy.forecast import ALL, expect, place_of_request
 from lemix_hpc.policy.rules import (
     LATE_ALLOWED,
@@ -74,13 +74,13 @@ def training_rows(state: State, node: int, rows: int, length: int, forward: Floa
         backward[stage] = kind_seconds(times, kind, BACKWARD_PASS, stage, tokens, squares, 0.0, prefills)
 
 
-@compiled
+@inlined
 def order_key(rules: Rules, release: float, work: float) -> float:
     """Requests of a node run by the smallest key [s]: arrival, plus what shorter ones may overtake it by."""
     return release + rules.patience * work
 
 
-@compiled
+@inlined
 def request_candidate(
     state: State, rules: Rules, node: int, now: float, alone: float, length: int, forward: Floats
 ) -> Candidate:
@@ -95,7 +95,7 @@ def request_candidate(
     )
 
 
-@compiled
+@inlined
 def training_candidate(
     state: State, rules: Rules, node: int, now: float, length: int, forward: Floats, backward: Floats
 ) -> Candidate:
@@ -111,7 +111,7 @@ def training_candidate(
     )
 
 
-@compiled
+@inlined
 def score(
     state: State,
     rules: Rules,

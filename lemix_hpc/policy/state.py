@@ -64,7 +64,8 @@ NODE = np.dtype(
     [
         ("head", "i8"),  # first and last slot in running order
         ("tail", "i8"),
-        ("last_request", "i8"),  # the last slot that serves, where serving goes first
+        ("last_request", "i8"),  # the last slot that serves, where serving goes first, and its key
+        ("last_key", "f8"),
         ("first_training", "i8"),
         ("last_training", "i8"),
         ("requests", "i8"),  # unfinished ones, and those of them that generate
@@ -108,7 +109,8 @@ class State(NamedTuple):
     """Everything. Slots are rows of `slots` and `paths`, and of `forward` and `backward`, predicted seconds of work.
 
     `slots`: (slots,); `paths`, `forward`, `backward`: (slots, stages); `nodes`: (nodes,); `free_at`: (nodes, stages), latest
-    real end on a stage, -inf before the first; `counters`: (1,). `slot_of`: (tasks,), the slot of every unfinished task.
+    real end on a stage, -inf before the first; `request_end`: (nodes, stages), when a stage is through with the last request,
+    where serving goes first; `counters`: (1,). `slot_of`: (tasks,), the slot of every unfinished task.
     `free_slots` is a stack, `offered` a ring of the first tasks of groups, `window`: (2, WINDOW), output lengths seen
     last, by age in a ring and by length.
     `decided`: the first `counters[0].decided` tasks are to be sent to their nodes, or refused if they have no slot.
@@ -122,6 +124,7 @@ class State(NamedTuple):
     backward: Floats
     nodes: Records
     free_at: Floats
+    request_end: Floats
     counters: Records
     slot_of: Ints
     free_slots: Ints
@@ -142,6 +145,7 @@ def make_state(times: Times, *, lanes: int, seed: int, expected_output: float, s
         backward=np.zeros((slots, stages)),
         nodes=_make_nodes(nodes),
         free_at=np.full((nodes, stages), -np.inf),
+        request_end=np.full((nodes, stages), -np.inf),
         counters=_make_counters(slots, lanes, seed, expected_output),
         slot_of=np.full(slots, NONE),
         free_slots=np.arange(slots)[::-1].copy(),
@@ -190,7 +194,7 @@ def _make_nodes(count: int) -> Records:
     nodes = np.zeros(count, NODE)
     for link in ("head", "tail", "last_request", "first_training", "last_training", "open_first"):
         nodes[link] = NONE
-    nodes["last_release"] = -np.inf
+    nodes["last_release"] = nodes["last_key"] = -np.inf
     return nodes
 
 
