@@ -18,8 +18,13 @@ Section = dict[str, Any]
 def build_report(run_dir: Path) -> Section:
     """Read the run, write its `report.json` as a whole and return what was written; UserError for broken records."""
     report = summarise(read_run(run_dir))
-    replace(run_dir / "report.json", msgspec.json.format(msgspec.json.encode(report)) + b"\n")
+    write_report(report, run_dir)
     return report
+
+
+def write_report(report: Section, run_dir: Path) -> None:
+    """Write `report.json` as a whole."""
+    replace(run_dir / "report.json", msgspec.json.format(msgspec.json.encode(report)) + b"\n")
 
 
 def summarise(run: RunRecords) -> Section:

@@ -1,0 +1,127 @@
+"""`lemix simulate`: a recipe, run in simulated time."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+from lemix_hpc.config.recipe import Recipe
+from lemix_hpc.engines.model_sizes import describe
+from lemix_hpc.report.build import summarise, write_report
+from lemix_hpc.report.read import RunRecords
+from lemix_hpc.runtime.recorder import Recorder
+from lemix_hpc.runtime.records import RunFacts, ServedTask
+from lemix_hpc.runtime.session import mean_unloaded_response
+from lemix_hpc.runtime.training_feed import TrainingFeed, amount
+from lemix_hpc.simulate import result
+from lemix_hpc.simulate.play import play
+from lemix_hpc.simulate.setup import Hardware, load_hardware, make_scheduler, make_setting, make_times_of
+from lemix_hpc.simulate.world import World, make_requests
+from lemix_hpc.workload.load import Workload, load_workload
+from lemix_hpc.workload.tasks import Request
+
+
+@dataclass(frozen=True)
+class Simulated:
+    """What a simulated run has left; `left_out`: a message for each line of the workload that could not be used."""
+
+    records: RunRecords
+    left_out: tuple[str, ...]
+
+    @cached_property
+    def summary(self) -> dict[str, Any]:
+        """The report as plain data."""
+        return summarise(self.records)
+
+    def write(self, run_dir: Path) -> None:
+        """Write the files of a run, and its report."""
+        recorder = Recorder(run_dir)
+        for span in self.records.spans:
+            recorder.span(span)
+        for served in self.records.served:
+            recorder.task(served)
+        for trained in self.records.trained:
+            recorder.task(trained)
+        recorder.facts(self.records.facts)
+        recorder.close()
+        write_report(self.summary, run_dir)
+
+
+def simulate(recipe: Recipe) -> Simulated:
+    """Run a resolved recipe in simulated time: the same recipe gives the same result, byte for byte.
+
+    Raises UserError for files that cannot be used, and without coefficients.
+    """
+    hardware, work = load_hardware(recipe), load_workload(recipe)
+    requests, rejected = _fitting(recipe, work.requests)
+    t0 = mean_unloaded_response(hardware.latencies(recipe.nodes.stages)[0], work.requests, recipe)
+    scheduler = make_scheduler(recipe, hardware, t0)
+    names: list[str] = []
+    feed, groups = _feed(recipe, work), None
+    if feed is not None:
+        groups = _groups(feed, names)
+    setting = make_setting(recipe, hardware, endless=feed is not None and feed.total is None)
+    world = play(scheduler, setting, make_times_of(recipe, hardware), _records_of(requests), groups)
+    records = RunRecords(
+        _facts(recipe, work, hardware, t0, world),
+        result.spans(world, [request.id for request in requests] + names),
+        rejected + result.served(world, requests),
+        result.trained(world, names, setting.rows),
+    )
+    return Simulated(records, work.left_out)
+
+
+def _fitting(recipe: Recipe, requests: tuple[Request, ...]) -> tuple[list[Request], list[ServedTask]]:
+    """Requests that the model has positions for, and the records of the others."""
+    context = None if recipe.engine.kind == "emulated" else describe(recipe.model).max_positions
+    if context is None:
+        return list(requests), []
+    fitting = [r for r in requests if r.prompt_tokens + r.output_tokens <= context]
+    others = [r for r in requests if r.prompt_tokens + r.output_tokens > context]
+    return fitting, [ServedTask(r.id, "rejected", r.arrival, r.prompt_tokens) for r in others]
+
+
+def _records_of(requests: list[Request]) -> Any:
+    return make_requests(
+        [request.arrival for request in requests],
+        [request.prompt_tokens for request in requests],
+        [request.output_tokens for request in requests],
+    )
+
+
+def _feed(recipe: Recipe, work: Workload) -> TrainingFeed | None:
+    training = recipe.training
+    if training is None or work.batches is None:
+        return None
+    total = amount(len(work.requests), training.share, training.micro_batches)
+    number = partial(next, itertools.count())
+    return TrainingFeed(work.batches, per_group=training.micro_batches_per_step, total=total, number=number)
+
+
+def _groups(feed: TrainingFeed, names: list[str]) -> Iterator[list[int]]:
+    """The lengths of the micro-batches of each group, whose names are noted as they are taken."""
+    while not feed.exhausted:
+        group = feed.next_group()
+        names.extend(group.ids)
+        yield [micro_batch.length for micro_batch in group.micro_batches]
+
+
+def _facts(recipe: Recipe, work: Workload, hardware: Hardware, t0: float, world: World) -> RunFacts:
+    latencies = hardware.latencies(recipe.nodes.stages)
+    lengths = [request.prompt_tokens + request.output_tokens for request in work.requests]
+    return RunFacts(
+        policy=recipe.policy.placement,
+        engine="simulated",
+        nodes=recipe.nodes.count,
+        stages=recipe.nodes.stages,
+        slo_factors=list(recipe.slo.factors),
+        t0_s=t0,
+        duration_s=float(world.run["now"][0]),
+        steps=int(world.run["steps"][0]),
+        malformed_lines=len(work.left_out),
+        outside_range=sum(any(not latency.covers(length) for latency in latencies) for length in lengths),
+    )

@@ -1,0 +1,90 @@
+"""Simulated runs of recipes: files as a run writes them, the same every time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from lemix_hpc.config.errors import UserError
+from lemix_hpc.config.load import load_recipe
+from lemix_hpc.report.build import build_report
+from lemix_hpc.report.read import read_run
+from lemix_hpc.simulate.run import Simulated, simulate
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+COEFFICIENTS = REPOSITORY / "profiling" / "nvidia-a100-80gb" / "llama-2-7b-float16.yaml"
+
+RECIPE = f"""\
+nodes: {{count: 3, stages: 2}}
+engine: {{kind: emulated, coefficients: {COEFFICIENTS}, max_batch_requests: 4}}
+serving:
+  source: {{kind: poisson, rate: 30, requests: 200, lengths: lmsys-chat}}
+training: {{share: 0.5, micro_batches_per_step: 3}}
+"""
+
+Simulate = Callable[..., Simulated]
+
+
+@pytest.fixture
+def simulated(tmp_path: Path) -> Simulate:
+    """Simulates the recipe with some keys set otherwise."""
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    return lambda *overrides: simulate(load_recipe(tmp_path / "recipe.yaml", overrides))
+
+
+def test_everything_is_served_and_trained(simulated: Simulate) -> None:
+    summary = simulated().summary
+    assert (summary["serving"]["received"], summary["serving"]["finished"]) == (200, 200)
+    assert (summary["training"]["finished"], summary["training"]["steps"]) == (200, 67)
+    assert summary["weight_versions"]["mixed_batches"] == 0
+    assert summary["duration_s"] >= 200 / 30 * 0.5
+
+
+def test_the_files_are_those_of_a_run_and_the_same_every_time(simulated: Simulate, tmp_path: Path) -> None:
+    directories = [tmp_path / "one", tmp_path / "two"]
+    for directory in directories:
+        directory.mkdir()
+        run = simulated()
+        run.write(directory)
+        assert read_run(directory) == run.records
+    files = sorted(path.name for path in directories[0].iterdir())
+    assert {"facts.json", "spans.jsonl", "tasks.jsonl", "report.json"} <= set(files)
+    for name in files:
+        assert (directories[0] / name).read_bytes() == (directories[1] / name).read_bytes()
+    assert build_report(directories[0]) == simulated().summary
+
+
+def test_another_seed_gives_another_run(simulated: Simulate) -> None:
+    assert simulated().records.spans != simulated("seed=1").records.spans
+
+
+def test_generated_tokens_are_all_there(simulated: Simulate) -> None:
+    served = simulated("serving.mode=generate", "serving.max_new_tokens=20").records.served
+    assert all(1 <= len(task.output) <= 20 for task in served)
+    assert max(len(task.output) for task in served) == 20
+    assert all(task.first_token < task.finished for task in served if len(task.output) > 1)
+
+
+def test_endless_training_stops_when_serving_is_done(simulated: Simulate) -> None:
+    records = simulated("training.share=null").records
+    assert len(records.trained) % 3 == 0
+    last = max(task.finished for task in records.served)
+    assert last < records.facts.duration_s < last + 5.0
+
+
+def test_separate_nodes_serve_or_train(simulated: Simulate) -> None:
+    records = simulated("policy.placement=separate", "policy.training_nodes=1").records
+    assert {task.node for task in records.served} == {0, 1}
+    assert {task.node for task in records.trained} == {2}
+
+
+def test_training_alone(simulated: Simulate) -> None:
+    summary = simulated("serving=null", "training.share=null", "training.micro_batches=10").summary
+    assert summary["training"]["finished"] == 10
+
+
+def test_without_coefficients_there_are_no_times(simulated: Simulate) -> None:
+    with pytest.raises(UserError, match=r"engine\.coefficients: simulated stages take their times"):
+        simulated("engine.kind=torch", "engine.coefficients=null")
