@@ -8,16 +8,34 @@ from lemix_hpc.policy.rules import Rules
 from lemix_hpc.policy.stage_queue import BACKWARD, SERVE
 from lemix_hpc.policy.state import State, full
 from lemix_hpc.simulate.heap import push
-from lemix_hpc.simulate.world import FINISHED, FORWARDS, NONE, REFUSED, Setting, World, append, touch
+from lemix_hpc.simulate.world import (
+    ARRIVED,
+    CLOSED,
+    ENDED,
+    FINISHED,
+    FORWARDS,
+    NONE,
+    OFFERED,
+    PASSED_STAGE,
+    REFUSED,
+    TICKED,
+    Setting,
+    World,
+    append,
+    log,
+    touch,
+)
 
-GOING, DONE, STUCK, NEED_SPANS, NEED_SLOTS, NEED_GROUPS = range(6)
-"""What the loop asks of its caller: nothing, or to make room, or for more groups of micro-batches."""
+GOING, DONE, STUCK, NEED_ROOM, NEED_SLOTS, NEED_GROUPS, MEASURE = range(7)
+"""What the loop asks of its caller: nothing, to make room for spans and events or in the policy's state, for more groups of
+micro-batches, or to tell the policy how long the pass took that ends next."""
 
 
 @compiled
 def arrive(world: World, setting: Setting, state: State, rules: Rules, task: int) -> None:
     """Let a request in."""
     request = world.requests[task]
+    log(world, setting, ARRIVED, NONE, NONE, task, 0.0, False, False)
     transitions.request_arrived(state, rules, world.run[0].now, task, request.prompt, request.output)
     _carry_out(world, setting, state)
 
@@ -32,6 +50,7 @@ def supply_training(world: World, setting: Setting, state: State, rules: Rules) 
     while not run.closed:
         if run.refused or (setting.endless and run.unserved == 0):
             run.closed = True
+            log(world, setting, CLOSED, NONE, NONE, NONE, 0.0, False, False)
             transitions.training_closed(state)
             break
         if not setting.endless and run.next_group == world.groups.size:
@@ -45,6 +64,7 @@ def supply_training(world: World, setting: Setting, state: State, rules: Rules) 
         task = world.requests.size + first
         if full(state, task + size, size):
             return NEED_SLOTS
+        log(world, setting, OFFERED, NONE, NONE, run.next_group, 0.0, False, False)
         run.next_group += 1
         run.offered += 1
         transitions.group_offered(state, rules, run.now, task, world.lengths[first : first + size], setting.rows)
@@ -62,6 +82,7 @@ def tell_finished(world: World, setting: Setting, state: State, rules: Rules, no
     else:
         micro_batch = world.micro_batches[task - world.requests.size]
         micro_batch.outcome, micro_batch.finished = FINISHED, now
+    log(world, setting, ENDED, node, NONE, task, 0.0, False, False)
     transitions.task_finished(state, rules, now, node, task, output)
     _carry_out(world, setting, state)
 
@@ -78,6 +99,7 @@ def tell_passed(
             passed.start = start
         passed.passes += 1
         start, last = passed.start, passed.passes >= world.requests[task].output
+    log(world, setting, PASSED_STAGE, node, stage, task, start, kind == BACKWARD, last)
     transitions.stage_finished(state, rules, now, node, stage, task, start, now, kind == BACKWARD, last)
     _carry_out(world, setting, state)
 
@@ -85,6 +107,7 @@ def tell_passed(
 @compiled
 def look_again(world: World, setting: Setting, state: State, rules: Rules) -> None:
     """The policy wants to look at held training again."""
+    log(world, setting, TICKED, NONE, NONE, NONE, 0.0, False, False)
     transitions.tick(state, rules, world.run[0].now)
     _carry_out(world, setting, state)
 

@@ -17,8 +17,9 @@ from lemix_hpc.policy.transitions import next_tick
 from lemix_hpc.simulate.front import (
     DONE,
     GOING,
+    MEASURE,
+    NEED_ROOM,
     NEED_SLOTS,
-    NEED_SPANS,
     STUCK,
     arrive,
     look_again,
@@ -47,7 +48,7 @@ RESOLUTION = 1e-9
 def advance(world: World, setting: Setting, state: State, rules: Rules) -> int:
     """Run on until everything is done or the caller has to make room; then call again. What is asked of the caller."""
     run, timers = world.run[0], world.timers
-    room = setting.max_requests + (setting.stages + 4) * setting.stages
+    room = 2 * setting.max_requests + (setting.stages + 4) * setting.stages + setting.nodes
     while True:
         at = earliest(timers)
         ends = timers.due[at]
@@ -55,8 +56,8 @@ def advance(world: World, setting: Setting, state: State, rules: Rules) -> int:
         arrives = math.inf if request == NONE else world.requests[request].arrival
         ticks = max(next_tick(state), run.ticked + RESOLUTION)
         time = min(ends, arrives, ticks)
-        if world.spans.size - run.spans < room:
-            return NEED_SPANS
+        if world.spans.size - run.spans < room or (setting.logs and world.events.size - run.events < room):
+            return NEED_ROOM
         if time > run.now:
             asked = supply_training(world, setting, state, rules)
             if asked != GOING:
@@ -71,6 +72,10 @@ def advance(world: World, setting: Setting, state: State, rules: Rules) -> int:
                 return STUCK
             run.now = time
         if ends <= run.now:
+            if setting.measures and not run.measured and world.stages[at].planned == world.stages[at].left:
+                run.measured = True
+                return MEASURE
+            run.measured = False
             _end(world, setting, state, rules, at)
         elif arrives <= run.now:
             if full(state, request + 1, 1):

@@ -11,15 +11,19 @@ from typing import Any
 
 from lemix_hpc.config.recipe import Recipe
 from lemix_hpc.engines.model_sizes import describe
+from lemix_hpc.policy.drift import Drift
+from lemix_hpc.policy.events import Event
+from lemix_hpc.profiling.coefficients import CoefficientFile, save_coefficients
 from lemix_hpc.report.build import summarise, write_report
 from lemix_hpc.report.read import RunRecords
 from lemix_hpc.runtime.recorder import Recorder
-from lemix_hpc.runtime.records import RunFacts, ServedTask
-from lemix_hpc.runtime.session import mean_unloaded_response
+from lemix_hpc.runtime.records import LearnedTimes, RunFacts, ServedTask
+from lemix_hpc.runtime.session import COEFFICIENTS, mean_unloaded_response
 from lemix_hpc.runtime.training_feed import TrainingFeed, amount
 from lemix_hpc.simulate import result
 from lemix_hpc.simulate.play import play
 from lemix_hpc.simulate.setup import Hardware, load_hardware, make_scheduler, make_setting, make_times_of
+from lemix_hpc.simulate.told import told
 from lemix_hpc.simulate.world import World, make_requests
 from lemix_hpc.workload.load import Workload, load_workload
 from lemix_hpc.workload.tasks import Request
@@ -27,10 +31,17 @@ from lemix_hpc.workload.tasks import Request
 
 @dataclass(frozen=True)
 class Simulated:
-    """What a simulated run has left; `left_out`: a message for each line of the workload that could not be used."""
+    """What a simulated run has left.
+
+    `left_out`: a message for each line of the workload that could not be used; `learned`: about stage times, on top of the
+    `coefficients` that forecasts started from; `events`: what the scheduler was told, if it was asked for.
+    """
 
     records: RunRecords
     left_out: tuple[str, ...]
+    learned: LearnedTimes
+    coefficients: CoefficientFile
+    events: list[Event]
 
     @cached_property
     def summary(self) -> dict[str, Any]:
@@ -46,13 +57,19 @@ class Simulated:
             recorder.task(served)
         for trained in self.records.trained:
             recorder.task(trained)
+        for event in self.events:
+            recorder.event(event)
         recorder.facts(self.records.facts)
+        recorder.learned(self.learned)
         recorder.close()
+        save_coefficients(self.coefficients, run_dir / COEFFICIENTS)
         write_report(self.summary, run_dir)
 
 
-def simulate(recipe: Recipe) -> Simulated:
+def simulate(recipe: Recipe, *, events: bool = False) -> Simulated:
     """Run a resolved recipe in simulated time: the same recipe gives the same result, byte for byte.
+
+    `events`: keep what the scheduler is told, which takes as long as the run itself.
 
     Raises UserError for files that cannot be used, and without coefficients.
     """
@@ -64,15 +81,22 @@ def simulate(recipe: Recipe) -> Simulated:
     feed, groups = _feed(recipe, work), None
     if feed is not None:
         groups = _groups(feed, names)
-    setting = make_setting(recipe, hardware, endless=feed is not None and feed.total is None)
-    world = play(scheduler, setting, make_times_of(recipe, hardware), _records_of(requests), groups)
+    setting = make_setting(recipe, hardware, endless=feed is not None and feed.total is None, logs=events)
+    world, measured = play(scheduler, setting, make_times_of(recipe, hardware), _records_of(requests), groups)
     records = RunRecords(
-        _facts(recipe, work, hardware, t0, world),
+        _facts(recipe, work, hardware, t0, world, scheduler.drifts),
         result.spans(world, [request.id for request in requests] + names),
         rejected + result.served(world, requests),
         result.trained(world, names, setting.rows),
     )
-    return Simulated(records, work.left_out)
+    source = recipe.policy.coefficients or recipe.engine.coefficients
+    return Simulated(
+        records,
+        work.left_out,
+        LearnedTimes(str(source), recipe.policy.recalibrate, list(scheduler.learned)),
+        hardware.believed[0],
+        list(told(world, setting, measured)),
+    )
 
 
 def _fitting(recipe: Recipe, requests: tuple[Request, ...]) -> tuple[list[Request], list[ServedTask]]:
@@ -110,7 +134,9 @@ def _groups(feed: TrainingFeed, names: list[str]) -> Iterator[list[int]]:
         yield [micro_batch.length for micro_batch in group.micro_batches]
 
 
-def _facts(recipe: Recipe, work: Workload, hardware: Hardware, t0: float, world: World) -> RunFacts:
+def _facts(
+    recipe: Recipe, work: Workload, hardware: Hardware, t0: float, world: World, drifts: list[Drift]
+) -> RunFacts:
     latencies = hardware.latencies(recipe.nodes.stages)
     lengths = [request.prompt_tokens + request.output_tokens for request in work.requests]
     return RunFacts(
@@ -124,4 +150,5 @@ def _facts(recipe: Recipe, work: Workload, hardware: Hardware, t0: float, world:
         steps=int(world.run["steps"][0]),
         malformed_lines=len(work.left_out),
         outside_range=sum(any(not latency.covers(length) for latency in latencies) for length in lengths),
+        drift=drifts,
     )

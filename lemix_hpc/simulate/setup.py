@@ -65,7 +65,7 @@ def make_times_of(recipe: Recipe, hardware: Hardware) -> Times:
     return make_times(hardware.latencies(recipe.nodes.stages), np.array(hardware.kinds, dtype=np.int64))
 
 
-def make_setting(recipe: Recipe, hardware: Hardware, *, endless: bool) -> Setting:
+def make_setting(recipe: Recipe, hardware: Hardware, *, endless: bool, logs: bool) -> Setting:
     """What stages and leaders go by; `endless`: training goes on while serving lasts."""
     training = recipe.training
     return Setting(
@@ -82,6 +82,9 @@ def make_setting(recipe: Recipe, hardware: Hardware, *, endless: bool) -> Settin
         endless=endless,
         latency_error=0.0,
         seed=recipe.seed,
+        logs=logs,
+        # Passes that take what forecasts say teach nothing.
+        measures=not hardware.as_believed,
     )
 
 

@@ -160,6 +160,24 @@ SPAN = np.dtype(
 )
 """`kind`: as in `lemix_hpc.policy.stage_queue`."""
 
+ARRIVED, OFFERED, CLOSED, PASSED_STAGE, ENDED, TICKED = range(6)
+"""What the policy is told."""
+
+EVENT = np.dtype(
+    [
+        ("kind", np.int64),
+        ("time", np.float64),
+        ("node", np.int64),
+        ("stage", np.int64),
+        ("task", np.int64),
+        ("start", np.float64),
+        ("backward", np.bool_),
+        ("last", np.bool_),
+    ],
+    align=True,
+)
+"""`task`: of an offered group its number; `start`: when the pass began [s]."""
+
 RUN = np.dtype(
     [
         ("now", np.float64),
@@ -175,14 +193,18 @@ RUN = np.dtype(
         ("ticked", np.float64),
         ("changed", np.int64),
         ("spans", np.int64),
+        ("events", np.int64),
+        ("measured", np.bool_),
     ],
     align=True,
 )
-"""The front. `unserved`: requests without an outcome; `due`: root of the heap of later turns; `changed`: nodes to look at."""
+"""The front. `unserved`: requests without an outcome; `due`: root of the heap of later turns; `changed`: nodes to look at;
+`measured`: the policy has been told how long the pass took that ends next."""
 
 
 class Setting(NamedTuple):
-    """What does not change. `pieces`: in how many a training pass is cut; `endless`: training goes on while serving lasts."""
+    """What does not change. `pieces`: in how many a training pass is cut; `endless`: training goes on while serving lasts;
+    `logs`: what the policy is told is written down; `measures`: it is told how long passes took."""
 
     nodes: int
     stages: int
@@ -197,6 +219,8 @@ class Setting(NamedTuple):
     endless: bool
     latency_error: float
     seed: int
+    logs: bool
+    measures: bool
 
 
 class World(NamedTuple):
@@ -221,6 +245,7 @@ class World(NamedTuple):
     queues: Records
     changed: NDArray[np.int64]
     spans: Records
+    events: Records
 
 
 def make_requests(arrival: ArrayLike, prompt: ArrayLike, output: ArrayLike) -> Records:
@@ -268,6 +293,7 @@ def make_world(setting: Setting, times: Times, requests: Records, *, spans: int)
         queues=_queues(4 * stages),
         changed=np.zeros(setting.nodes, dtype=np.int64),
         spans=np.zeros(spans, SPAN),
+        events=np.zeros(spans if setting.logs else 0, EVENT),
     )
 
 
@@ -338,3 +364,27 @@ def add_span(
     span.node, span.stage, span.task, span.kind = node, stage, task, kind
     span.start, span.end, span.version, span.batch = start, end, version, batch
     run.spans += 1
+
+
+@compiled
+def log(
+    world: World,
+    setting: Setting,
+    kind: int,
+    node: int,
+    stage: int,
+    task: int,
+    start: float,
+    backward: bool,
+    last: bool,
+) -> None:
+    """Write down what the policy is told, if that is asked for. The loop sees to the room."""
+    if not setting.logs:
+        return
+    run = world.run[0]
+    if run.events == world.events.size:
+        raise IndexError("no room for an event")
+    event = world.events[run.events]
+    event.kind, event.time, event.node, event.stage, event.task = kind, run.now, node, stage, task
+    event.start, event.backward, event.last = start, backward, last
+    run.events += 1

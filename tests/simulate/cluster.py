@@ -30,6 +30,8 @@ SETTING = Setting(
     endless=False,
     latency_error=0.0,
     seed=0,
+    logs=False,
+    measures=False,
 )
 
 
@@ -91,4 +93,4 @@ def run(
         requests = make_requests(arrivals, prompts, outputs)
     times = make_times([latency], np.zeros(setting.nodes, dtype=np.int64), table=64)
     fed = None if groups is None else (list(group) for group in groups)
-    return Played(setting, play(scheduler, setting, times, requests, fed))
+    return Played(setting, play(scheduler, setting, times, requests, fed).world)

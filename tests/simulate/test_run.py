@@ -9,9 +9,11 @@ import pytest
 
 from lemix_hpc.config.errors import UserError
 from lemix_hpc.config.load import load_recipe
+from lemix_hpc.policy.events import Place
 from lemix_hpc.report.build import build_report
 from lemix_hpc.report.read import read_run
 from lemix_hpc.simulate.run import Simulated, simulate
+from lemix_hpc.simulate.setup import load_hardware, make_scheduler
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 COEFFICIENTS = REPOSITORY / "profiling" / "nvidia-a100-80gb" / "llama-2-7b-float16.yaml"
@@ -88,3 +90,38 @@ def test_training_alone(simulated: Simulate) -> None:
 def test_without_coefficients_there_are_no_times(simulated: Simulate) -> None:
     with pytest.raises(UserError, match=r"engine\.coefficients: simulated stages take their times"):
         simulated("engine.kind=torch", "engine.coefficients=null")
+
+
+def test_a_new_scheduler_decides_the_same_when_it_is_told_the_same(tmp_path: Path) -> None:
+    slow = tmp_path / "slow.yaml"
+    slow.write_text(COEFFICIENTS.read_text().replace("1.676e-6", "3e-6"))
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    recipe = load_recipe(tmp_path / "recipe.yaml", [f"policy.coefficients={slow}"])
+    run = simulate(recipe, events=True)
+    hardware = load_hardware(recipe)
+    scheduler = make_scheduler(recipe, hardware, run.records.facts.t0_s)
+    places = {}
+    for event in run.events:
+        for decision in scheduler.handle(event):
+            assert isinstance(decision, Place)
+            places[decision.task] = (decision.node, decision.response)
+    assert {
+        task.number: (task.node, task.predicted_response_s) for task in run.records.served
+    }.items() <= places.items()
+    assert {task.number: task.node for task in run.records.trained} == {
+        number: node for number, (node, _) in places.items() if number >= len(run.records.served)
+    }
+
+
+def test_forecasts_learn_what_passes_really_take(tmp_path: Path) -> None:
+    slow = tmp_path / "slow.yaml"
+    slow.write_text(COEFFICIENTS.read_text().replace("1.676e-6", "3e-6"))
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    believed = f"policy.coefficients={slow}"
+    error = {}
+    for recalibrate in ("true", "false"):
+        recipe = load_recipe(tmp_path / "recipe.yaml", [believed, f"policy.recalibrate={recalibrate}"])
+        run = simulate(recipe)
+        error[recalibrate] = run.summary["forecast_error_t0"]["mean"]
+        assert run.learned.learned
+    assert error["true"] < 0.5 * error["false"]

@@ -1,0 +1,58 @@
+"""What the policy was told in a simulated run, as the events of `lemix_hpc.runtime.event_log`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from lemix_hpc.policy.events import (
+    Event,
+    GroupOffered,
+    PassMeasured,
+    RequestArrived,
+    StageFinished,
+    TaskFinished,
+    Tick,
+    TrainingClosed,
+)
+from lemix_hpc.simulate.world import ARRIVED, CLOSED, ENDED, OFFERED, PASSED_STAGE, Setting, World
+
+
+def told(world: World, setting: Setting, measured: list[tuple[int, PassMeasured]]) -> Iterator[Event]:
+    """All events in order. `measured`: how long passes took, each behind so many other events."""
+    fields = ("kind", "time", "node", "stage", "task", "start", "backward", "last")
+    events = world.events[: world.run["events"][0]]
+    rows = zip(*(events[field].tolist() for field in fields), strict=True)
+    at = 0
+    for number, row in enumerate(rows):
+        while at < len(measured) and measured[at][0] <= number:
+            yield measured[at][1]
+            at += 1
+        yield _event(world, setting, *row)
+
+
+def _event(
+    world: World,
+    setting: Setting,
+    kind: int,
+    time: float,
+    node: int,
+    stage: int,
+    task: int,
+    start: float,
+    backward: bool,
+    last: bool,
+) -> Event:
+    requests = world.requests
+    if kind == ARRIVED:
+        return RequestArrived(time, task, int(requests[task]["prompt"]), int(requests[task]["output"]))
+    if kind == OFFERED:
+        first, size = int(world.groups[task]["first"]), int(world.groups[task]["size"])
+        tasks = tuple(range(len(requests) + first, len(requests) + first + size))
+        return GroupOffered(time, task, tasks, setting.rows, tuple(world.lengths[first : first + size].tolist()))
+    if kind == CLOSED:
+        return TrainingClosed(time)
+    if kind == PASSED_STAGE:
+        return StageFinished(time, node, stage, task, start, time, backward, last)
+    if kind == ENDED:
+        return TaskFinished(time, node, task, int(requests[task]["produced"]) if task < len(requests) else 0)
+    return Tick(time)
