@@ -135,7 +135,7 @@ class ToyCluster:
 
 configs = st.builds(
     SchedulerConfig,
-    nodes=st.integers(2, 4),
+    nodes=st.integers(2, 3),
     placement=st.sampled_from(
         ["least-completion", "lemix", "lemix-paper", "separate", "round-robin", "random", "least-utilised"]
     ),
@@ -143,14 +143,14 @@ configs = st.builds(
     lanes=st.sampled_from([None, 1, 2, 9]),
     order=st.sampled_from(["fcfs", "shortest", "deadline"]),
     serving_first=st.booleans(),
-    yield_training=st.booleans(),
-    admission=st.sampled_from(["slack", "paper", "none"]),
+    pieces=st.sampled_from([1, 2, 16]),
+    admission=st.sampled_from(["slack", "slack", "paper", "none"]),
     max_hold=st.floats(0.01, 8.0),
-    t0=st.floats(0.5, 4.0),
+    t0=st.sampled_from([0.5, 1.0, 2.0, 3.0, 4.0]),
     seed=st.integers(0, 9),
 )
-_requests = st.tuples(st.floats(0, 30), st.integers(1, 200), st.integers(0, 8))
-_groups = st.tuples(st.floats(0, 30), st.integers(1, 3), st.lists(st.integers(1, 100), min_size=1, max_size=4))
+_requests = st.tuples(st.floats(0, 10), st.integers(1, 200), st.integers(0, 8))
+_groups = st.tuples(st.floats(0, 10), st.integers(1, 3), st.lists(st.integers(1, 100), min_size=1, max_size=4))
 
 
 @st.composite
@@ -158,10 +158,10 @@ def workloads(draw: st.DrawFn) -> list[Event]:
     """Requests and groups of training micro-batches, all numbered."""
     events: list[Event] = []
     number = 0
-    for time, prompt, output in draw(st.lists(_requests, max_size=12)):
+    for time, prompt, output in draw(st.lists(_requests, min_size=4, max_size=12)):
         events.append(RequestArrived(time, number, prompt, output))
         number += 1
-    for index, (time, rows, lengths) in enumerate(draw(st.lists(_groups, max_size=6))):
+    for index, (time, rows, lengths) in enumerate(draw(st.lists(_groups, min_size=2, max_size=6))):
         tasks = tuple(range(number, number + len(lengths)))
         events.append(GroupOffered(time, index, tasks, rows, tuple(lengths)))
         number += len(lengths)
