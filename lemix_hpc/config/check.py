@@ -17,6 +17,7 @@ def check_recipe(recipe: Recipe) -> list[Problem]:
         _check_work,
         _check_engine,
         _check_shape,
+        _check_emulated,
         _check_devices,
         _check_placement,
         _check_training,
@@ -70,6 +71,19 @@ def _check_shape(recipe: Recipe) -> Iterator[Problem]:
         )
 
 
+def _check_emulated(recipe: Recipe) -> Iterator[Problem]:
+    kind = recipe.engine.kind
+    if kind == "emulated":
+        return
+    way_out = f"and engine.kind is {kind}; leave it out, or set engine.kind: emulated"
+    if recipe.nodes.kinds is not None:
+        yield Problem(
+            ("nodes", "kinds"), f"only `lemix simulate` and the emulated engine have nodes of several kinds, {way_out}"
+        )
+    if recipe.training is not None and recipe.training.lengths is not None:
+        yield Problem(("training", "lengths"), f"only the emulated engine draws lengths from a table, {way_out}")
+
+
 def _check_devices(recipe: Recipe) -> Iterator[Problem]:
     gpus, engine = gpus_per_host(recipe), recipe.engine
     if gpus is None or engine.share_devices or engine.kind == "emulated" or engine.device == "cpu":
@@ -86,18 +100,19 @@ def _check_devices(recipe: Recipe) -> Iterator[Problem]:
 
 def _check_placement(recipe: Recipe) -> Iterator[Problem]:
     policy, nodes = recipe.policy, recipe.nodes.count
+    training_nodes = policy.training_nodes
     if policy.placement == "separate":
         if nodes < 2:
             yield Problem(
                 ("policy", "placement"),
                 f"separate needs at least 2 nodes, one to serve and one to train, and nodes.count is {nodes}",
             )
-        elif policy.training_nodes is not None and policy.training_nodes >= nodes:
+        elif isinstance(training_nodes, int) and training_nodes >= nodes:
             yield Problem(
                 ("policy", "training_nodes"),
-                f"{policy.training_nodes} of {nodes} nodes leave none to serve; give at most {nodes - 1}",
+                f"{training_nodes} of {nodes} nodes leave none to serve; give at most {nodes - 1}",
             )
-    elif policy.training_nodes is not None:
+    elif training_nodes is not None:
         yield Problem(
             ("policy", "training_nodes"), f"only placement separate uses it, and policy.placement is {policy.placement}"
         )
@@ -142,6 +157,9 @@ def _files(recipe: Recipe) -> Iterator[tuple[KeyPath, Path]]:
         yield ("engine", "coefficients"), recipe.engine.coefficients
     if recipe.policy.coefficients is not None:
         yield ("policy", "coefficients"), recipe.policy.coefficients
+    for index, kind in enumerate(recipe.nodes.kinds or ()):
+        if kind.coefficients is not None:
+            yield ("nodes", "kinds", index, "coefficients"), kind.coefficients
     if recipe.serving is not None:
         if isinstance(recipe.serving.source, TraceSource):
             yield ("serving", "source", "path"), recipe.serving.source.path

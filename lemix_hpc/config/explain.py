@@ -129,7 +129,10 @@ def section_at(path: KeyPath, data: Any, model: type[BaseModel]) -> list[type[Ba
     """The models that the section at `path` may be; of a union the one its `kind` or `form` chooses, if it does."""
     models = [model]
     for step in path:
-        fields = [candidate.model_fields.get(str(step)) for candidate in models]
+        if isinstance(step, int):  # an item of a list has the models of the list
+            data = data[step] if isinstance(data, list) else None
+            continue
+        fields = [candidate.model_fields.get(step) for candidate in models]
         models = [found for field in fields if field for found in sections_in(field.annotation)]
         data = data.get(step) if isinstance(data, dict) else None
         for name in ("kind", "form"):

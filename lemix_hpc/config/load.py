@@ -125,6 +125,11 @@ def _with_absolute_paths(section: SectionT, path: KeyPath, base: Path, overridde
         here = (*path, name)
         if isinstance(value, BaseModel):
             changed[name] = _with_absolute_paths(value, here, base, overridden)
+        elif isinstance(value, list):
+            changed[name] = [
+                _with_absolute_paths(item, (*here, index), base, overridden) if isinstance(item, BaseModel) else item
+                for index, item in enumerate(value)
+            ]
         elif isinstance(value, Path):
             from_command_line = any(here[: len(key)] == key for key in overridden)
             changed[name] = ((Path() if from_command_line else base) / value.expanduser()).absolute()

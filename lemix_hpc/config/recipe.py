@@ -5,20 +5,13 @@ Reading, overriding and the messages for mistakes are in `lemix_hpc.config.load`
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
+from lemix_hpc.config.policy_section import Policy
+from lemix_hpc.config.section import FilePath, Fraction, Section
 from lemix_hpc.config.walltime import parse_walltime
-
-FilePath = Annotated[Path, Field(strict=False)]
-Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
-
-
-class Section(BaseModel):
-    # Strict: a number in quotes, or `true` for a number, is more likely a slip than meant.
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 class Cluster(Section):
@@ -40,7 +33,7 @@ class Cluster(Section):
     nodes_per_host: PositiveInt = 1
     container: list[str] = Field(default=[], description="command that runs another one inside the container")
     setup: list[str] = Field(default=[], description="shell lines before srun")
-    srun_args: list[str] = []
+    srun_args: list[str] = Field(default=[], description="more arguments for srun")
     mpi: str = "pmix"
 
     @field_validator("time")
@@ -50,11 +43,30 @@ class Cluster(Section):
         return value
 
 
+class NodeKind(Section):
+    """Nodes that are alike, for the emulated engine and the simulator."""
+
+    count: PositiveInt
+    coefficients: FilePath | None = Field(default=None, description="coefficient file; default engine.coefficients")
+    memory_gb: PositiveFloat | None = Field(
+        default=None, description="of a stage, GB; default policy.memory.capacity_gb"
+    )
+
+
 class Nodes(Section):
     """`count` replicas of the model, each cut into `stages` pipeline stages, one device per stage."""
 
     count: PositiveInt = 1
     stages: PositiveInt = 1
+    kinds: list[NodeKind] | None = Field(
+        default=None, min_length=1, description="nodes of different speed or memory, in the order of their numbers"
+    )
+
+    @model_validator(mode="after")
+    def _kinds_add_up(self) -> Self:
+        if self.kinds is not None and (total := sum(kind.count for kind in self.kinds)) != self.count:
+            raise ValueError(f"the counts of `kinds` add up to {total}, and `count` is {self.count}; make them equal")
+        return self
 
 
 class Model(Section):
@@ -154,6 +166,13 @@ class TextData(Section):
     fields: TextFields = TextFields()
 
 
+class Conversations(Section):
+    """Every `turns` requests that follow one another in the source make a conversation."""
+
+    turns: PositiveInt = Field(description="requests in a conversation")
+    think_s: PositiveFloat = Field(description="mean seconds from an answer to the next turn, exponential")
+
+
 class Serving(Section):
     source: Annotated[TraceSource | GeneratedSource, Field(discriminator="kind")]
     mode: Literal["score", "generate"] = Field(default="score", description="NLL of the prompt, or new tokens")
@@ -165,6 +184,7 @@ class Serving(Section):
         default=None, description="text that fills prompts; without it seeded random tokens"
     )
     temperature: float = Field(default=0.0, ge=0.0, description="0 is greedy")
+    conversations: Conversations | None = Field(default=None, description="turns that wait for the answer before")
 
 
 class Training(Section):
@@ -175,6 +195,9 @@ class Training(Section):
 
     data: TextData | None = Field(default=None, description="needed by every engine that computes")
     sequence_length: PositiveInt = 128
+    lengths: LengthTable | None = Field(
+        default=None, description="emulated: micro-batch lengths drawn from this table instead of sequence_length"
+    )
     micro_batch_size: PositiveInt = 1
     packing: Literal["packed", "padded"] = "packed"
     share: Fraction | None = Field(default=None, description="training micro-batches / all tasks")
@@ -194,24 +217,21 @@ class Training(Section):
         return self
 
 
-class Policy(Section):
-    placement: Literal["round-robin", "least-completion", "separate"] = "least-completion"
-    training_nodes: PositiveInt | None = Field(
-        default=None, description="`separate`: how many nodes train; default half"
-    )
-    copy_every_steps: PositiveInt = Field(
-        default=1, description="`separate`: steps between weight copies to serving nodes"
-    )
-    coefficients: FilePath | None = Field(
-        default=None, description="coefficient file that forecasts start from; default engine.coefficients"
-    )
-    recalibrate: bool = Field(default=True, description="correct forecasts by the stage times that are measured")
-
-
 class Slo(Section):
-    """Limits on the response time as multiples of T0, the mean unloaded response."""
+    """Limits on the response time as multiples of T0, the mean unloaded response, and limits in milliseconds."""
 
-    factors: list[PositiveFloat] = [1, 5, 10]
+    factors: list[PositiveFloat] = Field(default=[1, 5, 10], description="in units of T0")
+    ttft_ms: PositiveFloat | None = Field(default=None, description="limit on the time to the first token")
+    tpot_ms: PositiveFloat | None = Field(default=None, description="limit on the time per further token")
+    response_ms: PositiveFloat | None = Field(default=None, description="limit on the response time")
+
+
+class Simulate(Section):
+    """What only `lemix simulate` and its grids use."""
+
+    latency_error: float = Field(
+        default=0.0, ge=0.0, description="relative spread (log-normal) of pass times around the coefficient file's"
+    )
 
 
 class Profile(Section):
@@ -242,5 +262,6 @@ class Recipe(Section):
     training: Training | None = None
     policy: Policy = Policy()
     slo: Slo = Slo()
+    simulate: Simulate = Simulate()
     report: Report = Report()
     profile: Profile = Profile()

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lemix_hpc.config.check import check_profile, check_recipe
+from lemix_hpc.config.document import KeyPath
 from lemix_hpc.config.errors import UserError
 from lemix_hpc.config.load import LoadedRecipe
 from lemix_hpc.config.problem import Problem
@@ -17,7 +18,7 @@ def preflight(loaded: LoadedRecipe, cluster: str) -> tuple[str, ...]:
     Reads the workload as the run will, so that a broken file costs no allocation; returns a message for each line of it
     that will be left out.
     """
-    problems = check_recipe(loaded.recipe)
+    problems = [*check_recipe(loaded.recipe), *_split(loaded)]
     loaded.reject(problems or [*_coefficients(loaded), *_model(loaded), *_device(loaded, cluster)])
     from lemix_hpc.workload.load import load_workload
 
@@ -33,17 +34,31 @@ def preflight_profile(loaded: LoadedRecipe, cluster: str) -> None:
     loaded.reject(problems or [*_coefficients(loaded), *_model(loaded), *_device(loaded, cluster)])
 
 
+def _split(loaded: LoadedRecipe) -> Iterator[Problem]:
+    if loaded.recipe.policy.training_nodes == "auto":
+        yield Problem(
+            ("policy", "training_nodes"),
+            "auto works in simulation only; run `lemix compare RECIPE --split auto`, and give here the number it finds",
+        )
+
+
 def _coefficients(loaded: LoadedRecipe) -> Iterator[Problem]:
     from lemix_hpc.profiling.coefficients import load_coefficients
 
     recipe = loaded.recipe
-    for section, path in (("engine", recipe.engine.coefficients), ("policy", recipe.policy.coefficients)):
+    files: list[tuple[KeyPath, Path | None]] = [
+        (("engine", "coefficients"), recipe.engine.coefficients),
+        (("policy", "coefficients"), recipe.policy.coefficients),
+    ]
+    for index, kind in enumerate(recipe.nodes.kinds or ()):
+        files.append((("nodes", "kinds", index, "coefficients"), kind.coefficients))
+    for key, path in files:
         if path is None:
             continue
         try:
             load_coefficients(path).latency(recipe.nodes.stages)
         except UserError as error:
-            yield Problem((section, "coefficients"), str(error))
+            yield Problem(key, str(error))
 
 
 def _model(loaded: LoadedRecipe) -> Iterator[Problem]:

@@ -14,7 +14,8 @@ import msgspec
 
 from lemix_hpc.config.errors import UserError
 from lemix_hpc.config.load import LoadedRecipe, resolved_yaml
-from lemix_hpc.config.recipe import Policy, Recipe
+from lemix_hpc.config.policy_section import Policy
+from lemix_hpc.config.recipe import Recipe
 from lemix_hpc.launch.rundir import RunDir
 from lemix_hpc.launch.start import ClusterKind, StartedRun, note, start_in, submitted
 from lemix_hpc.launch.states import FINAL, run_state
@@ -25,7 +26,7 @@ def for_one_node(loaded: LoadedRecipe) -> LoadedRecipe:
     """What is profiled of a recipe: one node. Stages that compute need no coefficients; they are about to be made."""
     recipe = loaded.recipe
     changes: dict[str, Any] = {
-        "nodes": recipe.nodes.model_copy(update={"count": 1}),
+        "nodes": recipe.nodes.model_copy(update={"count": 1, "kinds": None}),
         "cluster": recipe.cluster.model_copy(update={"nodes_per_host": 1}),
         "policy": Policy(),
     }

@@ -66,6 +66,16 @@ CASES = {
         "policy.training_nodes",
         "only placement separate uses it",
     ),
+    "node kinds with torch": (
+        {"model": LLAMA, "serving": SERVING, "nodes": {"count": 2, "kinds": [{"count": 2}]}},
+        "nodes.kinds",
+        "only `lemix simulate` and the emulated engine have nodes of several kinds",
+    ),
+    "drawn lengths with torch": (
+        {"model": LLAMA, "serving": SERVING, "training": {"data": {"path": __file__}, "lengths": "lmsys-chat"}},
+        "training.lengths",
+        "only the emulated engine draws lengths",
+    ),
     "torch training without data": (
         {"model": LLAMA, "serving": SERVING, "training": {}},
         "training.data",
@@ -131,3 +141,11 @@ def test_a_file_where_the_checkpoint_should_be(tmp_path: Path):
     [(key, text)] = problems(model={"path": tmp_path}, serving=SERVING)
     assert key == "model.path"
     assert "has no config.json" in text
+
+
+def test_a_missing_file_of_a_kind_is_named():
+    sections = {"engine": {"kind": "emulated", "coefficients": __file__}, "serving": SERVING}
+    kinds = [{"count": 1}, {"count": 1, "coefficients": "/nowhere/c.yaml"}]
+    assert problems(**sections, nodes={"count": 2, "kinds": kinds}) == [
+        ("nodes.kinds.1.coefficients", "there is no file /nowhere/c.yaml")
+    ]

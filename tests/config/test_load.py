@@ -80,11 +80,11 @@ BROKEN = {
     "key of another section": (
         "partition: gpu\n",
         "recipe.yaml:1: partition: unknown key; did you mean 'cluster.partition'? (valid: name, seed, cluster, nodes, model, "
-        "engine, serving, training, policy, slo, report, profile)",
+        "engine, serving, training, policy, slo, simulate, report, profile)",
     ),
     "unknown key without a near one": (
         "slo:\n  zzz: 1\n",
-        "recipe.yaml:2: slo.zzz: unknown key (valid: factors)",
+        "recipe.yaml:2: slo.zzz: unknown key (valid: factors, ttft_ms, tpot_ms, response_ms)",
     ),
     "unknown key in a chosen source": (
         "serving:\n  source:\n    kind: poisson\n    rate: 1\n    requests: 1\n    rat: 2\n",
@@ -137,12 +137,13 @@ BROKEN = {
     "value where a section belongs": (
         "serving: 3\n",
         "recipe.yaml:1: serving: expected a section with keys (source, mode, rate_scale, window, max_prompt_tokens, "
-        "max_new_tokens, prompts, temperature), found 3",
+        "max_new_tokens, prompts, temperature, conversations), found 3",
     ),
     "section left empty": (
         "policy:\n",
         "recipe.yaml:1: policy: expected a section with keys (placement, training_nodes, copy_every_steps, "
-        "coefficients, recalibrate), found nothing",
+        "coefficients, recalibrate, lanes, order, serving_first, yield_training, admission, max_hold_s, "
+        "minimum_training_share, lambda1, lambda2, tau, keep, output_lengths, drain_reserve_s, memory), found nothing",
     ),
     "item of a list": (
         "slo:\n  factors:\n    - 1\n    - high\n",
@@ -183,7 +184,8 @@ BROKEN_OVERRIDES = {
     ),
     "unknown key": (
         "slo.factor=[1]",
-        "--set slo.factor=[1]: slo.factor: unknown key; did you mean 'factors'? (valid: factors)",
+        "--set slo.factor=[1]: slo.factor: unknown key; did you mean 'factors'? (valid: factors, ttft_ms, tpot_ms, "
+        "response_ms)",
     ),
     "no value": ("nodes.count", "--set nodes.count: write it as section.key=value, such as nodes.count=4"),
     "below a value": ("name.first=x", "--set name.first=x: name is 'toy', not a section with keys"),
