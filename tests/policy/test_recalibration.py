@@ -194,7 +194,7 @@ def test_new_forecasts_use_what_was_learned() -> None:
     events = passes(TRUE, 1, 100, noise=0.1) + passes(TRUE, 1, 100, noise=0.1, stage=1)
     response, scheduler = response_after(events, recalibrate=True)
     assert response == pytest.approx(2 * TRUE.seconds(PROMPT), rel=0.1)
-    assert {(drift.stage, drift.kind, drift.until_s) for drift in scheduler.recalibrated.drifts} == {
+    assert {(drift.stage, drift.kind, drift.until_s) for drift in scheduler.drifts} == {
         (0, "serve", None),
         (1, "serve", None),
     }
@@ -204,5 +204,5 @@ def test_without_recalibration_forecasts_keep_to_the_file_and_the_alarm_is_raise
     events = passes(TRUE, 1, 100, noise=0.1) + passes(TRUE, 1, 100, noise=0.1, stage=1)
     response, scheduler = response_after(events, recalibrate=False)
     assert response == pytest.approx(2 * TRUE.scaled(3).seconds(PROMPT))
-    assert len(scheduler.recalibrated.drifts) == 2
-    assert scheduler.recalibrated.learned[0].error_after < 0.15, "what it would have been is known too"
+    assert len(scheduler.drifts) == 2
+    assert scheduler.learned[0].error_after < 0.15, "what it would have been is known too"
