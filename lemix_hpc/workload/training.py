@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lemix_hpc.config.errors import UserError
-from lemix_hpc.config.recipe import Training
+from lemix_hpc.config.recipe import LengthTable, Training
+from lemix_hpc.workload.lengths import sample_lengths
 from lemix_hpc.workload.lines import Findings
 from lemix_hpc.workload.tasks import TrainingBatch
 from lemix_hpc.workload.texts import Document, read_documents
@@ -19,6 +20,11 @@ from lemix_hpc.workload.tokenizer import Tokenizer
 Labelled = NDArray[np.int32]
 
 _NO_LABEL = -100
+
+# Lengths are drawn in blocks of this many.
+_BLOCK = 1024
+# Spawn key of the lengths' seed; requests have 0 to 2, and equal draws would tie micro-batches to requests.
+_LENGTHS_KEY = 3
 
 
 @dataclass(frozen=True)
@@ -45,7 +51,8 @@ class MicroBatchStream(Iterator[TrainingBatch]):
     """Micro-batches over endless epochs, documents in another seeded order in each.
 
     The file is read at once, so that its mistakes show before a run starts (UserError, `malformed`); a document is
-    tokenised when it is first needed. Without a tokenizer only sizes matter and the data are not read.
+    tokenised when it is first needed. Without a tokenizer only sizes matter and the data are not read: all micro-batches
+    have `sequence_length`, or each its own length drawn from the table `lengths`.
     """
 
     def __init__(self, training: Training, tokenizer: Tokenizer | None, seed: int) -> None:
@@ -55,7 +62,8 @@ class MicroBatchStream(Iterator[TrainingBatch]):
         self._seed = seed
         self._documents = [] if tokenizer is None else _documents(training, findings)
         self._tokenised: dict[int, Labelled] = {}
-        self._endless = self._epochs()
+        drawn = None if training.lengths is None or tokenizer is not None else _drawn_lengths(training.lengths, seed)
+        self._endless = self._epochs() if drawn is None else self._drawn(drawn)
         self.malformed = tuple(findings.malformed)
         self.documents = len(self._documents)
 
@@ -74,6 +82,10 @@ class MicroBatchStream(Iterator[TrainingBatch]):
                 yield self._batch(index, rows)
                 index += 1
             number += 1
+
+    def _drawn(self, lengths: Iterable[int]) -> Iterator[TrainingBatch]:
+        for index, length in enumerate(lengths):
+            yield TrainingBatch(f"t{index}", self._training.micro_batch_size, length)
 
     def _groups(self, epoch: int) -> Iterator[list[Labelled]]:
         """The rows of each micro-batch of an epoch; those with no label to learn from are left out."""
@@ -128,6 +140,13 @@ class MicroBatchStream(Iterator[TrainingBatch]):
             f"{found}, and none has a token to learn from: prompts and the first token of a row are not learnt. "
             "Raise sequence_length."
         )
+
+
+def _drawn_lengths(table: LengthTable, seed: int) -> Iterator[int]:
+    """Prompt lengths of a table in tokens, without end."""
+    rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(_LENGTHS_KEY,)))
+    while True:
+        yield from sample_lengths(table, _BLOCK, rng)[:, 0].tolist()
 
 
 def packed(documents: Iterable[Labelled], length: int) -> Iterator[Labelled]:

@@ -171,3 +171,20 @@ def test_gsm8k(trial_data: Path) -> None:
     assert 0 < learnt.mean() < 1 and np.array_equal(tokens[learnt], labels[learnt])
     row_text = [BYTES.decode(row.tolist()) for batch in data.batches for row in arrays(batch)[0]]
     assert "Janet" in "".join(row_text) and "#### " in "".join(row_text)
+
+
+def test_lengths_are_drawn_from_a_table_and_by_seed():
+    training = Training(lengths="lmsys-chat", sequence_length=7, micro_batch_size=2)
+
+    def drawn(seed, count):
+        batches = list(itertools.islice(stream(training, None, seed), count))
+        assert [batch.id for batch in batches] == [f"t{index}" for index in range(count)]
+        assert {batch.rows for batch in batches} == {2}
+        return [batch.length for batch in batches]
+
+    lengths = drawn(0, 3000)
+    assert lengths[:2000] == drawn(0, 2000)
+    assert lengths != drawn(1, 3000)
+    assert min(lengths) >= 4
+    assert max(lengths) <= 4096
+    assert 340 < np.median(lengths) < 420
