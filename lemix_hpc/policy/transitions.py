@@ -36,13 +36,13 @@ def request_arrived(state: State, rules: Rules, now: float, task: int, prompt: i
     slots[slot].key = order_key(rules, now, state.forward[slot].sum())
     behind = place_of_request(state, node, slots[slot].key, now, rules.serving_first)
     if rules.postpone > 0.0:
-        _, end, _ = expect(state, node, behind, slots[slot].sequence, now, state.forward[slot])
-        if max(end - now, alone) > rules.limit:
+        begin, end, _ = expect(state, node, behind, slots[slot].sequence, now, state.forward[slot])
+        if max(end, begin + alone) - now > rules.limit:
             # It has nothing to lose, and those behind it have.
             slots[slot].key += rules.postpone
             behind = place_of_request(state, node, slots[slot].key, now, rules.serving_first)
     assign(state, node, slot, behind)
-    slots[slot].predicted = max(state.paths[slot, -1].fe - now, alone)
+    slots[slot].predicted = max(state.paths[slot, -1].fe, state.paths[slot, 0].fb + alone) - now
     note_assigned(state, rules, node, slot, now)
     nodes[node].requests += 1
     nodes[node].generating += output > 1

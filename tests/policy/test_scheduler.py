@@ -167,6 +167,18 @@ def test_forecasts_do_not_know_output_lengths_unless_told() -> None:
     assert response(Scheduler(FIFO, latency), 1) == 2.0
 
 
+def test_a_request_that_shares_its_batches_takes_no_less_than_alone_once_it_has_begun() -> None:
+    """Alone it takes 7 s on each of two stages. The third and fourth have a half and the fifth a third of every batch."""
+    scheduler = Scheduler(replace(ORDERED, oracle=True, batch_requests=3), constant(forward=1, backward=2))
+    responses = []
+    for task in range(5):
+        (place,) = scheduler.handle(RequestArrived(0.0, task, 8, 7))
+        assert isinstance(place, Place)
+        responses.append(place.response)
+    # They begin at 0, 7, 14, 18 and 22 s.
+    assert responses == [14.0, 21.0, 28.0, 32.0, 36.0]
+
+
 @given(st.lists(st.integers(1, 500), min_size=1, max_size=400))
 def test_output_lengths_are_expected_to_be_the_median_of_the_last_ones(outputs: list[int]) -> None:
     scheduler = Scheduler(FIFO, constant(forward=1, backward=2))
