@@ -14,6 +14,7 @@ from lemix_hpc.engines.model_sizes import describe
 from lemix_hpc.policy.drift import Drift
 from lemix_hpc.policy.events import Event
 from lemix_hpc.profiling.coefficients import CoefficientFile, save_coefficients
+from lemix_hpc.report import metrics
 from lemix_hpc.report.build import summarise, write_report
 from lemix_hpc.report.read import RunRecords
 from lemix_hpc.runtime.recorder import Recorder
@@ -22,7 +23,7 @@ from lemix_hpc.runtime.session import COEFFICIENTS, mean_unloaded_response
 from lemix_hpc.runtime.training_feed import TrainingFeed, amount
 from lemix_hpc.simulate import result
 from lemix_hpc.simulate.play import play
-from lemix_hpc.simulate.setup import Hardware, load_hardware, make_scheduler, make_setting, make_times_of
+from lemix_hpc.simulate.setup import Hardware, aim, load_hardware, make_scheduler, make_setting, make_times_of
 from lemix_hpc.simulate.told import told
 from lemix_hpc.simulate.world import World, make_requests
 from lemix_hpc.workload.load import Workload, load_workload
@@ -71,11 +72,14 @@ def simulate(recipe: Recipe, *, events: bool = False) -> Simulated:
 
     `events`: keep what the scheduler is told, which takes as long as the run itself.
 
-    Raises UserError for files that cannot be used, and without coefficients.
+    A separated cluster whose split is to be found is run with every one. Raises UserError for files that cannot be used,
+    and without coefficients.
     """
+    if recipe.policy.placement == "separate" and recipe.policy.training_nodes == "auto":
+        return _best_split(recipe, events=events)
     hardware, work = load_hardware(recipe), load_workload(recipe)
     requests, rejected = _fitting(recipe, work.requests)
-    t0 = mean_unloaded_response(hardware.latencies(recipe.nodes.stages)[0], work.requests, recipe)
+    t0 = mean_unloaded_response(hardware.reference.latency(recipe.nodes.stages), work.requests, recipe)
     scheduler = make_scheduler(recipe, hardware, t0)
     names: list[str] = []
     feed, groups = _feed(recipe, work), None
@@ -97,6 +101,20 @@ def simulate(recipe: Recipe, *, events: bool = False) -> Simulated:
         hardware.believed[0],
         list(told(world, setting, measured)),
     )
+
+
+def _best_split(recipe: Recipe, *, events: bool) -> Simulated:
+    """The run with the number of training nodes that meets most limits, and of those the one that gets most done."""
+
+    def worth(run: Simulated) -> tuple[float, float]:
+        met = metrics.attainment(run.records.served, aim(recipe) * run.records.facts.t0_s)
+        return met or 0.0, run.summary["throughput"]["per_makespan"] or 0.0
+
+    def split(training_nodes: int) -> Simulated:
+        policy = recipe.policy.model_copy(update={"training_nodes": training_nodes})
+        return simulate(recipe.model_copy(update={"policy": policy}), events=events)
+
+    return max(map(split, range(1, recipe.nodes.count)), key=worth)
 
 
 def _fitting(recipe: Recipe, requests: tuple[Request, ...]) -> tuple[list[Request], list[ServedTask]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import statistics
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from lemix_hpc.config.load import load_recipe
 from lemix_hpc.policy.events import Place
 from lemix_hpc.report.build import build_report
 from lemix_hpc.report.read import read_run
+from lemix_hpc.runtime.records import Span
 from lemix_hpc.simulate.run import Simulated, simulate
 from lemix_hpc.simulate.setup import load_hardware, make_scheduler
 
@@ -20,7 +23,7 @@ COEFFICIENTS = REPOSITORY / "profiling" / "nvidia-a100-80gb" / "llama-2-7b-float
 
 RECIPE = f"""\
 nodes: {{count: 3, stages: 2}}
-engine: {{kind: emulated, coefficients: {COEFFICIENTS}, max_batch_requests: 4}}
+engine: {{kind: emulated, coefficients: {COEFFICIENTS}, max_batch_requests: 1}}
 serving:
   source: {{kind: poisson, rate: 30, requests: 200, lengths: lmsys-chat}}
 training: {{share: 0.5, micro_batches_per_step: 3}}
@@ -63,7 +66,9 @@ def test_another_seed_gives_another_run(simulated: Simulate) -> None:
 
 
 def test_generated_tokens_are_all_there(simulated: Simulate) -> None:
-    served = simulated("serving.mode=generate", "serving.max_new_tokens=20").records.served
+    served = simulated(
+        "serving.mode=generate", "serving.max_new_tokens=20", "engine.max_batch_requests=4"
+    ).records.served
     assert all(1 <= len(task.output) <= 20 for task in served)
     assert max(len(task.output) for task in served) == 20
     assert all(task.first_token < task.finished for task in served if len(task.output) > 1)
@@ -125,3 +130,44 @@ def test_forecasts_learn_what_passes_really_take(tmp_path: Path) -> None:
         error[recalibrate] = run.summary["forecast_error_t0"]["mean"]
         assert run.learned.learned
     assert error["true"] < 0.5 * error["false"]
+
+
+def test_the_best_split_meets_as_many_limits_as_any(simulated: Simulate) -> None:
+    separate = ("policy.placement=separate", "serving.source.rate=60")
+    every = [simulated(*separate, f"policy.training_nodes={count}") for count in (1, 2)]
+    best = simulated(*separate, "policy.training_nodes=auto")
+    assert best.summary["serving"]["slo"]["5"] == max(run.summary["serving"]["slo"]["5"] for run in every)
+    assert best.records in [run.records for run in every]
+
+
+def test_slower_nodes_get_fewer_tokens_and_take_longer(simulated: Simulate, tmp_path: Path) -> None:
+    slow = tmp_path / "slow.yaml"
+    slow.write_text(COEFFICIENTS.read_text().replace("1.676e-6", "6e-6"))
+    kinds = f"nodes.kinds=[{{count: 2}}, {{count: 1, coefficients: {slow}}}]"
+    records = simulated(kinds, "training=null", "serving.source.rate=80").records
+    tokens = [sum(task.prompt_tokens for task in records.served if task.node == node) for node in range(3)]
+    seconds = [sum(span.end - span.start for span in records.spans if span.node == node) for node in range(3)]
+    assert tokens[2] < min(tokens[:2])
+    assert seconds[2] / tokens[2] > 1.5 * seconds[0] / tokens[0]
+
+
+def test_real_times_spread_around_those_of_the_file(simulated: Simulate) -> None:
+    without, spread = simulated("training=null"), simulated("training=null", "simulate.latency_error=0.3")
+    ratios = [
+        (real.end - real.start) / (given.end - given.start)
+        for real, given in zip(by_task(spread), by_task(without), strict=True)
+    ]
+    assert statistics.stdev(map(math.log, ratios)) == pytest.approx(0.3, rel=0.1)
+    assert statistics.mean(map(math.log, ratios)) == pytest.approx(0.0, abs=0.05)
+
+
+def by_task(run: Simulated) -> list[Span]:
+    return sorted(run.records.spans, key=lambda span: (span.task, span.stage))
+
+
+def test_nothing_is_started_that_would_outlive_the_allocation(simulated: Simulate) -> None:
+    run = simulated("cluster.time=00:00:05", "policy.drain_reserve_s=1")
+    summary = run.summary
+    assert 3.5 < max(span.end for span in run.records.spans) < 4.5
+    assert 0 < summary["serving"]["rejected"] < 200
+    assert summary["serving"]["finished"] + summary["serving"]["rejected"] == 200
