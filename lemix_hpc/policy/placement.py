@@ -209,7 +209,7 @@ def choose_for_training(state: State, rules: Rules, now: float, rows: int, lengt
         candidate = training_candidate(state, rules, node, now, rows * length, forward, backward)
         if rules.placement == PACK and (node == 0 or nodes[node].requests > 0):
             return node
-        if candidate.score > best_score and rules.placement != PACK:
+        if rules.placement != PACK and (best == NONE or candidate.score > best_score):
             best, best_score = node, candidate.score
     return best
 
@@ -250,13 +250,3 @@ def _random_below(state: State, count: int) -> int:
     mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     mixed ^= mixed >> np.uint64(31)
     return int(np.float64(mixed >> np.uint64(11)) * (1.0 / (1 << 53)) * count)
-
-
-@compiled
-def _good_enough(rules: Rules, response: float, alone: float) -> bool:
-    """`pack`: whether a node serves a request well enough for later ones to stay unused.
-
-    It does when the request meets its limit, and when it would not even alone. A node that was never used is opened only
-    when too many have missed their limit lately.
-    """
-    return response <= max(rules.limit, alone)

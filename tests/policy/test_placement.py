@@ -148,6 +148,11 @@ def test_lemix_as_published_prefers_the_longer_response() -> None:
     assert requests(cluster("lemix-paper"), 5) == [0] * 5
 
 
+def test_lemix_as_published_still_trains_without_a_weight_of_the_response() -> None:
+    """Every score is infinite then."""
+    assert cluster("lemix-paper", lambda1=0.0).group(0.0, 100) == [0]
+
+
 # pack
 
 
