@@ -102,17 +102,22 @@ def _send(state: State, rules: Rules, now: float, node: int, slot: int) -> None:
 
 @compiled
 def _outlives(state: State, rules: Rules, now: float, node: int, slot: int) -> bool:
-    """Whether a group, all micro-batches as long as this one, would still run when the allocation ends."""
+    """Whether a group, given by its first micro-batch, would still run when the allocation ends: the others follow that one
+    by what they take on the stage where they take longest."""
     if rules.end == math.inf:
         return False
-    slots = state.slots
+    slots, rest = state.slots, 0.0
+    for task in range(slots[slot].task + 1, slots[slot].task + slots[slot].group_size):
+        other, longest = state.slot_of[task], 0.0
+        forward, backward = state.forward[other], state.backward[other]
+        training_rows(state, node, slots[other].rows, slots[other].prompt, forward, backward)
+        for stage in range(forward.size):
+            longest = max(longest, forward[stage] + backward[stage])
+        rest += longest
     forward, backward = state.forward[slot], state.backward[slot]
     training_rows(state, node, slots[slot].rows, slots[slot].prompt, forward, backward)
     _, end, _ = expect(state, node, state.nodes[node].tail, ALL, now, forward)
-    longest = 0.0
-    for stage in range(forward.size):
-        longest = max(longest, forward[stage] + backward[stage])
-    return end + backward.sum() + (slots[slot].group_size - 1) * longest > rules.end
+    return end + backward.sum() + rest > rules.end
 
 
 @compiled

@@ -25,22 +25,22 @@ def request_arrived(state: State, rules: Rules, now: float, task: int, prompt: i
     node = choose_for_request(state, rules, now, prompt, wanted)
     slot = take_slot(state, task)
     alone = request_row(state, rules, node, prompt, wanted, state.forward[slot])
-    if now + alone > rules.end:
-        return_slot(state, slot)
-        decide(state, task)
-        return
     state.counters[0].sequence += 1
     slots[slot].training, slots[slot].release = False, now
     slots[slot].sequence = 0 if rules.serving_first else state.counters[0].sequence
     slots[slot].prompt, slots[slot].output, slots[slot].rows = prompt, output, 1
     slots[slot].key = order_key(rules, now, state.forward[slot].sum())
     behind = place_of_request(state, node, slots[slot].key, now, rules.serving_first)
-    if rules.postpone > 0.0:
-        begin, end, _ = expect(state, node, behind, slots[slot].sequence, now, state.forward[slot])
-        if max(end, begin + alone) - now > rules.limit:
-            # It has nothing to lose, and those behind it have.
-            slots[slot].key += rules.postpone
-            behind = place_of_request(state, node, slots[slot].key, now, rules.serving_first)
+    begin, end, _ = expect(state, node, behind, slots[slot].sequence, now, state.forward[slot])
+    end = max(end, begin + alone)
+    if end > rules.end:
+        return_slot(state, slot)
+        decide(state, task)
+        return
+    if rules.postpone > 0.0 and end - now > rules.limit:
+        # It has nothing to lose, and those behind it have.
+        slots[slot].key += rules.postpone
+        behind = place_of_request(state, node, slots[slot].key, now, rules.serving_first)
     assign(state, node, slot, behind)
     slots[slot].predicted = max(state.paths[slot, -1].fe, state.paths[slot, 0].fb + alone) - now
     note_assigned(state, rules, node, slot, now)

@@ -216,6 +216,14 @@ def test_a_group_that_would_outlive_the_allocation_is_refused_as_a_whole_and_kee
     assert small.offered(2) == [(2, 0)]
 
 
+def test_every_micro_batch_of_a_group_counts_with_its_own_length() -> None:
+    """The first one takes 0.51 s forward and 1.02 s backward on each stage, and the second one 2.5 and 5 s."""
+    for end, goes in ((10.5, False), (10.6, True)):
+        scheduler = Scheduler(replace(OPEN, end=end), PER_TOKEN)
+        decisions = scheduler.handle(GroupOffered(0.0, 0, (0, 1), 1, (1, 200)))
+        assert isinstance(decisions[0], Place) is goes
+
+
 def test_a_group_behind_others_is_looked_at_when_its_turn_comes() -> None:
     chain = Released(replace(OPEN, end=8.0))
     assert chain.offered(0) == [(0, 0)]
@@ -223,11 +231,14 @@ def test_a_group_behind_others_is_looked_at_when_its_turn_comes() -> None:
     assert chain.scheduler.handle(StageFinished(3.0, 0, 0, 0, 2.0, 3.0)) == [Refuse(1)]
 
 
-def test_a_request_that_would_outlive_the_allocation_even_alone_is_refused() -> None:
-    scheduler = Scheduler(replace(OPEN, end=10.0), LATENCY)
-    assert scheduler.handle(RequestArrived(8.5, 0, 8, 0)) == [Refuse(0)]
-    assert isinstance(scheduler.handle(RequestArrived(8.5, 1, 8, 0))[0], Refuse)
-    assert isinstance(Scheduler(replace(OPEN, end=10.5), LATENCY).handle(RequestArrived(8.5, 0, 8, 0))[0], Place)
+def test_a_request_that_would_outlive_the_allocation_is_refused_and_delays_nobody() -> None:
+    """Each takes 1 s on each of two stages: the first one ends at 10 s and the second one would at 11 s."""
+    scheduler = Scheduler(replace(OPEN, end=10.5), LATENCY)
+    assert isinstance(scheduler.handle(RequestArrived(8.0, 0, 8, 0))[0], Place)
+    assert scheduler.handle(RequestArrived(8.0, 1, 8, 0)) == [Refuse(1)]
+    assert scheduler.handle(TaskFinished(8.1, 0, 0)) == []
+    assert isinstance(scheduler.handle(RequestArrived(8.5, 2, 8, 0))[0], Place)
+    assert scheduler.handle(RequestArrived(8.6, 3, 8, 0)) == [Refuse(3)]
 
 
 # Whole workloads
