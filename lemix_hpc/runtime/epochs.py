@@ -39,16 +39,16 @@ class EpochQueue(Generic[ServeItem, TrainItem, UpdateItem]):
         self._epochs.append(_Epoch())
 
     @property
-    def has_serve(self) -> bool:
-        return bool(self._epochs[0].serve)
+    def next_serve(self) -> ServeItem | None:
+        """The serving to run next, None when none is open."""
+        serve = self._epochs[0].serve
+        return serve[0] if serve else None
 
     @property
-    def has_train(self) -> bool:
-        return bool(self._epochs[0].train)
-
-    @property
-    def next_train(self) -> TrainItem:
-        return self._epochs[0].train[0]
+    def next_train(self) -> TrainItem | None:
+        """The training forward to run next, None when none is open."""
+        train = self._epochs[0].train
+        return train[0] if train else None
 
     @property
     def update(self) -> UpdateItem | None:

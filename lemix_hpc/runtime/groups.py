@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from dataclasses import dataclass
 
@@ -18,10 +19,11 @@ class _Count:
 
 @dataclass(frozen=True, slots=True)
 class Gradient:
-    """The gradient of a micro-batch's output, None on the last stage, whose output is the loss."""
+    """The gradient of a micro-batch's output, None on the last stage, whose output is the loss. `since`: here since [s]."""
 
     micro_batch: MicroBatch
     grad: Payload | None
+    since: float
 
 
 class StageGroups:
@@ -38,7 +40,7 @@ class StageGroups:
     def may_forward(self, micro_batch: MicroBatch) -> bool:
         """Whether another micro-batch may go between forward and backward here."""
         size = micro_batch.group_size
-        return len(self._between) < forward_limit(self._stage, self._stages, group_size=size, gpipe=self._gpipe)
+        return len(self._between) < forward_limit(self._stage, self._stages, size, self._gpipe)
 
     def started(self, micro_batch: MicroBatch) -> None:
         self._between[micro_batch.id] = micro_batch
@@ -47,16 +49,17 @@ class StageGroups:
     def forward_done(self, micro_batch: MicroBatch) -> None:
         self._counts[micro_batch.group].forwards += 1
 
-    def gradient_arrived(self, micro_batch: int, grad: Payload | None) -> None:
-        self._gradients.append(Gradient(self._between[micro_batch], grad))
+    def gradient_arrived(self, micro_batch: int, grad: Payload | None, now: float) -> None:
+        self._gradients.append(Gradient(self._between[micro_batch], grad, now))
 
     @property
-    def may_backward(self) -> bool:
-        """Whether the next backward has its gradient, and under GPipe all forwards of its group behind it."""
+    def backward_since(self) -> float:
+        """Since when the next backward has its gradient [s]; inf without one, or while GPipe has forwards of its group left."""
         if not self._gradients:
-            return False
-        count = self._counts[self._gradients[0].micro_batch.group]
-        return not self._gpipe or count.forwards == count.size
+            return math.inf
+        gradient = self._gradients[0]
+        count = self._counts[gradient.micro_batch.group]
+        return gradient.since if not self._gpipe or count.forwards == count.size else math.inf
 
     def take_gradient(self) -> Gradient:
         return self._gradients.popleft()

@@ -14,7 +14,7 @@ from lemix_hpc.runtime.leader import Leader
 from lemix_hpc.runtime.mailbox import Inbox, Mailbox
 from lemix_hpc.runtime.passes import StagePlace
 from lemix_hpc.runtime.session import Session, scheduler_config
-from lemix_hpc.runtime.stage import StageWorker
+from lemix_hpc.runtime.stage import StageRules, StageWorker
 from lemix_hpc.runtime.wait import make_waiter
 
 
@@ -40,9 +40,7 @@ def run(recipe: Recipe, run_dir: Path, attempt: int) -> None:
     if stage is not None and device is not None:
         engine = build_engine(recipe, stage=stage, device=device)
         mailbox = Mailbox(comm, Inbox.STAGE, bell, engine.buffer)
-        training = recipe.training
-        gpipe = training is not None and training.release == "sync" and training.schedule == "gpipe"
-        StageWorker(_place(recipe, layout, node, stage), engine, mailbox, clock, waiter, gpipe=gpipe).run()
+        StageWorker(_place(recipe, layout, node, stage), engine, mailbox, clock, waiter, _rules(recipe)).run()
         engine.close()
         return
     leader = Leader(
@@ -67,3 +65,13 @@ def _place(recipe: Recipe, layout: Layout, node: int, stage: int) -> StagePlace:
     split = scheduler_config(recipe).split
     copies = split.served_by(node) if split is not None and node in split.training else ()
     return StagePlace(layout, node, stage, copies, recipe.policy.copy_every_steps)
+
+
+def _rules(recipe: Recipe) -> StageRules:
+    policy, training = recipe.policy, recipe.training
+    return StageRules(
+        gpipe=training is not None and training.release == "sync" and training.schedule == "gpipe",
+        serving_first=policy.serving_first,
+        yield_training=policy.yield_training,
+        minimum_training_share=policy.minimum_training_share,
+    )

@@ -6,7 +6,7 @@ import math
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from lemix_hpc.engines.protocol import MicroBatch, Payload, StageEngine
 from lemix_hpc.engines.protocol import Work as EngineWork
@@ -38,12 +38,20 @@ class StagePlace:
         return self.stage == self.layout.stages - 1
 
 
-@dataclass(frozen=True, slots=True)
-class Update:
-    """A weight update in its place between forwards: an optimizer step, or weights copied from another node."""
+M = TypeVar("M")
 
-    message: m.Commit | m.Install
-    tied: Payload | None = None
+
+@dataclass(frozen=True, slots=True)
+class Arrived(Generic[M]):
+    """What there is to do on a stage, the tensor that came with it, and when it came [s]."""
+
+    message: M
+    payload: Payload | None
+    since: float
+
+
+Update = Arrived[m.Commit | m.Install]
+"""A weight update in its place between forwards: an optimizer step (with tied gradients), or weights of another node."""
 
 
 @dataclass(slots=True)
@@ -80,8 +88,9 @@ class Passes:
         self._now = now
         self._sealed_behind: dict[int, tuple[float, Payload | None]] = {}
 
-    def serve(self, message: m.Serve, hidden: Payload | None) -> Pass:
+    def serve(self, arrived: Arrived[m.Serve]) -> Pass:
         """Forward of a serving batch, under the version that it met on the stages before."""
+        message = arrived.message
         if not self.place.first and message.version != self.version:
             raise RuntimeError(
                 f"batch {message.batch.id} ran under weights {message.version}, this stage has {self.version}"
@@ -96,21 +105,22 @@ class Passes:
 
         tasks = [sequence.request for sequence in batch.sequences]
         shape = Shape.of([s.length for s in batch.sequences], [s.cached for s in batch.sequences])
-        return Pass("serve", self._engine.serve(batch, hidden), done, tasks, batch.id, shape)
+        return Pass("serve", self._engine.serve(batch, arrived.payload), done, tasks, batch.id, shape)
 
-    def forward(self, micro_batch: MicroBatch, hidden: Payload | None) -> Pass:
+    def forward(self, arrived: Arrived[MicroBatch]) -> Pass:
         """Training forward; on the last stage it makes its own backward ready."""
+        micro_batch = arrived.message
         self.groups.started(micro_batch)
 
         def done(result: Any) -> None:
             self.groups.forward_done(micro_batch)
             if self.place.last:
                 self.to_leader(m.Loss(micro_batch.id, result))
-                self.groups.gradient_arrived(micro_batch.id, None)
+                self.groups.gradient_arrived(micro_batch.id, None, self._now())
             else:
                 self._down(m.Forward(micro_batch), result)
 
-        work = self._engine.forward(micro_batch, hidden)
+        work = self._engine.forward(micro_batch, arrived.payload)
         return Pass("forward", work, done, [micro_batch.id], shape=_shape(micro_batch))
 
     def backward(self) -> Pass:
@@ -141,7 +151,7 @@ class Passes:
         self.groups.close(group)
         square_norm = behind + gradient.square_norm
         if self.place.first:
-            self.own_updates.append(Update(m.Commit(group, math.sqrt(square_norm)), gradient.tied))
+            self.own_updates.append(Arrived(m.Commit(group, math.sqrt(square_norm)), gradient.tied, self._now()))
         else:
             self._up(m.Sealed(group, square_norm), gradient.tied)
 
@@ -159,13 +169,13 @@ class Passes:
 
         def done(_: Any) -> None:
             self.version += 1
-            self._down(commit, update.tied)
+            self._down(commit, update.payload)
             if self.place.first:
                 self.to_leader(m.Stepped(self.place.node, commit.group, self.version))
             if self.version % self.place.copy_every == 0:
                 self._copy_out()
 
-        return Pass("step", self._engine.step(commit.group, commit.grad_norm, update.tied), done, [])
+        return Pass("step", self._engine.step(commit.group, commit.grad_norm, update.payload), done, [])
 
     def _install(self, install: m.Install) -> Pass:
         def work() -> EngineWork[None]:

@@ -1,42 +1,64 @@
 """The stage worker's loop: the product's hot path.
 
-Each turn takes in what has arrived, picks by the node's policy, and runs one piece of work up to its next yield point.
+Each turn takes in what has arrived, picks by the policy's rules, and runs one piece of work up to its next yield point.
 A training pass can rest between two pieces while serving goes first. Weight updates travel between the stages in the
 same ordered channel as the activations, so every batch meets one weight version on all stages.
 """
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
+from typing import Any
+
 from lemix_hpc.engines.protocol import MicroBatch, Payload, StageEngine
-from lemix_hpc.policy.stage_queue import Ready, pick
+from lemix_hpc.policy.stage_queue import BACKWARD, COMMIT, FORWARD, SERVE, debt_after, pick
 from lemix_hpc.runtime import messages as m
 from lemix_hpc.runtime.clock import RunClock
 from lemix_hpc.runtime.epochs import EpochQueue
 from lemix_hpc.runtime.layout import SCHEDULER_RANK
 from lemix_hpc.runtime.mailbox import Inbox, Mail, Mailbox
-from lemix_hpc.runtime.passes import Pass, Passes, StagePlace, Update
+from lemix_hpc.runtime.passes import Arrived, Pass, Passes, StagePlace, Update
 from lemix_hpc.runtime.wait import Waiter
+
+
+@dataclass(frozen=True, slots=True)
+class StageRules:
+    """The order on a stage. `yield_training`: training passes rest for serving; `minimum_training_share` of the stage's busy
+    time goes to training, if it has work, all the same."""
+
+    gpipe: bool
+    serving_first: bool
+    yield_training: bool
+    minimum_training_share: float
 
 
 class StageWorker:
     """One stage of one node, driven by messages until it is told to stop.
 
     `_urgent` is a serving pass or a weight update, which run to their end; `_training` a training pass, which may rest.
+    `_debt`: stage seconds that training is owed.
     """
 
     def __init__(
-        self, place: StagePlace, engine: StageEngine, mailbox: Mailbox, clock: RunClock, waiter: Waiter, *, gpipe: bool
+        self,
+        place: StagePlace,
+        engine: StageEngine,
+        mailbox: Mailbox,
+        clock: RunClock,
+        waiter: Waiter,
+        rules: StageRules,
     ) -> None:
         self._place = place
         self._mailbox = mailbox
         self._clock = clock
         self._waiter = waiter
-        self._passes = Passes(place, engine, mailbox, clock.now, gpipe=gpipe)
-        self._queue: EpochQueue[tuple[m.Serve, Payload | None], tuple[MicroBatch, Payload | None], Update] = (
-            EpochQueue()
-        )
+        self._rules = rules
+        self._passes = Passes(place, engine, mailbox, clock.now, gpipe=rules.gpipe)
+        self._queue: EpochQueue[Arrived[m.Serve], Arrived[MicroBatch], Update] = EpochQueue()
         self._urgent: Pass | None = None
         self._training: Pass | None = None
+        self._debt = 0.0
         self._spans: list[m.WorkSpan] = []
         self._stopping = False
 
@@ -55,8 +77,10 @@ class StageWorker:
         mails = self._mailbox.poll()
         for mail in mails:
             self._receive(mail)
-        if self._urgent is None:
-            self._start(pick(self._ready()))
+        if self._urgent is None and self._training is None:
+            self._start(self._pick())
+        elif self._urgent is None and self._gives_way:
+            self._start(SERVE)
         running = self._urgent or self._training
         if running is not None:
             self._advance(running)
@@ -70,15 +94,15 @@ class StageWorker:
     def _receive(self, mail: Mail) -> None:
         match mail.message:
             case m.Serve() as serve:
-                self._queue.add_serve((serve, mail.payload))
+                self._queue.add_serve(Arrived(serve, mail.payload, self._clock.now()))
             case m.Train(micro_batch) | m.Forward(micro_batch):
-                self._queue.add_train((micro_batch, mail.payload))
+                self._queue.add_train(Arrived(micro_batch, mail.payload, self._clock.now()))
             case m.Backward(micro_batch):
-                self._passes.groups.gradient_arrived(micro_batch, mail.payload)
+                self._passes.groups.gradient_arrived(micro_batch, mail.payload, self._clock.now())
             case m.Sealed() as sealed:
                 self._passes.sealed_behind(sealed, mail.payload)
             case m.Commit() | m.Install() as update:
-                self._queue.add_update(Update(update, mail.payload))
+                self._queue.add_update(Arrived(update, mail.payload, self._clock.now()))
             case m.WeightsPart() as part:
                 self._copy_arrived(part, mail.payload)
             case m.Forget() as forget:
@@ -95,39 +119,41 @@ class StageWorker:
         self._passes.copies.add(part, payload)
         if self._place.first and self._passes.copies.complete(part.version):
             newest = self._passes.copies.newest
+            install = m.Install(newest if newest is not None else part.version)
             self._passes.own_updates.clear()
-            self._passes.own_updates.append(Update(m.Install(newest if newest is not None else part.version)))
+            self._passes.own_updates.append(Arrived(install, None, self._clock.now()))
 
     def _next_update(self) -> Update | None:
         """The update that is next in order: the first stage decides on them itself, the others get them in the channel."""
         own = self._passes.own_updates
         return own[0] if own else self._queue.update
 
-    def _ready(self) -> set[Ready]:
-        ready = set()
-        if self._queue.has_serve:
-            ready.add(Ready.SERVE)
-        if self._training is not None:
-            return ready
-        update, groups = self._next_update(), self._passes.groups
-        if update is not None and self._passes.update_may_run(update):
-            ready.add(Ready.COMMIT)
-        if groups.may_backward:
-            ready.add(Ready.BACKWARD)
-        if self._queue.has_train and groups.may_forward(self._queue.next_train[0]):
-            ready.add(Ready.FORWARD)
-        return ready
+    @property
+    def _gives_way(self) -> bool:
+        """Whether the training pass that has begun rests for serving now, or goes on resting."""
+        return self._rules.yield_training and self._debt <= 0 and self._queue.next_serve is not None
 
-    def _start(self, kind: Ready | None) -> None:
-        match kind:
-            case Ready.SERVE:
-                self._urgent = self._passes.serve(*self._queue.take_serve())
-            case Ready.COMMIT:
-                self._urgent = self._passes.update(self._take_update())
-            case Ready.BACKWARD:
-                self._training = self._passes.backward()
-            case Ready.FORWARD:
-                self._training = self._passes.forward(*self._queue.take_train())
+    def _pick(self) -> int:
+        """What to start, when no pass has begun."""
+        update, train, groups = self._next_update(), self._queue.next_train, self._passes.groups
+        return pick(
+            _since(self._queue.next_serve),
+            _since(update if update is not None and self._passes.update_may_run(update) else None),
+            groups.backward_since,
+            _since(train if train is not None and groups.may_forward(train.message) else None),
+            self._rules.serving_first,
+            self._debt > 0,
+        )
+
+    def _start(self, kind: int) -> None:
+        if kind == SERVE:
+            self._urgent = self._passes.serve(self._queue.take_serve())
+        elif kind == COMMIT:
+            self._urgent = self._passes.update(self._take_update())
+        elif kind == BACKWARD:
+            self._training = self._passes.backward()
+        elif kind == FORWARD:
+            self._training = self._passes.forward(self._queue.take_train())
 
     def _take_update(self) -> Update:
         if self._passes.own_updates:
@@ -143,16 +169,24 @@ class StageWorker:
         if resting is not None and resting is not running and resting.since is not None:
             self._close_stretch(resting, complete=False)
         if running.since is None:
-            running.since = self._clock.now()
+            running.since = running.until = self._clock.now()
         try:
             next(running.work)
         except StopIteration as end:
+            self._worked(running)
             self._complete(running, end.value)
         else:
-            running.until = self._clock.now()
+            self._worked(running)
+
+    def _worked(self, running: Pass) -> None:
+        """A piece has run: what training is owed follows the pieces, so that it can get no more in one go than that."""
+        now = self._clock.now()
+        seconds = now - running.until
+        served, trained = (seconds, 0.0) if running.kind == "serve" else (0.0, seconds)
+        self._debt = debt_after(self._debt, self._rules.minimum_training_share, served, trained)
+        running.until = now
 
     def _complete(self, running: Pass, result: object) -> None:
-        running.until = self._clock.now()
         if running is self._training:
             self._training = None
         else:
@@ -183,3 +217,7 @@ class StageWorker:
         )
         self._spans.append(m.WorkSpan(*span))
         stopped.since = None
+
+
+def _since(ready: Arrived[Any] | None) -> float:
+    return math.inf if ready is None else ready.since

@@ -1,21 +1,71 @@
-from itertools import combinations
+import math
+from itertools import permutations, product
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from lemix_hpc.policy.stage_queue import Ready, forward_limit, pick
+from lemix_hpc.policy.stage_queue import (
+    BACKWARD,
+    COMMIT,
+    FORWARD,
+    LARGEST_DEBT,
+    NOTHING,
+    SERVE,
+    debt_after,
+    forward_limit,
+    pick,
+)
 
+NEVER = math.inf
 # From first to last: nobody waits for training, and what frees memory goes before what takes it.
-ORDER = [Ready.SERVE, Ready.COMMIT, Ready.BACKWARD, Ready.FORWARD]
+SERVING_FIRST = [SERVE, COMMIT, BACKWARD, FORWARD]
+TRAINING_OWED = [COMMIT, BACKWARD, FORWARD, SERVE]
 
 
-def test_the_first_of_what_is_ready_is_picked() -> None:
-    for count in range(1, len(ORDER) + 1):
-        for ready in combinations(ORDER, count):
-            assert pick(set(ready)) is ready[0]
+@pytest.mark.parametrize(("owed", "order"), [(False, SERVING_FIRST), (True, TRAINING_OWED)])
+def test_the_first_of_what_is_ready_is_picked_whenever_it_came(owed: bool, order: list[int]) -> None:
+    for readiness in product([NEVER, 1.0, 2.0, 3.0], repeat=4):
+        ready = [kind for kind in order if readiness[kind - 1] < NEVER]
+        assert pick(*readiness, True, owed) == (ready[0] if ready else NOTHING)
 
 
-def test_nothing_is_picked_when_nothing_is_ready() -> None:
-    assert pick(set()) is None
+def test_without_serving_first_work_runs_in_the_order_in_which_it_became_ready() -> None:
+    for times in permutations([1.0, 2.0, 3.0, NEVER]):
+        assert pick(*times, False, False) == times.index(1.0) + 1
+
+
+def test_of_work_that_became_ready_at_once_training_goes_first() -> None:
+    assert pick(1.0, 1.0, 1.0, 1.0, False, False) == COMMIT
+    assert pick(1.0, NEVER, 1.0, 1.0, False, False) == BACKWARD
+    assert pick(1.0, NEVER, NEVER, 1.0, False, False) == FORWARD
+
+
+@pytest.mark.parametrize("serving_first", [False, True])
+def test_training_that_is_owed_time_goes_before_serving_that_came_earlier(serving_first: bool) -> None:
+    assert pick(1.0, NEVER, NEVER, 2.0, serving_first, True) == FORWARD
+    assert pick(1.0, NEVER, NEVER, NEVER, serving_first, True) == SERVE
+
+
+@given(
+    st.floats(0.01, 0.99),
+    st.lists(st.tuples(st.floats(0.0, 0.02), st.floats(0.0, 0.02)), max_size=60),
+)
+def test_what_is_owed_is_the_claim_less_what_training_got(share: float, work: list[tuple[float, float]]) -> None:
+    debt, served, trained = 0.0, 0.0, 0.0
+    for serving, training in work:
+        debt = debt_after(debt, share, serving, training)
+        served, trained = served + serving, trained + training
+        assert abs(debt) <= LARGEST_DEBT
+        exact = share * (served + trained) - trained
+        if abs(debt) == LARGEST_DEBT:
+            break  # more is forgotten
+        assert debt == pytest.approx(exact, abs=1e-12)
+
+
+def test_training_without_a_claim_is_never_owed_anything() -> None:
+    assert debt_after(0.0, 0.0, served=5.0, trained=0.0) == 0.0
+    assert debt_after(0.0, 0.0, served=0.0, trained=5.0) == -LARGEST_DEBT
 
 
 @pytest.mark.parametrize(("stage", "limit"), [(0, 4), (1, 3), (3, 1)])

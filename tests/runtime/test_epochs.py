@@ -11,7 +11,7 @@ def test_serving_may_overtake_training_but_nothing_overtakes_an_update() -> None
     queue.add_update("u1")
     queue.add_serve("s2")
     assert queue.take_serve() == "s1"
-    assert not queue.has_serve, "s2 is behind the update"
+    assert queue.next_serve is None, "s2 is behind the update"
     assert queue.update is None, "t1 is in front of the update"
     assert queue.take_train() == "t1"
     assert queue.update == "u1"
@@ -30,7 +30,9 @@ def test_every_item_runs_once_in_its_own_epoch(kinds: list[str], rng) -> None:
         epoch += kind == "update"
     ran, updates = [], 0
     while len(queue):
-        choices = [name for name, ready in (("serve", queue.has_serve), ("train", queue.has_train)) if ready]
+        choices = [
+            name for name, ready in (("serve", queue.next_serve), ("train", queue.next_train)) if ready is not None
+        ]
         if choices:
             item = queue.take_serve() if rng.choice(choices) == "serve" else queue.take_train()
             assert epoch_of[item] == updates

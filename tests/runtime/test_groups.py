@@ -1,3 +1,5 @@
+import math
+
 import pytest
 
 from lemix_hpc.engines.protocol import MicroBatch
@@ -27,11 +29,11 @@ def test_gpipe_runs_all_forwards_before_the_first_backward() -> None:
     groups = StageGroups(0, 2, gpipe=True)
     for number in range(4):
         assert groups.may_forward(batch(number))
-        assert not groups.may_backward
+        assert groups.backward_since == math.inf
         forward(groups, batch(number))
-        groups.gradient_arrived(number, None)
+        groups.gradient_arrived(number, None, now=2.0 + number)
     assert not groups.may_forward(batch(4))
-    assert groups.may_backward
+    assert groups.backward_since == 2.0, "the first gradient's arrival, though it had to wait"
 
 
 def test_a_group_is_complete_with_its_last_backward() -> None:
@@ -39,8 +41,8 @@ def test_a_group_is_complete_with_its_last_backward() -> None:
     assert not groups.complete(0)
     for number in range(4):
         forward(groups, batch(number))
-        groups.gradient_arrived(number, None)
-        assert groups.may_backward
+        groups.gradient_arrived(number, None, now=1.0 * number)
+        assert groups.backward_since == number
         groups.backward_done(groups.take_gradient().micro_batch)
         assert groups.complete(0) == (number == 3)
     groups.close(0)

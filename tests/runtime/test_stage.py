@@ -1,0 +1,164 @@
+"""One stage alone, on emulated time: in which order it runs what arrives. Whole runs over MPI are in test_run.py."""
+
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from lemix_hpc.engines.emulated import EmulatedStage
+from lemix_hpc.engines.protocol import MicroBatch, ServeBatch, ServeSequence
+from lemix_hpc.policy.latency import Affine, LatencyModel
+from lemix_hpc.runtime import messages as m
+from lemix_hpc.runtime.layout import Layout
+from lemix_hpc.runtime.mailbox import Inbox, Mail
+from lemix_hpc.runtime.passes import StagePlace
+from lemix_hpc.runtime.stage import StageRules, StageWorker
+
+# A request and a training forward take 40 ms, a backward 80 ms, in four pieces.
+LATENCY = LatencyModel((Affine(0.04, 0, 0),), (Affine(0.08, 0, 0),))
+PIECES = 4
+
+
+@dataclass
+class World:
+    """The stage's mailbox, clock and waiter: mail arrives at its time, and time passes while the stage works or waits."""
+
+    arriving: deque[tuple[float, m.AnyMessage]]
+    time: float = 0.0
+    spans: list[m.WorkSpan] = field(default_factory=list)
+    sent_all: bool = True
+    in_transit: bool = False
+
+    def poll(self) -> list[Mail]:
+        mails = []
+        while self.arriving and self.arriving[0][0] <= self.time + 1e-9:
+            mails.append(Mail(0, self.arriving.popleft()[1], None))
+        return mails
+
+    def send(self, rank: int, inbox: Inbox, message: m.AnyMessage, payload: Any = None) -> None:  # noqa: ARG002
+        if isinstance(message, m.Work):
+            self.spans += message.spans
+
+    def now(self) -> float:
+        return self.time
+
+    def sleep(self, seconds: float) -> None:
+        self.time += seconds
+
+    def reset(self) -> None:
+        """Nothing waits for longer and longer here."""
+
+    def idle(self, *, in_transit: bool) -> None:  # noqa: ARG002
+        assert self.arriving, "the stage waits, and nothing will ever come"
+        self.time = self.arriving[0][0]
+
+
+class SlowStep(EmulatedStage):
+    """Takes time for the optimizer."""
+
+    def __init__(self, seconds: float, world: World) -> None:
+        super().__init__(LATENCY, 0, PIECES, clock=world.now, sleep=world.sleep)
+        self._seconds = seconds
+
+    def step(self, group: int, grad_norm: float, tied: Any) -> Any:  # noqa: ARG002
+        yield from self._occupy(self._seconds, 1)
+
+
+def request(number: int) -> m.Serve:
+    return m.Serve(ServeBatch(number, [ServeSequence(number, 8, 0, False, [])]), -1)
+
+
+def micro_batch(number: int) -> m.Train:
+    return m.Train(MicroBatch(number, number, 0, 1, 1, 8, b"", b""))
+
+
+def rules(*, serving_first: bool = True, yield_training: bool = True, share: float = 0.0) -> StageRules:
+    return StageRules(False, serving_first, yield_training, share)
+
+
+def ran(order: StageRules, mails: list[tuple[float, m.AnyMessage]], step: float = 0.0) -> list[m.WorkSpan]:
+    """What the stage runs until everything is done."""
+    world = World(deque([*mails, (mails[-1][0], m.Stop())]))
+    place = StagePlace(Layout(1, 1), 0, 0)
+    StageWorker(place, SlowStep(step, world), world, world, world, order).run()  # type: ignore[arg-type]
+    return world.spans
+
+
+def milliseconds(spans: list[m.WorkSpan]) -> list[tuple[str, int, int]]:
+    """Kind, start and end in order of the start; optimizer steps left out, which take no time."""
+    told = [(s.kind, round(1e3 * s.start), round(1e3 * s.end)) for s in spans if s.kind != "step"]
+    return sorted(told, key=lambda span: span[1])
+
+
+TWO_REQUESTS = [(0.0, micro_batch(0)), (0.015, request(1)), (0.03, request(2))]
+
+
+def test_training_rests_for_all_serving_that_comes_and_goes_on_afterwards() -> None:
+    assert milliseconds(ran(rules(), TWO_REQUESTS)) == [
+        ("forward", 0, 20),
+        ("serve", 20, 60),
+        ("serve", 60, 100),
+        ("forward", 100, 120),
+        ("backward", 120, 200),
+    ]
+
+
+def test_training_that_does_not_yield_keeps_serving_waiting_for_a_whole_pass() -> None:
+    assert milliseconds(ran(rules(yield_training=False), TWO_REQUESTS)) == [
+        ("forward", 0, 40),
+        ("serve", 40, 80),
+        ("serve", 80, 120),
+        ("backward", 120, 200),
+    ]
+
+
+def test_without_serving_first_work_runs_in_the_order_in_which_it_became_ready() -> None:
+    mails = [(0.0, request(1)), (0.01, micro_batch(0)), (0.03, request(2)), (0.1, request(3))]
+    assert milliseconds(ran(rules(serving_first=False, yield_training=False), mails)) == [
+        ("serve", 0, 40),
+        ("forward", 40, 80),
+        ("serve", 80, 120),
+        ("backward", 120, 200),
+        ("serve", 200, 240),
+    ]
+    first = milliseconds(ran(rules(serving_first=True, yield_training=False), mails))
+    assert [kind for kind, _, _ in first] == ["serve", "serve", "forward", "serve", "backward"]
+
+
+def test_training_that_is_owed_time_does_not_rest_until_it_has_it() -> None:
+    """A request gives training a claim of 20 ms: three pieces of 10 ms are more than half of 70 ms."""
+    mails = [(0.0, request(1)), (0.0, request(2)), (0.0, micro_batch(0))]
+    assert milliseconds(ran(rules(share=0.4), mails)) == [
+        ("serve", 0, 40),
+        ("forward", 40, 70),
+        ("serve", 70, 110),
+        ("forward", 110, 120),
+        ("backward", 120, 200),
+    ]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.05, 0.3, 0.6])
+@pytest.mark.parametrize("serving_first", [False, True])
+def test_under_overload_training_gets_its_minimum_share_and_no_more(share: float, serving_first: bool) -> None:
+    """Requests come twice as fast as they can be served; serving first, training gets its claim to within a piece."""
+    requests = [(0.02 * n, request(1000 + n)) for n in range(400)]
+    training = [(0.0, micro_batch(n)) for n in range(200)]
+    spans = ran(rules(share=share, serving_first=serving_first), sorted(requests + training, key=lambda mail: mail[0]))
+    until = requests[-1][0]
+    trained = sum(span.end - span.start for span in spans if span.kind != "serve" and span.end <= until)
+    assert trained >= share * until - 0.1
+    if serving_first:
+        assert trained <= share * until + 0.1
+
+
+def test_weight_commits_count_as_training() -> None:
+    """One request of 40 ms gives training a claim of 16 ms; a forward, a backward and a long step repay it many times."""
+    mails = [(0.0, micro_batch(0)), (0.0, micro_batch(1)), (0.11, request(1)), (0.25, request(2)), (0.25, request(3))]
+    with_step = milliseconds(ran(rules(share=0.4), mails, step=0.15))
+    assert ("step", 160, 310) not in with_step, "left out"
+    assert [span for span in with_step if span[0] == "serve"] == [
+        ("serve", 120, 160),
+        ("serve", 310, 350),
+        ("serve", 350, 390),
+    ]
