@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -9,9 +10,12 @@ from lemix_hpc.policy.events import (
     Event,
     GroupOffered,
     PassMeasured,
+    Place,
+    Refuse,
     RequestArrived,
     StageFinished,
     TaskFinished,
+    Tick,
     TrainingClosed,
 )
 from lemix_hpc.policy.scheduler import Scheduler
@@ -69,6 +73,8 @@ class Front:
         self._steps: dict[tuple[int, int], int] = {}
         self._committed = 0
         self._closed = feed is None
+        self._refused = False
+        self._tick_at = scheduler.next_tick
         self._shown = -settings.live_interval
         self.stopped: set[tuple[int, int]] = set()
 
@@ -81,21 +87,27 @@ class Front:
     def finished(self) -> bool:
         return self._arrived == len(self._requests) and not self._serving and self._closed and not self._begun
 
-    def until_next_arrival(self) -> float:
-        """Seconds until the next request is due; a long time when none is."""
-        return self._requests[self._arrived].arrival - self._now() if self._arrived < len(self._requests) else 1.0
+    def until_due(self) -> float:
+        """Seconds until the next request or the scheduler's next tick is due; inf when nothing is."""
+        return min(self._next_arrival, self._tick_at) - self._now()
 
     def turn(self) -> bool:
         """Let in what is due, take in reports, keep training supplied. False when there was nothing to do."""
-        arrived = self._arrived
-        while self._arrived < len(self._requests) and self._requests[self._arrived].arrival <= self._now():
+        due = self.until_due() <= 0
+        while self._next_arrival <= self._now():
             self._arrive(self._requests[self._arrived])
+        if self._tick_at <= self._now():
+            self._tell(Tick(self._now()))
         mails = self._mailbox.poll()
         for mail in mails:
             self._receive(mail)
         self._supply_training()
         self._show()
-        return bool(mails) or self._arrived > arrived
+        return bool(mails) or due
+
+    @property
+    def _next_arrival(self) -> float:
+        return self._requests[self._arrived].arrival if self._arrived < len(self._requests) else math.inf
 
     def _arrive(self, request: Request) -> None:
         self._arrived += 1
@@ -110,16 +122,18 @@ class Front:
         self._tell(RequestArrived(self._now(), number, request.prompt_tokens, request.output_tokens))
 
     def _supply_training(self) -> None:
-        """Offer groups ahead of the policy's need, one for every node; training without an end ends with serving."""
+        """Offer groups ahead of the policy's need, one for every node.
+
+        Training without an end ends with serving, and any training when the policy refuses some: the allocation ends.
+        """
         if self._feed is None or self._closed:
             return
         served = self._arrived == len(self._requests) and not self._serving
-        if self._feed.exhausted:
-            self._closed = not self._offered
-        elif self._feed.total is None and served:
+        if self._refused or (self._feed.total is None and served):
             self._closed = True
-            self._offered.clear()
             self._tell(TrainingClosed(self._now()))
+        elif self._feed.exhausted:
+            self._closed = not self._offered
         elif len(self._offered) < self._layout.nodes:
             self._offer(self._feed.next_group())
 
@@ -133,23 +147,43 @@ class Front:
         self._tell(GroupOffered(self._now(), group.number, tasks, group.micro_batches[0].rows, lengths))
 
     def _tell(self, event: Event) -> None:
-        """Give the policy an event, and carry out what it decides."""
-        for place in self._scheduler.handle(event):
-            leader = self._layout.leader(place.node)
-            serving = self._serving.get(place.task)
-            if serving is not None:
-                serving.place = place
-                request = serving.request
-                tokens = list(request.tokens)
-                message = m.PlaceRequest(place.task, request.prompt_tokens, request.output_tokens, tokens, place.key)
-                self._mailbox.send(leader, Inbox.LEADER, message)
-                continue
-            training = self._training[place.task]
-            training.place, training.placed = place, event.time
-            group = training.micro_batch.group
-            if group in self._offered:
-                self._begun[group] = self._offered.pop(group)
-            self._mailbox.send(leader, Inbox.LEADER, m.Train(training.micro_batch))
+        """Give the policy an event, write it down, and carry out what it decides."""
+        self._recorder.event(event)
+        decisions = self._scheduler.handle(event)
+        self._tick_at = self._scheduler.next_tick
+        for decision in decisions:
+            if isinstance(decision, Refuse):
+                self._refuse(decision.task)
+            elif decision.task in self._serving:
+                self._place_request(decision)
+            else:
+                self._place_micro_batch(decision, event.time)
+
+    def _place_request(self, place: Place) -> None:
+        serving = self._serving[place.task]
+        serving.place = place
+        request = serving.request
+        tokens = list(request.tokens)
+        message = m.PlaceRequest(place.task, request.prompt_tokens, request.output_tokens, tokens, place.key)
+        self._mailbox.send(self._layout.leader(place.node), Inbox.LEADER, message)
+
+    def _place_micro_batch(self, place: Place, now: float) -> None:
+        training = self._training[place.task]
+        training.place, training.placed = place, now
+        group = training.micro_batch.group
+        if group in self._offered:
+            self._begun[group] = self._offered.pop(group)
+        self._mailbox.send(self._layout.leader(place.node), Inbox.LEADER, m.Train(training.micro_batch))
+
+    def _refuse(self, number: int) -> None:
+        """The allocation ends too soon for a task. A group is refused as a whole, before it has begun."""
+        self._names.retire(number)
+        serving = self._serving.pop(number, None)
+        if serving is not None:
+            self._recorder.task(serving.rejected(number))
+            return
+        self._refused = True
+        self._offered.pop(self._training.pop(number).micro_batch.group, None)
 
     def _receive(self, mail: Mail) -> None:
         match mail.message:
@@ -239,7 +273,7 @@ class Front:
                 loss=self._live.loss,
                 response_ms_p50=self._live.response_ms_p50,
                 stage_busy=self._live.look(now),
-                drift=[drift for drift in self._scheduler.recalibrated.drifts if drift.until_s is None],
+                drift=[drift for drift in self._scheduler.drifts if drift.until_s is None],
             )
         )
 

@@ -43,9 +43,10 @@ class ServingTask:
         self.passes[stage] = (done + 1, first)
         return done + 1 >= max(1, self.request.output_tokens), first
 
-    def rejected(self) -> ServedTask:
+    def rejected(self, number: int | None = None) -> ServedTask:
+        """Its record; `number` if the scheduler was asked."""
         request = self.request
-        return ServedTask(request.id, "rejected", request.arrival, request.prompt_tokens)
+        return ServedTask(request.id, "rejected", request.arrival, request.prompt_tokens, number=number)
 
     def finished(self, done: RequestDone) -> ServedTask:
         assert self.place is not None, "finished after it was placed"
@@ -63,12 +64,13 @@ class ServingTask:
             output=done.output,
             versions=done.versions,
             predicted_response_s=self.place.response,
+            number=done.task,
         )
 
 
 @dataclass(slots=True)
 class TrainingTask:
-    """A micro-batch under way. `step` is the node's optimizer step that it goes into."""
+    """A micro-batch under way. It was `placed` when it really went to its node; until then it may have been held back."""
 
     id: str
     micro_batch: MicroBatch
@@ -78,6 +80,7 @@ class TrainingTask:
     finished_at: float | None = None
 
     def record(self, step: int) -> TrainedTask:
+        """Its record; `step` is the node's optimizer step that it went into."""
         assert self.place is not None, "recorded after it was placed"
         return TrainedTask(
             id=self.id,
@@ -89,4 +92,5 @@ class TrainingTask:
             finished=self.finished_at,
             loss=self.loss,
             step=step,
+            number=self.micro_batch.id,
         )

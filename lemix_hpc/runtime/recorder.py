@@ -1,4 +1,4 @@
-"""The files that a run writes about itself: spans, tasks, facts and live progress."""
+"""The files that a run writes about itself: spans, tasks, events, facts and live progress."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import BinaryIO
 
 import msgspec
 
+from lemix_hpc.policy.events import Event
+from lemix_hpc.runtime import event_log
 from lemix_hpc.runtime.records import LearnedTimes, Progress, RunFacts, Span, TaskRecord
 
 RECENT = 200
@@ -23,6 +25,7 @@ class Recorder:
         self._encoder = msgspec.json.Encoder()
         self._spans = self._open("spans.jsonl")
         self._tasks = self._open("tasks.jsonl")
+        self._events = self._open(event_log.EVENTS)
 
     def _open(self, name: str) -> BinaryIO:
         return (self._dir / name).open("wb")
@@ -33,9 +36,13 @@ class Recorder:
     def task(self, task: TaskRecord) -> None:
         self._tasks.write(self._encoder.encode(task) + b"\n")
 
+    def event(self, event: Event) -> None:
+        self._events.write(event_log.encode(event))
+
     def progress(self, progress: Progress) -> None:
         self._spans.flush()
         self._tasks.flush()
+        self._events.flush()
         replace(self._dir / "progress.json", self._encoder.encode(progress))
 
     def facts(self, facts: RunFacts) -> None:
@@ -47,6 +54,7 @@ class Recorder:
     def close(self) -> None:
         self._spans.close()
         self._tasks.close()
+        self._events.close()
 
 
 def replace(path: Path, content: bytes) -> None:

@@ -31,7 +31,10 @@ class Span(msgspec.Struct, frozen=True):
 
 
 class ServedTask(msgspec.Struct, frozen=True, tag="serving", tag_field="kind"):
-    """One request (`tasks.jsonl`). Fields that it never reached are None. `versions`: first and last weight version."""
+    """One request (`tasks.jsonl`). Fields that it never reached are None. `versions`: first and last weight version.
+
+    `number` is its task in `events.jsonl`.
+    """
 
     id: str
     outcome: Outcome
@@ -46,10 +49,14 @@ class ServedTask(msgspec.Struct, frozen=True, tag="serving", tag_field="kind"):
     output: list[int] = []
     versions: tuple[int, int] | None = None
     predicted_response_s: float | None = None
+    number: int | None = None
 
 
 class TrainedTask(msgspec.Struct, frozen=True, tag="training", tag_field="kind"):
-    """One training micro-batch (`tasks.jsonl`). `eligible`: when the release rule let it go; `placed`: when it went."""
+    """One training micro-batch (`tasks.jsonl`). `eligible`: when the release rule let it go; `placed`: when it went.
+
+    `number` is its task in `events.jsonl`.
+    """
 
     id: str
     outcome: Outcome
@@ -60,6 +67,7 @@ class TrainedTask(msgspec.Struct, frozen=True, tag="training", tag_field="kind")
     finished: float | None = None
     loss: float | None = None
     step: int | None = None
+    number: int | None = None
 
 
 TaskRecord = ServedTask | TrainedTask

@@ -13,7 +13,8 @@ from lemix_hpc.config.recipe import Recipe
 from lemix_hpc.engines.model_sizes import describe
 from lemix_hpc.policy.drift import Drift
 from lemix_hpc.policy.latency import LatencyModel, Shape
-from lemix_hpc.policy.scheduler import Scheduler, SchedulerConfig
+from lemix_hpc.policy.rules import SchedulerConfig
+from lemix_hpc.policy.scheduler import Scheduler
 from lemix_hpc.profiling.coefficients import CoefficientFile, load_coefficients, save_coefficients
 from lemix_hpc.profiling.learned import drift_limit
 from lemix_hpc.runtime import messages as m
@@ -35,11 +36,13 @@ COEFFICIENTS = "coefficients.yaml"
 
 def scheduler_config(recipe: Recipe) -> SchedulerConfig:
     """What the policy takes from a recipe."""
+    training_nodes = recipe.policy.training_nodes
+    assert training_nodes != "auto", "settled or refused before"
     return SchedulerConfig(
         nodes=recipe.nodes.count,
         placement=recipe.policy.placement,
         release=recipe.training.release if recipe.training else "async",
-        training_nodes=recipe.policy.training_nodes,
+        training_nodes=training_nodes,
         recalibrate=recipe.policy.recalibrate,
     )
 
@@ -91,10 +94,10 @@ class Session:
         self._order(m.Go(epoch), range(self._layout.nodes))
         self._clock.start(epoch)
         front = self._front(work, scheduler)
-        self._turn_until(lambda: front.finished, front.turn, front.until_next_arrival)
+        self._turn_until(lambda: front.finished, front.turn, front.until_due)
         duration = self._clock.now()
         self._stop(front)
-        drifts = list(scheduler.recalibrated.drifts)
+        drifts = scheduler.drifts
         self._recorder.facts(self._facts(work, self._hardware(coefficients), front.steps, duration, drifts))
         self._recorder.learned(self._learned(scheduler))
         self._recorder.close()
@@ -141,7 +144,7 @@ class Session:
 
     def _learned(self, scheduler: Scheduler) -> LearnedTimes:
         source = None if self._believed_file is None else str(self._believed_file)
-        return LearnedTimes(source, self._recipe.policy.recalibrate, list(scheduler.recalibrated.learned))
+        return LearnedTimes(source, self._recipe.policy.recalibrate, list(scheduler.learned))
 
     @property
     def _believed_file(self) -> Path | None:

@@ -1,0 +1,55 @@
+"""What the scheduler of a run was told, in order (`events.jsonl`).
+
+Fed to a new scheduler with the run's recipe and coefficients, it gives the decisions of the run again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, get_args
+
+import msgspec
+
+from lemix_hpc.config.errors import UserError
+from lemix_hpc.policy.events import Event
+
+EVENTS = "events.jsonl"
+
+
+def encode(event: Event) -> bytes:
+    """The line of an event: a JSON object with the event's type as its only key."""
+    return msgspec.json.encode({type(event).__name__: event}) + b"\n"
+
+
+def read_events(run_dir: Path) -> Iterator[Event]:
+    """The events of a run as they were told. Raises UserError where the file is missing or broken, when it gets there."""
+    path = run_dir / EVENTS
+    decoders = {kind.__name__: msgspec.json.Decoder(kind) for kind in get_args(Event)}
+    line = msgspec.json.Decoder(dict[str, msgspec.Raw])
+    try:
+        with path.open("rb") as file:
+            for number, text in enumerate(file, start=1):
+                yield _decode(text, line, decoders, f"{path}, line {number}")
+    except OSError as error:
+        reason = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
+        raise UserError(
+            f"{path} {reason}. It holds what the scheduler of a run was told; give the directory that a run has written to."
+        ) from error
+
+
+def _decode(
+    text: bytes,
+    line: msgspec.json.Decoder[dict[str, msgspec.Raw]],
+    decoders: dict[str, msgspec.json.Decoder[Any]],
+    where: str,
+) -> Event:
+    try:
+        [(name, content)] = line.decode(text).items()
+        event: Event = decoders[name].decode(content)
+    except (msgspec.DecodeError, UnicodeDecodeError, ValueError, KeyError) as error:
+        raise UserError(
+            f"{where}: expected one event, as {{TYPE: {{...}}}} with a type out of {', '.join(decoders)}: {error}. The run may "
+            "have been cut off while it wrote this line; without the line and those behind it the file can be read."
+        ) from error
+    return event

@@ -1,0 +1,64 @@
+from pathlib import Path
+
+import pytest
+
+from lemix_hpc.config.errors import UserError
+from lemix_hpc.policy.events import (
+    Event,
+    GroupOffered,
+    PassMeasured,
+    RequestArrived,
+    StageFinished,
+    TaskFinished,
+    Tick,
+    TrainingClosed,
+)
+from lemix_hpc.policy.latency import Shape
+from lemix_hpc.runtime.event_log import EVENTS, encode, read_events
+
+TOLD: list[Event] = [
+    RequestArrived(0.1 + 0.2, 0, 12, 3),
+    GroupOffered(0.5, 0, (1, 2), 4, (64, 32)),
+    StageFinished(1 / 3, 1, 0, 0, 1e-9, 0.3, last=False),
+    TaskFinished(2.0, 1, 0, output=3),
+    PassMeasured(2.5, 1, 0, "serve", Shape.of((12, 1), (0, 40)), 0.0123456789),
+    Tick(3.0),
+    TrainingClosed(4.0),
+]
+
+
+def write(directory: Path, lines: list[bytes]) -> Path:
+    (directory / EVENTS).write_bytes(b"".join(lines))
+    return directory
+
+
+def test_events_read_back_as_they_were_told_to_the_last_bit(tmp_path: Path) -> None:
+    assert list(read_events(write(tmp_path, [encode(event) for event in TOLD]))) == TOLD
+
+
+def test_events_say_in_plain_text_what_they_are() -> None:
+    assert encode(TOLD[3]) == b'{"TaskFinished":{"time":2.0,"node":1,"task":0,"output":3}}\n'
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b'{"TaskFinished":{"time":2.0,"no',
+        b'{"Unheard":{"time":2.0}}\n',
+        b"{}\n",
+        b"[]\n",
+        b'{"Tick":{}}\n',
+        b"\xff\n",
+        b"\n",
+    ],
+)
+def test_a_broken_line_is_named(tmp_path: Path, line: bytes) -> None:
+    events = read_events(write(tmp_path, [encode(TOLD[0]), line]))
+    assert next(events) == TOLD[0]
+    with pytest.raises(UserError, match=r"events\.jsonl, line 2: expected one event"):
+        next(events)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"events\.jsonl is missing"):
+        next(read_events(tmp_path))
