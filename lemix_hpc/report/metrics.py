@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lemix_hpc.runtime.records import ServedTask, Span, TrainedTask
 
@@ -106,23 +107,34 @@ class StageTime:
         return self.window[1] - self.window[0] if self.window else 0.0
 
 
-def stage_time(spans: Iterable[Span]) -> StageTime:
+def stage_time(spans: Sequence[Span]) -> StageTime:
     """Sum up spans; the k spans of a batch of k requests count once."""
-    work: dict[tuple[int, int], set[Interval]] = defaultdict(set)
-    training: dict[tuple[int, int], set[Interval]] = defaultdict(set)
-    for span in spans:
-        work[span.node, span.stage].add((span.start, span.end))
-        if span.kind in TRAINING_KINDS:
-            training[span.node, span.stage].add((span.start, span.end))
-    by_node: dict[int, list[Interval]] = defaultdict(list)
-    for (node, _), intervals in work.items():
-        by_node[node].append(extent(intervals))
-    windows = {node: extent(intervals) for node, intervals in by_node.items()}
+    count = len(spans)
+    nodes, stages = (
+        np.fromiter((getattr(span, name) for span in spans), np.int64, count) for name in ("node", "stage")
+    )
+    starts, ends = (
+        np.fromiter((getattr(span, name) for span in spans), np.float64, count) for name in ("start", "end")
+    )
+    trains = np.fromiter((span.kind in TRAINING_KINDS for span in spans), np.bool_, count)
+    busy: dict[tuple[int, int], float] = {}
+    training: dict[tuple[int, int], float] = {}
+    windows: dict[int, Interval] = {}
+    order = np.lexsort((ends, starts, stages, nodes))
+    changes = np.flatnonzero(np.diff(nodes[order]) | np.diff(stages[order])) + 1
+    for of_place in np.split(order, changes) if count else ():
+        place = int(nodes[of_place[0]]), int(stages[of_place[0]])
+        start, end = windows.get(place[0], (np.inf, -np.inf))
+        windows[place[0]] = float(min(start, starts[of_place[0]])), float(max(end, ends[of_place].max()))
+        busy[place] = covered(starts[of_place], ends[of_place])
+        of_training = of_place[trains[of_place]]
+        if of_training.size:
+            training[place] = covered(starts[of_training], ends[of_training])
     return StageTime(
         window=extent(windows.values()) if windows else None,
         node_spans={node: end - start for node, (start, end) in windows.items()},
-        busy={place: covered(intervals) for place, intervals in work.items()},
-        training={place: covered(intervals) for place, intervals in training.items()},
+        busy=busy,
+        training=training,
     )
 
 
@@ -132,13 +144,15 @@ def extent(intervals: Iterable[Interval]) -> Interval:
     return min(starts), max(ends)
 
 
-def covered(intervals: Iterable[Interval]) -> float:
-    """Time in at least one of the intervals, seconds. A stage runs one thing at a time, so this is its busy time."""
-    total, until = 0.0, -np.inf
-    for start, end in sorted(intervals):
-        total += max(0.0, end - max(start, until))
-        until = max(until, end)
-    return float(total)
+def covered(starts: NDArray[np.float64], ends: NDArray[np.float64]) -> float:
+    """Time in at least one of the intervals, which are in order of their starts, seconds.
+
+    A stage runs one thing at a time, so this is its busy time.
+    """
+    until = np.maximum.accumulate(np.concatenate([[-np.inf], ends[:-1]]))
+    parts = ends - np.maximum(starts, until)
+    # Without zeros among them, how often an interval is given does not change how the sum is rounded.
+    return float(parts[parts > 0.0].sum())
 
 
 def bubble_rate(time: StageTime, stages: int) -> float | None:
@@ -173,10 +187,10 @@ def per_active_node(finished: int, time: StageTime) -> float | None:
 
 def tokens_per_second(trained: Iterable[TrainedTask], spans: Iterable[Span]) -> float | None:
     """Tokens of finished micro-batches / (last end - first start of training work), tokens per second."""
-    intervals = {(span.start, span.end) for span in spans if span.kind in TRAINING_KINDS}
-    if not intervals:
+    training = [span for span in spans if span.kind in TRAINING_KINDS]
+    if not training:
         return None
-    start, end = extent(intervals)
+    start, end = min(span.start for span in training), max(span.end for span in training)
     tokens = sum(task.tokens for task in trained if task.outcome == "finished")
     return tokens / (end - start) if end > start else None
 
