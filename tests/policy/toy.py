@@ -137,7 +137,7 @@ configs = st.builds(
     SchedulerConfig,
     nodes=st.integers(2, 3),
     placement=st.sampled_from(
-        ["least-completion", "lemix", "lemix-paper", "separate", "round-robin", "random", "least-utilised"]
+        ["least-completion", "lemix", "lemix-paper", "pack", "separate", "round-robin", "random", "least-utilised"]
     ),
     release=st.sampled_from(["async", "sync"]),
     lanes=st.sampled_from([None, 1, 2, 9]),
