@@ -1,5 +1,6 @@
 """Whole runs over MPI: every request answered, weights never mixed, training unmoved by serving."""
 
+import dataclasses
 import json
 import math
 import statistics
@@ -9,8 +10,15 @@ from typing import Any
 import pytest
 import yaml
 
+from lemix_hpc.config.load import load_recipe
+from lemix_hpc.policy.events import Place
 from lemix_hpc.policy.latency import Shape
-from tests.runtime.conftest import A100, SUMS, Run, sums_training, tiny_llama
+from lemix_hpc.policy.scheduler import Scheduler
+from lemix_hpc.profiling.coefficients import load_coefficients
+from lemix_hpc.profiling.learned import drift_limit
+from lemix_hpc.runtime.event_log import read_events
+from lemix_hpc.runtime.session import scheduler_config
+from tests.runtime.conftest import A100, SUMS, FinishedRun, Run, sums_training, tiny_llama
 
 pytestmark = pytest.mark.mpi
 
@@ -189,3 +197,90 @@ def test_stage_times_are_learned_from_every_pass_of_a_run(lemix_run: Run, tmp_pa
     assert first >= 3 * 32 * (forward["a"] + forward["b"] * length + forward["c"] * length**2) * (1 - 1e-9)
     right = [32 * (forward["a"] + forward["b"] * length + forward["c"] * length**2) for length in prompts.values()]
     assert run.report["t0_ms"] == pytest.approx(1e3 * statistics.mean(right)), "of the hardware, not of the wrong file"
+
+
+def overload(name: str, **policy: Any) -> dict[str, Any]:
+    """Requests that come several times as fast as they can be served, beside training without an end."""
+    return {
+        "name": name,
+        "nodes": {"count": 1, "stages": 2},
+        "engine": {"kind": "emulated", "coefficients": str(A100), "max_batch_requests": 1},
+        "serving": {
+            "source": {"kind": "constant", "rate": 200, "requests": 120, "lengths": "lmsys-chat"},
+            "max_prompt_tokens": 512,
+        },
+        "training": {"sequence_length": 256},
+        "policy": policy,
+    }
+
+
+def shares_of_training(run: FinishedRun) -> list[float]:
+    """Of each stage's busy time while requests were waiting for it all the time."""
+    spans = list(run.lines("spans.jsonl"))
+    arrived = min(task["arrival"] for task in run.tasks("serving"))
+    shares = []
+    for stage in (0, 1):
+        last = max(span["start"] for span in spans if span["kind"] == "serve" and span["stage"] == stage)
+        busy = {
+            (s["kind"], s["start"], s["end"]) for s in spans if s["stage"] == stage and arrived <= s["start"] <= last
+        }
+        trained = sum(end - start for kind, start, end in busy if kind != "serve")
+        shares.append(trained / sum(end - start for _, start, end in busy))
+    return shares
+
+
+def test_training_has_its_minimum_share_while_there_is_more_to_serve_than_can_be(lemix_run: Run) -> None:
+    claimed = lemix_run(overload("claimed", minimum_training_share=0.3, admission="none"))
+    without = lemix_run(overload("without", minimum_training_share=0.0, admission="none"))
+    for run in (claimed, without):
+        assert run.report["serving"]["finished"] == run.report["serving"]["received"] == 120
+    assert min(shares_of_training(claimed)) > 0.25
+    assert shares_of_training(without)[0] < 0.1
+
+
+def test_all_is_answered_without_serving_first_and_without_yielding(lemix_run: Run) -> None:
+    run = lemix_run(
+        {
+            "name": "plain",
+            "nodes": {"count": 2, "stages": 2},
+            "model": {"config": tiny_llama()},
+            "serving": poisson(rate=20, requests=60),
+            "training": sums_training(release="sync", micro_batches_per_step=2, micro_batches=24),
+            "policy": {"serving_first": False, "yield_training": False, "minimum_training_share": 0.0},
+        }
+    )
+    assert run.report["serving"]["finished"] == run.report["serving"]["received"] == 60
+    assert run.report["training"]["finished"] == 24
+    assert run.report["training"]["steps"] == 12
+    assert run.report["weight_versions"]["mixed_batches"] == 0
+    passes = [
+        (s["stage"], s["kind"], s["task"]) for s in run.lines("spans.jsonl") if s["kind"] in ("forward", "backward")
+    ]
+    assert len(passes) == len(set(passes)) == 24 * 2 * 2, "no pass rests"
+
+
+def test_a_scheduler_that_is_told_the_same_decides_the_same(lemix_run: Run) -> None:
+    run = lemix_run(
+        {
+            "name": "replay",
+            "nodes": {"count": 2, "stages": 2},
+            "engine": {"kind": "emulated", "coefficients": str(A100)},
+            "serving": {"source": {"kind": "poisson", "rate": 40, "requests": 80, "lengths": "lmsys-chat"}},
+            "training": {"share": 0.3, "sequence_length": 256, "micro_batches_per_step": 2},
+        }
+    )
+    coefficients = load_coefficients(run.path / "coefficients.yaml")
+    config = scheduler_config(load_recipe(run.path / "recipe.yaml"))
+    scheduler = Scheduler(dataclasses.replace(config, drift_limit=drift_limit(coefficients)), coefficients.latency(2))
+    decided = {}
+    for event in read_events(run.path):
+        for place in scheduler.handle(event):
+            assert isinstance(place, Place)
+            decided[place.task] = (place.node, place.eligible, event.time, place.response)
+    served, trained = run.tasks("serving"), run.tasks("training")
+    assert len(decided) == len(served) + len(trained) > 100
+    for task in served:
+        node, eligible, _, response = decided[task["number"]]
+        assert (task["node"], task["placed"], task["predicted_response_s"]) == (node, eligible, response)
+    for task in trained:
+        assert (task["node"], task["eligible"], task["placed"]) == decided[task["number"]][:3]
