@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
 
 from lemix_hpc.config.errors import UserError
 from lemix_hpc.config.recipe import NodeKind, Recipe
-from lemix_hpc.config.walltime import parse_walltime
 from lemix_hpc.policy.latency import LatencyModel
-from lemix_hpc.policy.rules import SchedulerConfig
 from lemix_hpc.policy.scheduler import Scheduler
 from lemix_hpc.policy.times import Times, make_times
 from lemix_hpc.profiling.coefficients import CoefficientFile, load_coefficients
 from lemix_hpc.profiling.learned import drift_limit
+from lemix_hpc.runtime.policy_setup import scheduler_config
 from lemix_hpc.simulate.world import Setting
 
 
@@ -62,49 +60,9 @@ def load_hardware(recipe: Recipe) -> Hardware:
 
 def make_scheduler(recipe: Recipe, hardware: Hardware, t0: float) -> Scheduler:
     """The scheduler that a run of this recipe has; `t0`: mean unloaded response [s]."""
-    policy, slo = recipe.policy, recipe.slo
-    config = SchedulerConfig(
-        nodes=recipe.nodes.count,
-        placement=policy.placement,
-        release=recipe.training.release if recipe.training else "async",
-        training_nodes=_training_nodes(recipe),
-        lanes=policy.lanes,
-        order=policy.order,
-        serving_first=policy.serving_first,
-        yield_training=policy.yield_training,
-        pieces=pieces(recipe, hardware),
-        admission=policy.admission,
-        max_hold=policy.max_hold_s,
-        lambda1=policy.lambda1,
-        lambda2=policy.lambda2,
-        tau=policy.tau,
-        keep=policy.keep,
-        t0=t0,
-        slo_factor=sorted(slo.factors)[len(slo.factors) // 2]
-        if slo.response_ms is None
-        else slo.response_ms / 1e3 / t0,
-        end=parse_walltime(recipe.cluster.time) - policy.drain_reserve_s if policy.drain_reserve_s > 0 else math.inf,
-        batch_requests=recipe.engine.max_batch_requests,
-        oracle=policy.output_lengths == "oracle",
-        seed=recipe.seed,
-        recalibrate=policy.recalibrate,
-        drift_limit=max(drift_limit(file) for file in hardware.believed),
-    )
+    limit = max(drift_limit(file) for file in hardware.believed)
+    config = scheduler_config(recipe, t0=t0, pieces=pieces(recipe, hardware), drift_limit=limit)
     return Scheduler(config, [file.latency(recipe.nodes.stages) for file in hardware.believed], hardware.kinds)
-
-
-def aim(recipe: Recipe) -> float:
-    """The limit on responses that the policy aims at, in T0: the middle one of the recipe's."""
-    factors = sorted(recipe.slo.factors)
-    return factors[len(factors) // 2]
-
-
-def _training_nodes(recipe: Recipe) -> int | None:
-    """How many nodes of a separated cluster train: given, or the share of training, at least one of each."""
-    policy, training, nodes = recipe.policy, recipe.training, recipe.nodes.count
-    if isinstance(policy.training_nodes, int) or training is None or training.share is None:
-        return policy.training_nodes if isinstance(policy.training_nodes, int) else None
-    return min(max(1, round(nodes * training.share)), nodes - 1)
 
 
 def make_times_of(recipe: Recipe, hardware: Hardware) -> Times:

@@ -1,0 +1,57 @@
+"""What the policy takes from a recipe, of a run and of a simulated one alike."""
+
+from __future__ import annotations
+
+import math
+
+from lemix_hpc.config.recipe import Recipe
+from lemix_hpc.config.walltime import parse_walltime
+from lemix_hpc.policy.rules import SchedulerConfig
+
+
+def scheduler_config(recipe: Recipe, *, t0: float, pieces: int, drift_limit: float) -> SchedulerConfig:
+    """The policy's configuration. `t0`: mean unloaded response [s]; `pieces`: of a training pass on a stage.
+
+    The split of a separated cluster is settled: a number of nodes, or None.
+    """
+    policy, slo = recipe.policy, recipe.slo
+    return SchedulerConfig(
+        nodes=recipe.nodes.count,
+        placement=policy.placement,
+        release=recipe.training.release if recipe.training else "async",
+        training_nodes=training_nodes(recipe),
+        lanes=policy.lanes,
+        order=policy.order,
+        serving_first=policy.serving_first,
+        yield_training=policy.yield_training,
+        pieces=pieces,
+        admission=policy.admission,
+        max_hold=policy.max_hold_s,
+        lambda1=policy.lambda1,
+        lambda2=policy.lambda2,
+        tau=policy.tau,
+        keep=policy.keep,
+        t0=t0,
+        slo_factor=aim(recipe) if slo.response_ms is None else slo.response_ms / 1e3 / t0,
+        end=parse_walltime(recipe.cluster.time) - policy.drain_reserve_s if policy.drain_reserve_s > 0 else math.inf,
+        batch_requests=recipe.engine.max_batch_requests,
+        oracle=policy.output_lengths == "oracle",
+        seed=recipe.seed,
+        recalibrate=policy.recalibrate,
+        drift_limit=drift_limit,
+    )
+
+
+def aim(recipe: Recipe) -> float:
+    """The limit on responses that the policy aims at, in T0: the middle one of the recipe's."""
+    factors = sorted(recipe.slo.factors)
+    return factors[len(factors) // 2]
+
+
+def training_nodes(recipe: Recipe) -> int | None:
+    """How many nodes of a separated cluster train: given, or the share of training, at least one of each. None: half."""
+    given, training, nodes = recipe.policy.training_nodes, recipe.training, recipe.nodes.count
+    assert given != "auto", "settled or refused before"
+    if given is not None or training is None or training.share is None:
+        return given
+    return min(max(1, round(nodes * training.share)), nodes - 1)
