@@ -1,11 +1,13 @@
 """What waits in front of a stage: forwards in epochs, divided by the weight updates that came between them.
 
 The channel from the stage before is ordered, and so are its epochs: everything in front of an update must have run when
-the update is applied, everything behind it must not have started. Within an epoch serving may overtake training.
+the update is applied, everything behind it must not have started. Within an epoch serving may overtake training, and
+serving runs by its key.
 """
 
 from __future__ import annotations
 
+import heapq
 from collections import deque
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
@@ -17,7 +19,7 @@ UpdateItem = TypeVar("UpdateItem")
 
 @dataclass(slots=True)
 class _Epoch(Generic[ServeItem, TrainItem, UpdateItem]):
-    serve: deque[ServeItem] = field(default_factory=deque)
+    serve: list[tuple[float, int, ServeItem]] = field(default_factory=list)  # a heap
     train: deque[TrainItem] = field(default_factory=deque)
     update: UpdateItem | None = None
 
@@ -27,9 +29,12 @@ class EpochQueue(Generic[ServeItem, TrainItem, UpdateItem]):
 
     def __init__(self) -> None:
         self._epochs: deque[_Epoch[ServeItem, TrainItem, UpdateItem]] = deque([_Epoch()])
+        self._came = 0
 
-    def add_serve(self, item: ServeItem) -> None:
-        self._epochs[-1].serve.append(item)
+    def add_serve(self, item: ServeItem, key: float) -> None:
+        """Among equal keys the first to come is the first to go."""
+        self._came += 1
+        heapq.heappush(self._epochs[-1].serve, (key, self._came, item))
 
     def add_train(self, item: TrainItem) -> None:
         self._epochs[-1].train.append(item)
@@ -42,7 +47,7 @@ class EpochQueue(Generic[ServeItem, TrainItem, UpdateItem]):
     def next_serve(self) -> ServeItem | None:
         """The serving to run next, None when none is open."""
         serve = self._epochs[0].serve
-        return serve[0] if serve else None
+        return serve[0][-1] if serve else None
 
     @property
     def next_train(self) -> TrainItem | None:
@@ -57,7 +62,7 @@ class EpochQueue(Generic[ServeItem, TrainItem, UpdateItem]):
         return None if first.serve or first.train else first.update
 
     def take_serve(self) -> ServeItem:
-        return self._epochs[0].serve.popleft()
+        return heapq.heappop(self._epochs[0].serve)[-1]
 
     def take_train(self) -> TrainItem:
         return self._epochs[0].train.popleft()

@@ -13,6 +13,8 @@ from lemix_hpc.runtime.mailbox import Inbox, Mail, Mailbox
 
 AHEAD = 2
 """Batches at the first stage: one running, one waiting, so that it never waits for the leader's answer."""
+MOST_IN_FLIGHT = 64
+"""Batches on a node whose requests only have their prompts scored: what waits between stages keeps all of them busy."""
 
 
 @dataclass(slots=True)
@@ -20,6 +22,7 @@ class _Request:
     """A request on this node. `cached`: tokens whose keys and values the stages keep; `next`: what to compute next."""
 
     task: int
+    key: float
     output_wanted: int
     next_length: int
     next_tokens: list[int]
@@ -49,6 +52,7 @@ class Leader:
         self._ready: deque[_Request] = deque()
         self._waiting: list[tuple[float, int, _Request]] = []  # a heap
         self._in_batch: dict[int, dict[int, _Request]] = {}
+        self._generating = 0
         self._at_first_stage = 0
         self._batches = 0
         self.stopped = False
@@ -58,10 +62,19 @@ class Leader:
         mails = self._mailbox.poll()
         for mail in mails:
             self._receive(mail)
-        while self._at_first_stage < AHEAD and len(self._in_batch) <= self._layout.stages and (batch := self._form()):
+        while self._may_form() and (members := self._next_members()):
             self._at_first_stage += 1
-            self._mailbox.send(self._layout.worker(self._node, 0), Inbox.STAGE, m.Serve(batch, -1))
+            serve = m.Serve(self._batch(members), -1, min(request.key for request in members))
+            self._mailbox.send(self._layout.worker(self._node, 0), Inbox.STAGE, serve)
         return bool(mails)
+
+    def _may_form(self) -> bool:
+        """Whether another batch may go. Requests that generate come back for every token: with more batches of them than
+        stages to fill, batches only get smaller."""
+        request = self._next()
+        if request is None or self._at_first_stage >= AHEAD or len(self._in_batch) >= MOST_IN_FLIGHT:
+            return False
+        return request.output_wanted == 0 or self._generating <= self._layout.stages
 
     @property
     def finished(self) -> bool:
@@ -75,7 +88,7 @@ class Leader:
     def _receive(self, mail: Mail) -> None:
         match mail.message:
             case m.PlaceRequest(task, prompt, output, tokens, key):
-                heapq.heappush(self._waiting, (key, task, _Request(task, output, prompt, tokens)))
+                heapq.heappush(self._waiting, (key, task, _Request(task, key, output, prompt, tokens)))
             case m.Train() as train:
                 self._mailbox.send(self._layout.worker(self._node, 0), Inbox.STAGE, train)
             case m.Served() as served:
@@ -92,8 +105,8 @@ class Leader:
             case other:
                 raise TypeError(f"no message for a leader: {other!r}")
 
-    def _form(self) -> ServeBatch | None:
-        """The next batch: as many requests as the limits allow, at least one if any is there."""
+    def _next_members(self) -> list[_Request]:
+        """Of the next batch: as many requests as the limits allow, at least one if any is there."""
         members: list[_Request] = []
         tokens = 0
         while len(members) < self._max_requests and (request := self._next()):
@@ -101,10 +114,12 @@ class Leader:
             if members and tokens > self._max_tokens:
                 break
             members.append(self._take())
-        if not members:
-            return None
+        return members
+
+    def _batch(self, members: list[_Request]) -> ServeBatch:
         self._batches += 1
         self._in_batch[self._batches] = {request.task: request for request in members}
+        self._generating += any(request.output_wanted for request in members)
         return ServeBatch(self._batches, [request.sequence() for request in members], self._temperature)
 
     def _next(self) -> _Request | None:
@@ -118,6 +133,7 @@ class Leader:
 
     def _served(self, served: m.Served) -> None:
         members = self._in_batch.pop(served.batch)
+        self._generating -= any(request.output_wanted for request in members.values())
         over: list[_Request] = []
         for result in served.results:
             request = members[result.request]

@@ -53,10 +53,14 @@ class EngineReady(msgspec.Struct, frozen=True, array_like=True, tag=True):
 
 
 class Serve(msgspec.Struct, frozen=True, array_like=True, tag=True):
-    """Leader to first stage, stage to next stage (with activations): run this batch. `version`: weights of the stage before."""
+    """Leader to first stage, stage to next stage (with activations): run this batch. `version`: weights of the stage before.
+
+    Of the batches that wait on a stage the one with the smallest `key` [s] runs first.
+    """
 
     batch: ServeBatch
     version: int
+    key: float
 
 
 class Forward(msgspec.Struct, frozen=True, array_like=True, tag=True):

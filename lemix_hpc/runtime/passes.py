@@ -101,7 +101,7 @@ class Passes:
             if self.place.last:
                 self.to_leader(m.Served(batch.id, result, version, self._now()))
             else:
-                self._down(m.Serve(batch, version), result)
+                self._down(m.Serve(batch, version, message.key), result)
 
         tasks = [sequence.request for sequence in batch.sequences]
         shape = Shape.of([s.length for s in batch.sequences], [s.cached for s in batch.sequences])

@@ -94,7 +94,7 @@ class StageWorker:
     def _receive(self, mail: Mail) -> None:
         match mail.message:
             case m.Serve() as serve:
-                self._queue.add_serve(Arrived(serve, mail.payload, self._clock.now()))
+                self._queue.add_serve(Arrived(serve, mail.payload, self._clock.now()), serve.key)
             case m.Train(micro_batch) | m.Forward(micro_batch):
                 self._queue.add_train(Arrived(micro_batch, mail.payload, self._clock.now()))
             case m.Backward(micro_batch):

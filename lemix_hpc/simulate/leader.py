@@ -2,55 +2,67 @@
 
 from __future__ import annotations
 
+import math
+
 from lemix_hpc.policy.compiled import compiled
-from lemix_hpc.runtime.leader import AHEAD
+from lemix_hpc.runtime.leader import AHEAD, MOST_IN_FLIGHT
 from lemix_hpc.simulate.heap import pop, push
-from lemix_hpc.simulate.world import FINISHED, NONE, SERVES, Setting, World, append, take
+from lemix_hpc.simulate.stages import come
+from lemix_hpc.simulate.world import FINISHED, NONE, Setting, World, append, take
 
 
 @compiled
 def supply_first_stage(world: World, setting: Setting, node: int) -> None:
     """Keep the first stage supplied with batches, as far as there are requests."""
     leader = world.nodes[node]
-    while leader.at_first_stage < AHEAD and leader.in_flight <= setting.stages:
-        batch = _form(world, setting, node)
-        if batch == NONE:
+    while leader.at_first_stage < AHEAD and leader.in_flight < MOST_IN_FLIGHT:
+        request = _next(world, node)
+        # With more batches that generate than stages to fill, batches only get smaller.
+        if request == NONE or (world.requests[request].output > 0 and leader.generating > setting.stages):
             return
+        batch = _form(world, setting, node)
         leader.at_first_stage += 1
         leader.in_flight += 1
-        world.batches[batch].since, world.batches[batch].epoch = world.run[0].now, 0
-        append(world.queues[4 * node * setting.stages + SERVES], world.batches, batch)
+        leader.generating += world.batches[batch].generates
+        come(world, batch, node * setting.stages)
+
+
+@compiled
+def _next(world: World, node: int) -> int:
+    """The request that goes into the next batch first: those that generate already go before new ones."""
+    ready = world.ready[node].head
+    request: int = ready if ready != NONE else world.nodes[node].waiting
+    return request
 
 
 @compiled
 def _form(world: World, setting: Setting, node: int) -> int:
-    """The next batch: as many requests as the limits allow, at least one if any is there. Those that generate go first."""
+    """The next batch: as many requests as the limits allow, at least one."""
     requests, leader, ready = world.requests, world.nodes[node], world.ready[node]
-    number = leader.free
+    number: int = leader.free
     batch, size, tokens, squares, cached, prefills = world.batches[number], 0, 0, 0.0, 0.0, 0
+    generates, key = False, math.inf
     while size < setting.max_requests:
-        request = ready.head if ready.head != NONE else leader.waiting
-        if request == NONE:
-            break
-        length = requests[request].length
-        if size > 0 and tokens + length > setting.max_tokens:
+        task = _next(world, node)
+        if task == NONE or (size > 0 and tokens + requests[task].length > setting.max_tokens):
             break
         if ready.head != NONE:
             take(ready, requests)
         else:
-            leader.waiting = pop(requests, request)
-        world.members[number, size] = request
+            leader.waiting = pop(requests, task)
+        world.members[number, size] = task
+        request = requests[task]
         size += 1
-        tokens += length
-        squares += float(length) * length
-        cached += requests[request].cached
-        prefills += length > 1
-    if size == 0:
-        return NONE
+        tokens += request.length
+        squares += float(request.length) * request.length
+        cached += request.cached
+        prefills += request.length > 1
+        generates |= request.output > 0
+        key = min(key, request.key)
     leader.free = batch.next
     leader.batches += 1
     batch.number, batch.size, batch.tokens, batch.squares = leader.batches, size, tokens, squares
-    batch.cached, batch.prefills = cached, prefills
+    batch.cached, batch.prefills, batch.generates, batch.key = cached, prefills, generates, key
     return number
 
 
@@ -73,6 +85,7 @@ def take_results(world: World, node: int, number: int) -> None:
             request.length = 1
             append(world.ready[node], world.requests, task)
     world.nodes[node].in_flight -= 1
+    world.nodes[node].generating -= batch.generates
 
 
 @compiled

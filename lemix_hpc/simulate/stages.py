@@ -12,6 +12,7 @@ from lemix_hpc.policy import stage_queue
 from lemix_hpc.policy.compiled import compiled
 from lemix_hpc.policy.stage_queue import COMMIT, FORWARD, NOTHING, SERVE
 from lemix_hpc.policy.times import BACKWARD_PASS, FORWARD_PASS, SERVE_PASS, stage_seconds
+from lemix_hpc.simulate.heap import pop, push
 from lemix_hpc.simulate.noise import spread
 from lemix_hpc.simulate.timers import set_timer
 from lemix_hpc.simulate.world import (
@@ -19,7 +20,6 @@ from lemix_hpc.simulate.world import (
     COMMITS,
     FORWARDS,
     NONE,
-    SERVES,
     Setting,
     World,
     add_span,
@@ -70,7 +70,7 @@ def settle(world: World, setting: Setting, node: int, stage: int) -> None:
 @compiled
 def _serve_since(world: World, at: int) -> float:
     """Since when the next batch is there, if its epoch is open."""
-    head = world.queues[4 * at + SERVES].head
+    head = world.stages[at].serves
     if head == NONE or world.batches[head].epoch != world.stages[at].went:
         return math.inf
     since: float = world.batches[head].since
@@ -79,7 +79,7 @@ def _serve_since(world: World, at: int) -> float:
 
 @compiled
 def _forward_since(world: World, setting: Setting, at: int, stage: int) -> float:
-    head = world.queues[4 * at + FORWARDS].head
+    head = world.queues[3 * at + FORWARDS].head
     if head == NONE or world.micro_batches[head].epoch != world.stages[at].went:
         return math.inf
     size = world.groups[world.micro_batches[head].group].size
@@ -92,7 +92,7 @@ def _forward_since(world: World, setting: Setting, at: int, stage: int) -> float
 @compiled
 def _backward_since(world: World, setting: Setting, at: int, stage: int) -> float:
     """Since when the next gradient is there; under GPipe it waits for all forwards of its group."""
-    head = world.queues[4 * at + BACKWARDS].head
+    head = world.queues[3 * at + BACKWARDS].head
     if head == NONE:
         return math.inf
     group = world.micro_batches[head].group
@@ -105,12 +105,12 @@ def _backward_since(world: World, setting: Setting, at: int, stage: int) -> floa
 @compiled
 def _commit_since(world: World, at: int, stage: int) -> float:
     """Since when a weight update is there. The first stage decides on them; elsewhere all work in front comes first."""
-    head = world.queues[4 * at + COMMITS].head
+    head = world.queues[3 * at + COMMITS].head
     if head == NONE:
         return math.inf
     if stage > 0:
         went = world.stages[at].went
-        batch, micro_batch = world.queues[4 * at + SERVES].head, world.queues[4 * at + FORWARDS].head
+        batch, micro_batch = world.stages[at].serves, world.queues[3 * at + FORWARDS].head
         if batch != NONE and world.batches[batch].epoch == went:
             return math.inf
         if micro_batch != NONE and world.micro_batches[micro_batch].epoch == went:
@@ -124,7 +124,7 @@ def _commit(world: World, setting: Setting, node: int, stage: int) -> None:
     """Step the weights, which takes no time, and tell the next stage in order with the activations."""
     at, run = node * setting.stages + stage, world.run[0]
     state = world.stages[at]
-    group = take(world.queues[4 * at + COMMITS], world.groups)
+    group = take(world.queues[3 * at + COMMITS], world.groups)
     add_span(world, node, stage, NONE, COMMIT, run.now, run.now, state.version, NONE)
     state.version += 1
     if stage == 0:
@@ -136,14 +136,16 @@ def _commit(world: World, setting: Setting, node: int, stage: int) -> None:
     if stage < setting.stages - 1:
         world.groups[group].since = run.now
         world.stages[at + 1].came += 1
-        append(world.queues[4 * (at + 1) + COMMITS], world.groups, group)
+        append(world.queues[3 * (at + 1) + COMMITS], world.groups, group)
 
 
 @compiled
 def _serve(world: World, setting: Setting, node: int, stage: int) -> None:
     at, now = node * setting.stages + stage, world.run[0].now
-    state, number = world.stages[at], take(world.queues[4 * at + SERVES], world.batches)
+    state = world.stages[at]
+    number: int = state.serves
     batch = world.batches[number]
+    state.serves = pop(world.batches, number)
     if stage == 0:
         batch.version = state.version
     elif batch.version != state.version:
@@ -163,7 +165,7 @@ def _train(world: World, setting: Setting, node: int, stage: int, kind: int, wai
     """Start a forward or a backward; `waiting`: serving is there all the same."""
     at = node * setting.stages + stage
     state = world.stages[at]
-    queue = world.queues[4 * at + (FORWARDS if kind == FORWARD else BACKWARDS)]
+    queue = world.queues[3 * at + (FORWARDS if kind == FORWARD else BACKWARDS)]
     micro_batch = take(queue, world.micro_batches)
     direction = FORWARD_PASS if kind == FORWARD else BACKWARD_PASS
     if kind == FORWARD:
@@ -220,11 +222,12 @@ def end_stretch(world: World, setting: Setting, at: int) -> bool:
 
 
 @compiled
-def hand_on_batch(world: World, setting: Setting, node: int, stage: int, number: int) -> None:
-    """A batch goes to the next stage."""
-    at, batch = node * setting.stages + stage + 1, world.batches[number]
-    batch.since, batch.epoch = world.run[0].now, world.stages[at].came
-    append(world.queues[4 * at + SERVES], world.batches, number)
+def come(world: World, number: int, at: int) -> None:
+    """A batch comes to a stage. Of those that wait there, the one with the smallest key goes first."""
+    batch, state, run = world.batches[number], world.stages[at], world.run[0]
+    batch.since, batch.epoch, batch.order = run.now, state.came, run.came
+    run.came += 1
+    state.serves = push(world.batches, state.serves, number)
 
 
 @compiled
@@ -234,10 +237,10 @@ def forward_done(world: World, setting: Setting, node: int, stage: int, number: 
     world.at_stage[micro_batch.group, stage].forwards += 1
     micro_batch.since = world.run[0].now
     if stage == setting.stages - 1:
-        append(world.queues[4 * at + BACKWARDS], world.micro_batches, number)
+        append(world.queues[3 * at + BACKWARDS], world.micro_batches, number)
     else:
         micro_batch.epoch = world.stages[at + 1].came
-        append(world.queues[4 * (at + 1) + FORWARDS], world.micro_batches, number)
+        append(world.queues[3 * (at + 1) + FORWARDS], world.micro_batches, number)
 
 
 @compiled
@@ -249,13 +252,13 @@ def backward_done(world: World, setting: Setting, node: int, stage: int, number:
     world.at_stage[group, stage].backwards += 1
     if stage > 0:
         micro_batch.since = world.run[0].now
-        append(world.queues[4 * (at - 1) + BACKWARDS], world.micro_batches, number)
+        append(world.queues[3 * (at - 1) + BACKWARDS], world.micro_batches, number)
     while world.at_stage[group, stage].backwards == world.groups[group].size and (
         stage == setting.stages - 1 or world.at_stage[group, stage].sealed_behind
     ):
         if stage == 0:
             world.groups[group].since = world.run[0].now
-            append(world.queues[4 * node * setting.stages + COMMITS], world.groups, group)
+            append(world.queues[3 * node * setting.stages + COMMITS], world.groups, group)
             return
         stage -= 1
         world.at_stage[group, stage].sealed_behind = True

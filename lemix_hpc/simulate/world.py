@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from lemix_hpc.policy.compiled import compiled
 from lemix_hpc.policy.stage_queue import NOTHING
 from lemix_hpc.policy.times import Times
+from lemix_hpc.runtime.leader import MOST_IN_FLIGHT
 from lemix_hpc.simulate.timers import Timers, make_timers
 
 NONE = -1
@@ -22,8 +23,8 @@ NONE = -1
 OPEN, FINISHED, REFUSED = range(3)
 """Outcomes of a task."""
 
-SERVES, FORWARDS, BACKWARDS, COMMITS = range(4)
-"""The queues of a stage: serving batches, micro-batches for a forward or a backward, and groups to step."""
+FORWARDS, BACKWARDS, COMMITS = range(3)
+"""The queues of a stage: micro-batches for a forward or a backward, and groups to step."""
 
 Records = NDArray[np.void]
 
@@ -39,7 +40,9 @@ REQUEST = np.dtype(
         ("think", np.float64),
         ("follower", np.int64),
         # Where it stands. Waiting requests of a node, and later turns that are due, are heaps by `key` [s].
+        ("epoch", np.int64),
         ("key", np.float64),
+        ("order", np.int64),
         ("child", np.int64),
         ("sibling", np.int64),
         ("next", np.int64),
@@ -101,17 +104,24 @@ BATCH = np.dtype(
         ("cached", np.float64),
         ("prefills", np.int64),
         ("version", np.int64),
-        ("next", np.int64),
+        ("generates", np.bool_),
         ("since", np.float64),
         ("epoch", np.int64),
+        ("key", np.float64),
+        ("order", np.int64),
+        ("child", np.int64),
+        ("sibling", np.int64),
+        ("next", np.int64),
     ],
     align=True,
 )
+"""Those that wait on a stage are a heap; `next` chains those that are not in use."""
 
 NODE = np.dtype(
     [
         ("waiting", np.int64),
         ("in_flight", np.int64),
+        ("generating", np.int64),
         ("at_first_stage", np.int64),
         ("batches", np.int64),
         ("free", np.int64),
@@ -119,7 +129,8 @@ NODE = np.dtype(
     ],
     align=True,
 )
-"""A leader. `waiting`: root of the heap of new requests; `free`: chain of unused batch records."""
+"""A leader. `waiting`: root of the heap of new requests; `in_flight`, `generating`: its batches, and those of them that
+generate; `free`: chain of unused batch records."""
 
 STAGE = np.dtype(
     [
@@ -135,6 +146,8 @@ STAGE = np.dtype(
         ("resting_item", np.int64),
         ("resting_piece", np.float64),
         ("resting_left", np.int64),
+        # Root of the heap of batches that wait.
+        ("serves", np.int64),
         # Training's claim to time, weight updates that have come and gone, and micro-batches between their passes.
         ("debt", np.float64),
         ("came", np.int64),
@@ -187,6 +200,7 @@ RUN = np.dtype(
         ("next_group", np.int64),
         ("offered", np.int64),
         ("begun", np.int64),
+        ("came", np.int64),
         ("refused", np.bool_),
         ("closed", np.bool_),
         ("steps", np.int64),
@@ -199,7 +213,7 @@ RUN = np.dtype(
     align=True,
 )
 """The front. `unserved`: requests without an outcome; `due`: root of the heap of later turns; `changed`: nodes to look at;
-`measured`: the policy has been told how long the pass took that ends next."""
+`came`: batches that have come to any stage; `measured`: the policy has been told how long the pass took that ends next."""
 
 
 class Setting(NamedTuple):
@@ -214,9 +228,9 @@ class Setting(NamedTuple):
     rows: int
     serving_first: bool
     yield_training: bool
-    minimum_share: float
-    gpipe: bool
-    endless: bool
+    """All arrays. A stage is at node * stages + stage of `stages`, its queues at 4 times that of `queues`; the batches of a node
+    are at node * (MOST_IN_FLIGHT + 1) of `batches`, with a row of `members` each. `ready`: requests of a node that generate;
+    `lengths`: tokens in a row of each micro-batch. Later turns stand behind all other requests, with an arrival of inf."""
     latency_error: float
     seed: int
     logs: bool
@@ -224,8 +238,8 @@ class Setting(NamedTuple):
 
 
 class World(NamedTuple):
-    """All arrays. A stage is at node * stages + stage of `stages`, its queues at 4 times that of `queues`; a node's
-    batches at node * (stages + 1) of `batches`, with a row of `members` each. `ready`: requests of a node that generate;
+    """All arrays. A stage is at node * stages + stage of `stages`, its queues at 3 times that of `queues`; a node's
+    batches at node * MOST_IN_FLIGHT of `batches`, with a row of `members` each. `ready`: requests of a node that generate;
     `lengths`: tokens in a row of each micro-batch. Later turns stand behind all other requests, with an arrival of inf."""
 
     times: Times
@@ -253,6 +267,7 @@ def make_requests(arrival: ArrayLike, prompt: ArrayLike, output: ArrayLike) -> R
     arrivals = np.asarray(arrival, dtype=np.float64)
     requests = np.zeros(len(arrivals), REQUEST)
     requests["arrival"], requests["prompt"], requests["output"] = arrivals, prompt, output
+    requests["order"] = np.arange(len(arrivals))
     for field in ("follower", "child", "sibling", "next", "node", "first_version"):
         requests[field] = NONE
     return requests
@@ -266,7 +281,7 @@ def follow(requests: Records, later: NDArray[np.int64], earlier: NDArray[np.int6
 
 def make_world(setting: Setting, times: Times, requests: Records, *, spans: int) -> World:
     """An idle cluster in front of these requests, without training; room for so many spans."""
-    stages, batches = setting.nodes * setting.stages, setting.stages + 1
+    stages, batches = setting.nodes * setting.stages, MOST_IN_FLIGHT
     run = np.zeros(1, RUN)
     run["due"], run["unserved"], run["closed"] = NONE, len(requests), True
     nodes = np.zeros(setting.nodes, NODE)
@@ -275,6 +290,7 @@ def make_world(setting: Setting, times: Times, requests: Records, *, spans: int)
     batch["next"] = np.where(np.arange(len(batch)) % batches == batches - 1, NONE, np.arange(len(batch)) + 1)
     stage = np.zeros(stages, STAGE)
     stage["kind"] = stage["resting"] = NOTHING
+    stage["serves"] = NONE
     return World(
         times=times,
         timers=make_timers(stages),
@@ -290,7 +306,7 @@ def make_world(setting: Setting, times: Times, requests: Records, *, spans: int)
         batches=batch,
         members=np.zeros((len(batch), setting.max_requests), dtype=np.int64),
         stages=stage,
-        queues=_queues(4 * stages),
+        queues=_queues(3 * stages),
         changed=np.zeros(setting.nodes, dtype=np.int64),
         spans=np.zeros(spans, SPAN),
         events=np.zeros(spans if setting.logs else 0, EVENT),

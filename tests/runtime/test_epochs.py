@@ -7,9 +7,9 @@ from lemix_hpc.runtime.epochs import EpochQueue
 def test_serving_may_overtake_training_but_nothing_overtakes_an_update() -> None:
     queue: EpochQueue[str, str, str] = EpochQueue()
     queue.add_train("t1")
-    queue.add_serve("s1")
+    queue.add_serve("s1", 0.0)
     queue.add_update("u1")
-    queue.add_serve("s2")
+    queue.add_serve("s2", 0.0)
     assert queue.take_serve() == "s1"
     assert queue.next_serve is None, "s2 is behind the update"
     assert queue.update is None, "t1 is in front of the update"
@@ -23,9 +23,13 @@ def test_serving_may_overtake_training_but_nothing_overtakes_an_update() -> None
 @given(st.lists(st.sampled_from(["serve", "train", "update"]), max_size=40), st.randoms(use_true_random=False))
 def test_every_item_runs_once_in_its_own_epoch(kinds: list[str], rng) -> None:
     queue: EpochQueue[int, int, int] = EpochQueue()
-    epoch_of, epoch = {}, 0
+    epoch_of, key_of, epoch = {}, {}, 0
     for item, kind in enumerate(kinds):
-        {"serve": queue.add_serve, "train": queue.add_train, "update": queue.add_update}[kind](item)
+        key_of[item] = rng.choice([0.0, 1.0, 2.0]) if kind == "serve" else 0.0
+        if kind == "serve":
+            queue.add_serve(item, key_of[item])
+        else:
+            {"train": queue.add_train, "update": queue.add_update}[kind](item)
         epoch_of[item] = epoch
         epoch += kind == "update"
     ran, updates = [], 0
@@ -45,4 +49,5 @@ def test_every_item_runs_once_in_its_own_epoch(kinds: list[str], rng) -> None:
     assert sorted(ran) == list(range(len(kinds)))
     for kind in ("serve", "train", "update"):
         mine = [item for item in ran if kinds[item] == kind]
-        assert mine == sorted(mine), "items of a kind keep their order"
+        in_order = sorted(mine, key=lambda item: (epoch_of[item], key_of[item], item))
+        assert mine == in_order, "within an epoch serving runs by its key, everything else as it came"

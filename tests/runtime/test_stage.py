@@ -66,7 +66,7 @@ class SlowStep(EmulatedStage):
 
 
 def request(number: int) -> m.Serve:
-    return m.Serve(ServeBatch(number, [ServeSequence(number, 8, 0, False, [])]), -1)
+    return m.Serve(ServeBatch(number, [ServeSequence(number, 8, 0, False, [])]), -1, 0.0)
 
 
 def micro_batch(number: int) -> m.Train:
