@@ -29,7 +29,7 @@ from lemix_hpc.simulate.front import (
 )
 from lemix_hpc.simulate.heap import pop
 from lemix_hpc.simulate.leader import free_batch, supply_first_stage, take_results
-from lemix_hpc.simulate.stages import backward_done, end_stretch, forward_done, hand_on_batch, settle
+from lemix_hpc.simulate.stages import backward_done, come, end_stretch, forward_done, settle
 from lemix_hpc.simulate.timers import earliest
 from lemix_hpc.simulate.world import (
     FINISHED,
@@ -152,7 +152,7 @@ def _batch_done(world: World, setting: Setting, state: State, rules: Rules, node
             if world.requests[members[position]].outcome == FINISHED:
                 tell_finished(world, setting, state, rules, node, members[position])
     else:
-        hand_on_batch(world, setting, node, stage, number)
+        come(world, number, node * setting.stages + stage + 1)
     for position in range(size):
         tell_passed(world, setting, state, rules, node, stage, members[position], SERVE)
     if last:

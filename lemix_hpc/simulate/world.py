@@ -228,9 +228,9 @@ class Setting(NamedTuple):
     rows: int
     serving_first: bool
     yield_training: bool
-    """All arrays. A stage is at node * stages + stage of `stages`, its queues at 4 times that of `queues`; the batches of a node
-    are at node * (MOST_IN_FLIGHT + 1) of `batches`, with a row of `members` each. `ready`: requests of a node that generate;
-    `lengths`: tokens in a row of each micro-batch. Later turns stand behind all other requests, with an arrival of inf."""
+    minimum_share: float
+    gpipe: bool
+    endless: bool
     latency_error: float
     seed: int
     logs: bool
