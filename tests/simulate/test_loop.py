@@ -118,6 +118,23 @@ def test_batches_keep_to_their_limits() -> None:
     assert list(batches.values()) == [[0, 1], [2], [3]]
 
 
+def test_batches_that_wait_on_a_stage_run_by_their_key() -> None:
+    # A backward of 10 s keeps the second stage while both requests come to it; the shorter one overtakes the other there.
+    requests = [(1.2, 8, 0), (3.5, 1, 0)]
+    order = {"order": "shortest"}
+    played = run(requests, [[1]], backward=10.0, per_token=0.1, yield_training=False, config=order)
+    assert played.of(1)[1] == (1, "F", pytest.approx(12.3), pytest.approx(13.4))
+    assert played.of(0)[1] == (1, "F", pytest.approx(13.4), pytest.approx(15.2))
+
+
+@pytest.mark.parametrize(("output", "gone"), [(0, 6), (2, 3)])
+def test_only_batches_that_generate_are_limited_in_flight(output: int, gone: int) -> None:
+    # A backward keeps the second stage from 2 to 22 s: of two stages, three batches may be under way that generate.
+    played = run([(2.5, 1, output)] * 6, [[1]], backward=20.0, yield_training=False)
+    passes = [span for task in range(6) for span in played.of(task)]
+    assert sum(stage == 0 and end < 22.0 for stage, _, _, end in passes) == gone
+
+
 def test_a_turn_comes_after_the_answer_it_follows() -> None:
     requests = make_requests([0.0, 0.5, 0.0], [1, 1, 1], [0, 0, 0])
     follow(requests, np.array([2]), np.array([0]), 0.25)
