@@ -105,7 +105,7 @@ def assign(state: State, node: int, slot: int, behind: int) -> None:
     _note_last_request(state, node)
 
 
-@compiled
+@inlined
 def _chain(state: State, node: int, slot: int) -> None:
     nodes, slots = state.nodes, state.slots
     slots[slot].next_training = NONE
@@ -199,7 +199,7 @@ def forget(state: State, slot: int) -> None:
     _note_last_request(state, node)
 
 
-@compiled
+@inlined
 def _note_last_request(state: State, node: int) -> None:
     """Keep what most forecasts of requests start from in one place: they are made for every node."""
     last = state.nodes[node].last_request
@@ -225,7 +225,7 @@ def _follow(state: State, node: int, slot: int, at_least: int) -> None:
         slot = slots[slot].next
 
 
-@compiled
+@inlined
 def _forecast(state: State, node: int, slot: int) -> int:
     """Forecast one task from the one before it; what that moved."""
     nodes, slots = state.nodes, state.slots
@@ -252,7 +252,7 @@ def _forecast(state: State, node: int, slot: int) -> int:
     return moved
 
 
-@compiled
+@inlined
 def _forecast_backward(state: State, slot: int, ready: float) -> bool:
     """Forecast a backward whose forward ends on the last stage at `ready`; whether that moved it."""
     _slots, moved = state.slots, False

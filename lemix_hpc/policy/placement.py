@@ -40,7 +40,7 @@ class Candidate(NamedTuple):
     score: float
 
 
-@compiled
+@inlined
 def request_row(state: State, rules: Rules, node: int, prompt: int, output: int, row: Floats) -> float:
     """Fill in the seconds that a request is given on every stage, its share of batches where it generates.
 
@@ -64,7 +64,7 @@ def request_row(state: State, rules: Rules, node: int, prompt: int, output: int,
     return alone
 
 
-@compiled
+@inlined
 def training_rows(state: State, node: int, rows: int, length: int, forward: Floats, backward: Floats) -> None:
     """Fill in the seconds of a micro-batch's forward and backward on every stage."""
     times, kind = state.times, state.times.kind_of[node]

@@ -112,6 +112,7 @@ class Rules(NamedTuple):
     end: float
     batch_requests: int
     oracle: bool
+    learns: bool
 
 
 PATIENCE = 5.0
@@ -122,6 +123,9 @@ LATE_MEMORY, LATE_ALLOWED = 1000.0, 0.01
 """`pack` opens another node when more than this share of about so many requests was expected to be late."""
 ROOM = 0.8
 """`pack` goes on to the next node when a request is expected to need more than this share of its limit."""
+AT_ONCE, OVERHEAD_MEMORY = 0.01, 50.0
+"""Requests that are forecast to wait for less than this share of their work teach what a response takes besides; a mean over
+about so many of them."""
 UTILISATION_MEMORY = 20.0
 """`least-utilised` forgets stage time that was given so many T0 ago, to 1/e."""
 TAU_PAPER = 0.2
@@ -152,4 +156,5 @@ def make_rules(config: SchedulerConfig) -> Rules:
         end=config.end,
         batch_requests=config.batch_requests,
         oracle=config.oracle,
+        learns=config.recalibrate,
     )

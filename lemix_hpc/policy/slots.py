@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from lemix_hpc.policy.compiled import compiled
-from lemix_hpc.policy.rules import UTILISATION_MEMORY, Rules
+from lemix_hpc.policy.rules import OVERHEAD_MEMORY, UTILISATION_MEMORY, Rules
 from lemix_hpc.policy.state import NONE, WINDOW, State
 
 
@@ -76,3 +76,18 @@ def note_output(state: State, output: int) -> None:
     in_order[position] = recent[seen % WINDOW] = output
     counters.outputs = seen + 1
     counters.expected_output = in_order[min(seen + 1, WINDOW) // 2]
+
+
+@compiled
+def note_overhead(state: State, slot: int, end: float) -> None:
+    """Learn from a request that had nothing to wait for: what its response took besides the work, as messages do.
+
+    One response alone moves the mean only so far: on a machine that pauses it says little.
+    """
+    counters, slots = state.counters, state.slots
+    if slots[slot].alone > 0.0:
+        known = counters[0].overhead
+        passes = max(1, slots[slot].output)
+        besides = (end - slots[slot].release - slots[slot].alone) / passes
+        most = 4.0 * known + slots[slot].alone / passes
+        counters[0].overhead = max(0.0, known + (min(besides, most) - known) / OVERHEAD_MEMORY)

@@ -42,6 +42,7 @@ SLOT = np.dtype(
         ("eligible", "f8"),  # when training might have gone, but for being held
         ("key", "f8"),  # requests that wait on a node run by the smallest
         ("predicted", "f8"),  # response time, when the task was placed
+        ("alone", "f8"),  # seconds of a request that is expected to wait for nothing, else 0
     ],
     align=True,
 )
@@ -99,6 +100,7 @@ COUNTER = np.dtype(
         ("holding", "i8"),  # nodes that hold training
         ("outputs", "i8"),  # lengths seen
         ("expected_output", "f8"),
+        ("overhead", "f8"),  # seconds of a response, for each token, that no stage works on it
         ("decided", "i8"),
     ],
     align=True,

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from lemix_hpc.policy.compiled import compiled
+from lemix_hpc.policy.compiled import compiled, inlined
 from lemix_hpc.policy.forms import Interpolated
 from lemix_hpc.policy.latency import LatencyModel, StageTime
 
@@ -65,7 +65,7 @@ def stage_seconds(
     return kind_seconds(times, times.kind_of[node], direction, stage, tokens, squares, cached, prefills)
 
 
-@compiled
+@inlined
 def kind_seconds(
     times: Times, kind: int, direction: int, stage: int, tokens: int, squares: float, cached: float, prefills: int
 ) -> float:

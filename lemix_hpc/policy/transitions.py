@@ -12,8 +12,8 @@ from lemix_hpc.policy.compiled import compiled
 from lemix_hpc.policy.forecast import assign, expect, forget, observe, place_of_request
 from lemix_hpc.policy.placement import choose_for_request, order_key, request_row
 from lemix_hpc.policy.release import admit, offer, open_groups, passed
-from lemix_hpc.policy.rules import Rules
-from lemix_hpc.policy.slots import decide, note_assigned, note_output, return_slot, take_slot
+from lemix_hpc.policy.rules import AT_ONCE, Rules
+from lemix_hpc.policy.slots import decide, note_assigned, note_output, note_overhead, return_slot, take_slot
 from lemix_hpc.policy.state import NONE, Ints, State
 
 
@@ -32,7 +32,7 @@ def request_arrived(state: State, rules: Rules, now: float, task: int, prompt: i
     slots[slot].key = order_key(rules, now, state.forward[slot].sum())
     behind = place_of_request(state, node, slots[slot].key, now, rules.serving_first)
     begin, end, _ = expect(state, node, behind, slots[slot].sequence, now, state.forward[slot])
-    end = max(end, begin + alone)
+    end = max(end, begin + alone) + state.counters[0].overhead * max(1, wanted)
     if end > rules.end:
         return_slot(state, slot)
         decide(state, task)
@@ -43,6 +43,9 @@ def request_arrived(state: State, rules: Rules, now: float, task: int, prompt: i
         behind = place_of_request(state, node, slots[slot].key, now, rules.serving_first)
     assign(state, node, slot, behind)
     slots[slot].predicted = max(state.paths[slot, -1].fe, state.paths[slot, 0].fb + alone) - now
+    known = rules.oracle or output <= 1
+    slots[slot].alone = alone if known and slots[slot].predicted <= alone * (1.0 + AT_ONCE) else 0.0
+    slots[slot].predicted += state.counters[0].overhead * max(1, wanted)
     note_assigned(state, rules, node, slot, now)
     nodes[node].requests += 1
     nodes[node].generating += output > 1
@@ -90,6 +93,8 @@ def stage_finished(
     if last:
         slot = state.slot_of[task]
         observe(state, node, stage, slot, start, end, backward)
+        if rules.learns and slot != NONE and stage == state.paths.shape[1] - 1:
+            note_overhead(state, slot, end)
         if slot == NONE or state.slots[slot].training:
             passed(state, rules, now, node, stage, task, backward)
             open_groups(state, rules, now)
