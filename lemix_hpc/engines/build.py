@@ -9,7 +9,7 @@ from lemix_hpc.config.errors import UserError
 from lemix_hpc.config.recipe import Recipe
 from lemix_hpc.engines.meter import HostMeter, Meter
 from lemix_hpc.engines.protocol import StageEngine
-from lemix_hpc.profiling.coefficients import load_coefficients
+from lemix_hpc.profiling.hardware import load_hardware
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,15 +40,13 @@ def check_sharing(recipe: Recipe, devices: Sequence[Device | None]) -> None:
         )
 
 
-def build_engine(recipe: Recipe, *, stage: int, device: Device) -> StageEngine:
+def build_engine(recipe: Recipe, *, node: int, stage: int, device: Device) -> StageEngine:
     """The engine of one stage."""
     if recipe.engine.kind == "emulated":
         from lemix_hpc.engines.emulated import EmulatedStage
 
-        if recipe.engine.coefficients is None:
-            raise UserError("engine.coefficients: the emulated engine needs a coefficient file")
-        file = load_coefficients(recipe.engine.coefficients)
-        return EmulatedStage(file.latency(recipe.nodes.stages), stage, max(1, file.layers // recipe.nodes.stages))
+        hardware, stages = load_hardware(recipe), recipe.nodes.stages
+        return EmulatedStage(hardware.latencies(stages)[hardware.kinds[node]], stage, hardware.pieces(stages))
     from lemix_hpc.engines.torch.build import build_stage
 
     return build_stage(recipe, stage=stage, device=device.name)

@@ -64,7 +64,7 @@ def profile(recipe: Recipe, run_dir: Path, order: ProfileOrder) -> None:
         write_result(subject, hardware[0], layout.stages, run_dir, Path(order.out), provenance(order.command, hosts))
         return
     assert device is not None, "stages have one"
-    engine = build_engine(_unchanging(recipe), stage=stage, device=device)
+    engine = build_engine(_unchanging(recipe), node=0, stage=stage, device=device)
     meter = build_meter(device)
     ProfiledStage(
         layout,

@@ -23,7 +23,7 @@ from lemix_hpc.policy.events import (
     Tick,
     TrainingClosed,
 )
-from lemix_hpc.policy.latency import LatencyModel
+from lemix_hpc.policy.latency import Affine, LatencyModel
 from lemix_hpc.policy.recalibration import Learned, Recalibrated
 from lemix_hpc.policy.rules import Rules, SchedulerConfig, make_rules
 from lemix_hpc.policy.state import NONE, State, full, grown, make_state
@@ -142,3 +142,18 @@ class Scheduler:
         row = self._recalibrated[kind].measured(event)
         if row is not None:
             self.state.times.linear[kind, DIRECTIONS[event.kind], event.stage] = row
+
+
+def compile_policy() -> None:
+    """Compile everything that a scheduler calls, or take it from the cache: the first time this takes half a minute."""
+    moment = LatencyModel((Affine(1.0, 0.0, 0.0),), (Affine(1.0, 0.0, 0.0),))
+    scheduler = Scheduler(SchedulerConfig(nodes=1), moment)
+    for event in (
+        RequestArrived(0.0, 0, prompt=1, output=2),
+        GroupOffered(0.0, 0, (1,), 1, (1,)),
+        StageFinished(1.0, 0, 0, 0, 0.0, 1.0),
+        TaskFinished(1.0, 0, 0, output=2),
+        Tick(1.0),
+        TrainingClosed(1.0),
+    ):
+        scheduler.handle(event)

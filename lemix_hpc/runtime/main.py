@@ -13,7 +13,8 @@ from lemix_hpc.runtime.layout import SCHEDULER_RANK, Layout
 from lemix_hpc.runtime.leader import Leader
 from lemix_hpc.runtime.mailbox import Inbox, Mailbox
 from lemix_hpc.runtime.passes import StagePlace
-from lemix_hpc.runtime.session import Session, scheduler_config
+from lemix_hpc.runtime.policy_setup import split
+from lemix_hpc.runtime.session import Session
 from lemix_hpc.runtime.stage import StageRules, StageWorker
 from lemix_hpc.runtime.wait import make_waiter
 
@@ -38,7 +39,7 @@ def run(recipe: Recipe, run_dir: Path, attempt: int) -> None:
     device = choose_device(recipe, stages_before) if stage is not None else None
     check_sharing(recipe, host.allgather(device))
     if stage is not None and device is not None:
-        engine = build_engine(recipe, stage=stage, device=device)
+        engine = build_engine(recipe, node=node, stage=stage, device=device)
         mailbox = Mailbox(comm, Inbox.STAGE, bell, engine.buffer)
         StageWorker(_place(recipe, layout, node, stage), engine, mailbox, clock, waiter, _rules(recipe)).run()
         engine.close()
@@ -62,8 +63,8 @@ def run(recipe: Recipe, run_dir: Path, attempt: int) -> None:
 
 
 def _place(recipe: Recipe, layout: Layout, node: int, stage: int) -> StagePlace:
-    split = scheduler_config(recipe).split
-    copies = split.served_by(node) if split is not None and node in split.training else ()
+    parts = split(recipe)
+    copies = parts.served_by(node) if parts is not None and node in parts.training else ()
     return StagePlace(layout, node, stage, copies, recipe.policy.copy_every_steps)
 
 

@@ -6,7 +6,16 @@ import math
 
 from lemix_hpc.config.recipe import Recipe
 from lemix_hpc.config.walltime import parse_walltime
-from lemix_hpc.policy.rules import SchedulerConfig
+from lemix_hpc.policy.rules import SchedulerConfig, Split
+from lemix_hpc.policy.scheduler import Scheduler
+from lemix_hpc.profiling.hardware import Hardware
+
+
+def make_scheduler(recipe: Recipe, hardware: Hardware, t0: float) -> Scheduler:
+    """The scheduler of a run of this recipe; `t0`: mean unloaded response [s]."""
+    stages = recipe.nodes.stages
+    config = scheduler_config(recipe, t0=t0, pieces=hardware.pieces(stages), drift_limit=hardware.drift_limit)
+    return Scheduler(config, hardware.forecasts(stages), hardware.kinds)
 
 
 def scheduler_config(recipe: Recipe, *, t0: float, pieces: int, drift_limit: float) -> SchedulerConfig:
@@ -40,6 +49,11 @@ def scheduler_config(recipe: Recipe, *, t0: float, pieces: int, drift_limit: flo
         recalibrate=policy.recalibrate,
         drift_limit=drift_limit,
     )
+
+
+def split(recipe: Recipe) -> Split | None:
+    """Which nodes serve and which train, where they are separate."""
+    return Split.of(recipe.nodes.count, training_nodes(recipe)) if recipe.policy.placement == "separate" else None
 
 
 def aim(recipe: Recipe) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import itertools
 import platform
@@ -13,16 +12,16 @@ from lemix_hpc.config.recipe import Recipe
 from lemix_hpc.engines.model_sizes import describe
 from lemix_hpc.policy.drift import Drift
 from lemix_hpc.policy.latency import LatencyModel, Shape
-from lemix_hpc.policy.rules import SchedulerConfig
-from lemix_hpc.policy.scheduler import Scheduler
+from lemix_hpc.policy.scheduler import Scheduler, compile_policy
 from lemix_hpc.profiling.coefficients import CoefficientFile, load_coefficients, save_coefficients
-from lemix_hpc.profiling.learned import drift_limit
+from lemix_hpc.profiling.hardware import Hardware, load_hardware
 from lemix_hpc.runtime import messages as m
 from lemix_hpc.runtime.clock import RunClock
 from lemix_hpc.runtime.front import Front, FrontSettings
 from lemix_hpc.runtime.layout import Layout
 from lemix_hpc.runtime.leader import Leader
 from lemix_hpc.runtime.mailbox import Inbox, Mail, Mailbox
+from lemix_hpc.runtime.policy_setup import make_scheduler, split
 from lemix_hpc.runtime.recorder import Recorder
 from lemix_hpc.runtime.records import LearnedTimes, Progress, RunFacts
 from lemix_hpc.runtime.training_feed import TrainingFeed, amount
@@ -32,19 +31,6 @@ from lemix_hpc.workload.load import Workload, load_workload
 from lemix_hpc.workload.tasks import Request
 
 COEFFICIENTS = "coefficients.yaml"
-
-
-def scheduler_config(recipe: Recipe) -> SchedulerConfig:
-    """What the policy takes from a recipe."""
-    training_nodes = recipe.policy.training_nodes
-    assert training_nodes != "auto", "settled or refused before"
-    return SchedulerConfig(
-        nodes=recipe.nodes.count,
-        placement=recipe.policy.placement,
-        release=recipe.training.release if recipe.training else "async",
-        training_nodes=training_nodes,
-        recalibrate=recipe.policy.recalibrate,
-    )
 
 
 def mean_unloaded_response(latency: LatencyModel, requests: Sequence[Request], recipe: Recipe) -> float:
@@ -85,11 +71,14 @@ class Session:
         for message in work.left_out:
             print(f"left out: {message}", flush=True)
         self._tell("building the engines")
+        # While others build theirs; once the run has started, everybody would wait for it.
+        compile_policy()
         self._collect(self._layout.nodes * self._layout.stages)
-        coefficients = self._coefficients(work.requests)
-        save_coefficients(coefficients, self._run_dir / COEFFICIENTS)
-        config = dataclasses.replace(scheduler_config(self._recipe), drift_limit=drift_limit(coefficients))
-        scheduler = Scheduler(config, coefficients.latency(self._layout.stages))
+        hardware = self._hardware(work.requests)
+        save_coefficients(hardware.believed[0], self._run_dir / COEFFICIENTS)
+        reference = hardware.reference.latency(self._layout.stages)
+        t0 = mean_unloaded_response(reference, work.requests, self._recipe)
+        scheduler = make_scheduler(self._recipe, hardware, t0)
         epoch = self._clock.monotonic()
         self._order(m.Go(epoch), range(self._layout.nodes))
         self._clock.start(epoch)
@@ -97,8 +86,7 @@ class Session:
         self._turn_until(lambda: front.finished, front.turn, front.until_due)
         duration = self._clock.now()
         self._stop(front)
-        drifts = scheduler.drifts
-        self._recorder.facts(self._facts(work, self._hardware(coefficients), front.steps, duration, drifts))
+        self._recorder.facts(self._facts(work, reference, front.steps, duration, scheduler.drifts))
         self._recorder.learned(self._learned(scheduler))
         self._recorder.close()
 
@@ -151,10 +139,14 @@ class Session:
         """The coefficient file that forecasts start from."""
         return self._recipe.policy.coefficients or self._recipe.engine.coefficients
 
-    def _hardware(self, believed: CoefficientFile) -> LatencyModel:
-        """What the engine's own file says, whatever the forecasts start from: T0 is a property of the hardware."""
-        own = self._recipe.engine.coefficients
-        return (believed if own is None else load_coefficients(own)).latency(self._layout.stages)
+    def _hardware(self, requests: Sequence[Request]) -> Hardware:
+        """Stage times of emulated nodes by their files. Nodes that compute are all alike; T0 is a property of the hardware,
+        and goes by the engine's own file, whatever forecasts start from."""
+        if self._recipe.engine.kind == "emulated":
+            return load_hardware(self._recipe)
+        believed, own = self._coefficients(requests), self._recipe.engine.coefficients
+        reference = believed if own is None else load_coefficients(own)
+        return Hardware(reference, (reference,), (believed,), (0,) * self._layout.nodes)
 
     def _tell(self, message: str) -> None:
         self._recorder.progress(Progress("starting", message=message))
@@ -216,8 +208,8 @@ class Session:
 
     def _stop(self, front: Front) -> None:
         """Stop training nodes first: their last weight copies must find the serving nodes still listening."""
-        split = scheduler_config(self._recipe).split
-        parts = (split.training, split.serving) if split else (range(self._layout.nodes),)
+        apart = split(self._recipe)
+        parts = (apart.training, apart.serving) if apart else (range(self._layout.nodes),)
         for part in parts:
             self._order(m.Stop(), part)
             stages = {(node, stage) for node in part for stage in range(self._layout.stages)}

@@ -14,17 +14,18 @@ from lemix_hpc.engines.model_sizes import describe
 from lemix_hpc.policy.drift import Drift
 from lemix_hpc.policy.events import Event
 from lemix_hpc.profiling.coefficients import CoefficientFile, save_coefficients
+from lemix_hpc.profiling.hardware import Hardware, load_hardware
 from lemix_hpc.report import metrics
 from lemix_hpc.report.build import summarise, write_report
 from lemix_hpc.report.read import RunRecords
-from lemix_hpc.runtime.policy_setup import aim
+from lemix_hpc.runtime.policy_setup import aim, make_scheduler
 from lemix_hpc.runtime.recorder import Recorder
 from lemix_hpc.runtime.records import LearnedTimes, RunFacts, ServedTask
 from lemix_hpc.runtime.session import COEFFICIENTS, mean_unloaded_response
 from lemix_hpc.runtime.training_feed import TrainingFeed, amount
 from lemix_hpc.simulate import result
 from lemix_hpc.simulate.play import play
-from lemix_hpc.simulate.setup import Hardware, load_hardware, make_scheduler, make_setting, make_times_of
+from lemix_hpc.simulate.setup import make_setting, make_times_of
 from lemix_hpc.simulate.told import told
 from lemix_hpc.simulate.world import World, make_requests
 from lemix_hpc.workload.load import Workload, load_workload

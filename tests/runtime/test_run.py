@@ -1,6 +1,5 @@
 """Whole runs over MPI: every request answered, weights never mixed, training unmoved by serving."""
 
-import dataclasses
 import json
 import math
 import statistics
@@ -13,11 +12,9 @@ import yaml
 from lemix_hpc.config.load import load_recipe
 from lemix_hpc.policy.events import Place
 from lemix_hpc.policy.latency import Shape
-from lemix_hpc.policy.scheduler import Scheduler
-from lemix_hpc.profiling.coefficients import load_coefficients
-from lemix_hpc.profiling.learned import drift_limit
+from lemix_hpc.profiling.hardware import load_hardware
 from lemix_hpc.runtime.event_log import read_events
-from lemix_hpc.runtime.session import scheduler_config
+from lemix_hpc.runtime.policy_setup import make_scheduler
 from tests.runtime.conftest import A100, SUMS, FinishedRun, Run, sums_training, tiny_llama
 
 pytestmark = pytest.mark.mpi
@@ -269,9 +266,10 @@ def test_a_scheduler_that_is_told_the_same_decides_the_same(lemix_run: Run) -> N
             "training": {"share": 0.3, "sequence_length": 256, "micro_batches_per_step": 2},
         }
     )
-    coefficients = load_coefficients(run.path / "coefficients.yaml")
-    config = scheduler_config(load_recipe(run.path / "recipe.yaml"))
-    scheduler = Scheduler(dataclasses.replace(config, drift_limit=drift_limit(coefficients)), coefficients.latency(2))
+    recipe = load_recipe(run.path / "recipe.yaml")
+    scheduler = make_scheduler(
+        recipe, load_hardware(recipe), json.loads((run.path / "facts.json").read_bytes())["t0_s"]
+    )
     decided = {}
     for event in read_events(run.path):
         for place in scheduler.handle(event):

@@ -12,11 +12,12 @@ import pytest
 from lemix_hpc.config.errors import UserError
 from lemix_hpc.config.load import load_recipe
 from lemix_hpc.policy.events import Place
+from lemix_hpc.profiling.hardware import load_hardware
 from lemix_hpc.report.build import build_report
 from lemix_hpc.report.read import read_run
+from lemix_hpc.runtime.policy_setup import make_scheduler
 from lemix_hpc.runtime.records import Span
 from lemix_hpc.simulate.run import Simulated, simulate
-from lemix_hpc.simulate.setup import load_hardware, make_scheduler
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 COEFFICIENTS = REPOSITORY / "profiling" / "nvidia-a100-80gb" / "llama-2-7b-float16.yaml"
