@@ -101,7 +101,7 @@ def _print_rows(rows: list[dict[str, Any]]) -> None:
     for row in rows:
         started = time.strftime("%m-%d %H:%M", time.localtime(row["created"]))
         served = f"{row['served']}/{row['requests']}"
-        number = str(row["job"] or row["pid"])
+        number = str(row["job"] or row["pid"] or "-")
         table.append((row["id"], row["state"], row["cluster"], number, started, served, str(row["trained"])))
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     for line in table:

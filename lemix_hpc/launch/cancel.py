@@ -13,6 +13,8 @@ from lemix_hpc.launch.rundir import RunDir, RunRecord
 
 def cancel(run: RunDir, record: RunRecord) -> None:
     """Ask Slurm, or mpiexec, to end the run. Raises UserError if it cannot be reached from here."""
+    if record.cluster == "simulated":
+        raise UserError(f"{record.id} was simulated, and has ended")
     if record.cluster != "slurm":
         if not end_local(run, record):
             raise UserError(f"{record.id} has already ended")

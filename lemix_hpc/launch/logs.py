@@ -19,6 +19,8 @@ def print_logs(run: RunDir, rank: int | None, *, follow: bool, write: Callable[[
     Raises UserError if the rank has no log and none can come any more.
     """
     record = run.read_record()
+    if record.cluster == "simulated":
+        raise UserError(f"{run.id} was simulated, so no rank wrote a log; `lemix report {run.id}` tells what it did")
     if rank is not None and rank >= record.world_size:
         raise UserError(f"--rank {rank}: the run has ranks 0 to {record.world_size - 1}")
     read: dict[Path, int] = {}

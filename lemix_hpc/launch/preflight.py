@@ -28,6 +28,12 @@ def preflight(loaded: LoadedRecipe, cluster: str) -> tuple[str, ...]:
     return work.left_out
 
 
+def preflight_simulation(loaded: LoadedRecipe) -> None:
+    """As `preflight`, for simulated runs: they need no devices, and find the best split of the nodes themselves."""
+    problems = check_recipe(loaded.recipe)
+    loaded.reject(problems or [*_coefficients(loaded), *_model(loaded)])
+
+
 def preflight_profile(loaded: LoadedRecipe, cluster: str) -> None:
     """As `preflight`, for profiling, which has no workload."""
     problems = check_profile(loaded.recipe)

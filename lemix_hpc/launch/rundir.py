@@ -22,11 +22,11 @@ class RunRecord(msgspec.Struct, frozen=True):
 
     `job` is the Slurm job id, also of the allocation that a run was started in. `pid` and `pid_started` (clock ticks since
     boot, as in /proc/PID/stat) name the launcher of a run that was started from here; a process with the pid but another
-    start time is a stranger. `created` is in seconds since the epoch.
+    start time is a stranger. A simulated run has none of these, and no ranks. `created` is in seconds since the epoch.
     """
 
     id: str
-    cluster: Literal["local", "slurm", "allocation"]
+    cluster: Literal["local", "slurm", "allocation", "simulated"]
     created: float
     command: list[str]
     host: str

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -36,10 +36,12 @@ from lemix_hpc.workload.tasks import Request
 class Simulated:
     """What a simulated run has left.
 
-    `left_out`: a message for each line of the workload that could not be used; `learned`: about stage times, on top of the
-    `coefficients` that forecasts started from; `events`: what the scheduler was told, if it was asked for.
+    `recipe`: what was run, its split of the nodes settled; `left_out`: a message for each line of the workload that could
+    not be used; `learned`: about stage times, on top of the `coefficients` that forecasts started from; `events`: what the
+    scheduler was told, if it was asked for.
     """
 
+    recipe: Recipe
     records: RunRecords
     left_out: tuple[str, ...]
     learned: LearnedTimes
@@ -77,11 +79,18 @@ def simulate(recipe: Recipe, *, events: bool = False) -> Simulated:
     A separated cluster whose split is to be found is run with every one. Raises UserError for files that cannot be used,
     and without coefficients.
     """
-    if recipe.policy.placement == "separate" and recipe.policy.training_nodes == "auto":
-        return _best_split(recipe, events=events)
+    if is_open(recipe):
+        return best_split(recipe, partial(simulate, events=events))
     hardware, work = load_hardware(recipe), load_workload(recipe)
-    requests, rejected = _fitting(recipe, work.requests)
     t0 = mean_unloaded_response(hardware.reference.latency(recipe.nodes.stages), work.requests, recipe)
+    return simulate_workload(recipe, hardware, work, t0, events=events)
+
+
+def simulate_workload(
+    recipe: Recipe, hardware: Hardware, work: Workload, t0: float, *, events: bool = False
+) -> Simulated:
+    """As `simulate`, with stage times and work that do not come from the recipe; `t0`: mean unloaded response [s]."""
+    requests, rejected = _fitting(recipe, work.requests)
     scheduler = make_scheduler(recipe, hardware, t0)
     names: list[str] = []
     feed, groups = _feed(recipe, work), None
@@ -97,6 +106,7 @@ def simulate(recipe: Recipe, *, events: bool = False) -> Simulated:
     )
     source = recipe.policy.coefficients or recipe.engine.coefficients
     return Simulated(
+        recipe,
         records,
         work.left_out,
         LearnedTimes(str(source), recipe.policy.recalibrate, list(scheduler.learned)),
@@ -105,7 +115,12 @@ def simulate(recipe: Recipe, *, events: bool = False) -> Simulated:
     )
 
 
-def _best_split(recipe: Recipe, *, events: bool) -> Simulated:
+def is_open(recipe: Recipe) -> bool:
+    """Whether the split of a separated cluster is to be found."""
+    return recipe.policy.placement == "separate" and recipe.policy.training_nodes == "auto"
+
+
+def best_split(recipe: Recipe, run: Callable[[Recipe], Simulated]) -> Simulated:
     """The run with the number of training nodes that meets most limits, and of those the one that gets most done."""
 
     def worth(run: Simulated) -> tuple[float, float]:
@@ -114,7 +129,7 @@ def _best_split(recipe: Recipe, *, events: bool) -> Simulated:
 
     def split(training_nodes: int) -> Simulated:
         policy = recipe.policy.model_copy(update={"training_nodes": training_nodes})
-        return simulate(recipe.model_copy(update={"policy": policy}), events=events)
+        return run(recipe.model_copy(update={"policy": policy}))
 
     return max(map(split, range(1, recipe.nodes.count)), key=worth)
 
