@@ -19,7 +19,7 @@ def check_recipe(recipe: Recipe) -> list[Problem]:
         _check_shape,
         _check_emulated,
         _check_devices,
-        _check_placement,
+        check_placement,
         _check_training,
         _check_files,
         _check_model_files,
@@ -98,7 +98,8 @@ def _check_devices(recipe: Recipe) -> Iterator[Problem]:
         )
 
 
-def _check_placement(recipe: Recipe) -> Iterator[Problem]:
+def check_placement(recipe: Recipe) -> Iterator[Problem]:
+    """Whether the nodes can be split as the policy wants."""
     policy, nodes = recipe.policy, recipe.nodes.count
     training_nodes = policy.training_nodes
     if policy.placement == "separate":

@@ -137,11 +137,11 @@ def _admitted(state: State, rules: Rules, now: float, node: int, slot: int) -> b
     if rules.admission == PAPER:
         _, end, _ = expect(state, node, nodes[node].tail, ALL, now, state.forward[slot])
         return end - now <= rules.limit or nodes[node].requests == 0
-    return smallest_slack(state, rules, node) >= _in_the_way(state, rules, slot)
+    return smallest_slack(state, rules, node) >= in_the_way(state, rules, slot)
 
 
 @compiled
-def _in_the_way(state: State, rules: Rules, slot: int) -> float:
+def in_the_way(state: State, rules: Rules, slot: int) -> float:
     """How long a micro-batch can keep requests waiting, seconds: on every stage one piece of a pass, or all of it."""
     _slots, total = state.slots, 0.0
     for stage in range(state.forward.shape[1]):

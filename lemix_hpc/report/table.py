@@ -24,7 +24,7 @@ def render(report: dict[str, Any]) -> RenderableType:
 
 def _head(report: dict[str, Any]) -> Text:
     size = f"{_count(report['nodes'], 'node')} x {_count(report['stages'], 'stage')}"
-    rest = f"  {report['engine']} engine · {size} · {_number(report['duration_s'])} s"
+    rest = f"  {report['engine']} engine · {size} · {number(report['duration_s'])} s"
     return Text.assemble((report["policy"], "bold cyan"), (rest, "dim"))
 
 
@@ -34,7 +34,7 @@ def _latencies(serving: dict[str, Any]) -> Table:
         table.add_column(column, justify="right", min_width=8)
     for name, key in (("response", "response_ms"), ("first token", "ttft_ms"), ("per output token", "tpot_ms")):
         if serving[key]["mean"] is not None:
-            table.add_row(name, *(_number(serving[key][column]) for column in COLUMNS))
+            table.add_row(name, *(number(serving[key][column]) for column in COLUMNS))
     return table
 
 
@@ -60,17 +60,17 @@ def _serving(report: dict[str, Any]) -> list[tuple[str, RenderableType]]:
     misses = Text(f"{serving['rejected']} rejected · {serving['lost']} lost")
     if serving["rejected"] or serving["lost"]:
         misses.stylize("red")
-    limits = (Text(f"{_percent(share)} in {factor} T0", _grade(share)) for factor, share in serving["slo"].items())
+    limits = (Text(f"{percent(share)} in {factor} T0", _grade(share)) for factor, share in serving["slo"].items())
     rows: list[tuple[str, RenderableType]] = [
         ("requests", Text.assemble(f"{serving['finished']} finished of {serving['received']} · ", misses)),
         ("SLO attainment", Text(" · ").join(limits)),
-        ("T0", f"{_number(report['t0_ms'])} ms"),
+        ("T0", f"{number(report['t0_ms'])} ms"),
     ]
     if serving["nll"] is not None:
         rows.append(("prompt NLL", f"{serving['nll']:.4f} nats/token"))
     error = report["forecast_error_t0"]
     if error["mean"] is not None:
-        rows.append(("forecast error", f"{_number(error['mean'])} T0 mean · {_number(error['p95'])} T0 p95"))
+        rows.append(("forecast error", f"{number(error['mean'])} T0 mean · {number(error['p95'])} T0 p95"))
     return rows
 
 
@@ -83,9 +83,9 @@ def _training(training: dict[str, Any]) -> list[tuple[str, RenderableType]]:
             "micro-batches",
             f"{training['finished']} finished of {training['released']} · {_count(training['steps'], 'step')}",
         ),
-        ("rate", f"{_number(training['tokens_per_s'])} tokens/s"),
-        ("held back", f"{_number(hold['mean'])} s mean · {_number(hold['max'])} s max"),
-        ("stage time", _percent(training["stage_share"])),
+        ("rate", f"{number(training['tokens_per_s'])} tokens/s"),
+        ("held back", f"{number(hold['mean'])} s mean · {number(hold['max'])} s max"),
+        ("stage time", percent(training["stage_share"])),
     ]
     if training["loss_first"] is not None or training["loss_last"] is not None:
         first, last = (
@@ -98,9 +98,9 @@ def _training(training: dict[str, Any]) -> list[tuple[str, RenderableType]]:
 def _devices(report: dict[str, Any]) -> list[tuple[str, RenderableType]]:
     throughput = report["throughput"]
     rows: list[tuple[str, RenderableType]] = [
-        ("throughput", f"{_number(throughput['per_makespan'])} tasks/s"),
-        ("per active node", f"{_number(throughput['per_active_node'])} tasks/node-s"),
-        ("idle (bubbles)", _percent(report["bubble_rate"])),
+        ("throughput", f"{number(throughput['per_makespan'])} tasks/s"),
+        ("per active node", f"{number(throughput['per_active_node'])} tasks/node-s"),
+        ("idle (bubbles)", percent(report["bubble_rate"])),
     ]
     versions = report["weight_versions"]
     if versions["last"]:
@@ -118,16 +118,16 @@ def _devices(report: dict[str, Any]) -> list[tuple[str, RenderableType]]:
 
 
 def _drift(drift: dict[str, Any]) -> str:
-    until = "on" if drift["until_s"] is None else f"to {_number(drift['until_s'])} s"
-    took = f"stage {drift['stage']} {drift['kind']} took {_number(drift['ratio'])} x the coefficients' time"
-    return f"{took} from {_number(drift['since_s'])} s {until}"
+    until = "on" if drift["until_s"] is None else f"to {number(drift['until_s'])} s"
+    took = f"stage {drift['stage']} {drift['kind']} took {number(drift['ratio'])} x the coefficients' time"
+    return f"{took} from {number(drift['since_s'])} s {until}"
 
 
-def _count(number: int, one: str, many: str | None = None) -> str:
-    return f"{number} {one if number == 1 else many or one + 's'}"
+def _count(count: int, one: str, many: str | None = None) -> str:
+    return f"{count} {one if count == 1 else many or one + 's'}"
 
 
-def _number(value: float | None) -> str:
+def number(value: float | None) -> str:
     """Three significant digits, and never fewer than the digits before the point."""
     if value is None:
         return ABSENT
@@ -137,7 +137,8 @@ def _number(value: float | None) -> str:
     return f"{value:.1f}" if magnitude >= 10 else f"{value:.2f}" if magnitude >= 1 else f"{value:.3g}"
 
 
-def _percent(share: float | None) -> str:
+def percent(share: float | None) -> str:
+    """A share from 0 to 1 in percent."""
     return ABSENT if share is None else f"{100 * share:.1f} %"
 
 
