@@ -123,9 +123,9 @@ LATE_MEMORY, LATE_ALLOWED = 1000.0, 0.01
 """`pack` opens another node when more than this share of about so many requests was expected to be late."""
 ROOM = 0.8
 """`pack` goes on to the next node when a request is expected to need more than this share of its limit."""
-AT_ONCE, OVERHEAD_MEMORY = 0.01, 50.0
-"""Requests that are forecast to wait for less than this share of their work teach what a response takes besides; a mean over
-about so many of them."""
+OVERHEAD_STEP, FIRST_OVERHEAD = 1.05, 0.1
+"""A request moves the estimate of what a response takes besides its work by this factor; the first one sets it, to this share
+of its work at most."""
 UTILISATION_MEMORY = 20.0
 """`least-utilised` forgets stage time that was given so many T0 ago, to 1/e."""
 TAU_PAPER = 0.2

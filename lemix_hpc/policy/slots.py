@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from lemix_hpc.policy.compiled import compiled
-from lemix_hpc.policy.rules import OVERHEAD_MEMORY, UTILISATION_MEMORY, Rules
+from lemix_hpc.policy.rules import FIRST_OVERHEAD, OVERHEAD_STEP, UTILISATION_MEMORY, Rules
 from lemix_hpc.policy.state import NONE, WINDOW, State
 
 
@@ -82,12 +82,13 @@ def note_output(state: State, output: int) -> None:
 def note_overhead(state: State, slot: int, end: float) -> None:
     """Learn from a request that had nothing to wait for: what its response took besides the work, as messages do.
 
-    One response alone moves the mean only so far: on a machine that pauses it says little.
+    Follows the median, in small steps: some of those requests waited after all, and machines pause.
     """
     counters, slots = state.counters, state.slots
     if slots[slot].alone > 0.0:
-        known = counters[0].overhead
-        passes = max(1, slots[slot].output)
+        known, passes = counters[0].overhead, max(1, slots[slot].output)
         besides = (end - slots[slot].release - slots[slot].alone) / passes
-        most = 4.0 * known + slots[slot].alone / passes
-        counters[0].overhead = max(0.0, known + (min(besides, most) - known) / OVERHEAD_MEMORY)
+        if known > 0.0:
+            counters[0].overhead = known * (OVERHEAD_STEP if besides > known else 1.0 / OVERHEAD_STEP)
+        else:
+            counters[0].overhead = max(0.0, min(besides, FIRST_OVERHEAD * slots[slot].alone / passes))

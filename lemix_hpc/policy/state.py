@@ -42,7 +42,7 @@ SLOT = np.dtype(
         ("eligible", "f8"),  # when training might have gone, but for being held
         ("key", "f8"),  # requests that wait on a node run by the smallest
         ("predicted", "f8"),  # response time, when the task was placed
-        ("alone", "f8"),  # seconds of a request that is expected to wait for nothing, else 0
+        ("alone", "f8"),  # seconds of work of a request that came to a node without others, else 0
     ],
     align=True,
 )

@@ -12,7 +12,7 @@ from lemix_hpc.policy.compiled import compiled
 from lemix_hpc.policy.forecast import assign, expect, forget, observe, place_of_request
 from lemix_hpc.policy.placement import choose_for_request, order_key, request_row
 from lemix_hpc.policy.release import admit, offer, open_groups, passed
-from lemix_hpc.policy.rules import AT_ONCE, Rules
+from lemix_hpc.policy.rules import Rules
 from lemix_hpc.policy.slots import decide, note_assigned, note_output, note_overhead, return_slot, take_slot
 from lemix_hpc.policy.state import NONE, Ints, State
 
@@ -44,7 +44,7 @@ def request_arrived(state: State, rules: Rules, now: float, task: int, prompt: i
     assign(state, node, slot, behind)
     slots[slot].predicted = max(state.paths[slot, -1].fe, state.paths[slot, 0].fb + alone) - now
     known = rules.oracle or output <= 1
-    slots[slot].alone = alone if known and slots[slot].predicted <= alone * (1.0 + AT_ONCE) else 0.0
+    slots[slot].alone = alone if known and nodes[node].requests == 0 else 0.0
     slots[slot].predicted += state.counters[0].overhead * max(1, wanted)
     note_assigned(state, rules, node, slot, now)
     nodes[node].requests += 1
@@ -58,7 +58,7 @@ def group_offered(state: State, rules: Rules, now: float, first: int, lengths: I
     slots = state.slots
     for position in range(lengths.size):
         slot = take_slot(state, first + position)
-        slots[slot].training, slots[slot].key = True, 0.0
+        slots[slot].training, slots[slot].key, slots[slot].alone = True, 0.0, 0.0
         slots[slot].prompt, slots[slot].output, slots[slot].rows = lengths[position], 0, rows
         slots[slot].group_size = lengths.size
     offer(state, first)
