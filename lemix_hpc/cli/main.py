@@ -8,7 +8,19 @@ from typing import Annotated
 import typer
 
 from lemix_hpc import __version__
-from lemix_hpc.cli import coefficients, doctor, fit, profile, run, runs
+from lemix_hpc.cli import (
+    capacity,
+    coefficients,
+    compare,
+    doctor,
+    explain,
+    fit,
+    profile,
+    replay,
+    run,
+    runs,
+    simulate,
+)
 from lemix_hpc.config.errors import UserError
 
 app = typer.Typer(
@@ -24,6 +36,11 @@ app.command()(runs.ps)
 app.command()(runs.logs)
 app.command()(runs.cancel)
 app.command()(runs.report)
+app.command()(simulate.simulate)
+app.command()(compare.compare)
+app.command()(capacity.capacity)
+app.command()(replay.replay)
+app.command()(explain.explain)
 app.command()(doctor.doctor)
 app.command()(fit.fit)
 app.command()(profile.profile)

@@ -1,0 +1,147 @@
+"""`lemix compare`: a grid of simulated runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from lemix_hpc.cli import lists
+from lemix_hpc.cli.run import Overrides, RecipePath
+from lemix_hpc.cli.simulate import Split, simulated_recipe
+from lemix_hpc.config.errors import UserError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from lemix_hpc.simulate.compare import Row
+    from lemix_hpc.simulate.grid import Done, Grid
+
+
+def compare(
+    recipe: RecipePath,
+    policies: lists.Policies = "all",
+    rates: Annotated[
+        str | None, typer.Option(metavar="NUMBERS", help="Requests per second. By default the recipe's.")
+    ] = None,
+    training_shares: Annotated[
+        str | None, typer.Option(metavar="NUMBERS", help="Training among all tasks. By default the recipe's.")
+    ] = None,
+    seeds: lists.Seeds = None,
+    baseline: Annotated[
+        str | None, typer.Option(metavar="NAME", help="By default separate, or the first policy without it.")
+    ] = None,
+    split: Split = None,
+    overrides: Overrides = None,
+    csv: Annotated[Path | None, typer.Option(metavar="FILE", help="Write every single run as a line.")] = None,
+    json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write every single run, means and ratios.")] = None,
+    jobs: lists.Jobs = None,
+) -> None:
+    """Simulate policies under many loads, and print means over the seeds beside a baseline."""
+    ready = simulated_recipe(recipe, overrides or [])
+    names = lists.policy_names(policies or "all", ready.nodes.count)
+    given_rates, given_shares = (
+        lists.rates(rates) if rates else [],
+        lists.shares(training_shares) if training_shares else [],
+    )
+    given_seeds, given_split = lists.seeds(seeds) if seeds else [], lists.split_of(split)
+    from lemix_hpc.cli.wide import print_wide
+    from lemix_hpc.simulate.compare import as_csv, as_json, summed_up
+    from lemix_hpc.simulate.grid import Grid
+
+    base = _baseline(baseline, names)
+    done = _run(Grid(ready, names, given_rates, given_shares, given_seeds, given_split), lists.processes(jobs))
+    rows = summed_up(done, base)
+    _write(csv, as_csv(done))
+    _write(json, as_json(done, rows, base))
+    print_wide(_table(rows, base))
+
+
+def _baseline(asked: str | None, names: Sequence[str]) -> str:
+    if asked is None:
+        return "separate" if "separate" in names else names[0]
+    if asked not in names:
+        raise UserError(f"--baseline: {asked} is not among the policies of this comparison: {', '.join(names)}")
+    return asked
+
+
+def _run(grid: Grid, jobs: int) -> list[Done]:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    from lemix_hpc.simulate.grid import run_grid
+
+    columns = ("simulating", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    done = []
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        for one in progress.track(run_grid(grid, jobs=jobs), total=len(grid.cells())):
+            done.append(one)
+    return done
+
+
+def _write(path: Path | None, text: str) -> None:
+    if path is None:
+        return
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror}") from error
+
+
+def _table(rows: Sequence[Row], baseline: str) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    slo = [name for name in rows[0].means if name.startswith("slo_")]
+    aim = slo[len(slo) // 2]
+    figures = ("throughput", "per_active_node", *slo, "p50_ms", "p99_ms", "bubble_rate", "active_nodes", "trained")
+    figures += ("micro_batches_per_s", "hold_mean_s", "hold_max_s")
+    compared = ("throughput", "per_active_node", aim, "p99_ms")
+    table = Table(box=box.SIMPLE_HEAD, header_style="dim", pad_edge=False)
+    for name in ("rate/s", "training", "policy", *map(_heading, figures)):
+        table.add_column(name, justify="left" if name == "policy" else "right", no_wrap=True)
+    for name in compared:
+        table.add_column(f"{_heading(name)} / {baseline}", justify="right")
+    for number, row in enumerate(rows):
+        load = row.rate, row.training_share
+        first = number == 0 or load != (rows[number - 1].rate, rows[number - 1].training_share)
+        last = number + 1 == len(rows) or load != (rows[number + 1].rate, rows[number + 1].training_share)
+        cells = [_load(value) if first else "" for value in load]
+        means = [_shown(name, row.means[name]) for name in figures]
+        ratios = [_shown("ratio", row.ratios[name]) for name in compared]
+        table.add_row(*cells, _policy(row), *means, *ratios, end_section=last)
+    return table
+
+
+def _load(value: float | None) -> str:
+    return "recipe's" if value is None else f"{value:g}"
+
+
+def _policy(row: Row) -> str:
+    trainers = "/".join(map(str, row.training_nodes))
+    return f"{row.policy} ({trainers} train)" if trainers else row.policy
+
+
+HEADINGS = {
+    "throughput": "tasks/s",
+    "per_active_node": "tasks/node-s",
+    "p50_ms": "p50 ms",
+    "p99_ms": "p99 ms",
+    "bubble_rate": "idle",
+    "active_nodes": "nodes",
+    "micro_batches_per_s": "trained/s",
+    "hold_mean_s": "hold s",
+    "hold_max_s": "longest",
+}
+
+
+def _heading(name: str) -> str:
+    return f"SLO {name.removeprefix('slo_')}" if name.startswith("slo_") else HEADINGS.get(name, name)
+
+
+def _shown(name: str, value: float | None) -> str:
+    from lemix_hpc.report.table import number, percent
+
+    return percent(value) if name.startswith("slo_") or name == "bubble_rate" else number(value)

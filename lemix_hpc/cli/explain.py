@@ -1,0 +1,112 @@
+"""`lemix explain`: why a task of a run went where it went."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from lemix_hpc.cli.runs import RunName
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from lemix_hpc.config.recipe import Recipe
+    from lemix_hpc.runtime.records import ServedTask
+    from lemix_hpc.simulate.explain import Explained
+
+
+def explain(
+    run: RunName,
+    task: Annotated[str, typer.Argument(metavar="TASK", help="Id or number of a request or micro-batch.")],
+    nodes: Annotated[int, typer.Option(min=1, help="Show so many nodes, the best ones.")] = 16,
+) -> None:
+    """Show each node's forecast of a task when it was placed, and the decision."""
+    from lemix_hpc.cli.wide import print_wide
+    from lemix_hpc.launch.registry import find_run
+    from lemix_hpc.simulate.explain import explain as explained
+    from lemix_hpc.simulate.recorded import recorded_recipe
+
+    found = find_run(run)
+    recipe = recorded_recipe(found.recipe)
+    answer = explained(found.path, recipe, task)
+    for line in _story(answer, recipe):
+        typer.echo(line)
+    if answer.forecasts:
+        print_wide(_table(answer, nodes))
+
+
+def _story(answer: Explained, recipe: Recipe) -> Iterator[str]:
+    from lemix_hpc.policy.events import Refuse
+    from lemix_hpc.runtime.records import ServedTask
+
+    task, decision, placement = answer.task, answer.decision, recipe.policy.placement
+    if isinstance(task, ServedTask):
+        yield f"{task.id}: a request of {task.prompt_tokens} tokens, arrived at {task.arrival:.4f} s"
+    else:
+        yield f"{task.id}: a training micro-batch of {task.tokens} tokens"
+        yield f"The node was chosen for its whole group at {answer.chosen_at:.4f} s, by the group's first micro-batch."
+    if isinstance(decision, Refuse):
+        yield f"{placement} refused it: it was expected to outlive the allocation (policy.drain_reserve_s)."
+        return
+    how = "takes turns, whatever the forecasts" if placement in ("round-robin", "random") else "chose"
+    yield f"{placement} {how}: node {decision.node}"
+    if isinstance(task, ServedTask):
+        yield from _response(answer, decision.response, task)
+    elif task.placed is not None:
+        yield from _held(answer, recipe, task.placed - task.eligible)
+
+
+def _response(answer: Explained, predicted: float, task: ServedTask) -> Iterator[str]:
+    limit = "within" if predicted <= answer.limit else "beyond"
+    yield f"Response: {1e3 * predicted:.1f} ms predicted, {limit} the limit of {1e3 * answer.limit:.1f} ms"
+    if task.outcome != "finished" or task.finished is None:
+        yield f"It was {task.outcome}."
+        return
+    real = task.finished - task.arrival
+    yield f"Response: {1e3 * real:.1f} ms really, {1e3 * (real - predicted):+.1f} ms"
+
+
+def _held(answer: Explained, recipe: Recipe, waited: float) -> Iterator[str]:
+    from lemix_hpc.runtime.records import TrainedTask
+
+    assert isinstance(answer.task, TrainedTask), "requests are not held"
+    policy, held = recipe.policy, answer.held
+    yield f"Eligible at {answer.task.eligible:.4f} s, and sent {waited:.4f} s later"
+    if held is None:
+        return
+    if policy.admission == "slack":
+        yield (
+            f"It was held because it can keep requests waiting for {1e3 * held.in_the_way:.2f} ms, and the most pressed one "
+            f"of its node was expected to meet its limit by {1e3 * held.slack:.2f} ms only"
+        )
+    else:
+        yield "It was held because its own forward was expected to end more than the limit later (policy.admission: paper)"
+    if waited >= policy.max_hold_s:
+        yield f"It went when it had been held as long as policy.max_hold_s = {policy.max_hold_s:g} s lets it."
+
+
+def _table(answer: Explained, nodes: int) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    from lemix_hpc.policy.events import Place
+
+    chosen = answer.decision.node if isinstance(answer.decision, Place) else None
+    best = sorted(answer.forecasts, key=lambda forecast: -forecast.score)
+    # The chosen one is shown wherever it stands: some placements do not go by the score alone.
+    shown = best[:nodes] + [forecast for forecast in best[nodes:] if forecast.node == chosen]
+    table = Table(box=box.SIMPLE_HEAD, header_style="dim", pad_edge=False)
+    for name in ("", "node", "wait ms", "response ms", "completion s", "idleness ms", "lengths", "score"):
+        table.add_column(name, justify="right")
+    for one in shown:
+        times = (
+            f"{1e3 * max(0.0, one.wait):.2f}",
+            f"{1e3 * one.response:.2f}",
+            f"{one.completion:.4f}",
+            f"{1e3 * one.idleness:.2f}",
+        )
+        mark = ">" if one.node == chosen else ""
+        table.add_row(mark, str(one.node), *times, f"{one.length_consistency:.3g}", f"{one.score:.6g}")
+    return table

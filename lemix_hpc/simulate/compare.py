@@ -1,0 +1,89 @@
+"""The runs of a grid summed up: means over the seeds, and ratios to a baseline under the same load."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lemix_hpc.simulate.grid import Done, Figures
+
+Load = tuple[float | None, float | None]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A policy under a load. `ratios`: of its means to the baseline's."""
+
+    policy: str
+    rate: float | None
+    training_share: float | None
+    runs: int
+    training_nodes: tuple[int, ...]
+    means: Figures
+    ratios: Figures
+
+
+def summed_up(done: Sequence[Done], baseline: str) -> list[Row]:
+    """A row for each policy and load, in the order of the runs. The baseline is one of the policies."""
+    groups: dict[tuple[Load, str], list[Done]] = {}
+    for one in done:
+        groups.setdefault(((one.cell.rate, one.cell.training_share), one.cell.policy), []).append(one)
+    means = {key: _means([one.figures for one in runs]) for key, runs in groups.items()}
+    return [
+        Row(
+            policy,
+            *load,
+            runs=len(runs),
+            training_nodes=tuple(sorted({one.training_nodes for one in runs if one.training_nodes is not None})),
+            means=means[load, policy],
+            ratios=_ratios(means[load, policy], means[load, baseline]),
+        )
+        for (load, policy), runs in groups.items()
+    ]
+
+
+def as_csv(done: Sequence[Done]) -> str:
+    """Every single run as a line."""
+    text = io.StringIO()
+    rows = [_flat(one) for one in done]
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def as_json(done: Sequence[Done], rows: Sequence[Row], baseline: str) -> str:
+    """Every single run, and the rows."""
+    content = {
+        "baseline": baseline,
+        "rows": [dataclasses.asdict(row) for row in rows],
+        "runs": [_flat(one) for one in done],
+    }
+    return json.dumps(content, indent=2) + "\n"
+
+
+def _flat(one: Done) -> dict[str, Any]:
+    return {**dataclasses.asdict(one.cell), "training_nodes": one.training_nodes, **one.figures}
+
+
+def _means(runs: Sequence[Figures]) -> Figures:
+    """Means of what is defined in every run."""
+    columns = {name: [run[name] for run in runs] for name in runs[0]}
+    return {name: _mean(values) for name, values in columns.items()}
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    defined = [value for value in values if value is not None]
+    return sum(defined) / len(defined) if len(defined) == len(values) else None
+
+
+def _ratios(figures: Figures, baseline: Figures) -> Figures:
+    return {
+        name: value / base if value is not None and (base := baseline[name]) else None
+        for name, value in figures.items()
+    }

@@ -1,0 +1,128 @@
+"""Many simulated runs at once: what varies, what is kept of each, and the processes that do it."""
+
+from __future__ import annotations
+
+import itertools
+import multiprocessing
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from lemix_hpc.config.recipe import Recipe
+from lemix_hpc.policy.rules import PlacementName
+from lemix_hpc.report.read import RunRecords
+from lemix_hpc.simulate.run import Simulated, simulate
+from lemix_hpc.simulate.vary import Split, with_placement, with_rate, with_seed, with_share
+
+Item = TypeVar("Item")
+Answer = TypeVar("Answer")
+Figures = dict[str, float | None]
+Simulate = Callable[[Recipe], Simulated]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a grid. None: as in the recipe."""
+
+    policy: PlacementName
+    rate: float | None
+    training_share: float | None
+    seed: int
+
+
+@dataclass(frozen=True)
+class Done:
+    """A run that is done. `training_nodes`: of `separate`, if it was given or found."""
+
+    cell: Cell
+    training_nodes: int | None
+    figures: Figures
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Every policy with every rate, share of training and seed; no rates or no shares: the recipe's own."""
+
+    recipe: Recipe
+    policies: Sequence[PlacementName]
+    rates: Sequence[float] = ()
+    shares: Sequence[float] = ()
+    seeds: Sequence[int] = ()
+    split: Split = None
+
+    def cells(self) -> list[Cell]:
+        """All runs, with the policies of the same load one behind the other."""
+        rates, shares = self.rates or (None,), self.shares or (None,)
+        seeds = self.seeds or (self.recipe.seed,)
+        loads = itertools.product(rates, shares, self.policies, seeds)
+        return [Cell(policy, rate, share, seed) for rate, share, policy, seed in loads]
+
+    def recipe_of(self, cell: Cell) -> Recipe:
+        """Raises UserError where something does not fit the recipe."""
+        recipe = with_seed(with_placement(self.recipe, cell.policy, self.split), cell.seed)
+        if cell.training_share is not None:
+            recipe = with_share(recipe, cell.training_share)
+        return recipe if cell.rate is None else with_rate(recipe, cell.rate)
+
+
+@dataclass(frozen=True)
+class RunCell:
+    """Runs a cell: a function that other processes can be sent."""
+
+    run: Simulate = simulate
+
+    def __call__(self, work: tuple[Cell, Recipe]) -> Done:
+        cell, recipe = work
+        simulated = self.run(recipe)
+        nodes = simulated.recipe.policy.training_nodes
+        return Done(cell, nodes if isinstance(nodes, int) else None, figures(simulated.records, simulated.summary))
+
+
+def run_grid(grid: Grid, *, jobs: int, run: Simulate = simulate) -> Iterator[Done]:
+    """All runs of a grid in the order of its cells, whatever the number of processes. Recipes are checked before the first."""
+    work = [(cell, grid.recipe_of(cell)) for cell in grid.cells()]
+    return spread(RunCell(run), work, jobs=jobs)
+
+
+def spread(function: Callable[[Item], Answer], items: Sequence[Item], *, jobs: int) -> Iterator[Answer]:
+    """The answers to the items in their order, worked out by several processes.
+
+    The first one is worked out here: it compiles what is not compiled yet, and the other processes find it done.
+    """
+    if not items:
+        return
+    yield function(items[0])
+    rest = items[1:]
+    if jobs == 1 or len(rest) < 2:
+        yield from map(function, rest)
+        return
+    with ProcessPoolExecutor(min(jobs, len(rest)), mp_context=multiprocessing.get_context("spawn")) as pool:
+        try:
+            yield from pool.map(function, rest)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def figures(records: RunRecords, report: dict[str, Any]) -> Figures:
+    """The figures of a run that runs are compared by. SLO attainments are `slo_K` for K T0."""
+    serving, training, throughput = report["serving"], report["training"], report["throughput"]
+    duration = records.facts.duration_s
+    return {
+        "throughput": throughput["per_makespan"],
+        "per_active_node": throughput["per_active_node"],
+        **{f"slo_{factor}": share for factor, share in serving["slo"].items()},
+        "p50_ms": serving["response_ms"]["p50"],
+        "p99_ms": serving["response_ms"]["p99"],
+        "ttft_p99_ms": serving["ttft_ms"]["p99"],
+        "tpot_p99_ms": serving["tpot_ms"]["p99"],
+        "bubble_rate": report["bubble_rate"],
+        "active_nodes": float(len({span.node for span in records.spans})),
+        "trained": float(training["finished"]),
+        "micro_batches_per_s": training["finished"] / duration if duration > 0.0 else None,
+        "steps_per_s": training["steps"] / duration if duration > 0.0 else None,
+        "hold_mean_s": training["hold_s"]["mean"],
+        "hold_max_s": training["hold_s"]["max"],
+        "training_stage_share": training["stage_share"],
+    }

@@ -1,0 +1,72 @@
+"""The load of a recorded run, real or simulated, under another policy."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from pathlib import Path
+
+from lemix_hpc.config.recipe import Recipe
+from lemix_hpc.policy.events import RequestArrived
+from lemix_hpc.report.read import RunRecords, read_run
+from lemix_hpc.runtime.event_log import read_events
+from lemix_hpc.runtime.records import ServedTask
+from lemix_hpc.runtime.training_feed import amount
+from lemix_hpc.simulate.recorded import real_hardware
+from lemix_hpc.simulate.run import Simulated, best_split, is_open, simulate_workload
+from lemix_hpc.workload.load import Workload
+from lemix_hpc.workload.tasks import Request
+from lemix_hpc.workload.training import stream
+
+
+def replay(run_dir: Path, recipe: Recipe) -> tuple[RunRecords, Simulated]:
+    """What a run has recorded, and the same load simulated with a recipe that differs in its policy.
+
+    Arrivals and lengths are the recorded ones, stage times those that the run learned, T0 and with it the limits the run's.
+    Raises UserError for records that are missing or broken.
+    """
+    records = read_run(run_dir)
+    hardware = real_hardware(run_dir, recipe)
+    # Requests too long for the model never came to the policy.
+    known = [task for task in records.served if task.number is not None]
+    refused = [task for task in records.served if task.number is None]
+    requests = _requests(run_dir, known)
+    emulated = _with_as_much_training(recipe, len(records.served))
+
+    def run(recipe: Recipe) -> Simulated:
+        batches = stream(recipe.training, None, recipe.seed) if recipe.training else None
+        work = Workload(requests, batches, ())
+        simulated = simulate_workload(recipe, hardware, work, records.facts.t0_s)
+        return dataclasses.replace(simulated, records=_with(simulated.records, refused))
+
+    return records, best_split(emulated, run) if is_open(emulated) else run(emulated)
+
+
+def _with_as_much_training(recipe: Recipe, received: int) -> Recipe:
+    """The recipe with its share of training as a number, on stages that need neither text nor a model."""
+    engine = recipe.engine.model_copy(update={"kind": "emulated"})
+    training = recipe.training
+    if training is not None:
+        number = amount(received, training.share, training.micro_batches)
+        training = training.model_copy(update={"share": None, "micro_batches": number})
+    return recipe.model_copy(update={"engine": engine, "training": training})
+
+
+def _with(records: RunRecords, refused: list[ServedTask]) -> RunRecords:
+    return dataclasses.replace(records, served=refused + records.served)
+
+
+def _requests(run_dir: Path, tasks: list[ServedTask]) -> tuple[Request, ...]:
+    """In order of arrival. Those without an answer ask for as many tokens as the policy was told."""
+    unanswered = {task.number for task in tasks if task.outcome != "finished"}
+    asked = _asked(run_dir, unanswered) if unanswered else {}
+    return tuple(
+        Request(task.id, task.arrival, task.prompt_tokens, asked.get(task.number, len(task.output)))
+        for task in sorted(tasks, key=lambda task: task.arrival)
+    )
+
+
+def _asked(run_dir: Path, numbers: Iterable[int | None]) -> dict[int | None, int]:
+    wanted = set(numbers)
+    events = read_events(run_dir)
+    return {event.task: event.output for event in events if isinstance(event, RequestArrived) and event.task in wanted}
