@@ -74,9 +74,10 @@ def _run(grid: Grid, jobs: int) -> list[Done]:
     from lemix_hpc.simulate.grid import run_grid
 
     columns = ("simulating", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    done = []
+    # Mistakes are told before there is a bar.
+    answers, done = run_grid(grid, jobs=jobs), []
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        for one in progress.track(run_grid(grid, jobs=jobs), total=len(grid.cells())):
+        for one in progress.track(answers, total=len(grid.cells())):
             done.append(one)
     return done
 
