@@ -16,7 +16,11 @@ HEAVY = (
     "yaml",
     "rich.live",
     "matplotlib",
+    "numba",
 )
+
+
+SIMULATED = ("simulate", "compare", "capacity", "replay", "explain")
 
 
 def test_help_imports_nothing_heavy():
@@ -37,7 +41,7 @@ def test_version(lemix):
 
 def test_every_command_is_explained(lemix):
     text = lemix("--help").stdout
-    for command in ("run", "submit", "ps", "logs", "cancel", "report", "doctor", "fit", "coefficients"):
+    for command in ("run", "submit", "ps", "logs", "cancel", "report", "doctor", "fit", "coefficients", *SIMULATED):
         assert f"\n  {command} " in text
         assert lemix(command, "--help").returncode == 0
 
