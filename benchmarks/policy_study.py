@@ -77,12 +77,12 @@ def run(changes: tuple[str, ...]) -> Figures:
     )
 
 
-def table(cases: Sequence[Case], loads: Sequence[Case], seeds: int) -> None:
+def table(cases: Sequence[Case], under: Sequence[Case], seeds: int) -> None:
     """Print every case under every load."""
-    runs = [(*load.changes, *case.changes, f"seed={seed}") for load in loads for case in cases for seed in range(seeds)]
+    runs = [(*load.changes, *case.changes, f"seed={seed}") for load in under for case in cases for seed in range(seeds)]
     with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
         done = iter(list(pool.map(run, runs)))
-    for load in loads:
+    for load in under:
         print(f"\n{load.name}\n| | SLO(5) % | tasks/s | p50 ms | p99 ms | training % | held at most s | error T0 |")
         print("|---|---|---|---|---|---|---|---|")
         for case in cases:
@@ -97,8 +97,9 @@ def table(cases: Sequence[Case], loads: Sequence[Case], seeds: int) -> None:
             )
 
 
-def loads(rates: Sequence[float]) -> list[Case]:
-    return [Case(f"{rate:g} requests/s", (f"serving.source.rate={rate}",)) for rate in rates]
+def loads(rates: Sequence[float], requests: int) -> list[Case]:
+    amount = f"serving.source.requests={requests}"
+    return [Case(f"{rate:g} requests/s", (amount, f"serving.source.rate={rate}")) for rate in rates]
 
 
 def ablations(folder: Path) -> list[Case]:
@@ -164,11 +165,11 @@ def placements() -> list[Case]:
     return [Case(name, (f"policy.placement={name}",)) for name in names]
 
 
-def bursts() -> list[Case]:
+def bursts(requests: int) -> list[Case]:
     """Four times the rate for 1 s, nothing for 3 s."""
-    source = "serving.source.kind=bursty"
+    shared = ("serving.source.kind=bursty", f"serving.source.requests={requests}")
     return [
-        Case(f"bursts of {4 * rate:g} requests/s, {rate:g} in the mean", (source, f"serving.source.rate={4 * rate}"))
+        Case(f"bursts of {4 * rate:g} requests/s, {rate:g} in the mean", (*shared, f"serving.source.rate={4 * rate}"))
         for rate in (16, 32, 64)
     ]
 
@@ -191,12 +192,13 @@ def conversations() -> list[Case]:
     return [Case(case.name, (*case.changes, turns, capped)) for case in placements()]
 
 
-def bounds(seeds: int) -> None:
+def bounds(seeds: int, tasks: int) -> None:
     """How much of `separate`'s makespan any policy can save where training is nearly all: training alone on every node."""
     print("| rate | share | separate tasks/s | default | ratio | training alone on all nodes | its ratio |")
     print("|---|---|---|---|---|---|---|")
-    for share, requests in ((0.5, 2000), (0.9, 400)):
-        micro_batches = 4000 - requests
+    for share in (0.5, 0.9):
+        micro_batches = round(share * tasks)
+        requests = tasks - micro_batches
         common = (f"training.share={share}", f"serving.source.requests={requests}", "serving.source.rate=100")
         alone = ("serving=null", "training.share=null", f"training.micro_batches={micro_batches}")
         runs = {
@@ -209,7 +211,7 @@ def bounds(seeds: int) -> None:
             for name, changes in runs.items()
         }
         # With all requests for nothing, so many tasks would be done in the time of the training alone.
-        bound = rates["alone"] * 4000 / micro_batches
+        bound = rates["alone"] * tasks / micro_batches
         print(
             f"| 100 | {share} | {rates['separate']:.1f} | {rates['default']:.1f}"
             f" | {rates['default'] / rates['separate']:.2f} | {bound:.1f} | {bound / rates['separate']:.2f} |"
@@ -221,32 +223,36 @@ def throughput(changes: tuple[str, ...]) -> float:
     return float(simulate(load_recipe(RECIPE, changes)).summary["throughput"]["per_makespan"])
 
 
-def day() -> None:
-    """24 hours of a daily load curve on one node: what drifts, what starves, what is held."""
+def day(hours: float) -> None:
+    """A day of a load curve, taking `hours`, on one node: what drifts, what starves, what is held."""
+    seconds = 3600 * hours
+    source = f"{{kind: daily, rate: 12, swing: 0.8, period_s: {seconds}, duration_s: {seconds}, lengths: lmsys-chat}}"
     changes = (
         "nodes.count=1",
-        "serving.source={kind: daily, rate: 12, swing: 0.8, duration_s: 86400, lengths: lmsys-chat}",
-        "training={micro_batches: 250000, lengths: lmsys-chat}",
+        f"serving.source={source}",
+        f"training={{micro_batches: {max(1, round(10000 * hours))}, lengths: lmsys-chat}}",
     )
     done = simulate(load_recipe(RECIPE, changes))
     served, trained, t0 = done.records.served, done.records.trained, done.records.facts.t0_s
     print("| hours | requests/s | SLO(5) % | p99 ms | error T0 | micro-batches/s | mean hold ms | longest hold s |")
     print("|---|---|---|---|---|---|---|---|")
-    for hour in range(0, 24, 3):
-        window = [task for task in served if hour <= task.arrival / 3600 < hour + 3]
+    eighth = seconds / 8
+    for part in range(8):
+        start, end = part * eighth, (part + 1) * eighth
+        window = [task for task in served if start <= task.arrival < end]
         responses = sorted(task.finished - task.arrival for task in window if task.finished is not None)
         errors = [
             abs(task.predicted_response_s - task.finished + task.arrival) / t0
             for task in window
             if task.finished is not None and task.predicted_response_s is not None
         ]
-        batches = [task for task in trained if task.placed is not None and hour <= task.placed / 3600 < hour + 3]
+        batches = [task for task in trained if task.placed is not None and start <= task.placed < end]
         holds = [task.placed - task.eligible for task in batches if task.placed is not None]
         print(
-            f"| {hour}-{hour + 3} | {len(window) / 10800:.1f}"
+            f"| {start / 3600:g}-{end / 3600:g} | {len(window) / eighth:.1f}"
             f" | {100 * sum(seconds <= 5 * t0 for seconds in responses) / len(window):.1f}"
             f" | {1e3 * responses[int(0.99 * len(responses))]:.0f} | {statistics.mean(errors):.3f}"
-            f" | {len(batches) / 10800:.1f} | {1e3 * statistics.mean(holds or [0.0]):.2f} | {max(holds, default=0.0):.2f} |"
+            f" | {len(batches) / eighth:.1f} | {1e3 * statistics.mean(holds or [0.0]):.2f} | {max(holds, default=0.0):.2f} |"
         )
 
 
@@ -256,25 +262,27 @@ def main() -> None:
     parser.add_argument("table", choices=names)
     parser.add_argument("--rates", type=float, nargs="+", default=[50.0, 100.0, 140.0])
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--requests", type=int, default=2000, help="and as many micro-batches")
+    parser.add_argument("--hours", type=float, default=24.0, help="of `day`")
     parser.add_argument("--azure", type=Path, help="conv.csv of the Azure LLM inference trace 2023, for `trace`")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         match args.table:
             case "ablations":
-                table(ablations(folder), loads(args.rates), args.seeds)
+                table(ablations(folder), loads(args.rates, args.requests), args.seeds)
             case "scores":
-                table(scores(), loads(args.rates), args.seeds)
+                table(scores(), loads(args.rates, args.requests), args.seeds)
             case "bursts":
-                table(placements(), bursts(), args.seeds)
+                table(placements(), bursts(args.requests), args.seeds)
             case "kinds":
-                table(kinds(folder), loads(args.rates), args.seeds)
+                table(kinds(folder), loads(args.rates, args.requests), args.seeds)
             case "conversations":
-                table(conversations(), loads(args.rates), args.seeds)
+                table(conversations(), loads(args.rates, args.requests), args.seeds)
             case "bounds":
-                bounds(args.seeds)
+                bounds(args.seeds, 2 * args.requests)
             case "day":
-                day()
+                day(args.hours)
             case "trace":
                 if args.azure is None:
                     parser.error("trace needs --azure PATH")

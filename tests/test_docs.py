@@ -21,6 +21,12 @@ SHORTER = {
     "benchmarks/runtime_overhead.py": "--seconds 2",
     "lemix profile": "--set profile.lengths=[8,16]",
     "benchmarks/recalibration.py": "--tasks 20 --rate 20",
+    "lemix compare recipes/policy-study.yaml": "--seeds 0 --rates 50 --set serving.source.requests=50",
+    "lemix capacity recipes/policy-study.yaml": "--seeds 0 --tolerance 0.5 --set serving.source.requests=200",
+    "benchmarks/policy_study.py": "--seeds 1 --rates 50 --requests 40 --hours 0.02",
+    "benchmarks/decision_cost.py": "--nodes 4 --decisions 100",
+    "benchmarks/simulation_speed.py": "--nodes 4 --tasks 1000",
+    "benchmarks/simulator_fidelity.py": "--policies least-completion --rates 16 --seconds 2",
 }
 
 RECIPE = f"""\
