@@ -40,11 +40,25 @@ class TimesResiduals(Section):
 
 
 class StageMemory(Section):
-    """Bytes that a stage (or layer) holds: its weights, and per token what a micro-batch in training and the KV cache add."""
+    """Bytes that a stage (or layer) holds: its weights, and per token what a micro-batch in training and the KV cache add.
+
+    `optimizer_bytes`: what training keeps beside the weights: gradients, master copy and moments.
+    """
 
     weights_bytes: Annotated[int, Field(ge=0)]
+    optimizer_bytes: Annotated[int, Field(ge=0)] = 0
     activation_bytes_per_token: NonNegative | None = None
     kv_bytes_per_token: NonNegative | None = None
+
+    def times(self, layers: int) -> StageMemory:
+        """What so many layers hold."""
+        activations, cache = self.activation_bytes_per_token, self.kv_bytes_per_token
+        return StageMemory(
+            weights_bytes=layers * self.weights_bytes,
+            optimizer_bytes=layers * self.optimizer_bytes,
+            activation_bytes_per_token=None if activations is None else layers * activations,
+            kv_bytes_per_token=None if cache is None else layers * cache,
+        )
 
 
 class Times(Section):
@@ -139,7 +153,7 @@ class CoefficientFile(Section):
             pairs = [times.times() for times in self.stages]
         elif self.per_layer is not None and stages <= self.layers:
             forward, backward = self.per_layer.times()
-            counts = [self.layers // stages + (s < self.layers % stages) for s in range(stages)]
+            counts = self._layers_of(stages)
             pairs = [(forward.scaled(count), backward.scaled(count)) for count in counts]
         else:
             raise UserError(
@@ -147,6 +161,18 @@ class CoefficientFile(Section):
                 f"set nodes.stages to at most {self.layers}"
             )
         return LatencyModel(tuple(f for f, _ in pairs), tuple(b for _, b in pairs), self.valid.max_length)
+
+    def memory(self, stages: int) -> list[StageMemory] | None:
+        """What the stages of a node hold, None where the file does not say. For as many stages as `latency` is there for."""
+        if self.per_layer is not None:
+            layer = self.per_layer.memory
+            return None if layer is None else [layer.times(count) for count in self._layers_of(stages)]
+        held = [times.memory for times in self.stages or []]
+        known = [memory for memory in held if memory is not None]
+        return known if len(known) == len(held) else None
+
+    def _layers_of(self, stages: int) -> list[int]:
+        return [self.layers // stages + (s < self.layers % stages) for s in range(stages)]
 
 
 class _FileDumper(Dumper):
