@@ -10,11 +10,11 @@ from lemix_hpc.config.section import FilePath, Fraction, Section
 
 
 class Memory(Section):
-    """What forecasts know of the memory of a stage. Without a capacity, memory is no limit."""
+    """The memory of a simulated stage. Without a capacity it is no limit."""
 
     capacity_gb: PositiveFloat | None = Field(default=None, description="of a stage, GB")
     kappa: Annotated[float, Field(gt=0.0, le=1.0)] = Field(default=0.9, description="part of the capacity to fill")
-    max_wait_s: NonNegativeFloat = Field(default=1.0, description="longest wait for memory, seconds")
+    max_wait_s: NonNegativeFloat = Field(default=1.0, description="wait for memory before others make room, seconds")
     offload_gb_per_s: PositiveFloat | None = Field(default=None, description="bandwidth of offloading, GB per second")
 
 

@@ -57,6 +57,7 @@ def summarise(run: RunRecords) -> Section:
         "malformed_lines": facts.malformed_lines,
         "outside_range": facts.outside_range,
         "drift": msgspec.to_builtins(facts.drift),
+        "memory": msgspec.to_builtins(facts.memory),
     }
 
 

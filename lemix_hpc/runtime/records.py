@@ -73,10 +73,40 @@ class TrainedTask(msgspec.Struct, frozen=True, tag="training", tag_field="kind")
 TaskRecord = ServedTask | TrainedTask
 
 
+class MemoryWaits(msgspec.Struct, frozen=True):
+    """Waits for memory that lasted: seconds, None without any."""
+
+    count: int
+    mean_s: float | None
+    max_s: float | None
+
+
+class StageMemoryShares(msgspec.Struct, frozen=True):
+    """The most that a stage held of its capacity, in all and of each kind; the kinds peak at different times."""
+
+    peak: float
+    resting: float
+    activations: float
+    cache: float
+
+
+class MemoryUse(msgspec.Struct, frozen=True):
+    """What limited memory has cost. `stages`: first to last, each of the node where it was fullest."""
+
+    stages: list[StageMemoryShares]
+    serving_waits: MemoryWaits
+    training_waits: MemoryWaits
+    offloads: int
+    offloaded_bytes: int
+    preemptions: int
+    recomputed_tokens: int
+
+
 class RunFacts(msgspec.Struct, frozen=True):
     """What the report needs beside spans and tasks (`facts.json`).
 
-    `steps`: optimizer steps over all nodes; `drift`: stages whose times left the coefficient file's.
+    `steps`: optimizer steps over all nodes; `drift`: stages whose times left the coefficient file's;
+    `memory`: None where it has no limit.
     """
 
     policy: str
@@ -90,6 +120,7 @@ class RunFacts(msgspec.Struct, frozen=True):
     malformed_lines: int = 0
     outside_range: int = 0
     drift: list[Drift] = []
+    memory: MemoryUse | None = None
 
 
 class LearnedTimes(msgspec.Struct, frozen=True):

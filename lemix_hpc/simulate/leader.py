@@ -7,6 +7,7 @@ import math
 from lemix_hpc.policy.compiled import compiled
 from lemix_hpc.runtime.leader import AHEAD, MOST_IN_FLIGHT
 from lemix_hpc.simulate.heap import pop, push
+from lemix_hpc.simulate.memory import cache_fits, claim_cache, release_cache, take_cache
 from lemix_hpc.simulate.stages import come
 from lemix_hpc.simulate.world import FINISHED, NONE, Setting, World, append, take
 
@@ -19,6 +20,8 @@ def supply_first_stage(world: World, setting: Setting, node: int) -> None:
         request = _next(world, node)
         # With more batches that generate than stages to fill, batches only get smaller.
         if request == NONE or (world.requests[request].output > 0 and leader.generating > setting.stages):
+            return
+        if setting.limited and not claim_cache(world, setting, node, request):
             return
         batch = _form(world, setting, node)
         leader.at_first_stage += 1
@@ -46,6 +49,10 @@ def _form(world: World, setting: Setting, node: int) -> int:
         task = _next(world, node)
         if task == NONE or (size > 0 and tokens + requests[task].length > setting.max_tokens):
             break
+        if setting.limited:
+            if size > 0 and requests[task].output > 0 and not cache_fits(world, setting, node, requests[task].length):
+                break
+            take_cache(world, setting, node, task)
         if ready.head != NONE:
             take(ready, requests)
         else:
@@ -67,7 +74,7 @@ def _form(world: World, setting: Setting, node: int) -> int:
 
 
 @compiled
-def take_results(world: World, node: int, number: int) -> None:
+def take_results(world: World, setting: Setting, node: int, number: int) -> None:
     """A batch has left the last stage: its requests are finished, or go on to their next token."""
     batch, now = world.batches[number], world.run[0].now
     for position in range(batch.size):
@@ -79,6 +86,8 @@ def take_results(world: World, node: int, number: int) -> None:
         request.produced += request.output > 0
         if request.produced >= request.output:
             request.outcome, request.finished = FINISHED, now
+            if setting.limited:
+                release_cache(world, setting, node, task)
             _bring_follower(world, request.follower, now + request.think)
         else:
             request.cached += request.length

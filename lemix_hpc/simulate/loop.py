@@ -1,8 +1,8 @@
 """The event loop: what happens next, until everything is done.
 
-What happens at the same time is taken in a fixed order: passes that end, by stage; requests that arrive, by number; the
-policy's tick; groups that are offered. Messages take no time: only when all of that is known do leaders form batches, and
-stages pick what to run next.
+What happens at the same time is taken in a fixed order: passes that end, by stage; memory that is looked at again, by
+node; requests that arrive, by number; the policy's tick; groups that are offered. Messages take no time: only when all
+of that is known do leaders form batches, and stages pick what to run next.
 """
 
 from __future__ import annotations
@@ -29,8 +29,9 @@ from lemix_hpc.simulate.front import (
 )
 from lemix_hpc.simulate.heap import pop
 from lemix_hpc.simulate.leader import free_batch, supply_first_stage, take_results
+from lemix_hpc.simulate.memory import move, set_wake
 from lemix_hpc.simulate.stages import backward_done, come, end_stretch, forward_done, settle
-from lemix_hpc.simulate.timers import earliest
+from lemix_hpc.simulate.timers import earliest, set_timer
 from lemix_hpc.simulate.world import (
     FINISHED,
     NONE,
@@ -55,7 +56,8 @@ def advance(world: World, setting: Setting, state: State, rules: Rules) -> int:
         request = _next_arrival(world)
         arrives = math.inf if request == NONE else world.requests[request].arrival
         ticks = max(next_tick(state), run.ticked + RESOLUTION)
-        time = min(ends, arrives, ticks)
+        wakes = _next_wake(world, setting)
+        time = min(ends, arrives, ticks, wakes)
         if world.spans.size - run.spans < room or (setting.logs and world.events.size - run.events < room):
             return NEED_ROOM
         if time > run.now:
@@ -66,10 +68,8 @@ def advance(world: World, setting: Setting, state: State, rules: Rules) -> int:
                 run.changed -= 1
                 _settle_node(world, setting, world.changed[run.changed])
                 continue
-            if run.unserved == 0 and run.closed and run.begun == 0:
-                return DONE
-            if time == math.inf:
-                return STUCK
+            if time == math.inf or _over(world):
+                return DONE if _over(world) else STUCK
             run.now = time
         if ends <= run.now:
             if setting.measures and not run.measured and world.stages[at].planned == world.stages[at].left:
@@ -77,6 +77,8 @@ def advance(world: World, setting: Setting, state: State, rules: Rules) -> int:
                 return MEASURE
             run.measured = False
             _end(world, setting, state, rules, at)
+        elif wakes <= run.now:
+            _wake(world)
         elif arrives <= run.now:
             if full(state, request + 1, 1):
                 return NEED_SLOTS
@@ -85,6 +87,31 @@ def advance(world: World, setting: Setting, state: State, rules: Rules) -> int:
         else:
             run.ticked = run.now
             look_again(world, setting, state, rules)
+
+
+@compiled
+def _over(world: World) -> bool:
+    """Whether everything is done."""
+    run = world.run[0]
+    return bool(run.unserved == 0 and run.closed and run.begun == 0)
+
+
+@compiled
+def _next_wake(world: World, setting: Setting) -> float:
+    """When the next node has to look at its memory again."""
+    if not setting.limited:
+        return math.inf
+    wakes = world.memory.wakes
+    time: float = wakes.due[earliest(wakes)]
+    return time
+
+
+@compiled
+def _wake(world: World) -> None:
+    wakes = world.memory.wakes
+    node = earliest(wakes)
+    set_timer(wakes, node, math.inf)
+    touch(world, node)
 
 
 @compiled
@@ -111,9 +138,13 @@ def _take_arrival(world: World, request: int) -> None:
 def _settle_node(world: World, setting: Setting, node: int) -> None:
     """Everything of this instant has come to a node."""
     world.nodes[node].changed = False
+    if setting.limited:
+        move(world, setting, node)
     supply_first_stage(world, setting, node)
     for stage in range(setting.stages):
         settle(world, setting, node, stage)
+    if setting.limited:
+        set_wake(world, setting, node)
 
 
 @compiled
@@ -147,7 +178,7 @@ def _batch_done(world: World, setting: Setting, state: State, rules: Rules, node
     if stage == 0:
         world.nodes[node].at_first_stage -= 1
     if last:
-        take_results(world, node, number)
+        take_results(world, setting, node, number)
         for position in range(size):
             if world.requests[members[position]].outcome == FINISHED:
                 tell_finished(world, setting, state, rules, node, members[position])

@@ -33,14 +33,19 @@ class Played(NamedTuple):
 
 
 def play(
-    scheduler: Scheduler, setting: Setting, times: Times, requests: Records, groups: Iterator[list[int]] | None = None
+    scheduler: Scheduler,
+    setting: Setting,
+    times: Times,
+    requests: Records,
+    groups: Iterator[list[int]] | None = None,
+    rooms: Records | None = None,
 ) -> Played:
     """Run everything to its end.
 
     `times` are the cluster's, whatever forecasts go by. `groups`: for each optimizer step, the tokens in a row of its
-    micro-batches; without an end where the setting says so.
+    micro-batches; without an end where the setting says so. `rooms`: the memory of the stages, where the setting limits it.
     """
-    world = make_world(setting, times, requests, spans=4096 + 2 * setting.stages * len(requests))
+    world = make_world(setting, times, requests, spans=4096 + 2 * setting.stages * len(requests), rooms=rooms)
     if groups is not None:
         world = with_groups(world, list(islice(groups, GROUPS) if setting.endless else groups))
     measured: list[tuple[int, PassMeasured]] = []

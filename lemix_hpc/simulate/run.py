@@ -25,6 +25,7 @@ from lemix_hpc.runtime.session import COEFFICIENTS, mean_unloaded_response
 from lemix_hpc.runtime.training_feed import TrainingFeed, amount
 from lemix_hpc.simulate import result
 from lemix_hpc.simulate.play import play
+from lemix_hpc.simulate.rooms import make_rooms_of, memory_use
 from lemix_hpc.simulate.setup import make_setting, make_times_of
 from lemix_hpc.simulate.told import told
 from lemix_hpc.simulate.world import World, make_requests
@@ -97,7 +98,8 @@ def simulate_workload(
     if feed is not None:
         groups = _groups(feed, names)
     setting = make_setting(recipe, hardware, endless=feed is not None and feed.total is None, logs=events)
-    world, measured = play(scheduler, setting, make_times_of(recipe, hardware), _records_of(requests), groups)
+    rooms = make_rooms_of(recipe, hardware, requests)
+    world, measured = play(scheduler, setting, make_times_of(recipe, hardware), _records_of(requests), groups, rooms)
     records = RunRecords(
         _facts(recipe, work, hardware, t0, world, scheduler.drifts),
         result.spans(world, [request.id for request in requests] + names),
@@ -186,4 +188,5 @@ def _facts(
         malformed_lines=len(work.left_out),
         outside_range=sum(any(not latency.covers(length) for latency in latencies) for length in lengths),
         drift=drifts,
+        memory=memory_use(recipe, hardware, world.memory),
     )

@@ -7,6 +7,7 @@ import numpy as np
 from lemix_hpc.config.recipe import Recipe
 from lemix_hpc.policy.times import Times, make_times
 from lemix_hpc.profiling.hardware import Hardware
+from lemix_hpc.simulate.rooms import is_limited
 from lemix_hpc.simulate.world import Setting
 
 
@@ -35,4 +36,7 @@ def make_setting(recipe: Recipe, hardware: Hardware, *, endless: bool, logs: boo
         logs=logs,
         # Passes that take what forecasts say teach nothing.
         measures=not hardware.as_believed or recipe.simulate.latency_error > 0.0,
+        limited=is_limited(recipe),
+        max_wait=recipe.policy.memory.max_wait_s,
+        offload_rate=1e9 * (recipe.policy.memory.offload_gb_per_s or 0.0),
     )

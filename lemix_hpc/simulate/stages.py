@@ -13,6 +13,7 @@ from lemix_hpc.policy.compiled import compiled
 from lemix_hpc.policy.stage_queue import COMMIT, FORWARD, NOTHING, SERVE
 from lemix_hpc.policy.times import BACKWARD_PASS, FORWARD_PASS, SERVE_PASS, stage_seconds
 from lemix_hpc.simulate.heap import pop, push
+from lemix_hpc.simulate.memory import activations_there, claim_activations, may_leave, must_stay, release_activations
 from lemix_hpc.simulate.noise import spread
 from lemix_hpc.simulate.timers import set_timer
 from lemix_hpc.simulate.world import (
@@ -57,6 +58,10 @@ def settle(world: World, setting: Setting, node: int, stage: int) -> None:
         commit, backward = _commit_since(world, at, stage), _backward_since(world, setting, at, stage)
         forward = _forward_since(world, setting, at, stage)
         kind = pick(serve, commit, backward, forward, setting.serving_first, state.debt > 0.0)
+        if kind == FORWARD and not _has_memory(world, setting, node, stage):
+            # The claim may have sent away what a backward needs.
+            backward = _backward_since(world, setting, at, stage)
+            kind = pick(serve, commit, backward, math.inf, setting.serving_first, state.debt > 0.0)
         if kind != COMMIT:
             break
         _commit(world, setting, node, stage)
@@ -65,6 +70,15 @@ def settle(world: World, setting: Setting, node: int, stage: int) -> None:
         _serve(world, setting, node, stage)
     elif kind != NOTHING:
         _train(world, setting, node, stage, kind, serve < math.inf)
+
+
+@compiled
+def _has_memory(world: World, setting: Setting, node: int, stage: int) -> bool:
+    """Whether the next forward can run: on the first stage it first needs room on all of them."""
+    if not setting.limited or stage > 0:
+        return True
+    head = world.queues[3 * node * setting.stages + FORWARDS].head
+    return bool(claim_activations(world, setting, node, head))
 
 
 @compiled
@@ -94,6 +108,8 @@ def _backward_since(world: World, setting: Setting, at: int, stage: int) -> floa
     """Since when the next gradient is there; under GPipe it waits for all forwards of its group."""
     head = world.queues[3 * at + BACKWARDS].head
     if head == NONE:
+        return math.inf
+    if setting.limited and not activations_there(world, setting, stage, head):
         return math.inf
     group = world.micro_batches[head].group
     if setting.gpipe and world.at_stage[group, stage].forwards < world.groups[group].size:
@@ -170,6 +186,8 @@ def _train(world: World, setting: Setting, node: int, stage: int, kind: int, wai
     direction = FORWARD_PASS if kind == FORWARD else BACKWARD_PASS
     if kind == FORWARD:
         state.between += 1
+    elif setting.limited:
+        must_stay(world, setting, at, stage, micro_batch)
     length = world.lengths[micro_batch]
     tokens, squares = setting.rows * length, float(setting.rows) * length * length
     prefills = setting.rows if length > 1 else 0
@@ -235,6 +253,8 @@ def forward_done(world: World, setting: Setting, node: int, stage: int, number: 
     """A micro-batch goes to the next stage; on the last one its own backward is ready."""
     at, micro_batch = node * setting.stages + stage, world.micro_batches[number]
     world.at_stage[micro_batch.group, stage].forwards += 1
+    if setting.limited:
+        may_leave(world, setting, at, stage, number)
     micro_batch.since = world.run[0].now
     if stage == setting.stages - 1:
         append(world.queues[3 * at + BACKWARDS], world.micro_batches, number)
@@ -249,6 +269,8 @@ def backward_done(world: World, setting: Setting, node: int, stage: int, number:
     at, micro_batch = node * setting.stages + stage, world.micro_batches[number]
     group = micro_batch.group
     world.stages[at].between -= 1
+    if setting.limited:
+        release_activations(world, setting, at, stage, number)
     world.at_stage[group, stage].backwards += 1
     if stage > 0:
         micro_batch.since = world.run[0].now

@@ -50,6 +50,8 @@ REQUEST = np.dtype(
         ("produced", np.int64),
         ("cached", np.int64),
         ("length", np.int64),
+        # Tokens of its cache for which there is memory.
+        ("held", np.int64),
         # What became of it.
         ("outcome", np.int64),
         ("predicted", np.float64),
@@ -191,6 +193,50 @@ EVENT = np.dtype(
 )
 """`task`: of an offered group its number; `start`: when the pass began [s]."""
 
+ROOM = np.dtype(
+    [
+        # What never changes: bytes for tasks beside the room to come back to, and bytes for each token.
+        ("limit", np.int64),
+        ("cache_bytes", np.int64),
+        ("activation_bytes", np.int64),
+        # What is there now. `leaving` is part of `activations`, `back` has its own room.
+        ("cache", np.int64),
+        ("activations", np.int64),
+        ("movable", np.int64),
+        ("leaving", np.int64),
+        ("back", np.int64),
+        ("link_free", np.float64),
+        # What is to be reported.
+        ("peak", np.int64),
+        ("peak_cache", np.int64),
+        ("peak_activations", np.int64),
+        ("offloads", np.int64),
+        ("offloaded", np.int64),
+    ],
+    align=True,
+)
+"""The memory of a stage, bytes. `movable`: activations between forward and backward; `link_free`: when the link to the host
+is free again."""
+
+CLAIM = np.dtype(
+    [
+        ("since", np.float64),
+        ("waits", np.int64),
+        ("waited", np.float64),
+        ("longest", np.float64),
+        ("preemptions", np.int64),
+        ("recomputed", np.int64),
+    ],
+    align=True,
+)
+"""Who waits for memory on a node (two each: serving, training) since when, inf if nobody does, and the waits so far [s]."""
+
+ABSENT, HELD, LEAVING, AWAY, COMING, BACK = range(6)
+"""Where the activations of a micro-batch are: nowhere, on the device, on their way, on the host, on their way back, back."""
+
+ACTIVATION = np.dtype([("where", np.int64), ("until", np.float64), ("next", np.int64)], align=True)
+"""Of a micro-batch on a stage, at micro-batch * stages + stage. `until`: when their way ends [s]."""
+
 RUN = np.dtype(
     [
         ("now", np.float64),
@@ -218,7 +264,8 @@ RUN = np.dtype(
 
 class Setting(NamedTuple):
     """What does not change. `pieces`: in how many a training pass is cut; `endless`: training goes on while serving lasts;
-    `logs`: what the policy is told is written down; `measures`: it is told how long passes took."""
+    `logs`: what the policy is told is written down; `measures`: it is told how long passes took; `limited`: memory has an end;
+    `offload_rate`: bytes per second, 0 where nothing can be offloaded."""
 
     nodes: int
     stages: int
@@ -235,6 +282,21 @@ class Setting(NamedTuple):
     seed: int
     logs: bool
     measures: bool
+    limited: bool
+    max_wait: float
+    offload_rate: float
+
+
+class Memory(NamedTuple):
+    """A room for each stage, two claims for each node; queues of each stage: activations that could leave, in the order of
+    their forwards, and those on their way. `wakes`: when a node has to look at its memory again. Empty without a limit."""
+
+    rooms: Records
+    claims: Records
+    activations: Records
+    movable: Records
+    leaving: Records
+    wakes: Timers
 
 
 class World(NamedTuple):
@@ -244,6 +306,7 @@ class World(NamedTuple):
 
     times: Times
     timers: Timers
+    memory: Memory
     run: Records
     requests: Records
     passed: Records
@@ -279,8 +342,16 @@ def follow(requests: Records, later: NDArray[np.int64], earlier: NDArray[np.int6
     requests["arrival"][later] = np.inf
 
 
-def make_world(setting: Setting, times: Times, requests: Records, *, spans: int) -> World:
-    """An idle cluster in front of these requests, without training; room for so many spans."""
+def make_rooms(limit: ArrayLike, cache_bytes: ArrayLike, activation_bytes: ArrayLike) -> Records:
+    """The memory of all stages, node after node: bytes for tasks, and bytes for a token in the cache and in training."""
+    limits = np.asarray(limit, dtype=np.int64)
+    rooms = np.zeros(len(limits), ROOM)
+    rooms["limit"], rooms["cache_bytes"], rooms["activation_bytes"] = limits, cache_bytes, activation_bytes
+    return rooms
+
+
+def make_world(setting: Setting, times: Times, requests: Records, *, spans: int, rooms: Records | None = None) -> World:
+    """An idle cluster in front of these requests, without training; room for so many spans. `rooms`: where it is limited."""
     stages, batches = setting.nodes * setting.stages, MOST_IN_FLIGHT
     run = np.zeros(1, RUN)
     run["due"], run["unserved"], run["closed"] = NONE, len(requests), True
@@ -294,6 +365,7 @@ def make_world(setting: Setting, times: Times, requests: Records, *, spans: int)
     return World(
         times=times,
         timers=make_timers(stages),
+        memory=_make_memory(setting, rooms),
         run=run,
         requests=requests,
         passed=np.zeros((len(requests), setting.stages), PASSED),
@@ -325,12 +397,26 @@ def with_groups(world: World, lengths: list[list[int]]) -> World:
     micro_batches["node"] = NONE
     at_stage = np.zeros((len(sizes), world.at_stage.shape[1]), AT_STAGE)
     world.run["closed"] = False
+    memory = world.memory
+    if len(memory.rooms):
+        more = np.zeros(len(micro_batches) * at_stage.shape[1], ACTIVATION)
+        memory = memory._replace(activations=np.concatenate([memory.activations, more]))
     return world._replace(
+        memory=memory,
         groups=np.concatenate([world.groups, groups]),
         micro_batches=np.concatenate([world.micro_batches, micro_batches]),
         lengths=np.concatenate([world.lengths, tokens]),
         at_stage=np.concatenate([world.at_stage, at_stage]),
     )
+
+
+def _make_memory(setting: Setting, rooms: Records | None) -> Memory:
+    rooms = np.zeros(0, ROOM) if rooms is None else rooms.copy()
+    nodes = setting.nodes if len(rooms) else 0
+    claims = np.zeros(2 * nodes, CLAIM)
+    claims["since"] = np.inf
+    activations = np.zeros(0, ACTIVATION)
+    return Memory(rooms, claims, activations, _queues(len(rooms)), _queues(len(rooms)), make_timers(nodes))
 
 
 def _queues(count: int) -> Records:

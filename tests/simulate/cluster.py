@@ -32,6 +32,9 @@ SETTING = Setting(
     seed=0,
     logs=False,
     measures=False,
+    limited=False,
+    max_wait=0.0,
+    offload_rate=0.0,
 )
 
 
@@ -70,13 +73,15 @@ def run(
     backward: float = 2.0,
     per_token: float = 0.0,
     config: dict[str, Any] | None = None,
+    rooms: Records | None = None,
     **changes: Any,
 ) -> Played:
     """Play requests (arrival, prompt, output) and groups of micro-batches; other arguments change `SETTING` and `config`.
 
-    `forward` and `backward`: seconds of every pass on every stage; `per_token`: more for every new token.
+    `forward` and `backward`: seconds of every pass on every stage; `per_token`: more for every new token; `rooms`: the
+    memory of the stages.
     """
-    setting = SETTING._replace(**changes)
+    setting = SETTING._replace(limited=rooms is not None, **changes)
     forwards, backwards = (Affine(seconds, per_token, 0.0) for seconds in (forward, backward))
     latency = LatencyModel((forwards,) * setting.stages, (backwards,) * setting.stages)
     given = SchedulerConfig(
@@ -93,4 +98,4 @@ def run(
         requests = make_requests(arrivals, prompts, outputs)
     times = make_times([latency], np.zeros(setting.nodes, dtype=np.int64), table=64)
     fed = None if groups is None else (list(group) for group in groups)
-    return Played(setting, play(scheduler, setting, times, requests, fed).world)
+    return Played(setting, play(scheduler, setting, times, requests, fed, rooms).world)

@@ -1,0 +1,171 @@
+"""Memory of simulated stages: situations worked out by hand, and that nothing is ever lost, stuck or beyond the limit."""
+
+from __future__ import annotations
+
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lemix_hpc.config.errors import UserError
+from lemix_hpc.config.load import load_recipe
+from lemix_hpc.simulate.run import Simulated, simulate
+from lemix_hpc.simulate.world import FINISHED, make_rooms
+from tests.simulate.cluster import Played, run
+from tests.simulate.test_run import COEFFICIENTS
+
+PATIENT = 100.0
+
+
+def test_a_forward_waits_for_the_cache_of_a_request_to_go() -> None:
+    played = run([(0.0, 8, 3)], [[4]], rooms=make_rooms([10, 10], 1, 1), max_wait=PATIENT)
+    assert played.of(1) == [(0, "F", 6.0, 7.0), (1, "F", 7.0, 8.0), (1, "B", 8.0, 10.0), (0, "B", 10.0, 12.0)]
+    claim = played.world.memory.claims[1]
+    assert (claim["waits"], claim["waited"], claim["longest"]) == (1, 5.0, 5.0)
+
+
+def test_activations_leave_for_a_request_that_has_waited_long_enough_and_come_back_for_the_backward() -> None:
+    rooms = make_rooms([6, 6], 1, 1)
+    played = run([(0.5, 3, 1)], [[4]], rooms=rooms, max_wait=1.0, offload_rate=2.0)
+    assert played.of(0) == [(0, "F", 4.0, 5.0), (1, "F", 5.0, 6.0)]
+    assert played.of(1) == [(0, "F", 0.0, 1.0), (1, "F", 1.0, 2.0), (1, "B", 6.0, 8.0), (0, "B", 10.0, 12.0)]
+    assert played.world.memory.rooms["offloaded"].tolist() == [4, 4]
+    assert played.world.memory.claims[0]["waited"] == 3.5
+
+
+def test_without_offloading_the_same_request_waits_for_the_backwards() -> None:
+    played = run([(0.5, 3, 1)], [[4]], rooms=make_rooms([6, 6], 1, 1), max_wait=1.0)
+    assert played.of(0) == [(0, "F", 6.0, 7.0), (1, "F", 7.0, 8.0)]
+    assert not played.world.memory.rooms["offloads"].any()
+
+
+def test_a_request_that_loses_its_cache_computes_prompt_and_answer_again() -> None:
+    played = run([(0.0, 4, 4), (0.0, 4, 4)], stages=1, rooms=make_rooms([12], 1, 1))
+    assert [end for *_, end in played.of(0)] == [1.0, 3.0, 5.0, 7.0]
+    assert [end for *_, end in played.of(1)] == [2.0, 4.0, 6.0, 8.0]
+    claim = played.world.memory.claims[0]
+    assert (claim["preemptions"], claim["recomputed"]) == (1, 7)
+    assert (claim["waits"], claim["waited"]) == (2, 2.0)
+
+
+@st.composite
+def tight(draw: st.DrawFn) -> dict[str, Any]:
+    """A node whose stages have room for any one task, and little more."""
+    small = st.integers(1, 4)
+    stages = draw(st.integers(1, 3))
+    requests = draw(st.lists(st.tuples(st.floats(0, 10), small, st.integers(0, 5)), min_size=1, max_size=8))
+    groups = draw(st.lists(st.lists(small, min_size=1, max_size=3), max_size=4))
+    gpipe, offload_rate = draw(st.booleans()), draw(st.sampled_from([0.0, 2.0]))
+    per_token = [(draw(st.integers(0, 3)), draw(st.integers(0, 3))) for _ in range(stages)]
+    together = gpipe and offload_rate == 0.0
+    limits = []
+    for cache, activations in per_token:
+        longest = max((prompt + output - 1 for _, prompt, output in requests if output), default=0)
+        largest = max((sum(group) if together else max(group) for group in groups), default=0)
+        limits.append(max(longest * cache, largest * activations) + draw(st.integers(0, 6)))
+    return {
+        "requests": sorted(requests),
+        "groups": groups or None,
+        "rooms": make_rooms(limits, *([bytes_[kind] for bytes_ in per_token] for kind in range(2))),
+        "stages": stages,
+        "gpipe": gpipe,
+        "offload_rate": offload_rate,
+        "max_wait": draw(st.sampled_from([0.0, 1.0, 5.0])),
+        "max_requests": draw(st.integers(1, 3)),
+        "serving_first": draw(st.booleans()),
+        "minimum_share": draw(st.sampled_from([0.0, 0.2])),
+        "config": {"release": "sync" if gpipe else draw(st.sampled_from(["async", "sync"]))},
+    }
+
+
+@given(tight())
+@settings(deadline=None, max_examples=400)
+def test_everything_finishes_within_the_limit_at_every_instant(case: dict[str, Any]) -> None:
+    played = run(**case)
+    world, rooms = played.world, played.world.memory.rooms
+    assert (world.requests["outcome"] == FINISHED).all()
+    assert (world.micro_batches["outcome"] == FINISHED).all()
+    assert (world.requests["produced"] == world.requests["output"]).all()
+    assert not any(rooms[name].any() for name in ("cache", "activations", "movable", "leaving", "back"))
+    if case["offload_rate"] == 0.0:
+        assert (rooms["peak"] <= rooms["limit"]).all()
+        for stage in range(case["stages"]):
+            assert most_in_training(played, stage) <= rooms["limit"][stage]
+    else:
+        largest = max(map(max, case["groups"] or [[0]])) * rooms["activation_bytes"]
+        assert (rooms["peak"] <= rooms["limit"] + largest).all()
+
+
+def most_in_training(played: Played, stage: int) -> int:
+    """The most bytes of activations between a forward and its backward at any instant, from the spans."""
+    nbytes = played.world.memory.rooms["activation_bytes"][stage]
+    changes = []
+    for number, length in enumerate(played.world.lengths.tolist()):
+        passes = [(at, start, end) for at, _, start, end in played.of(len(played.world.requests) + number)]
+        inside = [(start, end) for at, start, end in passes if at == stage]
+        changes += [(inside[0][0], 1, length * nbytes), (inside[-1][1], 0, -length * nbytes)]
+    return max(accumulate(change for *_, change in sorted(changes)), default=0)
+
+
+# Whole recipes
+
+RECIPE = f"""\
+nodes: {{count: 2, stages: 2}}
+engine: {{kind: emulated, coefficients: {COEFFICIENTS}}}
+serving:
+  source: {{kind: poisson, rate: 12, requests: 60, lengths: lmsys-chat}}
+  mode: generate
+training: {{share: 0.4, sequence_length: 1024}}
+policy: {{memory: {{capacity_gb: 66, max_wait_s: 0.2}}}}
+"""
+
+
+def simulated(folder: Path, *overrides: str) -> Simulated:
+    """Simulates the recipe with some keys set otherwise."""
+    (folder / "recipe.yaml").write_text(RECIPE)
+    return simulate(load_recipe(folder / "recipe.yaml", overrides))
+
+
+def test_the_report_tells_what_memory_has_cost(tmp_path: Path) -> None:
+    summary = simulated(tmp_path, "policy.memory.offload_gb_per_s=20").summary
+    assert summary["serving"]["finished"] == 60
+    assert summary["training"]["finished"] == 40
+    memory = summary["memory"]
+    assert len(memory["stages"]) == 2
+    for stage in memory["stages"]:
+        assert stage["resting"] == pytest.approx(16 * 16 * 202_383_360 / 66e9)
+        assert stage["resting"] < stage["peak"] <= 0.9
+    assert memory["serving_waits"]["count"] + memory["training_waits"]["count"] > 0
+
+
+def test_without_a_capacity_there_is_no_such_section(tmp_path: Path) -> None:
+    assert simulated(tmp_path, "policy.memory.capacity_gb=null").summary["memory"] is None
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("policy.memory.capacity_gb=50", "weights, optimizer state never fits on stage 0 of node 0"),
+        ("training.sequence_length=8192", "a training micro-batch"),
+        ("policy.memory.capacity_gb=58", "the cache of request"),
+    ],
+)
+def test_what_never_fits_is_refused(tmp_path: Path, override: str, told: str) -> None:
+    with pytest.raises(UserError, match=told) as refused:
+        simulated(tmp_path, "training.sequence_length=64", override)
+    assert "policy.memory.capacity_gb" in str(refused.value)
+
+
+def test_a_capacity_needs_to_know_what_stages_hold(tmp_path: Path) -> None:
+    lines = COEFFICIENTS.read_text().splitlines(keepends=True)
+    bare = tmp_path / "bare.yaml"
+    bare.write_text("".join(line for line in lines if "_bytes" not in line and "memory:  " not in line))
+    with pytest.raises(UserError, match=r"no memory, which says what stages hold[.] `lemix profile` measures it"):
+        simulated(tmp_path, f"engine.coefficients={bare}")
+    finished = simulated(tmp_path, f"engine.coefficients={bare}", "policy.memory.capacity_gb=null").summary["serving"][
+        "finished"
+    ]
+    assert finished == 60
