@@ -114,13 +114,15 @@ LengthTable = Literal["azure-conv", "azure-code", "mooncake-conversation", "lmsy
 class GeneratedSource(Section):
     """Arrivals from a process, lengths from the published quantiles of a trace."""
 
-    kind: Literal["poisson", "bursty", "constant"]
+    kind: Literal["poisson", "bursty", "constant", "daily"]
     rate: PositiveFloat = Field(description="mean requests per second; for `bursty` during the on phase")
     duration_s: PositiveFloat | None = None
     requests: PositiveInt | None = None
     lengths: LengthTable = "azure-conv"
     on_s: PositiveFloat = 1.0
     off_s: PositiveFloat = 3.0
+    swing: Fraction = Field(default=0.8, description="`daily`: by what share of itself the rate swings")
+    period_s: PositiveFloat = Field(default=86400.0, description="`daily`: seconds of one swing")
 
     @model_validator(mode="after")
     def _has_an_end(self) -> Self:

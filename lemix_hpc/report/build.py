@@ -70,6 +70,7 @@ def _serving(run: RunRecords, batches: metrics.ServingBatches) -> Section:
         "rejected": outcomes.count("rejected"),
         "lost": outcomes.count("lost"),
         "slo": {_factor(k): metrics.attainment(served, k * run.facts.t0_s) for k in run.facts.slo_factors},
+        "slo_ms": metrics.attainments(served, run.facts.slo_ms),
         "response_ms": _milliseconds(map(metrics.response, served)),
         "ttft_ms": _milliseconds(map(metrics.time_to_first_token, served)),
         "tpot_ms": _milliseconds(map(metrics.time_per_output_token, served)),

@@ -6,7 +6,7 @@ Times are in seconds since the start of the run, results in the unit that each d
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,6 +49,27 @@ def attainment(served: Sequence[ServedTask], limit_s: float) -> float | None:
         return None
     responses = [response(task) for task in served]
     return sum(seconds is not None and seconds <= limit_s for seconds in responses) / len(served)
+
+
+def attainments(served: Sequence[ServedTask], limits_ms: Mapping[str, float]) -> dict[str, float | None]:
+    """Requests within a limit / ALL requests received, 0..1, for each limit in ms (`ttft`, `tpot`, `response`), and with more
+    than one limit for `all` of them at once. A finished request without a TPOT (one token) meets that limit."""
+    if not served:
+        return dict.fromkeys(limits_ms)
+    measures = {"ttft": time_to_first_token, "tpot": time_per_output_token, "response": response}
+
+    def meets(task: ServedTask, name: str) -> bool:
+        seconds = measures[name](task)
+        if seconds is None:
+            return name == "tpot" and task.outcome == "finished"
+        return 1e3 * seconds <= limits_ms[name]
+
+    shares: dict[str, float | None] = {
+        name: sum(meets(task, name) for task in served) / len(served) for name in limits_ms
+    }
+    if len(limits_ms) > 1:
+        shares["all"] = sum(all(meets(task, name) for name in limits_ms) for task in served) / len(served)
+    return shares
 
 
 def mean_nll(served: Iterable[ServedTask]) -> float | None:

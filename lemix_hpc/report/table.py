@@ -60,7 +60,10 @@ def _serving(report: dict[str, Any]) -> list[tuple[str, RenderableType]]:
     misses = Text(f"{serving['rejected']} rejected · {serving['lost']} lost")
     if serving["rejected"] or serving["lost"]:
         misses.stylize("red")
-    limits = (Text(f"{percent(share)} in {factor} T0", _grade(share)) for factor, share in serving["slo"].items())
+    limits = [Text(f"{percent(share)} in {factor} T0", _grade(share)) for factor, share in serving["slo"].items()]
+    limits += [
+        Text(f"{percent(share)} within {name} limit", _grade(share)) for name, share in serving["slo_ms"].items()
+    ]
     rows: list[tuple[str, RenderableType]] = [
         ("requests", Text.assemble(f"{serving['finished']} finished of {serving['received']} · ", misses)),
         ("SLO attainment", Text(" · ").join(limits)),

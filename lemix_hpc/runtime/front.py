@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -20,6 +19,7 @@ from lemix_hpc.policy.events import (
 )
 from lemix_hpc.policy.scheduler import Scheduler
 from lemix_hpc.runtime import messages as m
+from lemix_hpc.runtime.arrivals import Arrivals
 from lemix_hpc.runtime.layout import Layout
 from lemix_hpc.runtime.ledger import ServingTask, TaskNames, TrainingTask
 from lemix_hpc.runtime.mailbox import Inbox, Mail, Mailbox
@@ -57,12 +57,12 @@ class Front:
         self._mailbox = mailbox
         self._recorder = recorder
         self._now = now
-        self._requests = requests
+        self._requests = len(requests)
+        self._arrivals = Arrivals(requests)
         self._feed = feed
         self._settings = settings
         self._number = next_number
         self._live = LiveFigures(layout.nodes, layout.stages)
-        self._arrived = 0
         self._served = 0
         self._serving: dict[int, ServingTask] = {}
         self._training: dict[int, TrainingTask] = {}
@@ -85,17 +85,17 @@ class Front:
 
     @property
     def finished(self) -> bool:
-        return self._arrived == len(self._requests) and not self._serving and self._closed and not self._begun
+        return self._arrivals.left == 0 and not self._serving and self._closed and not self._begun
 
     def until_due(self) -> float:
         """Seconds until the next request or the scheduler's next tick is due; inf when nothing is."""
-        return min(self._next_arrival, self._tick_at) - self._now()
+        return min(self._arrivals.next, self._tick_at) - self._now()
 
     def turn(self) -> bool:
         """Let in what is due, take in reports, keep training supplied. False when there was nothing to do."""
         due = self.until_due() <= 0
-        while self._next_arrival <= self._now():
-            self._arrive(self._requests[self._arrived])
+        for request in self._arrivals.until(self._now()):
+            self._arrive(request)
         if self._tick_at <= self._now():
             self._tell(Tick(self._now()))
         mails = self._mailbox.poll()
@@ -105,16 +105,12 @@ class Front:
         self._show()
         return bool(mails) or due
 
-    @property
-    def _next_arrival(self) -> float:
-        return self._requests[self._arrived].arrival if self._arrived < len(self._requests) else math.inf
-
     def _arrive(self, request: Request) -> None:
-        self._arrived += 1
         task = ServingTask(request)
         context = self._settings.context
         if context is not None and request.prompt_tokens + request.output_tokens > context:
             self._recorder.task(task.rejected())
+            self._arrivals.turned_away(request.id, self._now())
             return
         number = self._number()
         self._serving[number] = task
@@ -128,7 +124,7 @@ class Front:
         """
         if self._feed is None or self._closed:
             return
-        served = self._arrived == len(self._requests) and not self._serving
+        served = self._arrivals.left == 0 and not self._serving
         if self._refused or (self._feed.total is None and served):
             self._closed = True
             self._tell(TrainingClosed(self._now()))
@@ -181,6 +177,7 @@ class Front:
         serving = self._serving.pop(number, None)
         if serving is not None:
             self._recorder.task(serving.rejected(number))
+            self._arrivals.turned_away(serving.request.id, self._now())
             return
         self._refused = True
         self._offered.pop(self._training.pop(number).micro_batch.group, None)
@@ -249,6 +246,7 @@ class Front:
 
     def _request_done(self, done: m.RequestDone) -> None:
         task = self._serving.pop(done.task)
+        self._arrivals.answered(task.request.id, done.finished)
         self._names.retire(done.task)
         self._served += 1
         self._live.responded(done.finished - task.request.arrival)
@@ -264,8 +262,8 @@ class Front:
             Progress(
                 state="finished" if last else "running",
                 elapsed_s=now,
-                received=self._arrived,
-                requests=len(self._requests),
+                received=self._requests - self._arrivals.left,
+                requests=self._requests,
                 served=self._served,
                 trained=self._trained,
                 training_total=self._feed.total if self._feed else 0,

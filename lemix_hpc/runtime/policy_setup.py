@@ -62,6 +62,13 @@ def aim(recipe: Recipe) -> float:
     return factors[len(factors) // 2]
 
 
+def limits_ms(recipe: Recipe) -> dict[str, float]:
+    """The limits in milliseconds that a recipe gives."""
+    slo = recipe.slo
+    limits = {"ttft": slo.ttft_ms, "tpot": slo.tpot_ms, "response": slo.response_ms}
+    return {name: limit for name, limit in limits.items() if limit is not None}
+
+
 def training_nodes(recipe: Recipe) -> int | None:
     """How many nodes of a separated cluster train: given, or the share of training, at least one of each. None: half."""
     given, training, nodes = recipe.policy.training_nodes, recipe.training, recipe.nodes.count

@@ -105,8 +105,8 @@ class MemoryUse(msgspec.Struct, frozen=True):
 class RunFacts(msgspec.Struct, frozen=True):
     """What the report needs beside spans and tasks (`facts.json`).
 
-    `steps`: optimizer steps over all nodes; `drift`: stages whose times left the coefficient file's;
-    `memory`: None where it has no limit.
+    `steps`: optimizer steps over all nodes; `slo_ms`: limits in ms on `ttft`, `tpot` and `response`, those given;
+    `drift`: stages whose times left the coefficient file's; `memory`: None where it has no limit.
     """
 
     policy: str
@@ -117,6 +117,7 @@ class RunFacts(msgspec.Struct, frozen=True):
     t0_s: float
     duration_s: float
     steps: int
+    slo_ms: dict[str, float] = {}
     malformed_lines: int = 0
     outside_range: int = 0
     drift: list[Drift] = []

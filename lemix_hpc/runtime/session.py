@@ -21,7 +21,7 @@ from lemix_hpc.runtime.front import Front, FrontSettings
 from lemix_hpc.runtime.layout import Layout
 from lemix_hpc.runtime.leader import Leader
 from lemix_hpc.runtime.mailbox import Inbox, Mail, Mailbox
-from lemix_hpc.runtime.policy_setup import make_scheduler, split
+from lemix_hpc.runtime.policy_setup import limits_ms, make_scheduler, split
 from lemix_hpc.runtime.recorder import Recorder
 from lemix_hpc.runtime.records import LearnedTimes, Progress, RunFacts
 from lemix_hpc.runtime.training_feed import TrainingFeed, amount
@@ -122,6 +122,7 @@ class Session:
             nodes=self._layout.nodes,
             stages=self._layout.stages,
             slo_factors=list(recipe.slo.factors),
+            slo_ms=limits_ms(recipe),
             t0_s=mean_unloaded_response(latency, work.requests, recipe),
             duration_s=duration,
             steps=steps,

@@ -120,7 +120,7 @@ def _next_arrival(world: World) -> int:
     run, requests = world.run[0], world.requests
     listed: int = run.next_arrival
     due: int = run.due
-    if listed == requests.size or requests[listed].arrival == math.inf:
+    if listed == run.listed:
         return due
     return due if due != NONE and requests[due].arrival < requests[listed].arrival else listed
 

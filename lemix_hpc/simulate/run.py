@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from lemix_hpc.config.recipe import Recipe
 from lemix_hpc.engines.model_sizes import describe
@@ -18,7 +20,7 @@ from lemix_hpc.profiling.hardware import Hardware, load_hardware
 from lemix_hpc.report import metrics
 from lemix_hpc.report.build import summarise, write_report
 from lemix_hpc.report.read import RunRecords
-from lemix_hpc.runtime.policy_setup import aim, make_scheduler
+from lemix_hpc.runtime.policy_setup import aim, limits_ms, make_scheduler
 from lemix_hpc.runtime.recorder import Recorder
 from lemix_hpc.runtime.records import LearnedTimes, RunFacts, ServedTask
 from lemix_hpc.runtime.session import COEFFICIENTS, mean_unloaded_response
@@ -28,7 +30,7 @@ from lemix_hpc.simulate.play import play
 from lemix_hpc.simulate.rooms import make_rooms_of, memory_use
 from lemix_hpc.simulate.setup import make_setting, make_times_of
 from lemix_hpc.simulate.told import told
-from lemix_hpc.simulate.world import World, make_requests
+from lemix_hpc.simulate.world import World, follow, make_requests
 from lemix_hpc.workload.load import Workload, load_workload
 from lemix_hpc.workload.tasks import Request
 
@@ -92,6 +94,7 @@ def simulate_workload(
 ) -> Simulated:
     """As `simulate`, with stage times and work that do not come from the recipe; `t0`: mean unloaded response [s]."""
     requests, rejected = _fitting(recipe, work.requests)
+    requests = _in_order(requests)
     scheduler = make_scheduler(recipe, hardware, t0)
     names: list[str] = []
     feed, groups = _feed(recipe, work), None
@@ -147,11 +150,27 @@ def _fitting(recipe: Recipe, requests: tuple[Request, ...]) -> tuple[list[Reques
 
 
 def _records_of(requests: list[Request]) -> Any:
-    return make_requests(
+    """Requests that come by themselves first, as the world wants them: see `_in_order`."""
+    records = make_requests(
         [request.arrival for request in requests],
         [request.prompt_tokens for request in requests],
         [request.output_tokens for request in requests],
     )
+    place = {request.id: number for number, request in enumerate(requests)}
+    turns = [(number, request) for number, request in enumerate(requests) if request.after is not None]
+    if turns:
+        later = np.array([number for number, _ in turns])
+        earlier = np.array([place[request.after] for _, request in turns if request.after is not None])
+        follow(records, later, earlier, [request.think_s for _, request in turns])
+    return records
+
+
+def _in_order(requests: list[Request]) -> list[Request]:
+    """Later turns of conversations behind all others; a turn after one that was left out comes by itself."""
+    known = {request.id for request in requests}
+    own = [replace(r, after=None) if r.after not in known else r for r in requests]
+    opening = sorted((r for r in own if r.after is None), key=lambda r: r.arrival)
+    return opening + [r for r in own if r.after is not None]
 
 
 def _feed(recipe: Recipe, work: Workload) -> TrainingFeed | None:
@@ -182,6 +201,7 @@ def _facts(
         nodes=recipe.nodes.count,
         stages=recipe.nodes.stages,
         slo_factors=list(recipe.slo.factors),
+        slo_ms=limits_ms(recipe),
         t0_s=t0,
         duration_s=float(world.run["now"][0]),
         steps=int(world.run["steps"][0]),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 
 from lemix_hpc.policy import stage_queue
-from lemix_hpc.policy.compiled import compiled
+from lemix_hpc.policy.compiled import compiled, inlined
 from lemix_hpc.policy.stage_queue import COMMIT, FORWARD, NOTHING, SERVE
 from lemix_hpc.policy.times import BACKWARD_PASS, FORWARD_PASS, SERVE_PASS, stage_seconds
 from lemix_hpc.simulate.heap import pop, push
@@ -81,7 +81,7 @@ def _has_memory(world: World, setting: Setting, node: int, stage: int) -> bool:
     return bool(claim_activations(world, setting, node, head))
 
 
-@compiled
+@inlined
 def _serve_since(world: World, at: int) -> float:
     """Since when the next batch is there, if its epoch is open."""
     head = world.stages[at].serves
@@ -91,7 +91,7 @@ def _serve_since(world: World, at: int) -> float:
     return since
 
 
-@compiled
+@inlined
 def _forward_since(world: World, setting: Setting, at: int, stage: int) -> float:
     head = world.queues[3 * at + FORWARDS].head
     if head == NONE or world.micro_batches[head].epoch != world.stages[at].went:
@@ -103,7 +103,7 @@ def _forward_since(world: World, setting: Setting, at: int, stage: int) -> float
     return since
 
 
-@compiled
+@inlined
 def _backward_since(world: World, setting: Setting, at: int, stage: int) -> float:
     """Since when the next gradient is there; under GPipe it waits for all forwards of its group."""
     head = world.queues[3 * at + BACKWARDS].head
@@ -118,7 +118,7 @@ def _backward_since(world: World, setting: Setting, at: int, stage: int) -> floa
     return since
 
 
-@compiled
+@inlined
 def _commit_since(world: World, at: int, stage: int) -> float:
     """Since when a weight update is there. The first stage decides on them; elsewhere all work in front comes first."""
     head = world.queues[3 * at + COMMITS].head
@@ -155,7 +155,7 @@ def _commit(world: World, setting: Setting, node: int, stage: int) -> None:
         append(world.queues[3 * (at + 1) + COMMITS], world.groups, group)
 
 
-@compiled
+@inlined
 def _serve(world: World, setting: Setting, node: int, stage: int) -> None:
     at, now = node * setting.stages + stage, world.run[0].now
     state = world.stages[at]
@@ -176,7 +176,7 @@ def _serve(world: World, setting: Setting, node: int, stage: int) -> None:
     set_timer(world.timers, at, now + seconds)
 
 
-@compiled
+@inlined
 def _train(world: World, setting: Setting, node: int, stage: int, kind: int, waiting: bool) -> None:
     """Start a forward or a backward; `waiting`: serving is there all the same."""
     at = node * setting.stages + stage
@@ -198,7 +198,7 @@ def _train(world: World, setting: Setting, node: int, stage: int, kind: int, wai
     _resume(world, setting, at, waiting)
 
 
-@compiled
+@inlined
 def _resume(world: World, setting: Setting, at: int, waiting: bool) -> None:
     """Run on with a training pass, to its end or as far as it gets while serving waits."""
     state = world.stages[at]
@@ -210,7 +210,7 @@ def _resume(world: World, setting: Setting, at: int, waiting: bool) -> None:
     set_timer(world.timers, at, state.start + state.planned * state.piece)
 
 
-@compiled
+@inlined
 def _shorten(world: World, setting: Setting, at: int) -> None:
     """Let the training pass that runs rest at the first boundary from now on where training is not owed time."""
     state, now = world.stages[at], world.run[0].now
@@ -224,7 +224,7 @@ def _shorten(world: World, setting: Setting, at: int) -> None:
         set_timer(world.timers, at, max(now, state.start + pieces * state.piece))
 
 
-@compiled
+@inlined
 def end_stretch(world: World, setting: Setting, at: int) -> bool:
     """The stretch that runs has come to its end: whether its pass has, too. If not, the pass rests."""
     state = world.stages[at]
@@ -248,7 +248,7 @@ def come(world: World, number: int, at: int) -> None:
     state.serves = push(world.batches, state.serves, number)
 
 
-@compiled
+@inlined
 def forward_done(world: World, setting: Setting, node: int, stage: int, number: int) -> None:
     """A micro-batch goes to the next stage; on the last one its own backward is ready."""
     at, micro_batch = node * setting.stages + stage, world.micro_batches[number]

@@ -241,6 +241,7 @@ RUN = np.dtype(
     [
         ("now", np.float64),
         ("next_arrival", np.int64),
+        ("listed", np.int64),
         ("due", np.int64),
         ("unserved", np.int64),
         ("next_group", np.int64),
@@ -258,8 +259,9 @@ RUN = np.dtype(
     ],
     align=True,
 )
-"""The front. `unserved`: requests without an outcome; `due`: root of the heap of later turns; `changed`: nodes to look at;
-`came`: batches that have come to any stage; `measured`: the policy has been told how long the pass took that ends next."""
+"""The front. `listed`: requests that come by themselves; `unserved`: those without an outcome; `due`: root of the heap of
+later turns; `changed`: nodes to look at; `came`: batches that have come to any stage; `measured`: the policy has been told how
+long the pass took that ends next."""
 
 
 class Setting(NamedTuple):
@@ -354,6 +356,7 @@ def make_world(setting: Setting, times: Times, requests: Records, *, spans: int,
     """An idle cluster in front of these requests, without training; room for so many spans. `rooms`: where it is limited."""
     stages, batches = setting.nodes * setting.stages, MOST_IN_FLIGHT
     run = np.zeros(1, RUN)
+    run["listed"] = np.isfinite(requests["arrival"]).sum()
     run["due"], run["unserved"], run["closed"] = NONE, len(requests), True
     nodes = np.zeros(setting.nodes, NODE)
     nodes["waiting"], nodes["free"] = NONE, np.arange(setting.nodes) * batches

@@ -25,6 +25,8 @@ def arrival_times(source: GeneratedSource, rng: np.random.Generator) -> NDArray[
             return bursty(source.rate, source.on_s, source.off_s, duration, source.requests, rng)
         case "constant":
             return constant(source.rate, duration, source.requests)
+        case "daily":
+            return daily(source.rate, source.swing, source.period_s, duration, source.requests, rng)
 
 
 def poisson(rate: float, duration_s: float, requests: int | None, rng: np.random.Generator) -> NDArray[np.float64]:
@@ -46,6 +48,21 @@ def bursty(
     busy_s = cycles * on_s + min(rest, on_s)
     cycle, phase = np.divmod(poisson(rate, busy_s, requests, rng), on_s)
     return _ended(cycle * (on_s + off_s) + phase, duration_s, requests)
+
+
+def daily(
+    rate: float, swing: float, period_s: float, duration_s: float, requests: int | None, rng: np.random.Generator
+) -> NDArray[np.float64]:
+    """A Poisson process of rate * (1 - swing * cos(2 pi t / period)): lowest at the start, `rate` in the mean; by thinning."""
+    highest = rate * (1.0 + swing)
+    blocks: list[NDArray[np.float64]] = []
+    last, count = 0.0, 0
+    while last < duration_s and (requests is None or count < requests):
+        block = last + np.cumsum(rng.exponential(1 / highest, size=_BLOCK))
+        kept = rng.random(_BLOCK) * highest < rate * (1.0 - swing * np.cos(2.0 * np.pi * block / period_s))
+        blocks.append(block[kept])
+        last, count = float(block[-1]), count + int(kept.sum())
+    return _ended(np.concatenate(blocks), duration_s, requests)
 
 
 def constant(rate: float, duration_s: float, requests: int | None) -> NDArray[np.float64]:

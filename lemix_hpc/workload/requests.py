@@ -10,6 +10,7 @@ import numpy as np
 from lemix_hpc.config.errors import UserError
 from lemix_hpc.config.recipe import GeneratedSource, Serving, TextData, TraceSource, Window
 from lemix_hpc.workload.arrivals import arrival_times
+from lemix_hpc.workload.conversations import in_conversations
 from lemix_hpc.workload.lengths import sample_lengths
 from lemix_hpc.workload.lines import Findings
 from lemix_hpc.workload.openai_batch import DEFAULT_OUTPUT_TOKENS, read_openai_batch
@@ -24,7 +25,7 @@ _RANDOM_STREAM = 1 << 18
 
 @dataclass(frozen=True)
 class Loaded:
-    """Requests in order of arrival, and what was left out of the files.
+    """Requests in order of arrival, later turns of conversations in that of their source, and what was left out.
 
     `malformed` has one message per bad line: file, line number, what is wrong. `failed` counts the requests that the
     trace itself records as failed (BurstGPT).
@@ -43,7 +44,7 @@ def load_requests(serving: Serving, *, seed: int, tokenizer: Tokenizer | None) -
     """
     _check_caps(serving)
     # One generator per purpose, so that a change of one draw leaves the others as they were.
-    arrival_seed, length_seed, prompt_seed = np.random.SeedSequence(seed).spawn(3)
+    arrival_seed, length_seed, prompt_seed, think_seed = np.random.SeedSequence(seed).spawn(4)
     findings = Findings()
     source = serving.source
     rows: Iterable[TraceRow]
@@ -62,6 +63,9 @@ def load_requests(serving: Serving, *, seed: int, tokenizer: Tokenizer | None) -
         Request(row.id or f"r{number}", row.time, row.prompt_tokens, row.output_tokens, row.tokens)
         for number, row in enumerate(rows)
     )
+    if serving.conversations is not None:
+        thinking = np.random.default_rng(think_seed)
+        requests = in_conversations(requests, serving.conversations, serving.max_prompt_tokens, thinking)
     return Loaded(requests, tuple(findings.malformed), findings.failed)
 
 

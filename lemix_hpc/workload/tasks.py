@@ -10,7 +10,8 @@ class Request:
     """One inference request.
 
     `arrival` is in seconds from the start of the run. `tokens` is empty where only lengths matter (emulated stages);
-    otherwise it has `prompt_tokens` entries. `output_tokens` is 0 for prompt scoring.
+    otherwise it has `prompt_tokens` entries. `output_tokens` is 0 for prompt scoring. A request that comes `after` another,
+    given by its id, comes `think_s` seconds after the answer to that one, whatever its `arrival`.
     """
 
     id: str
@@ -18,6 +19,8 @@ class Request:
     prompt_tokens: int
     output_tokens: int
     tokens: tuple[int, ...] = ()
+    after: str | None = None
+    think_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

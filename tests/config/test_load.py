@@ -89,7 +89,7 @@ BROKEN = {
     "unknown key in a chosen source": (
         "serving:\n  source:\n    kind: poisson\n    rate: 1\n    requests: 1\n    rat: 2\n",
         "recipe.yaml:6: serving.source.rat: unknown key; did you mean 'rate'? (valid: kind, rate, duration_s, requests, "
-        "lengths, on_s, off_s)",
+        "lengths, on_s, off_s, swing, period_s)",
     ),
     "wrong type": (
         "nodes:\n  count: two\n",
@@ -115,12 +115,12 @@ BROKEN = {
     "unknown source": (
         "serving:\n  source: {kind: poison}\n",
         "recipe.yaml:2: serving.source.kind: expected one of 'azure', 'mooncake', 'burstgpt', 'openai-batch', 'poisson', "
-        "'bursty' or 'constant', found 'poison'; did you mean 'poisson'?",
+        "'bursty', 'constant' or 'daily', found 'poison'; did you mean 'poisson'?",
     ),
     "source without a kind": (
         "serving:\n  source: {rate: 3}\n",
         "recipe.yaml:2: serving.source.kind: missing; give one of 'azure', 'mooncake', 'burstgpt', 'openai-batch', 'poisson', "
-        "'bursty', 'constant'",
+        "'bursty', 'constant', 'daily'",
     ),
     "missing key": (
         "serving:\n  source:\n    kind: azure\n",

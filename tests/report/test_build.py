@@ -18,6 +18,7 @@ def test_report_of_the_example(example_run: Path) -> None:
         "received": 4,
         "finished": 3,
         "rejected": 1,
+        "slo_ms": {},
         "lost": 0,
         "slo": {"1": 0 / 4, "5": 2 / 4, "10": 3 / 4},
         "response_ms": pytest.approx(

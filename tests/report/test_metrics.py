@@ -52,6 +52,17 @@ def test_attainment_counts_rejected_and_lost_as_misses() -> None:
     assert metrics.attainment([], 2.0) is None
 
 
+def test_limits_in_milliseconds_hold_one_by_one_and_at_once() -> None:
+    fast = request(0.0, 1.0, first_token=0.1, output=[1] * 10)
+    slow_start = request(0.0, 1.5, first_token=1.0, output=[1] * 6)
+    single = request(0.0, 0.5, first_token=0.5, output=[1])
+    limits = {"ttft": 600.0, "tpot": 150.0}
+    shares = metrics.attainments([fast, slow_start, single, REJECTED], limits)
+    assert shares == {"ttft": 2 / 4, "tpot": 3 / 4, "all": 2 / 4}
+    assert metrics.attainments([fast], {"response": 999.0}) == {"response": 0.0}
+    assert metrics.attainments([], limits) == {"ttft": None, "tpot": None}
+
+
 def test_nll_is_weighted_by_tokens() -> None:
     served = [request(nll=30.0, scored_tokens=10), request(nll=2.0, scored_tokens=2), request(), REJECTED]
     assert metrics.mean_nll(served) == (30.0 + 2.0) / (10 + 2)

@@ -235,6 +235,23 @@ def test_training_has_its_minimum_share_while_there_is_more_to_serve_than_can_be
     assert shares_of_training(without)[0] < 0.1
 
 
+def test_turns_of_a_conversation_come_after_the_answers(lemix_run: Run) -> None:
+    source = {"kind": "poisson", "rate": 60, "requests": 24, "lengths": "lmsys-chat"}
+    run = lemix_run(
+        {
+            "name": "turns",
+            "nodes": {"count": 2, "stages": 2},
+            "engine": {"kind": "emulated", "coefficients": str(A100)},
+            "serving": {"source": source, "conversations": {"turns": 3, "think_s": 0.05}},
+        }
+    )
+    served = {task["id"]: task for task in run.tasks("serving")}
+    assert len(served) == 24
+    for number in range(24):
+        if number % 3:
+            assert served[f"r{number}"]["arrival"] > served[f"r{number - 1}"]["finished"]
+
+
 def test_all_is_answered_without_serving_first_and_without_yielding(lemix_run: Run) -> None:
     run = lemix_run(
         {

@@ -94,7 +94,7 @@ def test_training_alone(simulated: Simulate) -> None:
 
 
 def test_without_coefficients_there_are_no_times(simulated: Simulate) -> None:
-    with pytest.raises(UserError, match=r"engine\.coefficients: simulated stages take their times"):
+    with pytest.raises(UserError, match=r"engine\.coefficients: stages that do not compute take their times"):
         simulated("engine.kind=torch", "engine.coefficients=null")
 
 
@@ -139,6 +139,25 @@ def test_the_best_split_meets_as_many_limits_as_any(simulated: Simulate) -> None
     best = simulated(*separate, "policy.training_nodes=auto")
     assert best.summary["serving"]["slo"]["5"] == max(run.summary["serving"]["slo"]["5"] for run in every)
     assert best.records in [run.records for run in every]
+
+
+def test_turns_of_a_conversation_wait_for_their_answers(simulated: Simulate) -> None:
+    run = simulated("serving.conversations={turns: 4, think_s: 0.5}", "serving.max_prompt_tokens=4096")
+    served = {task.id: task for task in run.records.served}
+    assert len(served) == 200
+    assert all(task.outcome == "finished" for task in served.values())
+    for number in range(200):
+        task = served[f"r{number}"]
+        if number % 4:
+            before = served[f"r{number - 1}"]
+            assert before.finished is not None
+            assert task.arrival > before.finished
+            assert task.prompt_tokens >= min(4096, before.prompt_tokens + 1)
+
+
+def test_limits_in_milliseconds_are_reported(simulated: Simulate) -> None:
+    serving = simulated("slo.response_ms=1e9", "slo.ttft_ms=1e-3").summary["serving"]
+    assert serving["slo_ms"] == {"ttft": 0.0, "response": 1.0, "all": 0.0}
 
 
 def test_slower_nodes_get_fewer_tokens_and_take_longer(simulated: Simulate, tmp_path: Path) -> None:

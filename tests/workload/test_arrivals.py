@@ -4,9 +4,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lemix_hpc.config.recipe import GeneratedSource
-from lemix_hpc.workload.arrivals import arrival_times, bursty, constant, poisson
+from lemix_hpc.workload.arrivals import arrival_times, bursty, constant, daily, poisson
 
-kinds = st.sampled_from(["poisson", "bursty", "constant"])
+kinds = st.sampled_from(["poisson", "bursty", "constant", "daily"])
 rates = st.floats(0.1, 50)
 durations = st.floats(0.1, 100)
 
@@ -43,6 +43,15 @@ def test_poisson_has_its_rate_and_exponential_gaps() -> None:
     gaps = np.diff(times)
     assert len(times) == pytest.approx(20_000, rel=0.03)
     assert gaps.std() == pytest.approx(gaps.mean(), rel=0.03)
+
+
+def test_a_day_has_its_mean_rate_and_is_quietest_at_the_start() -> None:
+    times = daily(10.0, 0.5, 1000.0, 4000.0, None, rng())
+    assert len(times) == pytest.approx(40_000, rel=0.03)
+    phase = times % 1000.0
+    night, noon = (phase < 100.0).sum() / 400.0, ((phase > 450.0) & (phase < 550.0)).sum() / 400.0
+    assert night == pytest.approx(5.0, rel=0.1)
+    assert noon == pytest.approx(15.0, rel=0.1)
 
 
 @given(st.floats(0.5, 3), st.floats(0.5, 3), st.floats(1, 60))
