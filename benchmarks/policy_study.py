@@ -230,7 +230,7 @@ def day(hours: float) -> None:
     changes = (
         "nodes.count=1",
         f"serving.source={source}",
-        f"training={{micro_batches: {max(1, round(10000 * hours))}, lengths: lmsys-chat}}",
+        f"training={{micro_batches: {max(1, round(19000 * hours))}, lengths: lmsys-chat}}",
     )
     done = simulate(load_recipe(RECIPE, changes))
     served, trained, t0 = done.records.served, done.records.trained, done.records.facts.t0_s

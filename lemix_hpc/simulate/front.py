@@ -7,7 +7,7 @@ from lemix_hpc.policy.compiled import compiled
 from lemix_hpc.policy.rules import Rules
 from lemix_hpc.policy.stage_queue import BACKWARD, SERVE
 from lemix_hpc.policy.state import State, full
-from lemix_hpc.simulate.heap import push
+from lemix_hpc.simulate.heap import bring_follower, push
 from lemix_hpc.simulate.world import (
     ARRIVED,
     CLOSED,
@@ -130,11 +130,10 @@ def _carry_out(world: World, setting: Setting, state: State) -> None:
 def _place_request(world: World, state: State, task: int, slot: int) -> None:
     run, request = world.run[0], world.requests[task]
     if slot == NONE:
-        # Turns that would have followed never come.
-        while task != NONE:
-            world.requests[task].outcome = REFUSED
-            run.unserved -= 1
-            task = world.requests[task].follower
+        request.outcome = REFUSED
+        run.unserved -= 1
+        if request.follower != NONE:
+            bring_follower(world, request.follower, max(run.now, world.requests[request.follower].earliest))
         return
     node = state.slots[slot].node
     request.node, request.key, request.predicted = node, state.slots[slot].key, state.slots[slot].predicted

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from lemix_hpc.policy.compiled import compiled
-from lemix_hpc.simulate.world import NONE, Records
+from lemix_hpc.simulate.world import NONE, Records, World
 
 
 @compiled
@@ -55,3 +55,12 @@ def _before(one: Any, other: Any) -> bool:
     if one.key != other.key:
         return bool(one.key < other.key)
     return bool(one.order < other.order)
+
+
+@compiled
+def bring_follower(world: World, follower: int, arrival: float) -> None:
+    """The next turn of a conversation comes, if there is one."""
+    if follower != NONE:
+        run = world.run[0]
+        world.requests[follower].arrival = world.requests[follower].key = arrival
+        run.due = push(world.requests, run.due, follower)

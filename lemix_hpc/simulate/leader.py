@@ -6,7 +6,7 @@ import math
 
 from lemix_hpc.policy.compiled import compiled
 from lemix_hpc.runtime.leader import AHEAD, MOST_IN_FLIGHT
-from lemix_hpc.simulate.heap import pop, push
+from lemix_hpc.simulate.heap import bring_follower, pop
 from lemix_hpc.simulate.memory import cache_fits, claim_cache, release_cache, take_cache
 from lemix_hpc.simulate.stages import come
 from lemix_hpc.simulate.world import FINISHED, NONE, Setting, World, append, take
@@ -88,22 +88,13 @@ def take_results(world: World, setting: Setting, node: int, number: int) -> None
             request.outcome, request.finished = FINISHED, now
             if setting.limited:
                 release_cache(world, setting, node, task)
-            _bring_follower(world, request.follower, now + request.think)
+            bring_follower(world, request.follower, now + request.think)
         else:
             request.cached += request.length
             request.length = 1
             append(world.ready[node], world.requests, task)
     world.nodes[node].in_flight -= 1
     world.nodes[node].generating -= batch.generates
-
-
-@compiled
-def _bring_follower(world: World, follower: int, arrival: float) -> None:
-    """The next turn of a conversation comes, if there is one."""
-    if follower != NONE:
-        run = world.run[0]
-        world.requests[follower].arrival = world.requests[follower].key = arrival
-        run.due = push(world.requests, run.due, follower)
 
 
 @compiled

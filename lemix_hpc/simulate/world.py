@@ -38,6 +38,7 @@ REQUEST = np.dtype(
         ("prompt", np.int64),
         ("output", np.int64),
         ("think", np.float64),
+        ("earliest", np.float64),
         ("follower", np.int64),
         # Where it stands. Waiting requests of a node, and later turns that are due, are heaps by `key` [s].
         ("epoch", np.int64),
@@ -339,8 +340,12 @@ def make_requests(arrival: ArrayLike, prompt: ArrayLike, output: ArrayLike) -> R
 
 
 def follow(requests: Records, later: NDArray[np.int64], earlier: NDArray[np.int64], think: ArrayLike) -> None:
-    """Let requests come `think` seconds after the answers to others. They stand behind all that come by themselves."""
+    """Let requests come `think` seconds after the answers to others, or at their own time if those are turned away.
+
+    They stand behind all that come by themselves.
+    """
     requests["follower"][earlier], requests["think"][earlier] = later, think
+    requests["earliest"][later] = requests["arrival"][later]
     requests["arrival"][later] = np.inf
 
 

@@ -155,6 +155,17 @@ def test_turns_of_a_conversation_wait_for_their_answers(simulated: Simulate) -> 
             assert task.prompt_tokens >= min(4096, before.prompt_tokens + 1)
 
 
+def test_a_turn_after_one_that_is_refused_comes_by_itself(simulated: Simulate, tmp_path: Path) -> None:
+    run = simulated(
+        "serving.conversations={turns: 4, think_s: 0.5}", "cluster.time=00:00:05", "policy.drain_reserve_s=1"
+    )
+    outcomes = [task.outcome for task in run.records.served]
+    assert len(outcomes) == 200
+    assert outcomes.count("rejected") > 20
+    run.write(tmp_path)
+    assert read_run(tmp_path).served == run.records.served
+
+
 def test_limits_in_milliseconds_are_reported(simulated: Simulate) -> None:
     serving = simulated("slo.response_ms=1e9", "slo.ttft_ms=1e-3").summary["serving"]
     assert serving["slo_ms"] == {"ttft": 0.0, "response": 1.0, "all": 0.0}
