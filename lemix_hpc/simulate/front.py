@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lemix_hpc.policy import transitions
-from lemix_hpc.policy.compiled import compiled
+from lemix_hpc.policy.compiled import compiled, inlined
 from lemix_hpc.policy.rules import Rules
 from lemix_hpc.policy.stage_queue import BACKWARD, SERVE
 from lemix_hpc.policy.state import State, full
@@ -72,7 +72,7 @@ def supply_training(world: World, setting: Setting, state: State, rules: Rules) 
     return GOING
 
 
-@compiled
+@inlined
 def tell_finished(world: World, setting: Setting, state: State, rules: Rules, node: int, task: int) -> None:
     """A task has its outcome."""
     now, output = world.run[0].now, 0
@@ -87,7 +87,7 @@ def tell_finished(world: World, setting: Setting, state: State, rules: Rules, no
     _carry_out(world, setting, state)
 
 
-@compiled
+@inlined
 def tell_passed(
     world: World, setting: Setting, state: State, rules: Rules, node: int, stage: int, task: int, kind: int
 ) -> None:
@@ -112,7 +112,7 @@ def look_again(world: World, setting: Setting, state: State, rules: Rules) -> No
     _carry_out(world, setting, state)
 
 
-@compiled
+@inlined
 def _carry_out(world: World, setting: Setting, state: State) -> None:
     """Send decided tasks to their nodes."""
     counters = state.counters[0]
@@ -126,7 +126,7 @@ def _carry_out(world: World, setting: Setting, state: State) -> None:
     counters.decided = 0
 
 
-@compiled
+@inlined
 def _place_request(world: World, state: State, task: int, slot: int) -> None:
     run, request = world.run[0], world.requests[task]
     if slot == NONE:
@@ -143,7 +143,7 @@ def _place_request(world: World, state: State, task: int, slot: int) -> None:
     touch(world, node)
 
 
-@compiled
+@inlined
 def _place_micro_batch(world: World, setting: Setting, state: State, number: int, slot: int) -> None:
     run, micro_batch = world.run[0], world.micro_batches[number]
     group = world.groups[micro_batch.group]

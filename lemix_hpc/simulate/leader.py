@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from lemix_hpc.policy.compiled import compiled
+from lemix_hpc.policy.compiled import compiled, inlined
 from lemix_hpc.runtime.leader import AHEAD, MOST_IN_FLIGHT
 from lemix_hpc.simulate.heap import bring_follower, pop
 from lemix_hpc.simulate.memory import cache_fits, claim_cache, release_cache, take_cache
@@ -73,7 +73,7 @@ def _form(world: World, setting: Setting, node: int) -> int:
     return number
 
 
-@compiled
+@inlined
 def take_results(world: World, setting: Setting, node: int, number: int) -> None:
     """A batch has left the last stage: its requests are finished, or go on to their next token."""
     batch, now = world.batches[number], world.run[0].now
@@ -97,7 +97,7 @@ def take_results(world: World, setting: Setting, node: int, number: int) -> None
     world.nodes[node].generating -= batch.generates
 
 
-@compiled
+@inlined
 def free_batch(world: World, node: int, number: int) -> None:
     """Nobody looks at a batch's members any more."""
     world.batches[number].next = world.nodes[node].free

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 
-from lemix_hpc.policy.compiled import compiled
+from lemix_hpc.policy.compiled import compiled, inlined
 from lemix_hpc.policy.rules import Rules
 from lemix_hpc.policy.stage_queue import BACKWARD, SERVE
 from lemix_hpc.policy.state import State, full
@@ -89,14 +89,14 @@ def advance(world: World, setting: Setting, state: State, rules: Rules) -> int:
             look_again(world, setting, state, rules)
 
 
-@compiled
+@inlined
 def _over(world: World) -> bool:
     """Whether everything is done."""
     run = world.run[0]
     return bool(run.unserved == 0 and run.closed and run.begun == 0)
 
 
-@compiled
+@inlined
 def _next_wake(world: World, setting: Setting) -> float:
     """When the next node has to look at its memory again."""
     if not setting.limited:
@@ -114,7 +114,7 @@ def _wake(world: World) -> None:
     touch(world, node)
 
 
-@compiled
+@inlined
 def _next_arrival(world: World) -> int:
     """The request that arrives next: from the workload, or a later turn that an answer has called for."""
     run, requests = world.run[0], world.requests
@@ -125,7 +125,7 @@ def _next_arrival(world: World) -> int:
     return due if due != NONE and requests[due].arrival < requests[listed].arrival else listed
 
 
-@compiled
+@inlined
 def _take_arrival(world: World, request: int) -> None:
     run = world.run[0]
     if request == run.due:
@@ -147,7 +147,7 @@ def _settle_node(world: World, setting: Setting, node: int) -> None:
         set_wake(world, setting, node)
 
 
-@compiled
+@inlined
 def _end(world: World, setting: Setting, state: State, rules: Rules, at: int) -> None:
     """A stretch of work ends on a stage."""
     node, stage = at // setting.stages, at % setting.stages

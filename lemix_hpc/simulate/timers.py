@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from lemix_hpc.policy.compiled import compiled
+from lemix_hpc.policy.compiled import inlined
 
 
 class Timers(NamedTuple):
@@ -27,7 +27,7 @@ def make_timers(count: int) -> Timers:
     return Timers(np.full(leaves, np.inf), winner)
 
 
-@compiled
+@inlined
 def set_timer(timers: Timers, index: int, time: float) -> None:
     """Due at `time` [s], or never (inf)."""
     due, winner = timers.due, timers.winner
@@ -39,7 +39,7 @@ def set_timer(timers: Timers, index: int, time: float) -> None:
         inner >>= 1
 
 
-@compiled
+@inlined
 def earliest(timers: Timers) -> int:
     """The timer that is due first; the lowest number of those that are due at the same time."""
     first: int = timers.winner[1]

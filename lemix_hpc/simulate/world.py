@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from lemix_hpc.policy.compiled import compiled
+from lemix_hpc.policy.compiled import compiled, inlined
 from lemix_hpc.policy.stage_queue import NOTHING
 from lemix_hpc.policy.times import Times
 from lemix_hpc.runtime.leader import MOST_IN_FLIGHT
@@ -433,7 +433,7 @@ def _queues(count: int) -> Records:
     return queues
 
 
-@compiled
+@inlined
 def append(queue: Any, items: Records, item: int) -> None:
     """To the end of a queue."""
     items[item].next = NONE
@@ -444,7 +444,7 @@ def append(queue: Any, items: Records, item: int) -> None:
     queue.tail = item
 
 
-@compiled
+@inlined
 def take(queue: Any, items: Records) -> int:
     """The first item of a queue, which it leaves."""
     item: int = queue.head
@@ -452,7 +452,7 @@ def take(queue: Any, items: Records) -> int:
     return item
 
 
-@compiled
+@inlined
 def touch(world: World, node: int) -> None:
     """Something came to a node: its leader and stages are to be looked at once everything of this instant is there."""
     if not world.nodes[node].changed:
@@ -462,7 +462,7 @@ def touch(world: World, node: int) -> None:
         run.changed += 1
 
 
-@compiled
+@inlined
 def add_span(
     world: World, node: int, stage: int, task: int, kind: int, start: float, end: float, version: int, batch: int
 ) -> None:
