@@ -58,7 +58,7 @@ def test_show_says_everything_in_plain_units(inside, tmp_path):
         "    relative error median 1.0%, 95th percentile 2.0%, largest 3.0%, R^2 0.9900 (9 points, 3 folds)\n"
         "  backward: quadratic: eta 1 ns/token^2\n"
         "  optimizer step: 2 ms\n"
-        "  memory: weights bytes 123,456, kv bytes per token 16.5\n\n"
+        "  memory: weights bytes 123,456, optimizer bytes 0, kv bytes per token 16.5\n\n"
         "links\n  host_to_device_gb_s: 24.5\n\n"
         "fitted on\n  max_length: 64\n  batch: 1 to 8\n\n"
         "provenance\n  source: made up\n  versions:\n    torch: 2\n  points: points.csv\n"

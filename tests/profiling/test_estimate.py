@@ -114,7 +114,7 @@ def test_a_disturbed_point_hardly_bends_the_fit(times: Affine, place: int, facto
     points[place] = Point(points[place].shape, points[place].seconds * factor)
     fitted = fit_affine(points)
     for shape in ALL:
-        assert fitted.seconds(shape) == pytest.approx(times.seconds(shape), rel=0.07)
+        assert fitted.seconds(shape) == pytest.approx(times.seconds(shape), rel=0.12)
 
 
 def numbers_in(form: StageTime) -> list[float]:
