@@ -8,8 +8,9 @@ from lemix_hpc.policy.compiled import compiled, inlined
 from lemix_hpc.runtime.leader import AHEAD, MOST_IN_FLIGHT
 from lemix_hpc.simulate.heap import bring_follower, pop
 from lemix_hpc.simulate.memory import cache_fits, claim_cache, release_cache, take_cache
+from lemix_hpc.simulate.rows import FINISHED, NONE
 from lemix_hpc.simulate.stages import come
-from lemix_hpc.simulate.world import FINISHED, NONE, Setting, World, append, take
+from lemix_hpc.simulate.world import Setting, World, append, take
 
 
 @compiled

@@ -30,16 +30,10 @@ from lemix_hpc.simulate.front import (
 from lemix_hpc.simulate.heap import pop
 from lemix_hpc.simulate.leader import free_batch, supply_first_stage, take_results
 from lemix_hpc.simulate.memory import move, set_wake
+from lemix_hpc.simulate.rows import FINISHED, NONE
 from lemix_hpc.simulate.stages import backward_done, come, end_stretch, forward_done, settle
 from lemix_hpc.simulate.timers import earliest, set_timer
-from lemix_hpc.simulate.world import (
-    FINISHED,
-    NONE,
-    Setting,
-    World,
-    add_span,
-    touch,
-)
+from lemix_hpc.simulate.world import Setting, World, add_span, touch
 
 RESOLUTION = 1e-9
 """The policy's ticks come at most once in so many seconds, whatever the rounding of their times."""

@@ -14,22 +14,9 @@ from lemix_hpc.policy import memory as policy
 from lemix_hpc.policy.compiled import compiled
 from lemix_hpc.policy.memory import OFFLOAD, PREEMPT, RUN
 from lemix_hpc.simulate.heap import push
+from lemix_hpc.simulate.rows import ABSENT, AWAY, BACK, BACKWARDS, COMING, HELD, LEAVING, NONE
 from lemix_hpc.simulate.timers import set_timer
-from lemix_hpc.simulate.world import (
-    ABSENT,
-    AWAY,
-    BACK,
-    BACKWARDS,
-    COMING,
-    HELD,
-    LEAVING,
-    NONE,
-    Setting,
-    World,
-    append,
-    take,
-    touch,
-)
+from lemix_hpc.simulate.world import Setting, World, append, take, touch
 
 decide = compiled(policy.decide)
 spare_time = compiled(policy.spare_time)

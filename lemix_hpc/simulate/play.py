@@ -16,8 +16,9 @@ from lemix_hpc.policy.state import full, grown
 from lemix_hpc.policy.times import Times
 from lemix_hpc.simulate.front import DONE, MEASURE, NEED_GROUPS, NEED_ROOM, NEED_SLOTS
 from lemix_hpc.simulate.loop import advance
+from lemix_hpc.simulate.rows import Records
 from lemix_hpc.simulate.timers import earliest
-from lemix_hpc.simulate.world import Records, Setting, World, make_world, with_groups
+from lemix_hpc.simulate.world import Setting, World, make_world, with_groups
 
 PASS_KINDS: dict[int, PassKind] = {SERVE: "serve", BACKWARD: "backward", FORWARD: "forward"}
 

@@ -7,7 +7,8 @@ from typing import Any
 
 from lemix_hpc.policy.stage_queue import BACKWARD, COMMIT, FORWARD, SERVE
 from lemix_hpc.runtime.records import ServedTask, Span, SpanKind, TrainedTask
-from lemix_hpc.simulate.world import FINISHED, NONE, Records, World
+from lemix_hpc.simulate.rows import FINISHED, NONE, Records
+from lemix_hpc.simulate.world import World
 from lemix_hpc.workload.tasks import Request
 
 KINDS: dict[int, SpanKind] = {SERVE: "serve", COMMIT: "step", BACKWARD: "backward", FORWARD: "forward"}

@@ -15,18 +15,9 @@ from lemix_hpc.policy.times import BACKWARD_PASS, FORWARD_PASS, SERVE_PASS, stag
 from lemix_hpc.simulate.heap import pop, push
 from lemix_hpc.simulate.memory import activations_there, claim_activations, may_leave, must_stay, release_activations
 from lemix_hpc.simulate.noise import spread
+from lemix_hpc.simulate.rows import BACKWARDS, COMMITS, FORWARDS, NONE
 from lemix_hpc.simulate.timers import set_timer
-from lemix_hpc.simulate.world import (
-    BACKWARDS,
-    COMMITS,
-    FORWARDS,
-    NONE,
-    Setting,
-    World,
-    add_span,
-    append,
-    take,
-)
+from lemix_hpc.simulate.world import Setting, World, add_span, append, take
 
 pick = compiled(stage_queue.pick)
 debt_after = compiled(stage_queue.debt_after)

@@ -14,7 +14,8 @@ from lemix_hpc.policy.scheduler import Scheduler
 from lemix_hpc.policy.stage_queue import BACKWARD, COMMIT
 from lemix_hpc.policy.times import make_times
 from lemix_hpc.simulate.play import play
-from lemix_hpc.simulate.world import Records, Setting, World, make_requests
+from lemix_hpc.simulate.rows import Records
+from lemix_hpc.simulate.world import Setting, World, make_requests
 
 SETTING = Setting(
     nodes=1,

@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lemix_hpc.policy.stage_queue import COMMIT
-from lemix_hpc.simulate.world import FINISHED, follow, make_requests
+from lemix_hpc.simulate.rows import FINISHED
+from lemix_hpc.simulate.world import follow, make_requests
 from tests.simulate.cluster import Played, run
 
 REPOSITORY = Path(__file__).resolve().parents[2]

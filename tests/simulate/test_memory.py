@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from lemix_hpc.config.errors import UserError
 from lemix_hpc.config.load import load_recipe
+from lemix_hpc.simulate.rows import FINISHED
 from lemix_hpc.simulate.run import Simulated, simulate
-from lemix_hpc.simulate.world import FINISHED, make_rooms
+from lemix_hpc.simulate.world import make_rooms
 from tests.simulate.cluster import Played, run
 from tests.simulate.test_run import COEFFICIENTS
 
