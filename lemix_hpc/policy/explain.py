@@ -11,6 +11,7 @@ import numpy as np
 from lemix_hpc.policy.events import Event, GroupOffered, RequestArrived
 from lemix_hpc.policy.placement import (
     Candidate,
+    expected_output,
     length_consistency,
     request_candidate,
     request_row,
@@ -53,9 +54,7 @@ def request_forecasts(scheduler: Scheduler, event: RequestArrived) -> list[NodeF
     """The forecasts of a request on every node that serves, before the scheduler is told of it."""
     state, rules = scheduler.state, scheduler.rules
     row = np.zeros(state.forward.shape[1])
-    # As `request_arrived` does it.
-    guessed = max(2, round(float(state.counters[0]["expected_output"])))
-    output = event.output if rules.oracle or event.output <= 1 else guessed
+    output = expected_output(state, rules, event.output)
     found = []
     for node in range(rules.servers):
         alone = request_row(state, rules, node, event.prompt, output, row)

@@ -255,7 +255,7 @@ def _forecast(state: State, node: int, slot: int) -> int:
 @inlined
 def _forecast_backward(state: State, slot: int, ready: float) -> bool:
     """Forecast a backward whose forward ends on the last stage at `ready`; whether that moved it."""
-    _slots, moved = state.slots, False
+    moved = False
     for back in range(state.paths.shape[1]):
         stage = state.paths.shape[1] - 1 - back
         if not state.paths[slot, stage].ran & RAN_BACKWARD:

@@ -31,13 +31,18 @@ from lemix_hpc.policy.times import BACKWARD_PASS, FORWARD_PASS, SERVE_PASS, kind
 
 class Candidate(NamedTuple):
     """What a node has to offer a task, seconds: `response` from release to the end of the last forward, `completion` the
-    time when it is through, `idleness` the paper's II, `work` stage seconds of its forward, `score` the higher the better."""
+    time when it is through, `idleness` the paper's II, `score` the higher the better."""
 
     response: float
     completion: float
     idleness: float
-    work: float
     score: float
+
+
+@compiled
+def expected_output(state: State, rules: Rules, output: int) -> int:
+    """The tokens that forecasts expect of a request that asks for so many."""
+    return output if rules.oracle or output <= 1 else max(2, round(state.counters[0].expected_output))
 
 
 @inlined
@@ -85,14 +90,12 @@ def request_candidate(
     state: State, rules: Rules, node: int, now: float, alone: float, length: int, forward: Floats
 ) -> Candidate:
     """A request on a node, in its place among those that wait there."""
-    work = forward.sum()
-    behind = place_of_request(state, node, order_key(rules, now, work), now, rules.serving_first)
+    key = order_key(rules, now, forward.sum())
+    behind = place_of_request(state, node, key, now, rules.serving_first)
     sequence = 0 if rules.serving_first else ALL
     begin, end, idleness = expect(state, node, behind, sequence, now, forward)
     end = max(end, begin + alone)
-    return Candidate(
-        end - now, end, idleness, work, score(state, rules, node, now, end - now, end, idleness, alone, length)
-    )
+    return Candidate(end - now, end, idleness, score(state, rules, node, now, end - now, end, idleness, alone, length))
 
 
 @inlined
@@ -106,7 +109,6 @@ def training_candidate(
         end - now,
         completion,
         idleness,
-        work,
         score(state, rules, node, now, end - now, completion, idleness, work, length),
     )
 

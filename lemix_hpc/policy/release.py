@@ -143,7 +143,7 @@ def _admitted(state: State, rules: Rules, now: float, node: int, slot: int) -> b
 @compiled
 def in_the_way(state: State, rules: Rules, slot: int) -> float:
     """How long a micro-batch can keep requests waiting, seconds: on every stage one piece of a pass, or all of it."""
-    _slots, total = state.slots, 0.0
+    total = 0.0
     for stage in range(state.forward.shape[1]):
         longest = max(state.forward[slot, stage], state.backward[slot, stage])
         total += longest / rules.pieces if rules.serving_first else state.forward[slot, stage] + longest

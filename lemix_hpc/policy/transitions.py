@@ -10,7 +10,7 @@ import math
 
 from lemix_hpc.policy.compiled import compiled
 from lemix_hpc.policy.forecast import assign, expect, forget, observe, place_of_request
-from lemix_hpc.policy.placement import choose_for_request, order_key, request_row
+from lemix_hpc.policy.placement import choose_for_request, expected_output, order_key, request_row
 from lemix_hpc.policy.release import admit, offer, open_groups, passed
 from lemix_hpc.policy.rules import Rules
 from lemix_hpc.policy.slots import decide, note_assigned, note_output, note_overhead, return_slot, take_slot
@@ -21,7 +21,7 @@ from lemix_hpc.policy.state import NONE, Ints, State
 def request_arrived(state: State, rules: Rules, now: float, task: int, prompt: int, output: int) -> None:
     """Place a request of `prompt` tokens that asks for `output` new ones (0: its prompt is only scored)."""
     slots, nodes = state.slots, state.nodes
-    wanted = output if rules.oracle or output <= 1 else max(2, round(state.counters[0].expected_output))
+    wanted = expected_output(state, rules, output)
     node = choose_for_request(state, rules, now, prompt, wanted)
     slot = take_slot(state, task)
     alone = request_row(state, rules, node, prompt, wanted, state.forward[slot])

@@ -24,7 +24,7 @@ from lemix_hpc.runtime.mailbox import Inbox, Mail, Mailbox
 from lemix_hpc.runtime.policy_setup import limits_ms, make_scheduler, split
 from lemix_hpc.runtime.recorder import Recorder
 from lemix_hpc.runtime.records import LearnedTimes, Progress, RunFacts
-from lemix_hpc.runtime.training_feed import TrainingFeed, amount
+from lemix_hpc.runtime.training_feed import feed_of
 from lemix_hpc.runtime.wait import ALONE_ON_HOST_S, Waiter
 from lemix_hpc.runtime.warm_up import StageTimes, probes
 from lemix_hpc.workload.load import Workload, load_workload
@@ -93,11 +93,7 @@ class Session:
     def _front(self, work: Workload, scheduler: Scheduler) -> Front:
         recipe, numbers = self._recipe, itertools.count()
         next_number = functools.partial(next, numbers)
-        feed = None
-        if recipe.training and work.batches:
-            total = amount(len(work.requests), recipe.training.share, recipe.training.micro_batches)
-            per_step = recipe.training.micro_batches_per_step
-            feed = TrainingFeed(work.batches, per_group=per_step, total=total, number=next_number)
+        feed = feed_of(recipe, work, next_number)
         context = None if recipe.engine.kind == "emulated" else describe(recipe.model).max_positions
         settings = FrontSettings(context, recipe.report.live_interval_s)
         return Front(

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from lemix_hpc.config.recipe import Recipe
 from lemix_hpc.engines.protocol import MicroBatch
+from lemix_hpc.workload.load import Workload
 from lemix_hpc.workload.tasks import TrainingBatch
 
 
@@ -56,3 +58,12 @@ class TrainingFeed:
 def amount(requests: int, share: float | None, micro_batches: int | None) -> int | None:
     """How many micro-batches a run trains on: given, or so that they are `share` of all tasks, or without end (None)."""
     return micro_batches if share is None else round(requests * share / (1.0 - share))
+
+
+def feed_of(recipe: Recipe, work: Workload, number: Callable[[], int]) -> TrainingFeed | None:
+    """What a recipe trains on, None if nothing."""
+    training = recipe.training
+    if training is None or work.batches is None:
+        return None
+    total = amount(len(work.requests), training.share, training.micro_batches)
+    return TrainingFeed(work.batches, per_group=training.micro_batches_per_step, total=total, number=number)

@@ -24,7 +24,7 @@ from lemix_hpc.runtime.policy_setup import aim, limits_ms, make_scheduler
 from lemix_hpc.runtime.recorder import Recorder
 from lemix_hpc.runtime.records import LearnedTimes, RunFacts, ServedTask
 from lemix_hpc.runtime.session import COEFFICIENTS, mean_unloaded_response
-from lemix_hpc.runtime.training_feed import TrainingFeed, amount
+from lemix_hpc.runtime.training_feed import TrainingFeed, feed_of
 from lemix_hpc.simulate import result
 from lemix_hpc.simulate.play import play
 from lemix_hpc.simulate.rooms import make_rooms_of, memory_use
@@ -97,7 +97,7 @@ def simulate_workload(
     requests = _in_order(requests)
     scheduler = make_scheduler(recipe, hardware, t0)
     names: list[str] = []
-    feed, groups = _feed(recipe, work), None
+    feed, groups = feed_of(recipe, work, partial(next, itertools.count())), None
     if feed is not None:
         groups = _groups(feed, names)
     setting = make_setting(recipe, hardware, endless=feed is not None and feed.total is None, logs=events)
@@ -171,15 +171,6 @@ def _in_order(requests: list[Request]) -> list[Request]:
     own = [replace(r, after=None) if r.after not in known else r for r in requests]
     opening = sorted((r for r in own if r.after is None), key=lambda r: r.arrival)
     return opening + [r for r in own if r.after is not None]
-
-
-def _feed(recipe: Recipe, work: Workload) -> TrainingFeed | None:
-    training = recipe.training
-    if training is None or work.batches is None:
-        return None
-    total = amount(len(work.requests), training.share, training.micro_batches)
-    number = partial(next, itertools.count())
-    return TrainingFeed(work.batches, per_group=training.micro_batches_per_step, total=total, number=number)
 
 
 def _groups(feed: TrainingFeed, names: list[str]) -> Iterator[list[int]]:
