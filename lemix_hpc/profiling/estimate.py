@@ -159,11 +159,13 @@ def _roof(a: float, b: float, p: float, tokens: Floats) -> Floats:
     """`Roofline.roof` of many token counts."""
     longer, shorter = np.maximum(a, b * tokens), np.minimum(a, b * tokens)
     # Where both are 0 the roof is 0 too.
-    return longer * (1.0 + (shorter / np.maximum(longer, 1e-300)) ** p) ** (1.0 / p)
+    roof: Floats = longer * (1.0 + (shorter / np.maximum(longer, 1e-300)) ** p) ** (1.0 / p)
+    return roof
 
 
 def _errors(predicted: Floats, seconds: Floats) -> Floats:
-    return (predicted - seconds) / np.maximum(predicted, seconds)
+    errors: Floats = (predicted - seconds) / np.maximum(predicted, seconds)
+    return errors
 
 
 def _knots(tokens: Floats) -> Floats:

@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from lemix_hpc.config.recipe import GeneratedSource, Recipe
+from lemix_hpc.config.recipe import Recipe
+from lemix_hpc.config.serving_section import GeneratedSource
 from lemix_hpc.policy.rules import PlacementName
 from lemix_hpc.profiling.hardware import load_hardware
 from lemix_hpc.report import metrics

@@ -8,7 +8,8 @@ from pydantic import ValidationError
 
 from lemix_hpc.config.errors import UserError
 from lemix_hpc.config.policy_section import Policy
-from lemix_hpc.config.recipe import GeneratedSource, Recipe, Serving
+from lemix_hpc.config.recipe import Recipe
+from lemix_hpc.config.serving_section import GeneratedSource, Serving
 from lemix_hpc.policy.rules import PlacementName
 from lemix_hpc.workload.requests import load_requests
 

@@ -10,7 +10,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from lemix_hpc.config.recipe import GeneratedSource
+from lemix_hpc.config.serving_section import GeneratedSource
 
 _BLOCK = 1024
 
@@ -68,7 +68,11 @@ def daily(
 def constant(rate: float, duration_s: float, requests: int | None) -> NDArray[np.float64]:
     """Evenly spaced arrivals, the first at 0."""
     in_time = math.inf if math.isinf(duration_s) else math.ceil(duration_s * rate)
-    return _ended(np.arange(min(in_time, math.inf if requests is None else requests)) / rate, duration_s, requests)
+    return _ended(
+        np.arange(min(in_time, math.inf if requests is None else requests)).astype(np.float64) / rate,
+        duration_s,
+        requests,
+    )
 
 
 def _ended(times: NDArray[np.float64], duration_s: float, requests: int | None) -> NDArray[np.float64]:

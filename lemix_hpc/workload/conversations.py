@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from lemix_hpc.config.recipe import Conversations
+from lemix_hpc.config.serving_section import Conversations
 from lemix_hpc.workload.tasks import Request
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from lemix_hpc.config.recipe import LengthTable
+from lemix_hpc.config.workload_section import LengthTable
 from lemix_hpc.workload.length_tables import TABLES
 
 

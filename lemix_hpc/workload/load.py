@@ -26,7 +26,9 @@ def load_workload(recipe: Recipe) -> Workload:
     Engines that do not compute get lengths without tokens. Raises UserError for files that hold nothing valid.
     """
     tokenizer = load_tokenizer(recipe.model) if recipe.engine.kind != "emulated" else None
-    loaded = load_requests(recipe.serving, seed=recipe.seed, tokenizer=tokenizer) if recipe.serving else None
+    serving = recipe.serving
+    has_source = serving is not None and serving.source is not None
+    loaded = load_requests(serving, seed=recipe.seed, tokenizer=tokenizer) if serving and has_source else None
     batches = stream(recipe.training, tokenizer, recipe.seed) if recipe.training else None
     left_out = (loaded.malformed if loaded else ()) + (batches.malformed if batches else ())
     return Workload(loaded.requests if loaded else (), batches, left_out)

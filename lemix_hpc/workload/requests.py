@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from lemix_hpc.config.errors import UserError
-from lemix_hpc.config.recipe import GeneratedSource, Serving, TextData, TraceSource, Window
+from lemix_hpc.config.serving_section import GeneratedSource, Serving, TraceSource, Window
+from lemix_hpc.config.workload_section import TextData
 from lemix_hpc.workload.arrivals import arrival_times
 from lemix_hpc.workload.conversations import in_conversations
 from lemix_hpc.workload.lengths import sample_lengths
@@ -39,14 +40,16 @@ class Loaded:
 def load_requests(serving: Serving, *, seed: int, tokenizer: Tokenizer | None) -> Loaded:
     """All requests of a run; with no tokenizer only their lengths matter and `tokens` is empty.
 
-    The same recipe, seed and files give the same requests. Raises UserError for files that hold no valid request, for an
-    empty window, and for caps that leave nothing to do.
+    `serving` has a source. The same recipe, seed and files give the same requests. Raises UserError for files that hold no
+    valid request, for an empty window, and for caps that leave nothing to do.
     """
-    _check_caps(serving)
+    source = serving.source
+    if source is None:
+        raise ValueError("serving has no source to load requests from")
+    _check_caps(serving, source.kind)
     # One generator per purpose, so that a change of one draw leaves the others as they were.
     arrival_seed, length_seed, prompt_seed, think_seed = np.random.SeedSequence(seed).spawn(4)
     findings = Findings()
-    source = serving.source
     rows: Iterable[TraceRow]
     if isinstance(source, GeneratedSource):
         rows = _generated(source, np.random.default_rng(arrival_seed), np.random.default_rng(length_seed))
@@ -58,7 +61,8 @@ def load_requests(serving: Serving, *, seed: int, tokenizer: Tokenizer | None) -
     chosen = replayed(rows, serving.window, serving.rate_scale, name, origin=origin)
     rows = [_capped(row, serving) for row in chosen]
     if tokenizer is not None:
-        rows = list(_filled(rows, serving, tokenizer, np.random.default_rng(prompt_seed), findings))
+        brings_text = source.kind == "openai-batch"
+        rows = list(_filled(rows, serving, brings_text, tokenizer, np.random.default_rng(prompt_seed), findings))
     requests = tuple(
         Request(row.id or f"r{number}", row.time, row.prompt_tokens, row.output_tokens, row.tokens)
         for number, row in enumerate(rows)
@@ -100,13 +104,13 @@ def replayed(
     return [replace(row, time=(row.time - first - window.start_s) / rate_scale) for row in inside[: window.limit]]
 
 
-def _check_caps(serving: Serving) -> None:
+def _check_caps(serving: Serving, kind: str) -> None:
     if serving.mode == "score" and serving.max_prompt_tokens == 1:
         raise UserError(
             "serving.max_prompt_tokens is 1, but scoring needs 2: the first token of a prompt has nothing before it to be "
             "predicted from. Raise it, or set serving.mode to generate."
         )
-    if serving.prompts is not None and serving.source.kind == "openai-batch":
+    if serving.prompts is not None and kind == "openai-batch":
         raise UserError(
             "serving.prompts has no use with an openai-batch source, whose requests bring their own text. Remove it."
         )
@@ -154,10 +158,15 @@ def _capped(row: TraceRow, serving: Serving) -> TraceRow:
 
 
 def _filled(
-    rows: list[TraceRow], serving: Serving, tokenizer: Tokenizer, rng: np.random.Generator, findings: Findings
+    rows: list[TraceRow],
+    serving: Serving,
+    brings_text: bool,
+    tokenizer: Tokenizer,
+    rng: np.random.Generator,
+    findings: Findings,
 ) -> Iterator[TraceRow]:
     """Rows with as many tokens as their `prompt_tokens`."""
-    if serving.source.kind == "openai-batch":
+    if brings_text:
         for row in rows:
             # A prompt too short for the mode is preceded by the token that stands between texts.
             missing = max(row.prompt_tokens - len(row.tokens), 0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from lemix_hpc.config.recipe import TextData, TextFields
+from lemix_hpc.config.workload_section import TextData, TextFields
 from lemix_hpc.workload.lines import Findings, decode_json, numbered_lines, parsed
 
 

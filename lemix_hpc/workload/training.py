@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lemix_hpc.config.errors import UserError
-from lemix_hpc.config.recipe import LengthTable, Training
+from lemix_hpc.config.training_section import Training
+from lemix_hpc.config.workload_section import LengthTable
 from lemix_hpc.workload.lengths import sample_lengths
 from lemix_hpc.workload.lines import Findings
 from lemix_hpc.workload.tasks import TrainingBatch

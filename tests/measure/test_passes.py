@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from lemix_hpc.config.recipe import Engine, Model, Nodes, Recipe, Training
+from lemix_hpc.config.recipe import Engine, Model, Nodes, Recipe
+from lemix_hpc.config.training_section import Training
 from lemix_hpc.engines.meter import HostMeter
 from lemix_hpc.engines.torch.build import build_stage
 from lemix_hpc.measure.passes import StagePasses

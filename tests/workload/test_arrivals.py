@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lemix_hpc.config.recipe import GeneratedSource
+from lemix_hpc.config.serving_section import GeneratedSource
 from lemix_hpc.workload.arrivals import arrival_times, bursty, constant, daily, poisson
 
 kinds = st.sampled_from(["poisson", "bursty", "constant", "daily"])

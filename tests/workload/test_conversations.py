@@ -2,7 +2,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lemix_hpc.config.recipe import Conversations
+from lemix_hpc.config.serving_section import Conversations
 from lemix_hpc.workload.conversations import in_conversations
 from lemix_hpc.workload.tasks import Request
 

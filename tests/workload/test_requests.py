@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lemix_hpc.config.errors import UserError
-from lemix_hpc.config.recipe import GeneratedSource, Serving, TextData, TextFields, TraceSource, Window
+from lemix_hpc.config.serving_section import GeneratedSource, Serving, TraceSource, Window
+from lemix_hpc.config.workload_section import TextData, TextFields
 from lemix_hpc.workload.requests import Loaded, load_requests, replayed
 from lemix_hpc.workload.tokenizer import ByteTokenizer
 from lemix_hpc.workload.traces import TraceRow

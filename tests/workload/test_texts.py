@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from lemix_hpc.config.errors import UserError
-from lemix_hpc.config.recipe import TextData, TextFields
+from lemix_hpc.config.workload_section import TextData, TextFields
 from lemix_hpc.workload.lines import Findings
 from lemix_hpc.workload.texts import Document, read_documents
 

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from lemix_hpc.config.errors import UserError
-from lemix_hpc.config.recipe import TextData, TextFields, Training
+from lemix_hpc.config.training_section import Training
+from lemix_hpc.config.workload_section import TextData, TextFields
 from lemix_hpc.workload.tasks import TrainingBatch
 from lemix_hpc.workload.texts import Document
 from lemix_hpc.workload.tokenizer import ByteTokenizer

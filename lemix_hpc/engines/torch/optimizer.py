@@ -13,7 +13,7 @@ import torch
 import torch.distributed
 from torch import nn
 
-from lemix_hpc.config.recipe import Training
+from lemix_hpc.config.training_section import Training
 
 _LOG = logging.getLogger(__name__)
 

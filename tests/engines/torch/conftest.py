@@ -11,7 +11,8 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from lemix_hpc.config.recipe import Engine, Model, Nodes, Recipe, Training
+from lemix_hpc.config.recipe import Engine, Model, Nodes, Recipe
+from lemix_hpc.config.training_section import Training
 from lemix_hpc.engines.protocol import MicroBatch, Payload, SequenceResult, ServeBatch, ServeSequence, Work
 from lemix_hpc.engines.torch.build import build_stage
 from lemix_hpc.engines.torch.stage import TorchStage

@@ -1,0 +1,83 @@
+"""The `serving` section of a recipe: which requests come, when, and how they are served."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+
+from lemix_hpc.config.section import FilePath, Fraction, Section
+from lemix_hpc.config.workload_section import LengthTable, TextData
+
+
+class TraceSource(Section):
+    """Arrivals and lengths (and text, for `openai-batch`) from a file."""
+
+    kind: Literal["azure", "mooncake", "burstgpt", "openai-batch"]
+    path: FilePath
+
+
+class GeneratedSource(Section):
+    """Arrivals from a process, lengths from the published quantiles of a trace."""
+
+    kind: Literal["poisson", "bursty", "constant", "daily"]
+    rate: PositiveFloat = Field(description="mean requests per second; for `bursty` during the on phase")
+    duration_s: PositiveFloat | None = None
+    requests: PositiveInt | None = None
+    lengths: LengthTable = "azure-conv"
+    on_s: PositiveFloat = 1.0
+    off_s: PositiveFloat = 3.0
+    swing: Fraction = Field(default=0.8, description="`daily`: by what share of itself the rate swings")
+    period_s: PositiveFloat = Field(default=86400.0, description="`daily`: seconds of one swing")
+
+    @model_validator(mode="after")
+    def _has_an_end(self) -> Self:
+        if self.duration_s is None and self.requests is None:
+            raise ValueError("a generated workload needs `duration_s`, `requests`, or both")
+        return self
+
+
+class Window(Section):
+    """The part of the trace to replay; times in seconds of the trace, before rate scaling."""
+
+    start_s: float = Field(default=0.0, ge=0.0)
+    end_s: PositiveFloat | None = None
+    limit: PositiveInt | None = Field(default=None, description="at most this many requests")
+
+    @model_validator(mode="after")
+    def _is_not_empty(self) -> Self:
+        if self.end_s is not None and self.end_s <= self.start_s:
+            raise ValueError(f"`end_s` ({self.end_s}) must come after `start_s` ({self.start_s})")
+        return self
+
+
+class Conversations(Section):
+    """Every `turns` requests that follow one another in the source make a conversation."""
+
+    turns: PositiveInt = Field(description="requests in a conversation")
+    think_s: PositiveFloat = Field(description="mean seconds from an answer to the next turn, exponential")
+
+
+class Http(Section):
+    """The OpenAI API at the scheduler rank. It lasts `duration_s`, or as long as the allocation."""
+
+    host: str = Field(default="127.0.0.1", description="address to listen on")
+    port: int = Field(default=8000, ge=0, le=65535, description="0 takes a free one")
+    api_key: str | None = Field(default=None, description="what clients send as their bearer token")
+    duration_s: PositiveFloat | None = Field(default=None, description="seconds until no more requests are taken")
+    max_body_mb: PositiveFloat = Field(default=16.0, description="larger requests are refused, MB")
+
+
+class Serving(Section):
+    source: Annotated[TraceSource | GeneratedSource, Field(discriminator="kind")] | None = None
+    http: Http | None = Field(default=None, description="serve clients over the OpenAI API (engine vllm)")
+    mode: Literal["score", "generate"] = Field(default="score", description="NLL of the prompt, or new tokens")
+    rate_scale: PositiveFloat = Field(default=1.0, description="2 replays the trace twice as fast")
+    window: Window = Window()
+    max_prompt_tokens: PositiveInt | None = Field(default=None, description="longer prompts are cut to this")
+    max_new_tokens: PositiveInt | None = Field(default=None, description="longer outputs are cut to this")
+    prompts: TextData | None = Field(
+        default=None, description="text that fills prompts; without it seeded random tokens"
+    )
+    temperature: float = Field(default=0.0, ge=0.0, description="0 is greedy")
+    conversations: Conversations | None = Field(default=None, description="turns that wait for the answer before")

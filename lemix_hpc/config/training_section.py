@@ -1,0 +1,50 @@
+"""The `training` section of a recipe: what to train on, in which portions, and the optimizer."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+
+from lemix_hpc.config.section import Fraction, Section
+from lemix_hpc.config.workload_section import LengthTable, TextData
+
+
+class Training(Section):
+    """Text to train on, how it is cut into micro-batches, when they are released, and the optimizer.
+
+    Without `share` and `micro_batches` training goes on, over as many epochs as it takes, while serving lasts.
+    """
+
+    data: TextData | None = Field(default=None, description="needed by every engine that computes")
+    sequence_length: PositiveInt = 128
+    lengths: LengthTable | None = Field(
+        default=None, description="emulated: micro-batch lengths drawn from this table instead of sequence_length"
+    )
+    micro_batch_size: PositiveInt = 1
+    packing: Literal["packed", "padded"] = "packed"
+    share: Fraction | None = Field(default=None, description="training micro-batches / all tasks")
+    micro_batches: PositiveInt | None = Field(default=None, description="how many to train on in all")
+    release: Literal["async", "sync"] = "async"
+    schedule: Literal["1f1b", "gpipe"] = Field(default="1f1b", description="order within a `sync` group")
+    micro_batches_per_step: PositiveInt = 1
+    learning_rate: PositiveFloat = 1e-4
+    weight_decay: float = Field(default=0.0, ge=0.0)
+    warmup_steps: int = Field(default=0, ge=0)
+    gradient_clipping: PositiveFloat | None = None
+    zero_stage: Literal[0, 1] | None = Field(
+        default=None, description="of DeepSpeed; default 0 in float32, 1 (a float32 master copy) in bfloat16"
+    )
+    offload_optimizer: bool = Field(
+        default=False, description="keep the optimizer's state in host memory; needs stage 1"
+    )
+    across_nodes: Literal["local", "average", "sync"] = Field(
+        default="local", description="each node its own updates, or weights averaged, or one step of all nodes together"
+    )
+    average_every: PositiveInt = Field(default=16, description="`average`: steps of a node between two averages")
+
+    @model_validator(mode="after")
+    def _one_amount(self) -> Self:
+        if self.share is not None and self.micro_batches is not None:
+            raise ValueError("give `share` or `micro_batches`, not both")
+        return self
