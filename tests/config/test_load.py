@@ -75,7 +75,7 @@ BROKEN = {
     "unknown key with a near one": (
         "engine:\n  kinds: torch\n",
         "recipe.yaml:2: engine.kinds: unknown key; did you mean 'kind'? (valid: kind, coefficients, device, dtype, "
-        "share_devices, max_batch_requests, max_batch_tokens, wait)",
+        "share_devices, max_batch_requests, max_batch_tokens, wait, timeout_s, vllm)",
     ),
     "key of another section": (
         "partition: gpu\n",
@@ -110,7 +110,7 @@ BROKEN = {
     ),
     "wrong choice": (
         "engine: {kind: toch}\n",
-        "recipe.yaml:1: engine.kind: expected 'emulated' or 'torch', found 'toch'; did you mean 'torch'?",
+        "recipe.yaml:1: engine.kind: expected one of 'emulated', 'torch' or 'vllm', found 'toch'; did you mean 'torch'?",
     ),
     "unknown source": (
         "serving:\n  source: {kind: poison}\n",
@@ -136,7 +136,7 @@ BROKEN = {
     ),
     "value where a section belongs": (
         "serving: 3\n",
-        "recipe.yaml:1: serving: expected a section with keys (source, mode, rate_scale, window, max_prompt_tokens, "
+        "recipe.yaml:1: serving: expected a section with keys (source, http, mode, rate_scale, window, max_prompt_tokens, "
         "max_new_tokens, prompts, temperature, conversations), found 3",
     ),
     "section left empty": (
@@ -180,7 +180,7 @@ def test_message_of_a_broken_recipe(tmp_path, text, expected):
 BROKEN_OVERRIDES = {
     "wrong value": (
         "engine.kind=toch",
-        "--set engine.kind=toch: engine.kind: expected 'emulated' or 'torch', found 'toch'; did you mean 'torch'?",
+        "--set engine.kind=toch: engine.kind: expected one of 'emulated', 'torch' or 'vllm', found 'toch'; did you mean 'torch'?",
     ),
     "unknown key": (
         "slo.factor=[1]",
