@@ -171,6 +171,36 @@ class RequestDone(msgspec.Struct, frozen=True, array_like=True, tag=True):
     versions: tuple[int, int]
 
 
+class HttpCall(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """Scheduler to leader: a client's call for the node's own server. `path` has the query, too; `key` as in `PlaceRequest`."""
+
+    task: int
+    method: str
+    path: str
+    headers: list[tuple[str, str]]
+    body: bytes
+    key: float
+
+
+class HttpPart(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """Leader to scheduler: a piece of a call's answer, in order. Status 0 and no headers in all but the first.
+
+    `more`: another part follows. After the last one comes the `RequestDone` of the task.
+    """
+
+    task: int
+    status: int
+    headers: list[tuple[str, str]]
+    body: bytes
+    more: bool
+
+
+class HttpAbort(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """Scheduler to leader: nobody waits for the call's answer any more. Its `RequestDone` comes all the same."""
+
+    task: int
+
+
 class MeasurePass(msgspec.Struct, frozen=True, array_like=True, tag=True):
     """Profiler to stage: measure one point of the grid; see `lemix_hpc.profiling.grid.GridPoint`."""
 
@@ -224,6 +254,9 @@ AnyMessage = (
     | Loss
     | Stepped
     | RequestDone
+    | HttpCall
+    | HttpPart
+    | HttpAbort
     | MeasurePass
     | MeasureCopy
     | MeasureLink
