@@ -48,7 +48,11 @@ class EmulatedStage(StageEngine):
         self._free = 0.0
         self._running: object = None
 
-    def serve(self, batch: ServeBatch, hidden: Payload | None) -> Work[Payload | list[SequenceResult]]:  # noqa: ARG002
+    def serve(
+        self,
+        batch: ServeBatch,
+        hidden: Payload | None,  # noqa: ARG002
+    ) -> Work[Payload | list[SequenceResult] | None]:
         sequences = batch.sequences
         shape = Shape.of([s.length for s in sequences], [s.cached for s in sequences])
         yield from self._occupy(self._forward.seconds(shape), pieces=1)

@@ -44,11 +44,16 @@ class ServeSequence(msgspec.Struct, frozen=True, array_like=True):
 
 
 class ServeBatch(msgspec.Struct, frozen=True, array_like=True):
-    """The sequences that one iteration runs together. `temperature` 0 is greedy."""
+    """The sequences that one iteration runs together. `temperature` 0 is greedy.
+
+    An engine with a scheduler of its own says in `plan` what to run, and in `version` under which weights it planned that.
+    """
 
     id: int
     sequences: list[ServeSequence]
     temperature: float = 0.0
+    plan: bytes = b""
+    version: int = -1
 
 
 class SequenceResult(msgspec.Struct, frozen=True, array_like=True):
@@ -97,8 +102,11 @@ class StageEngine(Protocol):
     The first stage gets no `hidden`, the last returns results instead of activations. With one stage both hold.
     """
 
-    def serve(self, batch: ServeBatch, hidden: Payload | None) -> Work[Payload | list[SequenceResult]]:
-        """Forward of a serving batch: activations for the next stage, or the results on the last."""
+    def serve(self, batch: ServeBatch, hidden: Payload | None) -> Work[Payload | list[SequenceResult] | None]:
+        """Forward of a serving batch: activations for the next stage, or the results on the last.
+
+        None on the last stage: the engine hands the results on itself.
+        """
         ...
 
     def forget(self, requests: Sequence[int]) -> None:

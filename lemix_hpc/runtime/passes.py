@@ -98,10 +98,10 @@ class Passes:
         batch, version = message.batch, self.version
 
         def done(result: Any) -> None:
-            if self.place.last:
-                self.to_leader(m.Served(batch.id, result, version, self._now()))
-            else:
+            if not self.place.last:
                 self._down(m.Serve(batch, version, message.key), result)
+            elif result is not None:
+                self.to_leader(m.Served(batch.id, result, version, self._now()))
 
         tasks = [sequence.request for sequence in batch.sequences]
         shape = Shape.of([s.length for s in batch.sequences], [s.cached for s in batch.sequences])

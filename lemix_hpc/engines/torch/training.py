@@ -1,0 +1,196 @@
+"""Training on one pipeline stage, whatever serves beside it: forwards, backwards, and the steps of its weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+
+from lemix_hpc.engines.protocol import GroupGradient, MicroBatch, Payload, Work
+from lemix_hpc.engines.torch import micro_batch as passes
+from lemix_hpc.engines.torch.gradients import GroupGradients
+from lemix_hpc.engines.torch.micro_batch import Labels, Segment
+from lemix_hpc.engines.torch.module import StageModule
+from lemix_hpc.engines.torch.optimizer import StageOptimizer
+from lemix_hpc.engines.torch.wire import Wire
+
+T = TypeVar("T")
+
+
+@dataclass(slots=True)
+class _Pass:
+    """A micro-batch between the start of its forward and the end of its backward."""
+
+    micro_batch: MicroBatch
+    entry: torch.Tensor
+    labels: Labels | None
+    segments: list[Segment] = field(default_factory=list)
+    recompute: bool = False
+
+
+class StageTraining:
+    """What of `lemix_hpc.engines.protocol.StageEngine` is training; an engine adds serving with the same parameters.
+
+    With `keep_graphs`, a micro-batch's graph lives from forward to backward on every stage, and weights must not change in
+    between. Without it only the last stage, whose backward follows at once, keeps the graph; the others remember their
+    input and run the forward again, under the weights of that moment, when the backward comes.
+    """
+
+    def __init__(
+        self,
+        module: StageModule,
+        wire: Wire,
+        optimizer: StageOptimizer | None,
+        *,
+        keep_graphs: bool,
+        max_positions: int | None,
+    ) -> None:
+        self._module = module
+        self._wire = wire
+        self._optimizer = optimizer
+        self._keep_graphs = keep_graphs or module.last
+        self._max_positions = max_positions
+        self._parameters = list(module.parameters())
+        self._device = module.device
+        self._gradients = GroupGradients(self._parameters)
+        self._passes: dict[int, _Pass] = {}
+
+    def forward(self, micro_batch: MicroBatch, hidden: Payload | None) -> Work[Payload | float]:
+        self._check_length(micro_batch.length)
+        current = _Pass(micro_batch, self._entry(micro_batch, hidden), self._labels(micro_batch))
+        current.recompute = not self._keep_graphs
+        self._passes[micro_batch.id] = current
+        done = False
+        try:
+            output = yield from self._run(current, keep=self._keep_graphs)
+            done = True
+        finally:
+            if not done:  # dropped half-way, or failed
+                del self._passes[micro_batch.id]
+        return float(output) if self._module.last else self._wire.payload(output)
+
+    def backward(self, micro_batch: int, grad: Payload | None) -> Work[Payload | None]:
+        current = self._passes[micro_batch]
+        group, done = current.micro_batch.group, False
+        try:
+            if current.recompute:
+                yield from self._run(current, keep=True)
+                yield
+            result = yield from self._paced(
+                passes.backward(
+                    current.segments,
+                    self._output_grad(current.micro_batch, grad),
+                    lambda parameter, value: self._gradients.add(group, parameter, value),
+                )
+            )
+            done = True
+        finally:
+            del self._passes[micro_batch]
+            if not done:  # a part of a gradient is of no use
+                self._gradients.drop(group)
+        return None if result is None else self._wire.payload(result)
+
+    @property
+    def holds_graph(self) -> bool:
+        return any(current.segments for current in self._passes.values())
+
+    def seal(self, group: int, tied: Payload | None) -> GroupGradient:
+        shared = self._module.shared_embedding
+        if shared is None:
+            return GroupGradient(self._gradients.square_norm(group), tied)
+        own = self._gradients.of(group, shared)
+        if self._module.last:
+            return GroupGradient(self._gradients.square_norm(group, without=shared), self._wire.payload(own))
+        if tied is None:
+            raise ValueError(f"group {group}: the first stage needs the last one's gradient of the tied embedding")
+        own += self._wire.tensor(tied)
+        return GroupGradient(self._gradients.square_norm(group), self._wire.payload(own))
+
+    def step(self, group: int, grad_norm: float, tied: Payload | None) -> Work[None]:
+        if self._optimizer is None:
+            raise ValueError("this stage was built from a recipe without training")
+        shared = self._module.shared_embedding
+        grads = self._gradients.take(group)
+        if shared is not None:
+            if tied is None:
+                raise ValueError(f"group {group}: the step needs the summed gradient of the tied embedding")
+            # Both copies step by the very same bits. Copied, since the first stage's payload may still be on its way.
+            index = next(i for i, parameter in enumerate(self._parameters) if parameter is shared)
+            grads[index] = self._wire.tensor(tied).clone()
+        self._optimizer.step(grads, grad_norm)
+        self._settle()
+        return
+        yield
+
+    def read_weights(self) -> list[Payload]:
+        return [self._wire.host_payload(parameter) for parameter in self._parameters]
+
+    @torch.no_grad()
+    def write_weights(self, weights: list[Payload]) -> None:
+        for parameter, payload in zip(self._parameters, weights, strict=True):
+            parameter.copy_(self._wire.tensor(payload))
+        if self._optimizer is not None:
+            self._optimizer.weights_replaced()
+
+    def sample(self, rows: int, length: int) -> Payload:
+        shape, dtype = (rows, length, self._module.width), self._parameters[0].dtype
+        return self._wire.payload(torch.randn(shape, dtype=dtype, device=self._device))
+
+    def sample_tied(self) -> Payload | None:
+        shared = self._module.shared_embedding
+        return None if shared is None else self._wire.payload(torch.zeros_like(shared, dtype=torch.float32))
+
+    def buffer(self, nbytes: int) -> Any:
+        return self._wire.buffer(nbytes)
+
+    def close(self) -> None:
+        self._passes.clear()
+        if self._optimizer is not None:
+            self._optimizer.close()
+
+    def _entry(self, micro_batch: MicroBatch, hidden: Payload | None) -> torch.Tensor:
+        if hidden is not None:
+            return self._wire.tensor(hidden)
+        return _int_matrix(micro_batch.tokens, micro_batch).to(self._device)
+
+    def _labels(self, micro_batch: MicroBatch) -> Labels | None:
+        return Labels.of(_int_matrix(micro_batch.labels, micro_batch), self._device) if self._module.last else None
+
+    def _run(self, current: _Pass, *, keep: bool) -> Work[torch.Tensor]:
+        segments = current.segments if keep else None
+        return self._paced(passes.forward(self._module, current.entry, current.labels, segments))
+
+    def _output_grad(self, micro_batch: MicroBatch, grad: Payload | None) -> torch.Tensor:
+        if grad is not None:
+            return self._wire.tensor(grad)
+        # The group's loss is the mean of its micro-batches' losses.
+        return torch.tensor(1.0 / micro_batch.group_size, device=self._device)
+
+    def _paced(self, work: Work[T]) -> Work[T]:
+        """Let a piece end only when the device has finished it: serving must not queue behind launched training kernels."""
+        while True:
+            try:
+                next(work)
+            except StopIteration as end:
+                value: T = end.value
+                return value
+            finally:
+                self._settle()
+            yield
+
+    def _settle(self) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.current_stream(self._device).synchronize()
+
+    def _check_length(self, length: int) -> None:
+        if self._max_positions is not None and length > self._max_positions:
+            raise ValueError(
+                f"a sequence of {length} tokens is longer than the model's {self._max_positions} positions"
+            )
+
+
+def _int_matrix(data: bytes, micro_batch: MicroBatch) -> torch.Tensor:
+    matrix = np.frombuffer(data, dtype=np.int32).reshape(micro_batch.rows, micro_batch.length)
+    return torch.from_numpy(matrix.astype(np.int64))
