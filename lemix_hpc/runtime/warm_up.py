@@ -14,6 +14,8 @@ from lemix_hpc.runtime.messages import PlaceRequest, WorkSpan
 REPEATS = 3
 SHORTEST = 8
 DECODED = 4
+DIFFERENT = 199
+"""Probes of different tokens: a cache of prefixes must not save their work. Below the size of any vocabulary."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +42,8 @@ def probes(nodes: int, longest: int, *, generate: bool) -> Iterator[Probe]:
     for node, measured in [(n, False) for n in range(nodes)] + [(0, True)] * REPEATS:
         for length in lengths:
             number -= 1
-            request = PlaceRequest(number, length, DECODED if generate else 0, [1] * length, key=0.0)
+            tokens = [-number % DIFFERENT] * length
+            request = PlaceRequest(number, length, DECODED if generate else 0, tokens, key=0.0)
             yield Probe(node, request, measured)
 
 

@@ -35,10 +35,10 @@ def build_stage(recipe: Recipe, *, stage: int, device: str) -> TorchStage:
         torch.cuda.set_device(place)
     sizes = describe(recipe.model)
     layers = layer_ranges(sizes, recipe.nodes.stages)[stage]
-    config = _config(recipe.model)
+    config = hugging_face_config(recipe.model)
     dtype = _dtype(recipe, place)
     module = _module(config, layers, first=stage == 0, last=stage == recipe.nodes.stages - 1, device=place)
-    _fill(module, _source(recipe, config, type(module)), dtype)
+    _fill(module, weight_source(recipe, config), dtype)
     training = recipe.training
     return TorchStage(
         module,
@@ -51,7 +51,8 @@ def build_stage(recipe: Recipe, *, stage: int, device: str) -> TorchStage:
     )
 
 
-def _config(model: Model) -> Any:
+def hugging_face_config(model: Model) -> Any:
+    """The model's config, set up for our attention. Raises UserError if Hugging Face rejects it."""
     given = dict(model_config(model))
     try:
         config = AutoConfig.for_model(given.pop("model_type"), **given)
@@ -69,18 +70,24 @@ def _dtype(recipe: Recipe, device: torch.device) -> torch.dtype:
 
 
 def _module(config: Any, layers: range, *, first: bool, last: bool, device: torch.device) -> StageModule:
-    kind = GPT2Stage if config.model_type == "gpt2" else LlamaStage
+    kind = _stage_module(config)
     with torch.device("meta"):
         module = kind(config, layers, first=first, last=last, device=device)
     return module.eval()  # no dropout: a forward that is run again must give the same activations
 
 
-def _source(recipe: Recipe, config: Any, kind: type[StageModule]) -> WeightSource:
+def weight_source(recipe: Recipe, config: Any) -> WeightSource:
+    """Where the initial weights come from: the recipe's checkpoint, or its seed."""
+    kind = _stage_module(config)
     if recipe.model.path is not None:
         tied_names = kind.tied_names if config.tie_word_embeddings else ()
         return Checkpoint(recipe.model.path, prefix=kind.prefix, tied_names=tied_names)
     residual_layers = config.num_hidden_layers if kind is GPT2Stage else None
     return RandomWeights(recipe.seed, config.initializer_range, residual_layers)
+
+
+def _stage_module(config: Any) -> type[GPT2Stage] | type[LlamaStage]:
+    return GPT2Stage if config.model_type == "gpt2" else LlamaStage
 
 
 def _fill(module: StageModule, source: WeightSource, dtype: torch.dtype) -> None:
