@@ -10,7 +10,7 @@ import contextlib
 import secrets
 import select
 import socket
-from collections.abc import Set
+from collections.abc import Sequence, Set
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -23,20 +23,34 @@ class Doorbell:
     def __init__(self, token: str, rank: int, neighbours: Set[int]) -> None:
         # A leading zero byte: an abstract name, which needs no file and is gone with the process (Linux).
         self._names = {other: f"\0lemix-{token}-{other}" for other in neighbours if other != rank}
+        self._own = f"\0lemix-{token}-{rank}"
+        self._watched: list[int] = []
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.setblocking(False)
-        self._socket.bind(f"\0lemix-{token}-{rank}")
+        self._socket.bind(self._own)
 
     def ring(self, rank: int) -> None:
         """Wake a rank if it sleeps on this host. One that has left, or has rings enough, needs none."""
         name = self._names.get(rank)
         if name is not None:
-            with contextlib.suppress(BlockingIOError, ConnectionRefusedError):
-                self._socket.sendto(b"\1", name)
+            self._ring(name)
+
+    def wake(self) -> None:
+        """Wake this very rank, from another of its threads."""
+        self._ring(self._own)
+
+    def watch(self, files: Sequence[int]) -> None:
+        """These descriptors end a sleep, too, when there is something to read from them."""
+        self._watched = list(files)
+
+    def _ring(self, name: str) -> None:
+        with contextlib.suppress(BlockingIOError, ConnectionRefusedError):
+            self._socket.sendto(b"\1", name)
 
     def wait(self, seconds: float) -> None:
         """Sleep until someone rings, at most this long."""
-        if select.select([self._socket], [], [], seconds)[0]:
+        ready = select.select([self._socket, *self._watched], [], [], seconds)[0]
+        if self._socket in ready:
             with contextlib.suppress(BlockingIOError):
                 while True:
                     self._socket.recv(1)

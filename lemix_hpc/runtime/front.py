@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from lemix_hpc.policy.events import (
     Event,
-    GroupOffered,
     PassMeasured,
     Place,
     Refuse,
@@ -21,11 +20,13 @@ from lemix_hpc.policy.scheduler import Scheduler
 from lemix_hpc.runtime import messages as m
 from lemix_hpc.runtime.arrivals import Arrivals
 from lemix_hpc.runtime.layout import Layout
-from lemix_hpc.runtime.ledger import ServingTask, TaskNames, TrainingTask
+from lemix_hpc.runtime.ledger import ServingTask, TaskNames
+from lemix_hpc.runtime.live import LiveView
 from lemix_hpc.runtime.mailbox import Inbox, Mail, Mailbox
-from lemix_hpc.runtime.recorder import LiveFigures, Recorder
-from lemix_hpc.runtime.records import Progress, Span
-from lemix_hpc.runtime.training_feed import FedGroup, TrainingFeed
+from lemix_hpc.runtime.recorder import Recorder
+from lemix_hpc.runtime.records import Span
+from lemix_hpc.runtime.training_feed import TrainingFeed
+from lemix_hpc.runtime.training_tasks import TrainingTasks
 from lemix_hpc.workload.tasks import Request
 
 
@@ -59,33 +60,29 @@ class Front:
         self._now = now
         self._requests = len(requests)
         self._arrivals = Arrivals(requests)
-        self._feed = feed
         self._settings = settings
         self._number = next_number
-        self._live = LiveFigures(layout.nodes, layout.stages)
-        self._served = 0
         self._serving: dict[int, ServingTask] = {}
-        self._training: dict[int, TrainingTask] = {}
-        self._offered: dict[int, FedGroup] = {}
-        self._begun: dict[int, FedGroup] = {}
         self._names = TaskNames()
-        self._trained = 0
-        self._steps: dict[tuple[int, int], int] = {}
-        self._committed = 0
+        self._training = TrainingTasks(feed, self._names, recorder)
+        self._live = LiveView(recorder, layout, settings.live_interval, self._training.total)
         self._closed = feed is None
-        self._refused = False
         self._tick_at = scheduler.next_tick
-        self._shown = -settings.live_interval
         self.stopped: set[tuple[int, int]] = set()
 
     @property
     def steps(self) -> int:
         """Optimizer steps so far, over all nodes."""
-        return self._committed
+        return self._training.steps
 
     @property
     def finished(self) -> bool:
-        return self._arrivals.left == 0 and not self._serving and self._closed and not self._begun
+        return self._served and self._closed and not self._training.under_way
+
+    @property
+    def _served(self) -> bool:
+        """All requests have come and been answered."""
+        return self._arrivals.left == 0 and not self._serving
 
     def until_due(self) -> float:
         """Seconds until the next request or the scheduler's next tick is due; inf when nothing is."""
@@ -122,25 +119,16 @@ class Front:
 
         Training without an end ends with serving, and any training when the policy refuses some: the allocation ends.
         """
-        if self._feed is None or self._closed:
+        training = self._training
+        if self._closed:
             return
-        served = self._arrivals.left == 0 and not self._serving
-        if self._refused or (self._feed.total is None and served):
+        if training.refused or (training.total is None and self._served):
             self._closed = True
             self._tell(TrainingClosed(self._now()))
-        elif self._feed.exhausted:
-            self._closed = not self._offered
-        elif len(self._offered) < self._layout.nodes:
-            self._offer(self._feed.next_group())
-
-    def _offer(self, group: FedGroup) -> None:
-        self._offered[group.number] = group
-        for task_id, micro_batch in zip(group.ids, group.micro_batches, strict=True):
-            self._training[micro_batch.id] = TrainingTask(task_id, micro_batch)
-            self._names[micro_batch.id] = task_id
-        tasks = tuple(micro_batch.id for micro_batch in group.micro_batches)
-        lengths = tuple(micro_batch.length for micro_batch in group.micro_batches)
-        self._tell(GroupOffered(self._now(), group.number, tasks, group.micro_batches[0].rows, lengths))
+        elif training.exhausted:
+            self._closed = not training.offered
+        elif training.offered < self._layout.nodes:
+            self._tell(training.offer(self._now()))
 
     def _tell(self, event: Event) -> None:
         """Give the policy an event, write it down, and carry out what it decides."""
@@ -164,23 +152,18 @@ class Front:
         self._mailbox.send(self._layout.leader(place.node), Inbox.LEADER, message)
 
     def _place_micro_batch(self, place: Place, now: float) -> None:
-        training = self._training[place.task]
-        training.place, training.placed = place, now
-        group = training.micro_batch.group
-        if group in self._offered:
-            self._begun[group] = self._offered.pop(group)
-        self._mailbox.send(self._layout.leader(place.node), Inbox.LEADER, m.Train(training.micro_batch))
+        train = m.Train(self._training.place(place, now))
+        self._mailbox.send(self._layout.leader(place.node), Inbox.LEADER, train)
 
     def _refuse(self, number: int) -> None:
-        """The allocation ends too soon for a task. A group is refused as a whole, before it has begun."""
+        """The allocation ends too soon for a task."""
         self._names.retire(number)
         serving = self._serving.pop(number, None)
         if serving is not None:
             self._recorder.task(serving.rejected(number))
             self._arrivals.turned_away(serving.request.id, self._now())
             return
-        self._refused = True
-        self._offered.pop(self._training.pop(number).micro_batch.group, None)
+        self._training.refuse(number)
 
     def _receive(self, mail: Mail) -> None:
         match mail.message:
@@ -188,13 +171,10 @@ class Front:
                 for span in spans:
                     self._worked(span)
             case m.Loss(micro_batch, loss):
-                self._training[micro_batch].loss = loss
-                self._live.learned(loss)
-                self._close_group(self._training[micro_batch].micro_batch.group)
+                self._training.learned(micro_batch, loss)
+                self._live.figures.learned(loss)
             case m.Stepped(node, group, version):
-                self._committed += 1
-                self._steps[node, group] = version
-                self._close_group(group)
+                self._training.stepped(node, group, version)
             case m.RequestDone() as done:
                 self._request_done(done)
             case m.Stopped(node, stage):
@@ -207,7 +187,7 @@ class Front:
             self._recorder.span(
                 Span(span.node, span.stage, task, span.kind, span.start, span.end, span.version, span.batch)
             )
-        self._live.worked(span.node, span.stage, span.end - span.start)
+        self._live.figures.worked(span.node, span.stage, span.end - span.start)
         if not span.complete:
             return
         if span.kind in ("serve", "forward", "backward") and span.shape is not None:
@@ -222,57 +202,30 @@ class Front:
         now = self._now()
         self._tell(StageFinished(now, span.node, span.stage, number, start, span.end, backward, last))
         if backward and span.stage == 0:
-            training = self._training[number]
-            training.finished_at = span.end
+            self._training.finished(number, span.end)
             self._tell(TaskFinished(now, span.node, number))
-            self._close_group(training.micro_batch.group)
-
-    def _close_group(self, group: int) -> None:
-        """Write a group's micro-batches down once its step is committed and all losses and ends are known."""
-        fed = self._begun.get(group)
-        if fed is None:
-            return
-        members = [self._training[micro_batch.id] for micro_batch in fed.micro_batches]
-        node = members[0].place.node if members[0].place else -1
-        if (node, group) not in self._steps or any(t.loss is None or t.finished_at is None for t in members):
-            return
-        step = self._steps.pop((node, group))
-        for member in members:
-            self._recorder.task(member.record(step))
-            del self._training[member.micro_batch.id]
-            self._names.retire(member.micro_batch.id)
-        self._trained += len(members)
-        del self._begun[group]
 
     def _request_done(self, done: m.RequestDone) -> None:
         task = self._serving.pop(done.task)
         self._arrivals.answered(task.request.id, done.finished)
         self._names.retire(done.task)
-        self._served += 1
-        self._live.responded(done.finished - task.request.arrival)
+        self._live.served += 1
+        self._live.figures.responded(done.finished - task.request.arrival)
         self._recorder.task(task.finished(done))
         self._tell(TaskFinished(self._now(), done.node, done.task, len(done.output)))
 
     def _show(self, *, last: bool = False) -> None:
         now = self._now()
-        if now - self._shown < self._settings.live_interval and not last:
+        if not last and not self._live.due(now):
             return
-        self._shown = now
-        self._recorder.progress(
-            Progress(
-                state="finished" if last else "running",
-                elapsed_s=now,
-                received=self._requests - self._arrivals.left,
-                requests=self._requests,
-                served=self._served,
-                trained=self._trained,
-                training_total=self._feed.total if self._feed else 0,
-                steps=self._committed,
-                loss=self._live.loss,
-                response_ms_p50=self._live.response_ms_p50,
-                stage_busy=self._live.look(now),
-                drift=[drift for drift in self._scheduler.drifts if drift.until_s is None],
-            )
+        self._live.show(
+            now,
+            received=self._requests - self._arrivals.left,
+            requests=self._requests,
+            trained=self._training.trained,
+            steps=self._training.steps,
+            drifts=self._scheduler.drifts,
+            last=last,
         )
 
     def close(self) -> None:

@@ -1,0 +1,104 @@
+"""Training groups from their offer to the records of their micro-batches."""
+
+from __future__ import annotations
+
+from lemix_hpc.engines.protocol import MicroBatch
+from lemix_hpc.policy.events import GroupOffered, Place
+from lemix_hpc.runtime.ledger import TaskNames, TrainingTask
+from lemix_hpc.runtime.recorder import Recorder
+from lemix_hpc.runtime.training_feed import FedGroup, TrainingFeed
+
+
+class TrainingTasks:
+    """`feed` None: nothing is trained. `offered` groups wait for the policy; `steps` and `trained` micro-batches are done."""
+
+    def __init__(self, feed: TrainingFeed | None, names: TaskNames, recorder: Recorder) -> None:
+        self._feed = feed
+        self._names = names
+        self._recorder = recorder
+        self._tasks: dict[int, TrainingTask] = {}
+        self._offered: dict[int, FedGroup] = {}
+        self._begun: dict[int, FedGroup] = {}
+        self._steps: dict[tuple[int, int], int] = {}
+        self.steps = 0
+        self.trained = 0
+        self.refused = False
+        """The policy has turned a group away: the allocation ends."""
+
+    @property
+    def total(self) -> int | None:
+        """Micro-batches in all, None without an end."""
+        return self._feed.total if self._feed is not None else 0
+
+    @property
+    def exhausted(self) -> bool:
+        """No more groups will be offered."""
+        return self._feed is None or self._feed.exhausted
+
+    @property
+    def offered(self) -> int:
+        return len(self._offered)
+
+    @property
+    def under_way(self) -> bool:
+        return bool(self._begun)
+
+    def offer(self, now: float) -> GroupOffered:
+        """The next group, for the policy."""
+        assert self._feed is not None, "there is something to train on"
+        group = self._feed.next_group()
+        self._offered[group.number] = group
+        for task_id, micro_batch in zip(group.ids, group.micro_batches, strict=True):
+            self._tasks[micro_batch.id] = TrainingTask(task_id, micro_batch)
+            self._names[micro_batch.id] = task_id
+        tasks = tuple(micro_batch.id for micro_batch in group.micro_batches)
+        lengths = tuple(micro_batch.length for micro_batch in group.micro_batches)
+        return GroupOffered(now, group.number, tasks, group.micro_batches[0].rows, lengths)
+
+    def place(self, place: Place, now: float) -> MicroBatch:
+        """The policy lets a micro-batch go to a node."""
+        task = self._tasks[place.task]
+        task.place, task.placed = place, now
+        group = task.micro_batch.group
+        if group in self._offered:
+            self._begun[group] = self._offered.pop(group)
+        return task.micro_batch
+
+    def refuse(self, number: int) -> None:
+        """The allocation ends too soon for a micro-batch. A group is refused as a whole, before it has begun."""
+        self.refused = True
+        self._offered.pop(self._tasks.pop(number).micro_batch.group, None)
+
+    def learned(self, number: int, loss: float) -> None:
+        """A micro-batch's loss has come."""
+        self._tasks[number].loss = loss
+        self._close(self._tasks[number].micro_batch.group)
+
+    def stepped(self, node: int, group: int, version: int) -> None:
+        """A node has committed a group's optimizer step."""
+        self.steps += 1
+        self._steps[node, group] = version
+        self._close(group)
+
+    def finished(self, number: int, end: float) -> None:
+        """A micro-batch's last backward has ended."""
+        task = self._tasks[number]
+        task.finished_at = end
+        self._close(task.micro_batch.group)
+
+    def _close(self, group: int) -> None:
+        """Write a group's micro-batches down if its step is committed and all losses and ends are known."""
+        fed = self._begun.get(group)
+        if fed is None:
+            return
+        members = [self._tasks[micro_batch.id] for micro_batch in fed.micro_batches]
+        node = members[0].place.node if members[0].place else -1
+        if (node, group) not in self._steps or any(t.loss is None or t.finished_at is None for t in members):
+            return
+        step = self._steps.pop((node, group))
+        for member in members:
+            self._recorder.task(member.record(step))
+            del self._tasks[member.micro_batch.id]
+            self._names.retire(member.micro_batch.id)
+        self.trained += len(members)
+        del self._begun[group]
