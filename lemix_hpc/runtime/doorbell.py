@@ -49,8 +49,8 @@ class Doorbell:
 
     def wait(self, seconds: float) -> None:
         """Sleep until someone rings, at most this long."""
-        ready = select.select([self._socket, *self._watched], [], [], seconds)[0]
-        if self._socket in ready:
+        ready = select.select([self._socket.fileno(), *self._watched], [], [], seconds)[0]
+        if self._socket.fileno() in ready:
             with contextlib.suppress(BlockingIOError):
                 while True:
                     self._socket.recv(1)
