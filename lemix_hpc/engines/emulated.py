@@ -80,8 +80,12 @@ class EmulatedStage(StageEngine):
     def seal(self, group: int, tied: Payload | None) -> GroupGradient:  # noqa: ARG002
         return GroupGradient(0.0)
 
-    def step(self, group: int, grad_norm: float, tied: Payload | None) -> Work[None]:  # noqa: ARG002
+    def prepare(self, group: int, grad_norm: float, tied: Payload | None) -> Work[None]:  # noqa: ARG002
         """The coefficients have no time for the optimizer, so none passes."""
+        yield from ()
+
+    def publish(self, group: int) -> Work[None]:  # noqa: ARG002
+        """As for `prepare`."""
         yield from ()
 
     def read_weights(self) -> list[Payload]:

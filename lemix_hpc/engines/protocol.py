@@ -134,8 +134,16 @@ class StageEngine(Protocol):
         """
         ...
 
-    def step(self, group: int, grad_norm: float, tied: Payload | None) -> Work[None]:
-        """Apply the sealed gradient of `group`, clipped by the norm over all stages; `tied` as returned by the first stage."""
+    def prepare(self, group: int, grad_norm: float, tied: Payload | None) -> Work[None]:
+        """Work out the optimizer step of a sealed group; serving, forwards and backwards go on under the old weights.
+
+        The gradient is clipped by `grad_norm`, the norm over all stages; `tied` as returned by the first stage. One group
+        at a time is between `prepare` and `publish`.
+        """
+        ...
+
+    def publish(self, group: int) -> Work[None]:
+        """Put the prepared step of `group` in force: short, and not while a graph is held. What comes after sees it."""
         ...
 
     def read_weights(self) -> list[Payload]:

@@ -103,7 +103,8 @@ class StagePasses:
         finish(self._engine.forward(micro_batch, entry))
         backward = self._meter.time(self._engine.backward(number, grad))[1]
         sealed = self._engine.seal(number, tied)
-        step = self._meter.time(self._engine.step(number, math.sqrt(sealed.square_norm), sealed.tied))[1]
+        step = self._meter.time(self._engine.prepare(number, math.sqrt(sealed.square_norm), sealed.tied))[1]
+        step += self._meter.time(self._engine.publish(number))[1]
         return {"backward": backward, "step": step}
 
     def _entry(self, rows: int, length: int) -> Payload | None:

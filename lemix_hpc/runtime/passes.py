@@ -175,7 +175,11 @@ class Passes:
             if self.version % self.place.copy_every == 0:
                 self._copy_out()
 
-        return Pass("step", self._engine.step(commit.group, commit.grad_norm, update.payload), done, [])
+        def work() -> EngineWork[None]:
+            yield from self._engine.prepare(commit.group, commit.grad_norm, update.payload)
+            yield from self._engine.publish(commit.group)
+
+        return Pass("step", work(), done, [])
 
     def _install(self, install: m.Install) -> Pass:
         def work() -> EngineWork[None]:

@@ -61,7 +61,7 @@ class SlowStep(EmulatedStage):
         super().__init__(LATENCY, 0, PIECES, clock=world.now, sleep=world.sleep)
         self._seconds = seconds
 
-    def step(self, group: int, grad_norm: float, tied: Any) -> Any:  # noqa: ARG002
+    def publish(self, group: int) -> Any:  # noqa: ARG002
         yield from self._occupy(self._seconds, 1)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import math
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -14,93 +15,124 @@ import torch.distributed
 from torch import nn
 
 from lemix_hpc.config.training_section import Training
+from lemix_hpc.engines.protocol import Work
+from lemix_hpc.engines.torch.adamw import ChunkedAdamW
+from lemix_hpc.engines.torch.solo_world import SoloWorld, name_device, own_world
 
 _LOG = logging.getLogger(__name__)
+
+_CHUNK = {"cpu": 1 << 18, "cuda": 1 << 23}
+"""Elements of one piece of an update: below a millisecond of memory traffic, and well above what starting a piece costs."""
 
 
 class StageOptimizer:
     """Applies gradients that were summed and clipped outside: both go over all stages, which DeepSpeed does not see.
 
-    Float32 weights are updated in place. For bfloat16 DeepSpeed keeps a float32 master copy. Weights are bound to their
-    final memory here; from then on it stays the same.
+    Without a master copy (float32, ZeRO stage 0) the new weights are prepared in the gradients' memory and published by a
+    copy. With one (bfloat16, or ZeRO stage 1) the master is updated in place and published by DeepSpeed, which copies it
+    into the weights. Weights are bound to their final memory here; from then on it stays the same.
     """
 
-    def __init__(self, module: nn.Module, training: Training) -> None:
+    def __init__(
+        self, module: nn.Module, training: Training, *, process_group: torch.distributed.ProcessGroup | None = None
+    ) -> None:
+        """`process_group`: holds this rank alone; needed where torch.distributed already has several ranks."""
         self._parameters = list(module.parameters())
         self._clip = training.gradient_clipping
-        self._master = self._parameters[0].dtype != torch.float32
-        deepspeed = _import_deepspeed(self._parameters[0].device)
-        _own_world(self._parameters[0].device)
-        adamw = torch.optim.AdamW(
-            self._parameters, lr=training.learning_rate, weight_decay=training.weight_decay, fused=True
+        device, dtype = self._parameters[0].device, self._parameters[0].dtype
+        stage = _zero_stage(training, dtype)
+        self._zero = stage == 1
+        self._master = self._zero or dtype != torch.float32
+        deepspeed = _import_deepspeed(device)
+        name_device(device)
+        if process_group is None:
+            own_world()
+        self._adamw = ChunkedAdamW(
+            self._parameters,
+            lr=training.learning_rate,
+            weight_decay=training.weight_decay,
+            chunk=_CHUNK["cpu" if training.offload_optimizer else device.type],
+            in_place=self._master,
         )
         warmup = training.warmup_steps
-        schedule = torch.optim.lr_scheduler.LambdaLR(adamw, lambda step: min(1.0, (step + 1) / max(warmup, 1)))
+        schedule = torch.optim.lr_scheduler.LambdaLR(self._adamw, lambda step: min(1.0, (step + 1) / max(warmup, 1)))
         with contextlib.redirect_stdout(io.StringIO()):  # it prints memory figures, whatever its log level
             self._engine = deepspeed.initialize(
                 model=module,
-                optimizer=adamw,
+                optimizer=self._adamw,
                 lr_scheduler=schedule,
-                config=_config(self._master),
+                config=_config(stage, dtype, device, offload=training.offload_optimizer),
+                mpu=None if process_group is None else SoloWorld(process_group),
                 dist_init_required=False,
             )[0]
         # Nothing to reduce in a world of one; without this every step would copy all gradients through a bucket.
         self._engine.enable_backward_allreduce = False
+        self._skip = False
 
-    def step(self, grads: Sequence[torch.Tensor], grad_norm: float) -> None:
-        """One update by float32 `grads`, in the order of the module's parameters, whose norm over all stages is given.
+    def prepare(self, grads: Sequence[torch.Tensor], grad_norm: float) -> Work[None]:
+        """Work out one update by float32 `grads`, in the order of the module's parameters; the weights stay as they are.
 
-        The gradients are overwritten. A norm that is not finite skips the update, on every stage alike.
+        `grad_norm`: over all stages. One that is not finite skips the update, on every stage alike. The gradients belong
+        to the optimizer from here on.
         """
-        if not torch.isfinite(torch.tensor(grad_norm)):
+        self._skip = not math.isfinite(grad_norm)
+        if self._skip:
             _LOG.warning("The gradient's norm is %s: this optimizer step is skipped.", grad_norm)
             return
         scale = 1.0 if self._clip is None else min(1.0, self._clip / (grad_norm + 1e-6))
-        for parameter, grad in zip(self._parameters, grads, strict=True):
-            if scale < 1.0:
-                grad.mul_(scale)
-            if self._master:
-                self._fragments.safe_set_full_grad(parameter, grad)
-            else:
-                parameter.grad = grad
-        if self._master:
-            # DeepSpeed marks these in its own backward, and takes no step without.
-            self._engine.optimizer.fp32_groups_has_gradients[0] = [True] * len(self._parameters)
+        yield from self._adamw.prepare(grads, scale)
+
+    def publish(self) -> None:
+        """Bring the prepared update into the weights, untorn."""
+        if self._skip:
+            return
+        if self._zero:
+            self._hand_over_gradient()
         self._engine.step()
 
     def weights_replaced(self) -> None:
         """Bring the float32 master copy up to weights that were written from outside."""
         if self._master:
-            for parameter in self._parameters:
-                self._fragments.safe_set_full_fp32_param(parameter, parameter.detach().float())
-
-    @property
-    def _fragments(self) -> Any:
-        import deepspeed.utils
-
-        return deepspeed.utils
+            with torch.no_grad():
+                self._adamw.assign(self._parameters)
 
     def close(self) -> None:
         self._engine.destroy()
 
+    def _hand_over_gradient(self) -> None:
+        """DeepSpeed asks for a flat gradient, which is in the master already: one zero stands for all of it."""
+        from deepspeed.runtime.zero.stage_1_and_2 import GradPartitionBufferGroup
 
-def _config(master: bool) -> dict[str, Any]:
+        [flat] = self._adamw.param_groups[0]["params"]
+        self._engine.optimizer.averaged_gradients[0] = GradPartitionBufferGroup(
+            [], flat.new_zeros(1).expand(flat.shape)
+        )
+
+
+def _zero_stage(training: Training, dtype: torch.dtype) -> int:
+    if training.zero_stage is not None:
+        return training.zero_stage
+    return 1 if training.offload_optimizer or dtype != torch.float32 else 0
+
+
+def _config(stage: int, dtype: torch.dtype, device: torch.device, *, offload: bool) -> dict[str, Any]:
+    zero: dict[str, Any] = {"stage": stage, "contiguous_gradients": False, "overlap_comm": False}
+    if offload:
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": device.type == "cuda"}
+    elif stage == 1:
+        zero["compute_grad_norm"] = False  # the norm goes over all stages, and is known before
     config: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
+        "gradient_clipping": 0.0,  # done here, over all stages; DeepSpeed clips to 1 unless it is told not to
         "managed_gradient_accumulation": False,
         "steps_per_print": 10**9,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
-        "zero_optimization": {"stage": 0},
+        "zero_optimization": zero,
     }
-    if master:
-        # Stage 1 is what gives bfloat16 weights a float32 master copy and float32 gradients.
-        config |= {
-            "bf16": {"enabled": True},
-            "data_types": {"grad_accum_dtype": "fp32"},
-            "zero_optimization": {"stage": 1},
-        }
+    if dtype == torch.bfloat16:
+        config["bf16"] = {"enabled": True}
     return config
 
 
@@ -115,15 +147,3 @@ def _import_deepspeed(device: torch.device) -> Any:
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     return deepspeed
-
-
-def _own_world(device: torch.device) -> None:
-    """A process group of this process alone, without a rendezvous: stages talk over MPI only.
-
-    DeepSpeed takes LOCAL_RANK for the device and refuses one that differs from Open MPI's, which counts leaders too.
-    """
-    os.environ.pop("OMPI_COMM_WORLD_LOCAL_RANK", None)
-    os.environ.update(RANK="0", LOCAL_RANK=str(device.index or 0), WORLD_SIZE="1")
-    if not torch.distributed.is_initialized():
-        store = torch.distributed.HashStore()  # type: ignore[attr-defined]
-        torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)

@@ -108,7 +108,7 @@ class StageTraining:
         own += self._wire.tensor(tied)
         return GroupGradient(self._gradients.square_norm(group), self._wire.payload(own))
 
-    def step(self, group: int, grad_norm: float, tied: Payload | None) -> Work[None]:
+    def prepare(self, group: int, grad_norm: float, tied: Payload | None) -> Work[None]:
         if self._optimizer is None:
             raise ValueError("this stage was built from a recipe without training")
         shared = self._module.shared_embedding
@@ -119,7 +119,12 @@ class StageTraining:
             # Both copies step by the very same bits. Copied, since the first stage's payload may still be on its way.
             index = next(i for i, parameter in enumerate(self._parameters) if parameter is shared)
             grads[index] = self._wire.tensor(tied).clone()
-        self._optimizer.step(grads, grad_norm)
+        yield from self._paced(self._optimizer.prepare(grads, grad_norm))
+
+    def publish(self, group: int) -> Work[None]:  # noqa: ARG002
+        """The weights change without a stop in between."""
+        assert self._optimizer is not None, "only what was prepared is published"
+        self._optimizer.publish()
         self._settle()
         return
         yield

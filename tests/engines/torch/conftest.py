@@ -167,7 +167,8 @@ class Pipeline:
 
     def step(self, group: int, sealed: tuple[float, Payload | None]) -> None:
         for stage in self.stages:
-            finish(stage.step(group, *sealed))
+            finish(stage.prepare(group, *sealed))
+            finish(stage.publish(group))
 
     def train_group(
         self,

@@ -112,17 +112,16 @@ def test_asynchronous_training_learns(family, stages, tiny_recipe, pipeline):
     """PipeDream-like: every micro-batch is a group, and an update lands between its neighbour's forward and backward."""
     node = pipeline(tiny_recipe(family, stages, release="async", learning_rate=3e-3, gradient_clipping=1.0))
     data = texts(60, micro_batches=1)
-    losses = []
-    waiting = []
+    losses, last = [], node.stages[-1]
     for group in range(len(data)):
         micro_batch = node.micro_batches(group, data[group])[0]
         losses.append(node.forward(micro_batch))
         assert [stage.holds_graph for stage in node.stages] == [False] * (stages - 1) + [True]
-        waiting.append(micro_batch)
-        if len(waiting) == 2:
-            done = waiting.pop(0)
-            node.backward(done)
-            node.step(done.group, node.seal(done.group))
+        flowing = drain(last.backward(micro_batch.id, None))
+        if group:
+            node.step(group - 1, node.seal(group - 1))
+        for stage in reversed(node.stages[:-1]):
+            flowing = drain(stage.backward(micro_batch.id, flowing))
     assert np.mean(losses[-5:]) < 0.6 * np.mean(losses[:5])
 
 
@@ -274,4 +273,4 @@ def test_copied_weights_serve_and_train_on(dtype, tiny_recipe, pipeline, prompts
 
 def test_a_stage_without_training_cannot_step(tiny_recipe, pipeline):
     with pytest.raises(ValueError, match="a recipe without training"):
-        drain(pipeline(tiny_recipe("llama")).stages[0].step(0, 1.0, None))
+        drain(pipeline(tiny_recipe("llama")).stages[0].prepare(0, 1.0, None))

@@ -1,0 +1,116 @@
+"""AdamW in two parts: a long one that can stop between any two chunks, and a short one that makes the result count."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch.optim.adamw import adamw
+
+from lemix_hpc.engines.protocol import Work
+
+_LANES = 64
+"""Torch's kernels compute the elements that do not fill a vector in another way: chunks are multiples of so many, so that
+cutting changes no bit."""
+
+
+class ChunkedAdamW(torch.optim.Optimizer):
+    """`torch.optim.AdamW(fused=True)` to the last bit, with the same state, for one group of float32 parameters.
+
+    `prepare` does the work; the moments advance at once. `step` publishes: until then the parameters keep their values,
+    and the new ones lie where the gradients were. With `in_place` the parameters advance during `prepare`, and nothing is
+    left to publish: for master copies that nobody reads before DeepSpeed copies them into the weights.
+    """
+
+    def __init__(
+        self, parameters: Sequence[torch.Tensor], *, lr: float, weight_decay: float, chunk: int, in_place: bool
+    ) -> None:
+        """`chunk`: elements of about one piece of work."""
+        super().__init__(parameters, {"lr": lr, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": weight_decay})
+        self._chunk = -(-chunk // _LANES) * _LANES
+        self._in_place = in_place
+        self._new: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    @torch.no_grad()
+    def prepare(self, grads: Sequence[torch.Tensor], scale: float) -> Work[None]:
+        """One update by `scale` times the gradients, which are used up.
+
+        `grads` are contiguous float32 tensors in the order of the parameters. DeepSpeed may have put one flat tensor in
+        the place of the parameters; then they are its parts, and what it has at its end for alignment stays.
+        """
+        counts = {parameter: self._started(parameter) for parameter in self.param_groups[0]["params"]}
+        since_stop = 0
+        for parameter, start, grad in self._parts(grads):
+            for first in range(0, grad.numel(), self._chunk):
+                piece = slice(first, first + self._chunk)
+                self._advance(parameter, start, grad.view(-1)[piece], first, counts[parameter], scale)
+                since_stop += self._chunk if grad.numel() > self._chunk else grad.numel()
+                if since_stop >= self._chunk:
+                    since_stop = 0
+                    yield
+            if not self._in_place:
+                self._new.append((parameter, grad.view_as(parameter)))
+        for count in counts.values():
+            count.add_(1)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]  # noqa: ARG002
+        """Publish what was prepared, if anything was."""
+        if self._new:
+            torch._foreach_copy_([parameter for parameter, _ in self._new], [new for _, new in self._new])
+        self._new = []
+
+    @torch.no_grad()
+    def assign(self, weights: Sequence[torch.Tensor]) -> None:
+        """Give the parameters these values, of any type, in order; the moments stay."""
+        for parameter, start, weight in self._parts(weights):
+            parameter.view(-1)[start : start + weight.numel()].copy_(weight.view(-1))
+
+    def _started(self, parameter: torch.Tensor) -> torch.Tensor:
+        """The count of updates of a parameter, whose state is made here when it has none."""
+        state = self.state[parameter]
+        if not state:
+            state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
+            state["exp_avg"] = torch.zeros_like(parameter)
+            state["exp_avg_sq"] = torch.zeros_like(parameter)
+        count: torch.Tensor = state["step"]
+        return count
+
+    def _parts(self, grads: Sequence[torch.Tensor]) -> Iterator[tuple[torch.Tensor, int, torch.Tensor]]:
+        """Each gradient with the tensor that holds its parameter, and where in it that starts."""
+        held = iter(self.param_groups[0]["params"])
+        parameter, start = next(held), 0
+        for grad in grads:
+            if start + grad.numel() > parameter.numel():
+                parameter, start = next(held), 0
+            yield parameter, start, grad
+            start += grad.numel()
+
+    def _advance(
+        self, parameter: torch.Tensor, start: int, grad: torch.Tensor, first: int, count: torch.Tensor, scale: float
+    ) -> None:
+        """Update one chunk: `grad` is the part of a gradient from its element `first` on."""
+        place = slice(start + first, start + first + grad.numel())
+        state, group = self.state[parameter], self.param_groups[0]
+        weight = parameter.detach().view(-1)[place]
+        target = weight if self._in_place else weight.clone()
+        if scale < 1.0:
+            grad.mul_(scale)
+        adamw(
+            [target],
+            [grad.to(target.device)],
+            [state["exp_avg"].view(-1)[place]],
+            [state["exp_avg_sq"].view(-1)[place]],
+            [],
+            [count.clone()],
+            fused=True,
+            amsgrad=False,
+            maximize=False,
+            beta1=group["betas"][0],
+            beta2=group["betas"][1],
+            lr=group["lr"],
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+        )
+        if not self._in_place:
+            grad.copy_(target)

@@ -1,0 +1,163 @@
+"""The optimizer under every mode of DeepSpeed that a recipe can ask for."""
+
+import math
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from lemix_hpc.config.training_section import Training
+from lemix_hpc.engines.torch.optimizer import StageOptimizer
+
+MODES = [
+    pytest.param(dtype, zero, offload, id=f"{dtype}-zero-{zero}{'-offload' * offload}".removeprefix("torch."))
+    for dtype in (torch.float32, torch.bfloat16)
+    for zero, offload in ((0, False), (1, False), (1, True), (None, False), (None, True))
+]
+OPTIMIZER = {"learning_rate": 1e-2, "weight_decay": 0.1, "warmup_steps": 3}
+
+
+def model(dtype):
+    """Two layers, and sizes that fill neither a vector nor DeepSpeed's alignment."""
+    torch.manual_seed(1)
+    return nn.Sequential(nn.Linear(70, 33), nn.Linear(33, 7)).to(dtype)
+
+
+def gradients(module, step, size=0.01):
+    draw = torch.Generator().manual_seed(step)
+    return [size * torch.randn(parameter.shape, generator=draw) for parameter in module.parameters()]
+
+
+def norm(grads):
+    return math.sqrt(sum(float(grad.square().sum()) for grad in grads))
+
+
+def step(optimizer, grads, between=lambda: None):
+    for _ in optimizer.prepare(grads, norm(grads)):
+        between()
+    between()
+    optimizer.publish()
+
+
+def copies(module):
+    return [parameter.detach().clone() for parameter in module.parameters()]
+
+
+def same(left, right):
+    return all(torch.equal(a, b) for a, b in zip(left, right, strict=True))
+
+
+@pytest.fixture
+def optimizer():
+    made = []
+
+    def make(module, *modes, **training):
+        zero, offload = modes
+        made.append(
+            StageOptimizer(module, Training(zero_stage=zero, offload_optimizer=offload, **OPTIMIZER, **training))
+        )
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.close()
+
+
+@pytest.mark.parametrize(("dtype", "zero", "offload"), MODES)
+@pytest.mark.parametrize("clip", [None, 0.05])
+def test_twenty_steps_are_torchs_own_and_the_weights_change_in_place_at_publication(
+    dtype, zero, offload, clip, optimizer
+):
+    module = model(dtype)
+    masters = [parameter.detach().float().clone() for parameter in module.parameters()]
+    torchs = torch.optim.AdamW(masters, lr=1e-2, weight_decay=0.1, fused=True)
+    mine = optimizer(module, zero, offload, gradient_clipping=clip)
+    places = [parameter.data_ptr() for parameter in module.parameters()]
+    for number in range(20):
+        grads = gradients(module, number)
+        before = copies(module)
+        torchs.param_groups[0]["lr"] = 1e-2 * min(1.0, (number + 1) / 3)
+        scale = 1.0 if clip is None else min(1.0, clip / (norm(grads) + 1e-6))
+        for master, grad in zip(masters, grads, strict=True):
+            master.grad = grad * scale
+        torchs.step()
+        step(mine, grads, between=lambda before=before: same(copies(module), before) or pytest.fail("torn"))
+        assert same(copies(module), [master.to(dtype) for master in masters])
+    assert [parameter.data_ptr() for parameter in module.parameters()] == places
+
+
+@pytest.mark.parametrize(("dtype", "zero", "offload"), MODES)
+def test_a_norm_that_is_not_finite_skips_the_step_and_nothing_else(dtype, zero, offload, optimizer, caplog):
+    skipping, steady = model(dtype), model(dtype)
+    first, second = optimizer(skipping, zero, offload), optimizer(steady, zero, offload)
+    for number in range(4):
+        step(first, gradients(skipping, number))
+        step(second, gradients(steady, number))
+        before = copies(skipping)
+        assert list(first.prepare([grad / 0 for grad in gradients(skipping, 9)], float("inf"))) == []
+        first.publish()
+        assert same(copies(skipping), before)
+    assert same(copies(skipping), copies(steady))
+    assert "step is skipped" in caplog.text
+
+
+@pytest.mark.parametrize(("dtype", "zero", "offload"), MODES)
+def test_weights_from_outside_are_trained_on(dtype, zero, offload, optimizer):
+    """Training goes on from the new weights, with the moments as they were."""
+    written, moved = model(dtype), []
+    mine = optimizer(written, zero, offload)
+    step(mine, gradients(written, 0))
+    with torch.no_grad():
+        for parameter in written.parameters():
+            parameter.fill_(1.0)
+    mine.weights_replaced()
+    before = copies(written)
+    step(mine, gradients(written, 1))
+    for old, new in zip(before, copies(written), strict=True):
+        moved.append(float((new - old).abs().max()))
+    assert all(0.0 < distance < 0.05 for distance in moved), moved
+
+
+def test_the_chunks_of_a_large_model_are_separate_pieces_of_work(optimizer):
+    module = nn.Linear(1000, 1000)
+    work = optimizer(module, 0, False).prepare(gradients(module, 0), 1.0)
+    assert sum(1 for _ in work) >= 3
+
+
+def test_deepspeed_waits_for_no_other_rank_of_a_shared_world(tmp_path):
+    """Two ranks of one torch.distributed world; the second has left for long when the first one trains."""
+    code = f"""
+import sys, torch, torch.distributed as dist
+from torch import nn
+from lemix_hpc.config.training_section import Training
+from lemix_hpc.engines.torch.optimizer import StageOptimizer
+from lemix_hpc.engines.torch.solo_world import group_of_this_rank
+rank = int(sys.argv[1])
+dist.init_process_group("gloo", init_method="file://{tmp_path}/store", rank=rank, world_size=2)
+alone = group_of_this_rank()
+dtype = getattr(torch, sys.argv[2])
+for zero, offload in ((0, False), (1, False), (1, True)):
+    module = nn.Linear(8 + rank, 8).to(dtype)
+    before = module.weight.detach().clone()
+    training = Training(learning_rate=1e-2, zero_stage=zero, offload_optimizer=offload)
+    optimizer = StageOptimizer(module, training, process_group=alone)
+    for _ in range(0 if rank else 2):
+        for _ in optimizer.prepare([torch.ones(p.shape) for p in module.parameters()], 1.0):
+            pass
+        optimizer.publish()
+    assert rank or (module.weight < before).all()
+    optimizer.close()
+"""
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    for dtype in ("float32", "bfloat16"):
+        (tmp_path / "store").unlink(missing_ok=True)
+        ranks = [
+            subprocess.Popen([sys.executable, "-c", code, str(rank), dtype], env=environment, stderr=subprocess.PIPE)
+            for rank in range(2)
+        ]
+        for rank in ranks:
+            error = rank.communicate(timeout=120)[1]
+            assert rank.returncode == 0, error.decode()
