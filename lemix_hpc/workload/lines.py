@@ -16,11 +16,20 @@ T = TypeVar("T")
 _BOM = b"\xef\xbb\xbf"
 
 
+@dataclass(frozen=True, slots=True)
+class BadLine:
+    """A line that was left out, as it stands in the file, and why."""
+
+    content: bytes
+    reason: str
+
+
 @dataclass
 class Findings:
-    """What reading left out: a message per malformed line, and the requests that the trace records as failed."""
+    """What reading left out: a message per malformed line, these lines, and the requests that the trace records as failed."""
 
     malformed: list[str] = field(default_factory=list)
+    bad_lines: list[BadLine] = field(default_factory=list)
     failed: int = 0
 
 
@@ -65,6 +74,7 @@ def parsed(
             message = f"{path}, line {number}: {error}"
             first_problem = first_problem or message
             findings.malformed.append(message)
+            findings.bad_lines.append(BadLine(raw, f"line {number}: {error}"))
             rejected += 1
         else:
             yield number, record
@@ -77,7 +87,7 @@ def parsed(
         raise UserError(f"{path}: expected {expected}, but {what}")
 
 
-def decode_json(text: str, kind: type[T]) -> T:
+def decode_json(text: str | bytes, kind: type[T]) -> T:
     """One JSON value of a type that msgspec can check; ValueError says what is wrong and where."""
     try:
         return msgspec.json.decode(text, type=kind)

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lemix_hpc.config.recipe import Recipe
-from lemix_hpc.workload.requests import load_requests
+from lemix_hpc.workload.api_lengths import context_of
+from lemix_hpc.workload.lines import BadLine
+from lemix_hpc.workload.requests import Loaded, load_requests
 from lemix_hpc.workload.tasks import Request
 from lemix_hpc.workload.tokenizer import load_tokenizer
 from lemix_hpc.workload.training import MicroBatchStream, stream
@@ -13,11 +15,15 @@ from lemix_hpc.workload.training import MicroBatchStream, stream
 
 @dataclass(frozen=True)
 class Workload:
-    """Requests in order of arrival, micro-batches without end, and a message for every line that was left out."""
+    """Requests in order of arrival, micro-batches without end, and a message for every line that was left out.
+
+    `batches` None: nothing is trained, or only what clients will send. `bad_calls`: lines of a batch file of API calls.
+    """
 
     requests: tuple[Request, ...]
     batches: MicroBatchStream | None
     left_out: tuple[str, ...]
+    bad_calls: tuple[BadLine, ...] = ()
 
 
 def load_workload(recipe: Recipe) -> Workload:
@@ -26,9 +32,13 @@ def load_workload(recipe: Recipe) -> Workload:
     Engines that do not compute get lengths without tokens. Raises UserError for files that hold nothing valid.
     """
     tokenizer = load_tokenizer(recipe.model) if recipe.engine.kind != "emulated" else None
-    serving = recipe.serving
-    has_source = serving is not None and serving.source is not None
-    loaded = load_requests(serving, seed=recipe.seed, tokenizer=tokenizer) if serving and has_source else None
-    batches = stream(recipe.training, tokenizer, recipe.seed) if recipe.training else None
-    left_out = (loaded.malformed if loaded else ()) + (batches.malformed if batches else ())
-    return Workload(loaded.requests if loaded else (), batches, left_out)
+    serving, training = recipe.serving, recipe.training
+    loaded = Loaded((), ())
+    if serving is not None and serving.source is not None:
+        within = context_of(recipe) if recipe.engine.kind == "vllm" else None
+        loaded = load_requests(serving, seed=recipe.seed, tokenizer=tokenizer, calls_within=within)
+    only_posted = serving is not None and serving.http is not None and training is not None and training.data is None
+    batches = None if training is None or only_posted else stream(training, tokenizer, recipe.seed)
+    left_out = loaded.malformed + (batches.malformed if batches else ())
+    bad_calls = loaded.bad_lines if any(request.call for request in loaded.requests) else ()
+    return Workload(loaded.requests, batches, left_out, bad_calls)

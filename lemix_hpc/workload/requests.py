@@ -11,9 +11,10 @@ from lemix_hpc.config.errors import UserError
 from lemix_hpc.config.serving_section import GeneratedSource, Serving, TraceSource, Window
 from lemix_hpc.config.workload_section import TextData
 from lemix_hpc.workload.arrivals import arrival_times
+from lemix_hpc.workload.batch_calls import read_batch_calls
 from lemix_hpc.workload.conversations import in_conversations
 from lemix_hpc.workload.lengths import sample_lengths
-from lemix_hpc.workload.lines import Findings
+from lemix_hpc.workload.lines import BadLine, Findings
 from lemix_hpc.workload.openai_batch import DEFAULT_OUTPUT_TOKENS, read_openai_batch
 from lemix_hpc.workload.tasks import Request
 from lemix_hpc.workload.texts import read_documents
@@ -35,10 +36,15 @@ class Loaded:
     requests: tuple[Request, ...]
     malformed: tuple[str, ...]
     failed: int = 0
+    bad_lines: tuple[BadLine, ...] = ()
 
 
-def load_requests(serving: Serving, *, seed: int, tokenizer: Tokenizer | None) -> Loaded:
+def load_requests(
+    serving: Serving, *, seed: int, tokenizer: Tokenizer | None, calls_within: int | None = None
+) -> Loaded:
     """All requests of a run; with no tokenizer only their lengths matter and `tokens` is empty.
+
+    `calls_within`: batch files are calls for servers whose model takes so many tokens at once.
 
     `serving` has a source. The same recipe, seed and files give the same requests. Raises UserError for files that hold no
     valid request, for an empty window, and for caps that leave nothing to do.
@@ -56,21 +62,21 @@ def load_requests(serving: Serving, *, seed: int, tokenizer: Tokenizer | None) -
         # The process starts at 0, before its first arrival.
         name, origin = f"serving.source ({source.kind})", 0.0
     else:
-        rows = _traced(source, serving, tokenizer, findings)
+        rows = _traced(source, serving, tokenizer, findings, calls_within)
         name, origin = str(source.path), np.inf
     chosen = replayed(rows, serving.window, serving.rate_scale, name, origin=origin)
-    rows = [_capped(row, serving) for row in chosen]
-    if tokenizer is not None:
+    rows = [row if row.call is not None else _capped(row, serving) for row in chosen]
+    if tokenizer is not None and not any(row.call for row in rows):
         brings_text = source.kind == "openai-batch"
         rows = list(_filled(rows, serving, brings_text, tokenizer, np.random.default_rng(prompt_seed), findings))
     requests = tuple(
-        Request(row.id or f"r{number}", row.time, row.prompt_tokens, row.output_tokens, row.tokens)
+        Request(row.id or f"r{number}", row.time, row.prompt_tokens, row.output_tokens, row.tokens, call=row.call)
         for number, row in enumerate(rows)
     )
     if serving.conversations is not None:
         thinking = np.random.default_rng(think_seed)
         requests = in_conversations(requests, serving.conversations, serving.max_prompt_tokens, thinking)
-    return Loaded(requests, tuple(findings.malformed), findings.failed)
+    return Loaded(requests, tuple(findings.malformed), findings.failed, tuple(findings.bad_lines))
 
 
 def replayed(
@@ -126,7 +132,11 @@ def _generated(
 
 
 def _traced(
-    source: TraceSource, serving: Serving, tokenizer: Tokenizer | None, findings: Findings
+    source: TraceSource,
+    serving: Serving,
+    tokenizer: Tokenizer | None,
+    findings: Findings,
+    calls_within: int | None,
 ) -> Iterator[TraceRow]:
     match source.kind:
         case "azure":
@@ -135,6 +145,8 @@ def _traced(
             return read_mooncake(source.path, findings)
         case "burstgpt":
             return read_burstgpt(source.path, findings)
+        case "openai-batch" if calls_within is not None and tokenizer is not None:
+            return read_batch_calls(source.path, findings, tokenizer, calls_within)
         case "openai-batch":
             return read_openai_batch(
                 source.path,

@@ -6,12 +6,23 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
+class ApiCall:
+    """A call of the OpenAI API, for a node's own server to answer. `path` has the query, too."""
+
+    method: str
+    path: str
+    headers: tuple[tuple[str, str], ...]
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Request:
     """One inference request.
 
     `arrival` is in seconds from the start of the run. `tokens` is empty where only lengths matter (emulated stages);
     otherwise it has `prompt_tokens` entries. `output_tokens` is 0 for prompt scoring. A request that comes `after` another,
-    given by its id, comes `think_s` seconds after the answer to that one, whatever its `arrival`.
+    given by its id, comes `think_s` seconds after the answer to that one, whatever its `arrival`. A request that is a `call`
+    has no `tokens`: its lengths are what can be told before a server has read it.
     """
 
     id: str
@@ -21,6 +32,7 @@ class Request:
     tokens: tuple[int, ...] = ()
     after: str | None = None
     think_s: float = 0.0
+    call: ApiCall | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +41,7 @@ class TrainingBatch:
 
     `tokens` and `labels` are int32 in C order, (rows, length), as bytes; empty where only sizes matter. A label is the
     token at the same position, or -100 where no loss is taken (padding, prompts): the shift by one is the engine's.
+    `samples`: ids of what clients sent and is in here.
     """
 
     id: str
@@ -36,3 +49,4 @@ class TrainingBatch:
     length: int
     tokens: bytes = b""
     labels: bytes = b""
+    samples: tuple[str, ...] = ()

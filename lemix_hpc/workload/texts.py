@@ -19,23 +19,19 @@ class Document:
 
 def read_documents(data: TextData, findings: Findings) -> list[Document]:
     """All valid documents in file order. Raises UserError if there is none."""
-    fields = data.fields
-    if fields.text is not None:
-        wanted = f"`{fields.text}`"
-    elif fields.prompt is not None:
-        wanted = f"`{fields.prompt}` and `{fields.completion}`"
-    else:
-        wanted = "`text`, or `prompt` and `completion`"
-    expected = f"JSON lines with {wanted}"
+    expected = f"JSON lines with {_wanted(data.fields)}"
 
     def parse(text: str) -> Document:
-        return _document(decode_json(text, dict[str, Any]), fields, wanted)
+        return parse_document(text, data.fields)
 
     lines = numbered_lines(data.path, expected)
     return [document for _, document in parsed(lines, parse, path=data.path, expected=expected, findings=findings)]
 
 
-def _document(record: dict[str, Any], fields: TextFields, wanted: str) -> Document:
+def parse_document(text: str | bytes, fields: TextFields) -> Document:
+    """The document in a JSON object. Raises ValueError for anything else."""
+    record = decode_json(text, dict[str, Any])
+    wanted = _wanted(fields)
     pair = fields.prompt is not None or (fields.text is None and "text" not in record)
     if pair:
         prompt_field, text_field = fields.prompt or "prompt", fields.completion or "completion"
@@ -46,6 +42,14 @@ def _document(record: dict[str, Any], fields: TextFields, wanted: str) -> Docume
     if text_field not in record:
         raise ValueError(f"expected {wanted}, found {_names(record)}")
     return Document(_string(record, text_field))
+
+
+def _wanted(fields: TextFields) -> str:
+    if fields.text is not None:
+        return f"`{fields.text}`"
+    if fields.prompt is not None:
+        return f"`{fields.prompt}` and `{fields.completion}`"
+    return "`text`, or `prompt` and `completion`"
 
 
 def _names(record: dict[str, Any]) -> str:

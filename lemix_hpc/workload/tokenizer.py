@@ -98,7 +98,7 @@ def load_tokenizer(model: Model) -> Tokenizer:
 
     Raises UserError if the checkpoint cannot be read or the model's vocabulary is too small for the tokenizer.
     """
-    config = _model_config(model)
+    config = model_config(model)
     path = model.path
     tokenizer: Tokenizer
     if path is not None and any((path / name).is_file() for name in _TOKENIZER_FILES):
@@ -114,7 +114,8 @@ def load_tokenizer(model: Model) -> Tokenizer:
     return tokenizer
 
 
-def _model_config(model: Model) -> dict[str, Any]:
+def model_config(model: Model) -> dict[str, Any]:
+    """The model's Hugging Face config. Raises UserError if it cannot be read."""
     if model.path is None:
         return model.config or {}
     file = model.path / "config.json"

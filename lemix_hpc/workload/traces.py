@@ -17,6 +17,7 @@ import msgspec
 
 from lemix_hpc.config.errors import UserError
 from lemix_hpc.workload.lines import Findings, decode_json, numbered_lines, parsed
+from lemix_hpc.workload.tasks import ApiCall
 
 # Times count from a moment near the traces: seconds since 1970 as a float would lose fractions of a microsecond.
 _NEAR = datetime(2023, 1, 1, tzinfo=UTC)
@@ -24,13 +25,14 @@ _NEAR = datetime(2023, 1, 1, tzinfo=UTC)
 
 @dataclass(frozen=True, slots=True)
 class TraceRow:
-    """One request of a trace. `id` and `tokens` are empty unless the trace itself has them."""
+    """One request of a trace. `id`, `tokens` and `call` are empty unless the trace itself has them."""
 
     time: float
     prompt_tokens: int
     output_tokens: int
     id: str = ""
     tokens: tuple[int, ...] = ()
+    call: ApiCall | None = None
 
 
 def read_azure(path: Path, findings: Findings) -> Iterator[TraceRow]:

@@ -104,7 +104,7 @@ class MicroBatchStream(Iterator[TrainingBatch]):
             made += 1
             group.append(row)
             if len(group) == size:
-                if any((labelled[1, 1:] != _NO_LABEL).any() for labelled in group):
+                if any(has_labels(row) for row in group):
                     some = True
                     yield group
                 group = []
@@ -168,6 +168,11 @@ def padded(document: Labelled, length: int, eos: int) -> Labelled:
     kept = min(length, document.shape[1])
     row[:, :kept] = document[:, :kept]
     return row
+
+
+def has_labels(row: Labelled) -> bool:
+    """Whether there is something to learn in a row: its first token is not, having nothing before it."""
+    return bool((row[1, 1:] != _NO_LABEL).any())
 
 
 def labelled(document: Document, tokenizer: Tokenizer) -> Labelled:
