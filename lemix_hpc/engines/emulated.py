@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from lemix_hpc.engines.led import LedByLeader
 from lemix_hpc.engines.protocol import (
     GroupGradient,
     MicroBatch,
@@ -21,7 +22,7 @@ from lemix_hpc.policy.latency import LatencyModel, Shape
 NOTHING = Payload((), "uint8", memoryview(b""))
 
 
-class EmulatedStage(StageEngine):
+class EmulatedStage(LedByLeader, StageEngine):
     """One emulated device. `layers` is in how many pieces a training pass is cut; it can rest between two of them.
 
     Within a pass the device is never starved: the next layer starts when the last one ended, as queued kernels do, however

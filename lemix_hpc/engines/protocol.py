@@ -96,6 +96,14 @@ class GroupGradient:
     tied: Payload | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class LeaveToCommit:
+    """From an engine that forms its own batches: those that came before run under the old weights, later ones under the new."""
+
+
+EngineOrder = ServeBatch | LeaveToCommit
+
+
 class StageEngine(Protocol):
     """One stage of one node. Not thread-safe; calls come from the stage worker's loop alone.
 
@@ -164,6 +172,20 @@ class StageEngine(Protocol):
 
     def buffer(self, nbytes: int) -> Any:
         """Memory to receive a payload of `nbytes` in, where this engine's compute can use it without a needless copy."""
+        ...
+
+    def orders(self) -> Sequence[EngineOrder]:
+        """What the engine's own scheduler has sent to this stage since the last call, in order. None where there is none:
+        then batches come from the leader."""
+        ...
+
+    def ask_to_commit(self) -> bool:
+        """On the first stage: ask the engine's scheduler for a `LeaveToCommit`. False where nobody has to be asked."""
+        ...
+
+    @property
+    def watched(self) -> Sequence[int]:
+        """Descriptors that become readable when there may be `orders`."""
         ...
 
     def close(self) -> None: ...

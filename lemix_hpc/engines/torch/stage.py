@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from lemix_hpc.engines.led import LedByLeader
 from lemix_hpc.engines.protocol import Payload, SequenceResult, ServeBatch, Work
 from lemix_hpc.engines.torch import serving
 from lemix_hpc.engines.torch.kv import KeyValueCache
@@ -13,7 +14,7 @@ from lemix_hpc.engines.torch.training import StageTraining
 from lemix_hpc.engines.torch.wire import Wire
 
 
-class TorchStage(StageTraining):
+class TorchStage(LedByLeader, StageTraining):
     """Implements `lemix_hpc.engines.protocol.StageEngine`: training, and serving by the very layers that are trained."""
 
     def __init__(
