@@ -30,7 +30,12 @@ def check_recipe(recipe: Recipe) -> list[Problem]:
 
 def check_profile(recipe: Recipe) -> list[Problem]:
     """What profiling needs of a recipe: a model and devices, but no work to do. Looks at the file system."""
-    checks: Sequence[Callable[[Recipe], Iterator[Problem]]] = (_check_engine, _check_devices, _check_model_files)
+    checks: Sequence[Callable[[Recipe], Iterator[Problem]]] = (
+        _check_engine,
+        _check_profiled_engine,
+        _check_devices,
+        _check_model_files,
+    )
     return [problem for check in checks for problem in check(recipe)]
 
 
@@ -51,8 +56,20 @@ def _check_work(recipe: Recipe) -> Iterator[Problem]:
         yield Problem(("serving",), "no requests come; give `source`, `http` (the OpenAI API), or both")
     if serving is not None and serving.http is not None and recipe.engine.kind != "vllm":
         yield Problem(("serving", "http"), f"needs engine.kind: vllm, and engine.kind is {recipe.engine.kind}")
+    yield from _check_batch(recipe)
     if training is not None and training.offload_optimizer and training.zero_stage == 0:
         yield Problem(("training", "offload_optimizer"), "needs ZeRO; set training.zero_stage: 1")
+
+
+def _check_batch(recipe: Recipe) -> Iterator[Problem]:
+    """The lines of a batch file go to vLLM as they are, and say themselves what they want."""
+    serving = recipe.serving
+    if recipe.engine.kind != "vllm" or serving is None or serving.source is None:
+        return
+    if serving.source.kind == "openai-batch":
+        for key in ("max_prompt_tokens", "max_new_tokens", "temperature", "conversations"):
+            if getattr(serving, key):
+                yield Problem(("serving", key), "vllm answers the lines of a batch file as they are; leave it out")
 
 
 def _check_engine(recipe: Recipe) -> Iterator[Problem]:
@@ -66,6 +83,14 @@ def _check_engine(recipe: Recipe) -> Iterator[Problem]:
         yield Problem(
             ("model",),
             f"the {engine.kind} engine needs a model; give `path` (a checkpoint directory) or `config` (initialised at random)",
+        )
+
+
+def _check_profiled_engine(recipe: Recipe) -> Iterator[Problem]:
+    if recipe.engine.kind == "vllm":
+        yield Problem(
+            ("engine", "kind"),
+            "vllm cannot be profiled ahead; its runs measure themselves when they start. For the torch engine set torch",
         )
 
 
@@ -141,8 +166,14 @@ def _check_training(recipe: Recipe) -> Iterator[Problem]:
             ("training",),
             "without a `serving` section training has no end; give `micro_batches`, how many to train on in all",
         )
-    if recipe.engine.kind != "emulated" and training.data is None:
+    http = recipe.serving.http if recipe.serving is not None else None
+    if recipe.engine.kind != "emulated" and training.data is None and http is None:
         yield Problem(("training", "data"), f"missing; the {recipe.engine.kind} engine needs text to train on")
+    if http is not None and training.share is not None:
+        yield Problem(
+            ("training", "share"),
+            "nobody knows how many requests clients will send; give `micro_batches`, or neither to train as long as they can",
+        )
 
 
 def _check_files(recipe: Recipe) -> Iterator[Problem]:

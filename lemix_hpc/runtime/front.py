@@ -14,17 +14,18 @@ from lemix_hpc.policy.events import (
     StageFinished,
     TaskFinished,
     Tick,
-    TrainingClosed,
 )
 from lemix_hpc.policy.scheduler import Scheduler
 from lemix_hpc.runtime import messages as m
 from lemix_hpc.runtime.arrivals import Arrivals
+from lemix_hpc.runtime.http.call import Client
+from lemix_hpc.runtime.http.exchange import Exchange
 from lemix_hpc.runtime.layout import Layout
 from lemix_hpc.runtime.ledger import ServingTask, TaskNames
 from lemix_hpc.runtime.live import LiveView
 from lemix_hpc.runtime.mailbox import Inbox, Mail, Mailbox
 from lemix_hpc.runtime.recorder import Recorder
-from lemix_hpc.runtime.records import Span
+from lemix_hpc.runtime.records import ServedTask
 from lemix_hpc.runtime.training_feed import TrainingFeed
 from lemix_hpc.runtime.training_tasks import TrainingTasks
 from lemix_hpc.workload.tasks import Request
@@ -32,10 +33,14 @@ from lemix_hpc.workload.tasks import Request
 
 @dataclass(frozen=True, slots=True)
 class FrontSettings:
-    """`context`: the longest prompt and output together that the model takes, None without a limit. Live interval in s."""
+    """`context`: the longest prompt and output together that the model takes, None without a limit. Live interval in s.
+
+    `address`: of the OpenAI API, if there is one.
+    """
 
     context: int | None
     live_interval: float
+    address: str | None = None
 
 
 class Front:
@@ -50,6 +55,7 @@ class Front:
         now: Callable[[], float],
         requests: Sequence[Request],
         feed: TrainingFeed | None,
+        exchange: Exchange,
         settings: FrontSettings,
         next_number: Callable[[], int],
     ) -> None:
@@ -60,13 +66,13 @@ class Front:
         self._now = now
         self._requests = len(requests)
         self._arrivals = Arrivals(requests)
+        self._exchange = exchange
         self._settings = settings
         self._number = next_number
         self._serving: dict[int, ServingTask] = {}
         self._names = TaskNames()
         self._training = TrainingTasks(feed, self._names, recorder)
-        self._live = LiveView(recorder, layout, settings.live_interval, self._training.total)
-        self._closed = feed is None
+        self._live = LiveView(recorder, layout, self._training, settings.live_interval, settings.address)
         self._tick_at = scheduler.next_tick
         self.stopped: set[tuple[int, int]] = set()
 
@@ -77,22 +83,24 @@ class Front:
 
     @property
     def finished(self) -> bool:
-        return self._served and self._closed and not self._training.under_way
+        return self._served and self._training.finished
 
     @property
     def _served(self) -> bool:
-        """All requests have come and been answered."""
-        return self._arrivals.left == 0 and not self._serving
+        """All requests have come and been answered, and no client can send more."""
+        return self._arrivals.left == 0 and not self._serving and self._exchange.idle
 
     def until_due(self) -> float:
         """Seconds until the next request or the scheduler's next tick is due; inf when nothing is."""
-        return min(self._arrivals.next, self._tick_at) - self._now()
+        return min(self._arrivals.next, self._tick_at, self._exchange.due) - self._now()
 
     def turn(self) -> bool:
         """Let in what is due, take in reports, keep training supplied. False when there was nothing to do."""
         due = self.until_due() <= 0
         for request in self._arrivals.until(self._now()):
             self._arrive(request)
+        for request, client in self._exchange.arrivals(self._now()):
+            self._arrive(request, client)
         if self._tick_at <= self._now():
             self._tell(Tick(self._now()))
         mails = self._mailbox.poll()
@@ -102,33 +110,26 @@ class Front:
         self._show()
         return bool(mails) or due
 
-    def _arrive(self, request: Request) -> None:
+    def _arrive(self, request: Request, client: Client | None = None) -> None:
+        """`client`: who waits for the answer, if that is a call that has just come."""
         task = ServingTask(request)
         context = self._settings.context
-        if context is not None and request.prompt_tokens + request.output_tokens > context:
-            self._recorder.task(task.rejected())
+        if request.call is None and context is not None and request.prompt_tokens + request.output_tokens > context:
+            self._end(task.rejected())
             self._arrivals.turned_away(request.id, self._now())
             return
         number = self._number()
         self._serving[number] = task
         self._names[number] = request.id
+        if request.call is not None:
+            self._exchange.expect(number, request, client)
+            self._requests += client is not None
         self._tell(RequestArrived(self._now(), number, request.prompt_tokens, request.output_tokens))
 
     def _supply_training(self) -> None:
-        """Offer groups ahead of the policy's need, one for every node.
-
-        Training without an end ends with serving, and any training when the policy refuses some: the allocation ends.
-        """
-        training = self._training
-        if self._closed:
-            return
-        if training.refused or (training.total is None and self._served):
-            self._closed = True
-            self._tell(TrainingClosed(self._now()))
-        elif training.exhausted:
-            self._closed = not training.offered
-        elif training.offered < self._layout.nodes:
-            self._tell(training.offer(self._now()))
+        event = self._training.supply(self._now(), ahead=self._layout.nodes, served=self._served)
+        if event is not None:
+            self._tell(event)
 
     def _tell(self, event: Event) -> None:
         """Give the policy an event, write it down, and carry out what it decides."""
@@ -147,6 +148,9 @@ class Front:
         serving = self._serving[place.task]
         serving.place = place
         request = serving.request
+        if request.call is not None:
+            self._exchange.place(place, request.call, self._now())
+            return
         tokens = list(request.tokens)
         message = m.PlaceRequest(place.task, request.prompt_tokens, request.output_tokens, tokens, place.key)
         self._mailbox.send(self._layout.leader(place.node), Inbox.LEADER, message)
@@ -160,7 +164,8 @@ class Front:
         self._names.retire(number)
         serving = self._serving.pop(number, None)
         if serving is not None:
-            self._recorder.task(serving.rejected(number))
+            self._exchange.refuse(number)
+            self._end(serving.rejected(number))
             self._arrivals.turned_away(serving.request.id, self._now())
             return
         self._training.refuse(number)
@@ -172,9 +177,11 @@ class Front:
                     self._worked(span)
             case m.Loss(micro_batch, loss):
                 self._training.learned(micro_batch, loss)
-                self._live.figures.learned(loss)
+                self._live.learned(loss)
             case m.Stepped(node, group, version):
                 self._training.stepped(node, group, version)
+            case m.HttpPart() as part:
+                self._exchange.part(part, self._now())
             case m.RequestDone() as done:
                 self._request_done(done)
             case m.Stopped(node, stage):
@@ -183,11 +190,10 @@ class Front:
                 raise TypeError(f"no message for the scheduler: {other!r}")
 
     def _worked(self, span: m.WorkSpan) -> None:
-        for task in [self._names[number] for number in span.tasks] or [""]:
-            self._recorder.span(
-                Span(span.node, span.stage, task, span.kind, span.start, span.end, span.version, span.batch)
-            )
-        self._live.figures.worked(span.node, span.stage, span.end - span.start)
+        self._recorder.work(span, [self._names[number] for number in span.tasks])
+        for number in span.tasks:
+            self._exchange.heard(number, self._now())
+        self._live.worked(span)
         if not span.complete:
             return
         if span.kind in ("serve", "forward", "backward") and span.shape is not None:
@@ -202,29 +208,33 @@ class Front:
         now = self._now()
         self._tell(StageFinished(now, span.node, span.stage, number, start, span.end, backward, last))
         if backward and span.stage == 0:
-            self._training.finished(number, span.end)
+            self._training.ended(number, span.end)
             self._tell(TaskFinished(now, span.node, number))
 
     def _request_done(self, done: m.RequestDone) -> None:
-        task = self._serving.pop(done.task)
+        outcome = self._exchange.done(done.task)
+        task = self._serving.pop(done.task, None)
+        if task is None:
+            return  # a call that needs no policy
         self._arrivals.answered(task.request.id, done.finished)
         self._names.retire(done.task)
-        self._live.served += 1
-        self._live.figures.responded(done.finished - task.request.arrival)
-        self._recorder.task(task.finished(done))
+        self._end(task.finished(done, outcome))
         self._tell(TaskFinished(self._now(), done.node, done.task, len(done.output)))
+
+    def _end(self, record: ServedTask) -> None:
+        self._live.ended(record)
+        self._recorder.task(record)
 
     def _show(self, *, last: bool = False) -> None:
         now = self._now()
         if not last and not self._live.due(now):
             return
-        self._live.show(
+        self._exchange.figures = self._live.show(
             now,
+            self._serving.values(),
+            self._scheduler.drifts,
             received=self._requests - self._arrivals.left,
             requests=self._requests,
-            trained=self._training.trained,
-            steps=self._training.steps,
-            drifts=self._scheduler.drifts,
             last=last,
         )
 

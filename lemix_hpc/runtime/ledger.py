@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from lemix_hpc.engines.protocol import MicroBatch
 from lemix_hpc.policy.events import Place
 from lemix_hpc.runtime.messages import RequestDone
-from lemix_hpc.runtime.records import ServedTask, TrainedTask
+from lemix_hpc.runtime.records import Outcome, ServedTask, TrainedTask
 from lemix_hpc.workload.tasks import Request
 
 LATE_REPORTS = 4096
@@ -48,11 +48,12 @@ class ServingTask:
         request = self.request
         return ServedTask(request.id, "rejected", request.arrival, request.prompt_tokens, number=number)
 
-    def finished(self, done: RequestDone) -> ServedTask:
+    def finished(self, done: RequestDone, outcome: Outcome) -> ServedTask:
+        """Its record, once a node has no more to do with it."""
         assert self.place is not None, "finished after it was placed"
         return ServedTask(
             id=self.request.id,
-            outcome="finished",
+            outcome=outcome,
             arrival=self.request.arrival,
             prompt_tokens=self.request.prompt_tokens,
             node=done.node,
@@ -74,6 +75,7 @@ class TrainingTask:
 
     id: str
     micro_batch: MicroBatch
+    samples: tuple[str, ...] = ()
     place: Place | None = None
     placed: float = 0.0
     loss: float | None = None
@@ -93,4 +95,5 @@ class TrainingTask:
             loss=self.loss,
             step=step,
             number=self.micro_batch.id,
+            samples=list(self.samples),
         )

@@ -1,45 +1,92 @@
-"""What a run shows of itself while it lasts: its progress file, replaced every so often."""
+"""What a run shows of itself while it lasts: its progress file, and figures for those who ask over HTTP."""
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
+
 from lemix_hpc.policy.drift import Drift
+from lemix_hpc.runtime.http.metrics import Figures
 from lemix_hpc.runtime.layout import Layout
+from lemix_hpc.runtime.ledger import ServingTask
+from lemix_hpc.runtime.messages import WorkSpan
 from lemix_hpc.runtime.recorder import LiveFigures, Recorder
-from lemix_hpc.runtime.records import Progress
+from lemix_hpc.runtime.records import Outcome, Progress, ServedTask
+from lemix_hpc.runtime.training_tasks import TrainingTasks
 
 
 class LiveView:
-    """Counts what happens. `interval`: seconds between two pictures; `training_total`: None without an end."""
+    """Counts what happens. `interval`: seconds between two pictures; `address`: of the OpenAI API, if there is one."""
 
-    def __init__(self, recorder: Recorder, layout: Layout, interval: float, training_total: int | None) -> None:
+    def __init__(
+        self, recorder: Recorder, layout: Layout, training: TrainingTasks, interval: float, address: str | None
+    ) -> None:
         self._recorder = recorder
+        self._training = training
         self._interval = interval
-        self._training_total = training_total
+        self._address = address
         self._shown = -interval
-        self.figures = LiveFigures(layout.nodes, layout.stages)
-        self.served = 0
+        self._figures = LiveFigures(layout.nodes, layout.stages)
+        self._outcomes: Counter[Outcome] = Counter()
+        self._versions = [0] * layout.nodes
+
+    def worked(self, span: WorkSpan) -> None:
+        self._figures.worked(span.node, span.stage, span.end - span.start)
+        self._versions[span.node] = max(self._versions[span.node], span.version)
+
+    def learned(self, loss: float) -> None:
+        self._figures.learned(loss)
+
+    def ended(self, task: ServedTask) -> None:
+        """A request has its outcome."""
+        self._outcomes[task.outcome] += 1
+        if task.outcome == "finished" and task.finished is not None:
+            self._figures.responded(task.finished - task.arrival)
 
     def due(self, now: float) -> bool:
         return now - self._shown >= self._interval
 
     def show(
-        self, now: float, *, received: int, requests: int, trained: int, steps: int, drifts: list[Drift], last: bool
-    ) -> None:
-        """Replace the picture. `received` of `requests` have come; `drifts`: alarms so far."""
+        self,
+        now: float,
+        serving: Iterable[ServingTask],
+        drifts: list[Drift],
+        *,
+        received: int,
+        requests: int,
+        last: bool = False,
+    ) -> Figures:
+        """Replace the picture, and return the figures of this moment.
+
+        `received` of `requests` have come so far, `serving` are under way; `drifts`: alarms so far.
+        """
         self._shown = now
+        training, loss = self._training, self._figures.loss
         self._recorder.progress(
             Progress(
                 state="finished" if last else "running",
                 elapsed_s=now,
+                address=self._address,
                 received=received,
                 requests=requests,
-                served=self.served,
-                trained=trained,
-                training_total=self._training_total,
-                steps=steps,
-                loss=self.figures.loss,
-                response_ms_p50=self.figures.response_ms_p50,
-                stage_busy=self.figures.look(now),
+                served=self._outcomes["finished"],
+                trained=training.trained,
+                training_total=training.total,
+                steps=training.steps,
+                loss=loss,
+                response_ms_p50=self._figures.response_ms_p50,
+                stage_busy=self._figures.look(now),
                 drift=[drift for drift in drifts if drift.until_s is None],
             )
+        )
+        lengths = [task.request.prompt_tokens + task.request.output_tokens for task in serving]
+        return Figures(
+            requests=dict(self._outcomes.items()),
+            in_flight=len(lengths),
+            tokens_in_flight=sum(lengths),
+            weight_versions=tuple(self._versions),
+            steps=training.steps,
+            trained=training.trained,
+            samples_waiting=training.samples_waiting,
+            loss=loss,
         )

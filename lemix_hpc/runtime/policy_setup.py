@@ -42,13 +42,19 @@ def scheduler_config(recipe: Recipe, *, t0: float, pieces: int, drift_limit: flo
         keep=policy.keep,
         t0=t0,
         slo_factor=aim(recipe) if slo.response_ms is None else slo.response_ms / 1e3 / t0,
-        end=parse_walltime(recipe.cluster.time) - policy.drain_reserve_s if policy.drain_reserve_s > 0 else math.inf,
+        end=allocation_end(recipe),
         batch_requests=recipe.engine.max_batch_requests,
         oracle=policy.output_lengths == "oracle",
         seed=recipe.seed,
         recalibrate=policy.recalibrate,
         drift_limit=drift_limit,
     )
+
+
+def allocation_end(recipe: Recipe) -> float:
+    """When nothing may run any more, in seconds from the start; inf where nothing is reserved for the end."""
+    reserve = recipe.policy.drain_reserve_s
+    return parse_walltime(recipe.cluster.time) - reserve if reserve > 0 else math.inf
 
 
 def split(recipe: Recipe) -> Split | None:

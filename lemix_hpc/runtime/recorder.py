@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -11,6 +12,7 @@ import msgspec
 
 from lemix_hpc.policy.events import Event
 from lemix_hpc.runtime import event_log
+from lemix_hpc.runtime.messages import WorkSpan
 from lemix_hpc.runtime.records import LearnedTimes, Progress, RunFacts, Span, TaskRecord
 
 RECENT = 200
@@ -32,6 +34,11 @@ class Recorder:
 
     def span(self, span: Span) -> None:
         self._spans.write(self._encoder.encode(span) + b"\n")
+
+    def work(self, span: WorkSpan, tasks: Sequence[str]) -> None:
+        """One stretch of work, for each of its tasks by their ids; for nobody's if there are none."""
+        for task in tasks or [""]:
+            self.span(Span(span.node, span.stage, task, span.kind, span.start, span.end, span.version, span.batch))
 
     def task(self, task: TaskRecord) -> None:
         self._tasks.write(self._encoder.encode(task) + b"\n")

@@ -10,7 +10,8 @@ from lemix_hpc.policy.drift import Drift
 from lemix_hpc.policy.recalibration import Learned
 
 SpanKind = Literal["serve", "forward", "backward", "step", "copy"]
-Outcome = Literal["finished", "rejected", "lost"]
+Outcome = Literal["finished", "rejected", "lost", "aborted"]
+"""Of a call over HTTP: `rejected` if its answer was an error, `lost` without an answer, `aborted` if the client hung up."""
 
 
 class Span(msgspec.Struct, frozen=True):
@@ -55,7 +56,7 @@ class ServedTask(msgspec.Struct, frozen=True, tag="serving", tag_field="kind"):
 class TrainedTask(msgspec.Struct, frozen=True, tag="training", tag_field="kind"):
     """One training micro-batch (`tasks.jsonl`). `eligible`: when the release rule let it go; `placed`: when it went.
 
-    `number` is its task in `events.jsonl`.
+    `number` is its task in `events.jsonl`; `samples`: ids of the clients' samples in it, as in `samples.jsonl`.
     """
 
     id: str
@@ -68,6 +69,7 @@ class TrainedTask(msgspec.Struct, frozen=True, tag="training", tag_field="kind")
     loss: float | None = None
     step: int | None = None
     number: int | None = None
+    samples: list[str] = []
 
 
 TaskRecord = ServedTask | TrainedTask
@@ -136,7 +138,7 @@ class LearnedTimes(msgspec.Struct, frozen=True):
 
 
 class Progress(msgspec.Struct, frozen=True):
-    """A live picture of the run (`progress.json`, replaced as a whole every so often).
+    """A live picture of the run (`progress.json`, replaced as a whole every so often). `address`: of its OpenAI API.
 
     `measured` of `to_measure` points, and `left_s` seconds to go, are there while profiling.
     """
@@ -144,6 +146,7 @@ class Progress(msgspec.Struct, frozen=True):
     state: Literal["starting", "running", "finished", "failed"]
     elapsed_s: float = 0.0
     message: str = ""
+    address: str | None = None
     received: int = 0
     requests: int = 0
     served: int = 0

@@ -18,6 +18,8 @@ from lemix_hpc.profiling.hardware import Hardware, load_hardware
 from lemix_hpc.runtime import messages as m
 from lemix_hpc.runtime.clock import RunClock
 from lemix_hpc.runtime.front import Front, FrontSettings
+from lemix_hpc.runtime.http.endpoint import Endpoint
+from lemix_hpc.runtime.http.exchange import Exchange
 from lemix_hpc.runtime.layout import Layout
 from lemix_hpc.runtime.leader import Leader
 from lemix_hpc.runtime.mailbox import Inbox, Mail, Mailbox
@@ -26,15 +28,21 @@ from lemix_hpc.runtime.recorder import Recorder
 from lemix_hpc.runtime.records import LearnedTimes, Progress, RunFacts
 from lemix_hpc.runtime.training_feed import feed_of
 from lemix_hpc.runtime.wait import ALONE_ON_HOST_S, Waiter
-from lemix_hpc.runtime.warm_up import StageTimes, probes
+from lemix_hpc.runtime.warm_up import DECODED, StageTimes, probes
+from lemix_hpc.workload.api_lengths import context_of
 from lemix_hpc.workload.load import Workload, load_workload
 from lemix_hpc.workload.tasks import Request
 
 COEFFICIENTS = "coefficients.yaml"
+TYPICAL_TOKENS = 128
+"""What requests are taken to ask for, and to be given, before any has come."""
 
 
 def mean_unloaded_response(latency: LatencyModel, requests: Sequence[Request], recipe: Recipe) -> float:
-    """T0 in seconds: mean over the requests of their predicted time on all stages; of a training forward without requests."""
+    """T0 in seconds: mean over the requests of their predicted time on all stages. Without requests that of one with
+    `TYPICAL_TOKENS` in and out, if clients will send some, or else of a training forward."""
+    if not requests and recipe.serving is not None:
+        return sum(latency.request_times(TYPICAL_TOKENS, TYPICAL_TOKENS))
     if requests:
         times = (sum(latency.request_times(r.prompt_tokens, r.output_tokens)) for r in requests)
         return sum(times) / len(requests)
@@ -66,6 +74,7 @@ class Session:
 
     def run(self) -> None:
         """Load the work, wait for the engines, predict, serve and train, stop everyone, write the facts."""
+        endpoint = Endpoint(self._recipe, self._run_dir, self._clock.now, self._waiter.wake)
         self._tell("loading the workload")
         work = load_workload(self._recipe)
         for message in work.left_out:
@@ -82,20 +91,28 @@ class Session:
         epoch = self._clock.monotonic()
         self._order(m.Go(epoch), range(self._layout.nodes))
         self._clock.start(epoch)
-        front = self._front(work, scheduler)
-        self._turn_until(lambda: front.finished, front.turn, front.until_due)
+        next_number = functools.partial(next, itertools.count())
+        exchange = endpoint.exchange(self._layout, self._mailbox, next_number, work)
+        front = self._front(work, scheduler, endpoint, exchange, next_number)
+        with endpoint.open(exchange):
+            self._turn_until(lambda: front.finished, front.turn, front.until_due)
         duration = self._clock.now()
         self._stop(front)
         self._recorder.facts(self._facts(work, reference, front.steps, duration, scheduler.drifts))
         self._recorder.learned(self._learned(scheduler))
         self._recorder.close()
 
-    def _front(self, work: Workload, scheduler: Scheduler) -> Front:
-        recipe, numbers = self._recipe, itertools.count()
-        next_number = functools.partial(next, numbers)
-        feed = feed_of(recipe, work, next_number)
-        context = None if recipe.engine.kind == "emulated" else describe(recipe.model).max_positions
-        settings = FrontSettings(context, recipe.report.live_interval_s)
+    def _front(
+        self,
+        work: Workload,
+        scheduler: Scheduler,
+        endpoint: Endpoint,
+        exchange: Exchange,
+        next_number: Callable[[], int],
+    ) -> Front:
+        recipe = self._recipe
+        feed = feed_of(recipe, work, next_number, endpoint.samples)
+        settings = FrontSettings(self._context, recipe.report.live_interval_s, endpoint.address)
         return Front(
             self._layout,
             scheduler,
@@ -104,9 +121,21 @@ class Session:
             self._clock.now,
             work.requests,
             feed,
+            exchange,
             settings,
             next_number,
         )
+
+    @property
+    def _context(self) -> int | None:
+        """The longest prompt and output together that the engine takes, None without a limit."""
+        match self._recipe.engine.kind:
+            case "emulated":
+                return None
+            case "vllm":
+                return context_of(self._recipe)
+            case _:
+                return describe(self._recipe.model).max_positions
 
     def _facts(
         self, work: Workload, latency: LatencyModel, steps: int, duration: float, drifts: list[Drift]
@@ -184,11 +213,14 @@ class Session:
         self._tell("measuring stage times")
         sizes = describe(self._recipe.model)
         training = self._recipe.training
+        clients = self._recipe.serving is not None and self._recipe.serving.http is not None
         longest = max(
-            [r.prompt_tokens + r.output_tokens for r in requests] + [training.sequence_length if training else 1]
+            [r.prompt_tokens + r.output_tokens for r in requests]
+            + [training.sequence_length if training else 1, 2 * TYPICAL_TOKENS if clients else 1]
         )
-        longest = min(longest, sizes.max_positions or longest)
-        generate = any(r.output_tokens for r in requests)
+        generate = clients or any(r.output_tokens for r in requests)
+        if self._context is not None:
+            longest = min(longest, self._context - DECODED * generate)
         times = StageTimes(self._layout.stages)
         for probe in probes(self._layout.nodes, longest, generate=generate):
             self._mailbox.send(self._layout.leader(probe.node), Inbox.LEADER, probe.request)

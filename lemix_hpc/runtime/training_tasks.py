@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from lemix_hpc.engines.protocol import MicroBatch
-from lemix_hpc.policy.events import GroupOffered, Place
+from lemix_hpc.policy.events import GroupOffered, Place, TrainingClosed
 from lemix_hpc.runtime.ledger import TaskNames, TrainingTask
 from lemix_hpc.runtime.recorder import Recorder
 from lemix_hpc.runtime.training_feed import FedGroup, TrainingFeed
 
 
 class TrainingTasks:
-    """`feed` None: nothing is trained. `offered` groups wait for the policy; `steps` and `trained` micro-batches are done."""
+    """`feed` None: nothing is trained. `steps` and `trained` micro-batches are done."""
 
     def __init__(self, feed: TrainingFeed | None, names: TaskNames, recorder: Recorder) -> None:
         self._feed = feed
@@ -20,10 +20,10 @@ class TrainingTasks:
         self._offered: dict[int, FedGroup] = {}
         self._begun: dict[int, FedGroup] = {}
         self._steps: dict[tuple[int, int], int] = {}
+        self._closed = feed is None
+        self._refused = False
         self.steps = 0
         self.trained = 0
-        self.refused = False
-        """The policy has turned a group away: the allocation ends."""
 
     @property
     def total(self) -> int | None:
@@ -31,25 +31,43 @@ class TrainingTasks:
         return self._feed.total if self._feed is not None else 0
 
     @property
-    def exhausted(self) -> bool:
-        """No more groups will be offered."""
-        return self._feed is None or self._feed.exhausted
+    def samples_waiting(self) -> int:
+        """Samples of clients that are in no group yet."""
+        return self._feed.samples_waiting if self._feed is not None else 0
 
     @property
-    def offered(self) -> int:
-        return len(self._offered)
+    def finished(self) -> bool:
+        """No more groups will be offered, and none is under way."""
+        return self._closed and not self._begun
 
-    @property
-    def under_way(self) -> bool:
-        return bool(self._begun)
+    def supply(self, now: float, *, ahead: int, served: bool) -> GroupOffered | TrainingClosed | None:
+        """What to tell the policy: groups are offered `ahead` of its need, as many as that.
 
-    def offer(self, now: float) -> GroupOffered:
-        """The next group, for the policy."""
-        assert self._feed is not None, "there is something to train on"
-        group = self._feed.next_group()
+        Training without an end ends with serving, and any training when the policy refuses some: the allocation ends.
+        """
+        if self._feed is None or self._closed:
+            return None
+        if self._refused or (self._feed.total is None and served):
+            self._close_feed(self._feed)
+            return TrainingClosed(now)
+        if self._feed.exhausted:
+            if not self._offered:
+                self._close_feed(self._feed)
+            return None
+        return self._offer(self._feed, now) if len(self._offered) < ahead else None
+
+    def _close_feed(self, feed: TrainingFeed) -> None:
+        self._closed = True
+        feed.close()
+
+    def _offer(self, feed: TrainingFeed, now: float) -> GroupOffered | None:
+        """The next group, None while there is nothing to train on."""
+        group = feed.next_group()
+        if group is None:
+            return None
         self._offered[group.number] = group
-        for task_id, micro_batch in zip(group.ids, group.micro_batches, strict=True):
-            self._tasks[micro_batch.id] = TrainingTask(task_id, micro_batch)
+        for task_id, micro_batch, samples in zip(group.ids, group.micro_batches, group.samples, strict=True):
+            self._tasks[micro_batch.id] = TrainingTask(task_id, micro_batch, samples)
             self._names[micro_batch.id] = task_id
         tasks = tuple(micro_batch.id for micro_batch in group.micro_batches)
         lengths = tuple(micro_batch.length for micro_batch in group.micro_batches)
@@ -66,7 +84,7 @@ class TrainingTasks:
 
     def refuse(self, number: int) -> None:
         """The allocation ends too soon for a micro-batch. A group is refused as a whole, before it has begun."""
-        self.refused = True
+        self._refused = True
         self._offered.pop(self._tasks.pop(number).micro_batch.group, None)
 
     def learned(self, number: int, loss: float) -> None:
@@ -80,7 +98,7 @@ class TrainingTasks:
         self._steps[node, group] = version
         self._close(group)
 
-    def finished(self, number: int, end: float) -> None:
+    def ended(self, number: int, end: float) -> None:
         """A micro-batch's last backward has ended."""
         task = self._tasks[number]
         task.finished_at = end

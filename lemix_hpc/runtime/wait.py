@@ -30,6 +30,10 @@ class Waiter:
     def reset(self) -> None:
         self._sleep = FIRST_SLEEP_S
 
+    def wake(self) -> None:
+        """End this rank's sleep, from any of its threads."""
+        self._bell.wake()
+
     def idle(self, at_most: float = ALONE_ON_HOST_S, *, in_transit: bool = False) -> None:
         """Give way until the bell rings, at most `at_most` seconds; `in_transit`: MPI needs calls to move what it has."""
         if self._spin or at_most <= 0:

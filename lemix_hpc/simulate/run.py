@@ -175,8 +175,7 @@ def _in_order(requests: list[Request]) -> list[Request]:
 
 def _groups(feed: TrainingFeed, names: list[str]) -> Iterator[list[int]]:
     """The lengths of the micro-batches of each group, whose names are noted as they are taken."""
-    while not feed.exhausted:
-        group = feed.next_group()
+    while not feed.exhausted and (group := feed.next_group()) is not None:
         names.extend(group.ids)
         yield [micro_batch.length for micro_batch in group.micro_batches]
 

@@ -65,6 +65,8 @@ class SampleQueue:
         self._tokenizer = tokenizer
         self._pending: deque[Sample] = deque()
         self._batches = 0
+        self.closed = False
+        """Whether nobody will ask for more."""
 
     def tokenised(self, document: Document) -> Labelled:
         """A document as it will be learnt. Raises ValueError if nothing of it would be."""

@@ -1,0 +1,166 @@
+"""The web application: which calls there are, and which node answers them."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp
+
+from lemix_hpc.runtime.http.bodies import Guard
+from lemix_hpc.runtime.http.call import Call, Gone, Part
+from lemix_hpc.runtime.http.door import Door
+from lemix_hpc.runtime.http.errors import ApiError, bad_request, closing
+from lemix_hpc.runtime.http.metrics import CONTENT_TYPE, Figures, exposition
+from lemix_hpc.runtime.http.relay import Relay, for_node
+from lemix_hpc.runtime.http.sample_intake import SampleIntake
+from lemix_hpc.workload.api_lengths import GENERATING, call_lengths
+from lemix_hpc.workload.tasks import ApiCall
+from lemix_hpc.workload.tokenizer import Tokenizer
+
+LONGEST_ID = 128
+OTHERS = (("POST", "/tokenize"), ("POST", "/detokenize"), ("GET", "/v1/models"), ("GET", "/v1/models/{model:path}"))
+"""What generates nothing, and so goes to the first node."""
+
+
+@dataclass(frozen=True)
+class Desk:
+    """What the application works with. `figures`: the newest ones; `context`: tokens that the model takes at once."""
+
+    door: Door
+    guard: Guard
+    nodes: int
+    tokenizer: Tokenizer
+    context: int
+    now: Callable[[], float]
+    figures: Callable[[], Figures]
+    samples: SampleIntake | None
+
+
+def make_app(desk: Desk) -> Starlette:
+    return Starlette(
+        routes=_Endpoints(desk).routes(), exception_handlers={ApiError: _told, HTTPException: _no_such_call}
+    )
+
+
+class _Endpoints:
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+        # Tokenising, and waiting for the disk, must not hold up what streams; one at a time, as tokenizers want it.
+        self._aside = ThreadPoolExecutor(1, thread_name_prefix="http-aside")
+
+    def routes(self) -> list[Route]:
+        return [
+            Route("/health", self.health),
+            Route("/metrics", self.metrics),
+            Route("/v1/training/samples", self.samples, methods=["POST"]),
+            *(Route(path, self.generate, methods=["POST"]) for path in GENERATING),
+            *(Route(path, self.pass_on, methods=[method]) for method, path in OTHERS),
+        ]
+
+    async def generate(self, request: Request) -> ASGIApp:
+        """A call that the policy finds a node for."""
+        self._desk.guard.check_key(request)
+        body = await self._desk.guard.body(request)
+        path, desk = request.url.path, self._desk
+        lengths = await self._do_aside(lambda: call_lengths(path, _json(body), desk.tokenizer, desk.context))
+        return self._relay(request, body, lengths)
+
+    async def pass_on(self, request: Request) -> ASGIApp:
+        """A call that any node can answer."""
+        self._desk.guard.check_key(request)
+        return self._relay(request, await self._desk.guard.body(request), None)
+
+    async def health(self, request: Request) -> Response:  # noqa: ARG002
+        """Whether every node's engine answers that it is well. Open to all, for load balancers."""
+        if not self._desk.door.accepting:
+            raise closing()
+        answers = await self._ask_all("/health")
+        ill = [node for node, (status, _) in enumerate(answers) if status != 200]
+        if ill:
+            names = ", ".join(map(str, ill))
+            raise ApiError(503, f"The engine of node {names} does not answer.", "service_unavailable_error")
+        return JSONResponse({"status": "ok", "nodes": len(answers)})
+
+    async def metrics(self, request: Request) -> Response:
+        """The nodes' metrics and the run's own, in Prometheus' format."""
+        self._desk.guard.check_key(request)
+        answers = await self._ask_all("/metrics")
+        texts = [text.decode() if status == 200 else None for status, text in answers]
+        return Response(exposition(texts, self._desk.figures()), media_type=CONTENT_TYPE)
+
+    async def samples(self, request: Request) -> Response:
+        """Training samples: one JSON object, or one in each line; all are taken, or none."""
+        self._desk.guard.check_key(request)
+        intake = self._desk.samples
+        if intake is None:
+            raise bad_request("This run does not train: its recipe has no `training` section.")
+        body = await self._desk.guard.body(request)
+        if not self._desk.door.accepting:
+            raise closing()
+        ids = await self._do_aside(lambda: intake.take(body, self._desk.now()))
+        return JSONResponse({"object": "training.samples", "accepted": len(ids), "ids": ids})
+
+    def _relay(self, request: Request, body: bytes, lengths: tuple[int, int] | None) -> ASGIApp:
+        call = Call(_id(request), self._as_it_came(request, body), self._desk.now(), lengths)
+        self._desk.door.enter(call)
+        return Relay(self._desk.door, call)
+
+    def _as_it_came(self, request: Request, body: bytes) -> ApiCall:
+        query = f"?{request.url.query}" if request.url.query else ""
+        path: str = request.scope["raw_path"].decode("ascii") + query
+        return ApiCall(request.method, path, for_node(request.headers.items()), body)
+
+    async def _ask_all(self, path: str) -> list[tuple[int, bytes]]:
+        """Status and body of every node's answer; an error's status where there is none."""
+        return await asyncio.gather(*(self._ask(path, node) for node in range(self._desk.nodes)))
+
+    async def _ask(self, path: str, node: int) -> tuple[int, bytes]:
+        call = Call(f"{path[1:]}-{node}", ApiCall("GET", path, (), b""), self._desk.now(), None, node)
+        self._desk.door.enter(call, counted=False)
+        status, body = 0, bytearray()
+        while isinstance(part := await call.next(), Part):
+            status = status or part.status
+            body += part.body
+            if not part.more:
+                return status, bytes(body)
+        assert not isinstance(part, Gone), "nobody hangs up here"
+        return part.status, part.body
+
+    async def _do_aside(self, work: Callable[[], Any]) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self._aside, work)
+
+
+def _json(body: bytes) -> dict[str, Any]:
+    try:
+        return msgspec.json.decode(body, type=dict[str, Any])
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise bad_request(f"The body is not a JSON object: {error}") from error
+
+
+def _id(request: Request) -> str:
+    """The client's own name for its call, if it can be one."""
+    given = request.headers.get("x-request-id", "")
+    return given if given.isprintable() and 0 < len(given) <= LONGEST_ID else f"http-{secrets.token_hex(8)}"
+
+
+async def _told(request: Request, error: Exception) -> Response:  # noqa: ARG001
+    assert isinstance(error, ApiError), "registered for these"
+    return Response(error.body, error.status, dict(error.headers))
+
+
+async def _no_such_call(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException), "registered for these"
+    message = f"{request.method} {request.url.path}: {error.detail}"
+    refusal = ApiError(error.status_code, message, "invalid_request_error")
+    return Response(refusal.body, refusal.status, dict(error.headers or {}) | dict(refusal.headers))

@@ -1,0 +1,74 @@
+"""A client's call, between the endpoint's thread and the scheduler's loop."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import Protocol
+
+from lemix_hpc.runtime.http.errors import ApiError
+from lemix_hpc.workload.tasks import ApiCall
+
+Headers = list[tuple[str, str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A piece of an answer, in order; status 0 and no headers in all but the first."""
+
+    status: int
+    headers: Headers
+    body: bytes
+    more: bool
+
+
+class Client(Protocol):
+    """Who waits for the answer to a call. The scheduler's loop calls `part` until one has no `more`, or `fail`, once.
+
+    `number`: its task, once it is one.
+    """
+
+    number: int | None
+
+    def part(self, part: Part) -> None: ...
+
+    def fail(self, error: ApiError) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Gone:
+    """The client has hung up."""
+
+
+class Call:
+    """Made and awaited in the endpoint's thread, answered from the scheduler's loop.
+
+    `lengths`: tokens of prompt and answer of a call that generates, which the policy sends to a node; any other goes to
+    `node`. `arrived` in seconds of the run. `number`: its task, for the scheduler's loop.
+    """
+
+    def __init__(self, id: str, api: ApiCall, arrived: float, lengths: tuple[int, int] | None, node: int = 0) -> None:
+        self.id = id
+        self.api = api
+        self.arrived = arrived
+        self.lengths = lengths
+        self.node = node
+        self.number: int | None = None
+        self.gone = False
+        self._loop = asyncio.get_running_loop()
+        self._parts: asyncio.Queue[Part | ApiError | Gone] = asyncio.Queue()
+
+    def part(self, part: Part) -> None:
+        self._loop.call_soon_threadsafe(self._parts.put_nowait, part)
+
+    def fail(self, error: ApiError) -> None:
+        self._loop.call_soon_threadsafe(self._parts.put_nowait, error)
+
+    def hang_up(self) -> None:
+        """In the endpoint's thread: nobody reads on."""
+        self.gone = True
+        self._parts.put_nowait(Gone())
+
+    async def next(self) -> Part | ApiError | Gone:
+        """In the endpoint's thread: what comes next."""
+        return await self._parts.get()

@@ -1,0 +1,124 @@
+"""The endpoint: a socket, a web server in a thread, and the queue of its calls for the scheduler's loop."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+from collections.abc import Callable
+from queue import SimpleQueue
+from typing import TYPE_CHECKING
+
+from lemix_hpc.config.errors import UserError
+from lemix_hpc.config.serving_section import Http
+from lemix_hpc.runtime.http.call import Call
+from lemix_hpc.runtime.http.errors import closing, too_many
+
+if TYPE_CHECKING:
+    from starlette.applications import Starlette
+
+MOST_CALLS = 1024
+"""More under way at the same time are turned away."""
+GOODBYE_S = 10
+"""How long the server waits, in the end, for clients that read the last bytes slowly."""
+BACKLOG = 2048
+
+
+def bind(http: Http) -> socket.socket:
+    """The endpoint's address is taken from here on, and nobody is answered yet. Raises UserError if it cannot be had."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            http.host, http.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise UserError(f"serving.http.host: {http.host} is no address of this host ({error.strerror})") from error
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind(address)
+    except OSError as error:
+        listener.close()
+        raise UserError(
+            f"serving.http: cannot listen on {http.host}, port {http.port} ({error.strerror}); give another port, or 0 "
+            "for one that is free"
+        ) from error
+    return listener
+
+
+def url(listener: socket.socket) -> str:
+    """Where clients find the endpoint; the host's name where it listens on all addresses."""
+    host, port = listener.getsockname()[:2]
+    if host in ("0.0.0.0", "::"):
+        host = socket.gethostname()
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+class Door:
+    """Made and polled by the scheduler's loop. `wake` is called from the server's thread when there is something to poll."""
+
+    def __init__(self, listener: socket.socket, wake: Callable[[], None]) -> None:
+        self._listener = listener
+        self._wake = wake
+        self._lock = threading.Lock()
+        self._accepting = True
+        self._calls: SimpleQueue[Call] = SimpleQueue()
+        self._under_way = 0
+        self._failure: BaseException | None = None
+
+    def open(self, app: Starlette) -> None:
+        """Answer from now on."""
+        import uvicorn
+
+        config = uvicorn.Config(
+            app, log_level="warning", access_log=False, backlog=BACKLOG, timeout_graceful_shutdown=GOODBYE_S
+        )
+        self._server = uvicorn.Server(config)
+        self._thread = threading.Thread(target=self._serve, name="http", daemon=True)
+        self._thread.start()
+
+    def poll(self) -> list[Call]:
+        """Calls that have come, and, once more each, those whose client has `gone`. Raises if the server has died."""
+        if self._failure is not None:
+            raise RuntimeError(f"the HTTP endpoint has failed: {self._failure}") from self._failure
+        return [self._calls.get() for _ in range(self._calls.qsize())]
+
+    def stop_accepting(self) -> None:
+        """What the next `poll` brings is all that was let in."""
+        with self._lock:
+            self._accepting = False
+
+    def close(self) -> None:
+        """Let the last answers out, hang up, and end the thread."""
+        self._server.should_exit = True
+        self._thread.join()
+
+    @property
+    def accepting(self) -> bool:
+        return self._accepting
+
+    def enter(self, call: Call, *, counted: bool = True) -> None:
+        """In the server's thread: hand a call over; each one `counted` must `leave`. Raises ApiError if it has to stay out."""
+        with self._lock:
+            if not self._accepting:
+                raise closing()
+            if counted and self._under_way >= MOST_CALLS:
+                raise too_many(MOST_CALLS)
+            self._under_way += counted
+            self._calls.put(call)
+        self._wake()
+
+    def leave(self, call: Call, *, answered: bool) -> None:
+        """In the server's thread: a call that was let in is over."""
+        with self._lock:
+            self._under_way -= 1
+        if not answered:
+            call.gone = True
+            self._calls.put(call)
+            self._wake()
+
+    def _serve(self) -> None:
+        try:
+            asyncio.run(self._server.serve(sockets=[self._listener]))
+        except BaseException as error:  # noqa: BLE001  raised again in the scheduler's loop
+            self._failure = error
+            self._wake()

@@ -1,0 +1,123 @@
+"""Everything that a run needs for clients and for batches of calls; most runs need nothing of it."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import platform
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from lemix_hpc.config.recipe import Recipe
+from lemix_hpc.config.workload_section import TextFields
+from lemix_hpc.runtime.http.bodies import Guard
+from lemix_hpc.runtime.http.door import Door, bind, url
+from lemix_hpc.runtime.http.exchange import Exchange
+from lemix_hpc.runtime.http.results import BatchResults
+from lemix_hpc.runtime.http.sample_intake import SampleIntake
+from lemix_hpc.runtime.layout import Layout
+from lemix_hpc.runtime.mailbox import Mailbox
+from lemix_hpc.runtime.policy_setup import allocation_end
+from lemix_hpc.workload.api_lengths import context_of
+from lemix_hpc.workload.load import Workload
+from lemix_hpc.workload.samples import SampleQueue
+from lemix_hpc.workload.tokenizer import load_tokenizer
+
+LOCAL = ("127.0.0.1", "::1", "localhost")
+
+
+class Endpoint:
+    """Takes the address of the recipe's `serving.http` at once, if there is one: UserError if it cannot be had.
+
+    `wake` ends the scheduler's sleep, from any thread; `now` gives seconds of the run.
+    """
+
+    def __init__(self, recipe: Recipe, run_dir: Path, now: Callable[[], float], wake: Callable[[], None]) -> None:
+        self._recipe = recipe
+        self._run_dir = run_dir
+        self._now = now
+        self._wake = wake
+        self._http = recipe.serving.http if recipe.serving is not None else None
+        self._listener = bind(self._http) if self._http is not None else None
+        self._door = Door(self._listener, wake) if self._listener is not None else None
+        self._results: BatchResults | None = None
+        self.address = url(self._listener) if self._listener is not None else None
+        self.samples: SampleQueue | None = None
+        """What clients want to be trained on."""
+        if self._http is not None and recipe.training is not None:
+            self.samples = SampleQueue(recipe.training, load_tokenizer(recipe.model))
+
+    def exchange(self, layout: Layout, mailbox: Mailbox, number: Callable[[], int], work: Workload) -> Exchange:
+        """What carries the calls. `number` gives tasks their numbers."""
+        if any(request.call is not None for request in work.requests):
+            self._results = BatchResults(self._run_dir, work.bad_calls)
+        lasts = self._http.duration_s if self._http is not None else None
+        return Exchange(
+            layout,
+            mailbox,
+            number,
+            self._recipe.engine.timeout_s,
+            door=self._door,
+            end=min(math.inf if lasts is None else lasts, allocation_end(self._recipe)),
+            results=self._results,
+        )
+
+    @contextlib.contextmanager
+    def open(self, exchange: Exchange) -> Iterator[None]:
+        """Answer clients meanwhile. TERM to this process closes the door, and those who are inside are still served."""
+        with contextlib.ExitStack() as stack:
+            if self._results is not None:
+                stack.callback(self._results.close)
+            if self._door is not None:
+                stack.enter_context(self._answering(self._door, exchange))
+            yield
+
+    def _intake(self) -> SampleIntake | None:
+        training = self._recipe.training
+        if training is None or self.samples is None:
+            return None
+        fields = training.data.fields if training.data is not None else TextFields()
+        return SampleIntake(self._run_dir, fields, self.samples, self._wake)
+
+    @contextlib.contextmanager
+    def _answering(self, door: Door, exchange: Exchange) -> Iterator[None]:
+        from lemix_hpc.runtime.http.app import Desk, make_app
+
+        http, recipe = self._http, self._recipe
+        assert http is not None, "there is a door"
+        if http.host not in LOCAL and http.api_key is None:
+            print(
+                f"warning: serving.http listens on {http.host} without an api_key: whoever reaches this host can use the "
+                "model and train it",
+                flush=True,
+            )
+        intake = self._intake()
+        desk = Desk(
+            door,
+            Guard(http.api_key, http.max_body_mb),
+            recipe.nodes.count,
+            # Of its own: tokenizers are not for several threads.
+            load_tokenizer(recipe.model),
+            context_of(recipe),
+            self._now,
+            lambda: exchange.figures,
+            intake,
+        )
+
+        def close_soon(*_: object) -> None:
+            exchange.end = self._now()
+
+        before = signal.signal(signal.SIGTERM, close_soon)
+        door.open(make_app(desk))
+        print(
+            f"OpenAI API: {self.address}/v1 on {platform.node()}; TERM to process {os.getpid()} closes it", flush=True
+        )
+        try:
+            yield
+        finally:
+            door.close()
+            signal.signal(signal.SIGTERM, before)
+            if intake is not None:
+                intake.close()

@@ -1,0 +1,68 @@
+"""Errors as clients of the OpenAI API expect them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+
+class ApiError(Exception):
+    """`kind` is what OpenAI calls `type`; `retry_after`: seconds after which another try makes sense."""
+
+    def __init__(
+        self, status: int, message: str, kind: str, code: str | None = None, retry_after: int | None = None
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.kind = kind
+        self.code = code
+        self.retry_after = retry_after
+
+    @property
+    def content(self) -> dict[str, Any]:
+        return {"error": {"message": self.message, "type": self.kind, "param": None, "code": self.code}}
+
+    @property
+    def body(self) -> bytes:
+        return msgspec.json.encode(self.content)
+
+    @property
+    def headers(self) -> list[tuple[str, str]]:
+        headers = [("content-type", "application/json")]
+        if self.retry_after is not None:
+            headers.append(("retry-after", str(self.retry_after)))
+        if self.status == 401:
+            headers.append(("www-authenticate", "Bearer"))
+        return headers
+
+
+def bad_request(message: str) -> ApiError:
+    return ApiError(400, message, "invalid_request_error")
+
+
+def unauthorised() -> ApiError:
+    message = "The API key is missing or wrong; send it in the header `Authorization: Bearer KEY`."
+    return ApiError(401, message, "invalid_request_error", "invalid_api_key")
+
+
+def too_large(limit_mb: float) -> ApiError:
+    return ApiError(413, f"The request is larger than the {limit_mb:g} MB that are taken.", "invalid_request_error")
+
+
+def too_many(limit: int) -> ApiError:
+    message = f"There are {limit} requests under way already."
+    return ApiError(429, message, "rate_limit_error", "rate_limit_exceeded", retry_after=1)
+
+
+def closing() -> ApiError:
+    return ApiError(503, "This run takes no more requests: it ends.", "service_unavailable_error", retry_after=60)
+
+
+def no_answer(seconds: float) -> ApiError:
+    return ApiError(504, f"The model did not answer within {seconds:g} s.", "timeout_error", "timeout")
+
+
+def cut_short() -> ApiError:
+    return ApiError(502, "The model's server ended without an answer.", "server_error")

@@ -1,0 +1,169 @@
+"""The scheduler loop's side of HTTP: calls to the nodes and their answers back, with an eye on the time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from lemix_hpc.policy.events import Place
+from lemix_hpc.runtime import messages as m
+from lemix_hpc.runtime.http.call import Client, Part
+from lemix_hpc.runtime.http.door import Door
+from lemix_hpc.runtime.http.errors import closing, cut_short, no_answer
+from lemix_hpc.runtime.http.metrics import Figures
+from lemix_hpc.runtime.http.results import BatchResults
+from lemix_hpc.runtime.layout import Layout
+from lemix_hpc.runtime.mailbox import Inbox, Mailbox
+from lemix_hpc.runtime.records import Outcome
+from lemix_hpc.workload.tasks import ApiCall, Request
+
+
+@dataclass(slots=True)
+class _UnderWay:
+    """`status` of its answer, 0 before that has begun. `over`: the client has all it will get. `gone`: it has hung up."""
+
+    client: Client
+    node: int
+    status: int = 0
+    over: bool = False
+    gone: bool = False
+
+
+class Exchange:
+    """Calls from their arrival until the node has no more to do with them. Without a `door` and `results` there are none.
+
+    `timeout`: seconds without a sign of life of a call, after which its client is told so; the node has as long again to end
+    it, or the run fails. `end`: when the door closes [s].
+    """
+
+    def __init__(
+        self,
+        layout: Layout,
+        mailbox: Mailbox,
+        number: Callable[[], int],
+        timeout: float,
+        *,
+        door: Door | None = None,
+        end: float = math.inf,
+        results: BatchResults | None = None,
+    ) -> None:
+        self._layout = layout
+        self._mailbox = mailbox
+        self._number = number
+        self._timeout = timeout
+        self._door = door
+        self._results = results
+        self._waiting: dict[int, Client] = {}
+        self._calls: dict[int, _UnderWay] = {}
+        # In the order of the last sign of life.
+        self._heard: dict[int, float] = {}
+        self.end = end
+        self.closed = door is None
+        self.figures = Figures()
+        """What those who ask are shown; replaced as a whole."""
+
+    @property
+    def idle(self) -> bool:
+        """No call is under way, and none will come."""
+        return self.closed and not self._calls
+
+    @property
+    def due(self) -> float:
+        """When to look at the time again [s], inf if there is no need."""
+        silent = next(iter(self._heard.values()), math.inf) + self._timeout
+        return silent if self.closed else min(silent, self.end)
+
+    def arrivals(self, now: float) -> Iterator[tuple[Request, Client]]:
+        """Requests that have come from clients. What generates nothing goes straight to its node."""
+        self._look_at_time(now)
+        if self._door is None:
+            return
+        if not self.closed and now >= self.end:
+            self._door.stop_accepting()
+            self.closed = True
+        for call in self._door.poll():
+            if call.gone:
+                self._hang_up(call.number, now)
+            elif call.lengths is not None:
+                yield Request(call.id, call.arrived, *call.lengths, call=call.api), call
+            else:
+                number = call.number = self._number()
+                self._send(number, call.node, now, call.api, call, now)
+
+    def expect(self, number: int, request: Request, client: Client | None) -> None:
+        """A request has become a task. A line of a batch is its own client."""
+        if client is None:
+            assert self._results is not None, "calls without a client are from a batch"
+            client = self._results.client(request.id)
+        client.number = number
+        self._waiting[number] = client
+
+    def place(self, place: Place, call: ApiCall, now: float) -> None:
+        """The policy sends a call to a node."""
+        self._send(place.task, place.node, place.key, call, self._waiting.pop(place.task), now)
+
+    def refuse(self, number: int) -> None:
+        """The policy refuses a call, if it is one: the allocation ends."""
+        client = self._waiting.pop(number, None)
+        if client is not None:
+            client.fail(closing())
+
+    def part(self, part: m.HttpPart, now: float) -> None:
+        """A piece of an answer has come."""
+        call = self._calls[part.task]
+        self.heard(part.task, now)
+        if call.over:
+            return
+        call.status = call.status or part.status
+        call.over = not part.more
+        call.client.part(Part(part.status, part.headers, part.body, part.more))
+
+    def heard(self, number: int, now: float) -> None:
+        """A node does something for a task."""
+        if self._heard.pop(number, None) is not None:
+            self._heard[number] = now
+
+    def done(self, number: int) -> Outcome:
+        """A node has no more to do with a task: what became of it."""
+        call = self._calls.pop(number, None)
+        self._heard.pop(number, None)
+        if call is None:
+            return "finished"
+        if call.gone:
+            return "aborted"
+        if not call.over:
+            call.client.fail(cut_short())
+        return "rejected" if call.status >= 400 else "finished" if call.over and call.status else "lost"
+
+    def _send(self, number: int, node: int, key: float, call: ApiCall, client: Client, now: float) -> None:
+        self._calls[number] = _UnderWay(client, node)
+        self._heard[number] = now
+        message = m.HttpCall(number, call.method, call.path, list(call.headers), call.body, key)
+        self._mailbox.send(self._layout.leader(node), Inbox.LEADER, message)
+
+    def _hang_up(self, number: int | None, now: float) -> None:
+        """A client has gone; perhaps before its call was let in, or after it had its answer."""
+        call = self._calls.get(number) if number is not None else None
+        if number is not None and call is not None and not call.over:
+            call.gone = True
+            self._give_up(number, call, now)
+
+    def _give_up(self, number: int, call: _UnderWay, now: float) -> None:
+        call.over = True
+        self.heard(number, now)
+        self._mailbox.send(self._layout.leader(call.node), Inbox.LEADER, m.HttpAbort(number))
+
+    def _look_at_time(self, now: float) -> None:
+        while self._heard:
+            number, since = next(iter(self._heard.items()))
+            if now - since < self._timeout:
+                return
+            call = self._calls[number]
+            if call.over:
+                raise RuntimeError(
+                    f"node {call.node} has not ended a call within {self._timeout:g} s of its answer or abort"
+                )
+            call.status = 0
+            call.client.fail(no_answer(self._timeout))
+            self._give_up(number, call, now)

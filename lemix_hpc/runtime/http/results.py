@@ -1,0 +1,78 @@
+"""Results of an OpenAI batch, a line for each of its lines, in the order in which they are done."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from lemix_hpc.runtime.http.call import Part
+from lemix_hpc.runtime.http.errors import ApiError
+from lemix_hpc.workload.batch_calls import name_of
+from lemix_hpc.workload.lines import BadLine
+
+RESULTS = "results.jsonl"
+
+
+class BatchResults:
+    """Writes `results.jsonl` into the run directory. `bad`: lines that were left out, which get an error each."""
+
+    def __init__(self, run_dir: Path, bad: Iterable[BadLine]) -> None:
+        self._file = (run_dir / RESULTS).open("wb", buffering=0)
+        for line in bad:
+            self._write(name_of(line.content), None, {"code": "invalid_request", "message": line.reason})
+
+    def client(self, custom_id: str) -> BatchLine:
+        """Who waits for the answer to a line."""
+        return BatchLine(self, custom_id)
+
+    def answered(self, custom_id: str, status: int, request_id: str, body: bytes) -> None:
+        response = {"status_code": status, "request_id": request_id, "body": _json(body)}
+        self._write(custom_id, response, None)
+
+    def failed(self, custom_id: str, error: ApiError) -> None:
+        self._write(custom_id, None, {"code": error.code or error.kind, "message": error.message})
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _write(self, custom_id: str | None, response: dict[str, Any] | None, error: dict[str, str] | None) -> None:
+        line = {
+            "id": f"batch_req_{secrets.token_hex(12)}",
+            "custom_id": custom_id,
+            "response": response,
+            "error": error,
+        }
+        self._file.write(msgspec.json.encode(line) + b"\n")
+
+
+class BatchLine:
+    """Collects the answer to one line."""
+
+    def __init__(self, results: BatchResults, custom_id: str) -> None:
+        self._results = results
+        self._custom_id = custom_id
+        self._status = 0
+        self._body = bytearray()
+        self.number: int | None = None
+
+    def part(self, part: Part) -> None:
+        self._status = self._status or part.status
+        self._body += part.body
+        if not part.more:
+            self._results.answered(self._custom_id, self._status, f"lemix-{self.number}", bytes(self._body))
+
+    def fail(self, error: ApiError) -> None:
+        self._results.failed(self._custom_id, error)
+
+
+def _json(body: bytes) -> msgspec.Raw | str:
+    """The body as it came; one that is not JSON as a string."""
+    try:
+        msgspec.json.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return body.decode(errors="replace")
+    return msgspec.Raw(body)

@@ -1,0 +1,80 @@
+"""Training samples from clients: checked, written down, and only then accepted."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from lemix_hpc.config.workload_section import TextFields
+from lemix_hpc.runtime.http.errors import ApiError, bad_request
+from lemix_hpc.workload.samples import Sample, SampleQueue, parse_samples
+from lemix_hpc.workload.texts import Document
+
+JOURNAL = "samples.jsonl"
+
+
+class _Entry(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A line of the journal. `received` in seconds of the run; `tasks.jsonl` says in which micro-batches the sample is."""
+
+    id: str
+    received: float
+    text: str | None = None
+    prompt: str | None = None
+    completion: str | None = None
+
+
+class SampleIntake:
+    """`take` is for one thread at a time. `wake` is called when there is something new to train on."""
+
+    def __init__(self, run_dir: Path, fields: TextFields, queue: SampleQueue, wake: Callable[[], None]) -> None:
+        self._journal = (run_dir / JOURNAL).open("ab", buffering=0)
+        self._fields = fields
+        self._queue = queue
+        self._wake = wake
+        self._count = 0
+
+    def take(self, body: bytes, now: float) -> list[str]:
+        """Accept all samples of a body and return their ids, or none. Raises ApiError naming the line and the reason."""
+        if self._queue.closed:
+            raise ApiError(409, "Training has ended. Nothing was taken.", "invalid_request_error")
+        try:
+            documents = parse_samples(body, self._fields)
+        except ValueError as error:
+            raise bad_request(f"{error}. Nothing was taken.") from error
+        samples: list[Sample] = []
+        for line, document in documents:
+            try:
+                samples.append(Sample(f"sample{self._count + len(samples)}", self._queue.tokenised(document)))
+            except ValueError as error:
+                raise bad_request(f"line {line}: {error}. Nothing was taken.") from error
+        ids = [sample.id for sample in samples]
+        self._write([_entry(id, now, document) for id, (_, document) in zip(ids, documents, strict=True)])
+        self._count += len(samples)
+        self._queue.add(samples)
+        self._wake()
+        return ids
+
+    def close(self) -> None:
+        self._journal.close()
+
+    def _write(self, entries: list[_Entry]) -> None:
+        """Onto the disk as a whole, or not at all."""
+        end = os.fstat(self._journal.fileno()).st_size
+        try:
+            content = b"".join(msgspec.json.encode(entry) + b"\n" for entry in entries)
+            while content:
+                content = content[self._journal.write(content) :]
+            os.fsync(self._journal.fileno())
+        except OSError as error:
+            os.ftruncate(self._journal.fileno(), end)
+            message = f"The samples cannot be written down ({error.strerror}). Nothing was taken."
+            raise ApiError(507, message, "server_error") from error
+
+
+def _entry(id: str, now: float, document: Document) -> _Entry:
+    if document.prompt:
+        return _Entry(id, now, prompt=document.prompt, completion=document.text)
+    return _Entry(id, now, text=document.text)
