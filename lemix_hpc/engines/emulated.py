@@ -81,12 +81,12 @@ class EmulatedStage(LedByLeader, StageEngine):
     def seal(self, group: int, tied: Payload | None) -> GroupGradient:  # noqa: ARG002
         return GroupGradient(0.0)
 
-    def prepare(self, group: int, grad_norm: float, tied: Payload | None) -> Work[None]:  # noqa: ARG002
-        """The coefficients have no time for the optimizer, so none passes."""
-        yield from ()
+    def prepare(self, group: int, grad_norm: float, tied: Payload | None) -> Work[None] | None:  # noqa: ARG002
+        """Nothing to work out: stage times have none for the optimizer, neither here nor in the simulator."""
+        return None
 
     def publish(self, group: int) -> Work[None]:  # noqa: ARG002
-        """As for `prepare`."""
+        """Takes no time."""
         yield from ()
 
     def read_weights(self) -> list[Payload]:

@@ -142,11 +142,11 @@ class StageEngine(Protocol):
         """
         ...
 
-    def prepare(self, group: int, grad_norm: float, tied: Payload | None) -> Work[None]:
+    def prepare(self, group: int, grad_norm: float, tied: Payload | None) -> Work[None] | None:
         """Work out the optimizer step of a sealed group; serving, forwards and backwards go on under the old weights.
 
         The gradient is clipped by `grad_norm`, the norm over all stages; `tied` as returned by the first stage. One group
-        at a time is between `prepare` and `publish`.
+        at a time is between `prepare` and `publish`. None: there is nothing to work out.
         """
         ...
 

@@ -103,9 +103,9 @@ class StagePasses:
         finish(self._engine.forward(micro_batch, entry))
         backward = self._meter.time(self._engine.backward(number, grad))[1]
         sealed = self._engine.seal(number, tied)
-        step = self._meter.time(self._engine.prepare(number, math.sqrt(sealed.square_norm), sealed.tied))[1]
-        step += self._meter.time(self._engine.publish(number))[1]
-        return {"backward": backward, "step": step}
+        preparation = self._engine.prepare(number, math.sqrt(sealed.square_norm), sealed.tied)
+        prepare = 0.0 if preparation is None else self._meter.time(preparation)[1]
+        return {"backward": backward, "step": prepare + self._meter.time(self._engine.publish(number))[1]}
 
     def _entry(self, rows: int, length: int) -> Payload | None:
         return None if self._first else self._engine.sample(rows, length)

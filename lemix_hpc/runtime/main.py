@@ -11,8 +11,8 @@ from lemix_hpc.runtime.clock import synchronise
 from lemix_hpc.runtime.doorbell import hang_doorbell
 from lemix_hpc.runtime.layout import SCHEDULER_RANK, Layout
 from lemix_hpc.runtime.leader import Leader
+from lemix_hpc.runtime.links import StagePlace
 from lemix_hpc.runtime.mailbox import Inbox, Mailbox
-from lemix_hpc.runtime.passes import StagePlace
 from lemix_hpc.runtime.policy_setup import split
 from lemix_hpc.runtime.session import Session
 from lemix_hpc.runtime.stage import StageRules, StageWorker
@@ -70,8 +70,10 @@ def _place(recipe: Recipe, layout: Layout, node: int, stage: int) -> StagePlace:
 
 def _rules(recipe: Recipe) -> StageRules:
     policy, training = recipe.policy, recipe.training
+    sync = training is not None and training.release == "sync"
     return StageRules(
-        gpipe=training is not None and training.release == "sync" and training.schedule == "gpipe",
+        sync=sync,
+        gpipe=sync and training is not None and training.schedule == "gpipe",
         serving_first=policy.serving_first,
         yield_training=policy.yield_training,
         minimum_training_share=policy.minimum_training_share,

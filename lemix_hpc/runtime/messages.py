@@ -82,11 +82,24 @@ class Sealed(msgspec.Struct, frozen=True, array_like=True, tag=True):
     square_norm: float
 
 
-class Commit(msgspec.Struct, frozen=True, array_like=True, tag=True):
-    """Stage to next stage, in order with the activations: step `group`; what comes after sees the next weight version."""
+class Prepare(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """Stage to next stage, with the gradient of tied weights if any: work out the step of `group`, to be `version`."""
 
+    version: int
     group: int
     grad_norm: float
+
+
+class Prepared(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """Stage to previous stage: the update that makes `version` can be put in force here and on all stages behind."""
+
+    version: int
+
+
+class Commit(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """Stage to next stage, in order with the activations: what comes after sees this weight version."""
+
+    version: int
 
 
 class WeightsPart(msgspec.Struct, frozen=True, array_like=True, tag=True):
@@ -95,12 +108,6 @@ class WeightsPart(msgspec.Struct, frozen=True, array_like=True, tag=True):
     version: int
     index: int
     count: int
-
-
-class Install(msgspec.Struct, frozen=True, array_like=True, tag=True):
-    """Stage to next stage, in order with the activations: what comes after sees this copied weight version."""
-
-    version: int
 
 
 class Forget(msgspec.Struct, frozen=True, array_like=True, tag=True):
@@ -245,9 +252,10 @@ AnyMessage = (
     | Forward
     | Backward
     | Sealed
+    | Prepare
+    | Prepared
     | Commit
     | WeightsPart
-    | Install
     | Forget
     | Served
     | Work

@@ -3,105 +3,46 @@
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 from lemix_hpc.engines.protocol import MicroBatch, Payload, StageEngine
-from lemix_hpc.engines.protocol import Work as EngineWork
 from lemix_hpc.policy.latency import Shape
 from lemix_hpc.runtime import messages as m
 from lemix_hpc.runtime.groups import StageGroups
-from lemix_hpc.runtime.layout import Layout
-from lemix_hpc.runtime.mailbox import Inbox, Mailbox
-from lemix_hpc.runtime.records import SpanKind
-from lemix_hpc.runtime.weight_copies import WeightCopies, snapshot
-
-
-@dataclass(frozen=True, slots=True)
-class StagePlace:
-    """Where a stage stands, and which nodes get its weights every `copy_every` steps."""
-
-    layout: Layout
-    node: int
-    stage: int
-    copy_to: tuple[int, ...] = ()
-    copy_every: int = 1
-
-    @property
-    def first(self) -> bool:
-        return self.stage == 0
-
-    @property
-    def last(self) -> bool:
-        return self.stage == self.layout.stages - 1
-
-
-M = TypeVar("M")
-
-
-@dataclass(frozen=True, slots=True)
-class Arrived(Generic[M]):
-    """What there is to do on a stage, the tensor that came with it, and when it came [s]."""
-
-    message: M
-    payload: Payload | None
-    since: float
-
-
-Update = Arrived[m.Commit | m.Install]
-"""A weight update in its place between forwards: an optimizer step (with tied gradients), or weights of another node."""
-
-
-@dataclass(slots=True)
-class Pass:
-    """Work that was started; `done` takes its result. `since`: start of the current stretch, None while it rests.
-
-    `shape` is what it costs by, None for weight updates; `worked` the seconds of all stretches that are closed.
-    """
-
-    kind: SpanKind
-    work: EngineWork[Any]
-    done: Callable[[Any], None]
-    tasks: list[int]
-    batch: int = -1
-    shape: Shape | None = None
-    since: float | None = None
-    until: float = 0.0
-    worked: float = 0.0
+from lemix_hpc.runtime.links import StageLinks
+from lemix_hpc.runtime.stage_work import Arrived, Pass
+from lemix_hpc.runtime.updates import Updates
 
 
 class Passes:
-    """Makes passes out of what arrived, and sends on what they give. Knows the stage's weight version."""
+    """Makes passes out of what arrived, and sends on what they give."""
 
     def __init__(
-        self, place: StagePlace, engine: StageEngine, mailbox: Mailbox, now: Callable[[], float], *, gpipe: bool
-    ):
-        self.place = place
-        self.version = 0
-        self.groups = StageGroups(place.stage, place.layout.stages, gpipe=gpipe)
-        self.copies = WeightCopies()
-        self.own_updates: deque[Update] = deque()
+        self, links: StageLinks, engine: StageEngine, updates: Updates, now: Callable[[], float], *, gpipe: bool
+    ) -> None:
+        self.groups = StageGroups(links.place.stage, links.place.layout.stages, gpipe=gpipe)
+        self._place = links.place
+        self._links = links
         self._engine = engine
-        self._mailbox = mailbox
+        self._updates = updates
         self._now = now
         self._sealed_behind: dict[int, tuple[float, Payload | None]] = {}
 
     def serve(self, arrived: Arrived[m.Serve]) -> Pass:
         """Forward of a serving batch, under the version that it met on the stages before."""
         message = arrived.message
-        if not self.place.first and message.version != self.version:
+        if not self._place.first and message.version != self._updates.version:
             raise RuntimeError(
-                f"batch {message.batch.id} ran under weights {message.version}, this stage has {self.version}"
+                f"batch {message.batch.id} ran under weights {message.version}, this stage has {self._updates.version}"
             )
-        batch, version = message.batch, self.version
+        batch, version = message.batch, self._updates.version
 
         def done(result: Any) -> None:
-            if not self.place.last:
-                self._down(m.Serve(batch, version, message.key), result)
+            if not self._place.last:
+                self._links.down(m.Serve(batch, version, message.key), result)
             elif result is not None:
-                self.to_leader(m.Served(batch.id, result, version, self._now()))
+                self._links.to_leader(m.Served(batch.id, result, version, self._now()))
 
         tasks = [sequence.request for sequence in batch.sequences]
         shape = Shape.of([s.length for s in batch.sequences], [s.cached for s in batch.sequences])
@@ -114,11 +55,11 @@ class Passes:
 
         def done(result: Any) -> None:
             self.groups.forward_done(micro_batch)
-            if self.place.last:
-                self.to_leader(m.Loss(micro_batch.id, result))
+            if self._place.last:
+                self._links.to_leader(m.Loss(micro_batch.id, result))
                 self.groups.gradient_arrived(micro_batch.id, None, self._now())
             else:
-                self._down(m.Forward(micro_batch), result)
+                self._links.down(m.Forward(micro_batch), result)
 
         work = self._engine.forward(micro_batch, arrived.payload)
         return Pass("forward", work, done, [micro_batch.id], shape=_shape(micro_batch))
@@ -130,8 +71,8 @@ class Passes:
 
         def done(result: Any) -> None:
             self.groups.backward_done(micro_batch)
-            if not self.place.first:
-                self._up(m.Backward(micro_batch.id), result)
+            if not self._place.first:
+                self._links.up(m.Backward(micro_batch.id), result)
             self._seal(micro_batch.group)
 
         work = self._engine.backward(micro_batch.id, gradient.grad)
@@ -144,78 +85,21 @@ class Passes:
 
     def _seal(self, group: int) -> None:
         """Set a group's gradient aside once it is complete here and behind; the first stage then decides to step."""
-        if not self.groups.complete(group) or not (self.place.last or group in self._sealed_behind):
+        if not self.groups.complete(group) or not (self._place.last or group in self._sealed_behind):
             return
         behind, tied = self._sealed_behind.pop(group, (0.0, None))
         gradient = self._engine.seal(group, tied)
         self.groups.close(group)
         square_norm = behind + gradient.square_norm
-        if self.place.first:
-            self.own_updates.append(Arrived(m.Commit(group, math.sqrt(square_norm)), gradient.tied, self._now()))
+        if self._place.first:
+            self._updates.step(group, math.sqrt(square_norm), gradient.tied)
         else:
-            self._up(m.Sealed(group, square_norm), gradient.tied)
-
-    def update_may_run(self, update: Update) -> bool:
-        """Whether weights may change now: no pass needs the old ones, and copied ones are here in full."""
-        if self._engine.holds_graph:
-            return False
-        return isinstance(update.message, m.Commit) or self.copies.complete(update.message.version)
-
-    def update(self, update: Update) -> Pass:
-        """Change the weights, and tell the next stage in order with the activations."""
-        if isinstance(update.message, m.Install):
-            return self._install(update.message)
-        commit = update.message
-
-        def done(_: Any) -> None:
-            self.version += 1
-            self._down(commit, update.payload)
-            if self.place.first:
-                self.to_leader(m.Stepped(self.place.node, commit.group, self.version))
-            if self.version % self.place.copy_every == 0:
-                self._copy_out()
-
-        def work() -> EngineWork[None]:
-            yield from self._engine.prepare(commit.group, commit.grad_norm, update.payload)
-            yield from self._engine.publish(commit.group)
-
-        return Pass("step", work(), done, [])
-
-    def _install(self, install: m.Install) -> Pass:
-        def work() -> EngineWork[None]:
-            self._engine.write_weights(self.copies.take(install.version))
-            yield from ()
-
-        def done(_: Any) -> None:
-            self.version = install.version
-            self._down(install)
-
-        return Pass("copy", work(), done, [])
-
-    def _copy_out(self) -> None:
-        weights = [snapshot(tensor) for tensor in self._engine.read_weights()] if self.place.copy_to else []
-        for node in self.place.copy_to:
-            rank = self.place.layout.worker(node, self.place.stage)
-            for index, tensor in enumerate(weights or [None]):
-                self._mailbox.send(rank, Inbox.STAGE, m.WeightsPart(self.version, index, len(weights)), tensor)
+            self._links.up(m.Sealed(group, square_norm), gradient.tied)
 
     def forget(self, message: m.Forget) -> None:
         """Requests are over on all stages."""
         self._engine.forget(message.requests)
-        self._down(message)
-
-    def to_leader(self, message: m.AnyMessage) -> None:
-        self._mailbox.send(self.place.layout.leader(self.place.node), Inbox.LEADER, message)
-
-    def _down(self, message: m.AnyMessage, payload: Payload | None = None) -> None:
-        if not self.place.last:
-            self._mailbox.send(self._rank(self.place.stage + 1), Inbox.STAGE, message, payload)
-
-    def _up(self, message: m.AnyMessage, payload: Payload | None) -> None:
-        self._mailbox.send(self._rank(self.place.stage - 1), Inbox.STAGE, message, payload)
-
-    def _rank(self, stage: int) -> int:
-        return self.place.layout.worker(self.place.node, stage)
+        self._links.down(message)
 
 
 def _shape(micro_batch: MicroBatch) -> Shape:

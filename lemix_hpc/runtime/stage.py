@@ -1,8 +1,8 @@
 """The stage worker's loop: the product's hot path.
 
 Each turn takes in what has arrived, picks by the policy's rules, and runs one piece of work up to its next yield point.
-A training pass can rest between two pieces while serving goes first. Weight updates travel between the stages in the
-same ordered channel as the activations, so every batch meets one weight version on all stages.
+A training pass, or the preparation of a weight update, can rest between two pieces while serving goes first. Updates are
+committed in the same ordered channel as the activations, so every batch meets one weight version on all stages.
 """
 
 from __future__ import annotations
@@ -11,22 +11,26 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from lemix_hpc.engines.protocol import MicroBatch, Payload, StageEngine
+from lemix_hpc.engines.protocol import MicroBatch, StageEngine
 from lemix_hpc.policy.stage_queue import BACKWARD, COMMIT, FORWARD, SERVE, debt_after, pick
 from lemix_hpc.runtime import messages as m
 from lemix_hpc.runtime.clock import RunClock
 from lemix_hpc.runtime.epochs import EpochQueue
 from lemix_hpc.runtime.layout import SCHEDULER_RANK
+from lemix_hpc.runtime.links import StageLinks, StagePlace
 from lemix_hpc.runtime.mailbox import Inbox, Mail, Mailbox
-from lemix_hpc.runtime.passes import Arrived, Pass, Passes, StagePlace, Update
+from lemix_hpc.runtime.passes import Passes
+from lemix_hpc.runtime.stage_work import Arrived, Pass
+from lemix_hpc.runtime.updates import Updates
 from lemix_hpc.runtime.wait import Waiter
 
 
 @dataclass(frozen=True, slots=True)
 class StageRules:
-    """The order on a stage. `yield_training`: training passes rest for serving; `minimum_training_share` of the stage's busy
-    time goes to training, if it has work, all the same."""
+    """The order on a stage. `sync`: no forward between the last backward of a group and its step. `yield_training`: training
+    rests for serving; `minimum_training_share` of the stage's busy time goes to it, if it has work, all the same."""
 
+    sync: bool
     gpipe: bool
     serving_first: bool
     yield_training: bool
@@ -36,7 +40,8 @@ class StageRules:
 class StageWorker:
     """One stage of one node, driven by messages until it is told to stop.
 
-    `_urgent` is a serving pass or a weight update, which run to their end; `_training` a training pass, which may rest.
+    `_urgent` is a serving pass or a weight update's publication, which run to their end; `_training` a training pass or an
+    update's preparation, which may rest.
     `_debt`: stage seconds that training is owed.
     """
 
@@ -54,8 +59,10 @@ class StageWorker:
         self._clock = clock
         self._waiter = waiter
         self._rules = rules
-        self._passes = Passes(place, engine, mailbox, clock.now, gpipe=rules.gpipe)
-        self._queue: EpochQueue[Arrived[m.Serve], Arrived[MicroBatch], Update] = EpochQueue()
+        self._links = StageLinks(place, mailbox)
+        self._updates = Updates(self._links, engine, clock.now)
+        self._passes = Passes(self._links, engine, self._updates, clock.now, gpipe=rules.gpipe)
+        self._queue: EpochQueue[Arrived[m.Serve], Arrived[MicroBatch], Arrived[m.Commit]] = EpochQueue()
         self._urgent: Pass | None = None
         self._training: Pass | None = None
         self._debt = 0.0
@@ -88,7 +95,7 @@ class StageWorker:
 
     def _finished(self) -> bool:
         idle = self._urgent is None and self._training is None and not len(self._queue)
-        at_rest = idle and self._passes.groups.idle and not self._passes.own_updates
+        at_rest = idle and self._passes.groups.idle and not self._updates.stepping
         return self._stopping and at_rest and self._mailbox.sent_all
 
     def _receive(self, mail: Mail) -> None:
@@ -101,10 +108,14 @@ class StageWorker:
                 self._passes.groups.gradient_arrived(micro_batch, mail.payload, self._clock.now())
             case m.Sealed() as sealed:
                 self._passes.sealed_behind(sealed, mail.payload)
-            case m.Commit() | m.Install() as update:
-                self._queue.add_update(Arrived(update, mail.payload, self._clock.now()))
+            case m.Prepare() as prepare:
+                self._updates.prepare(prepare, mail.payload)
+            case m.Prepared(version):
+                self._updates.prepared_behind(version)
+            case m.Commit() as commit:
+                self._queue.add_update(Arrived(commit, None, self._clock.now()))
             case m.WeightsPart() as part:
-                self._copy_arrived(part, mail.payload)
+                self._updates.copy_arrived(part, mail.payload)
             case m.Forget() as forget:
                 self._passes.forget(forget)
             case m.Go(epoch):
@@ -114,19 +125,12 @@ class StageWorker:
             case other:
                 raise TypeError(f"no message for a stage: {other!r}")
 
-    def _copy_arrived(self, part: m.WeightsPart, payload: Payload | None) -> None:
-        """The first stage decides when a copy goes in; the others follow its marker."""
-        self._passes.copies.add(part, payload)
-        if self._place.first and self._passes.copies.complete(part.version):
-            newest = self._passes.copies.newest
-            install = m.Install(newest if newest is not None else part.version)
-            self._passes.own_updates.clear()
-            self._passes.own_updates.append(Arrived(install, None, self._clock.now()))
-
-    def _next_update(self) -> Update | None:
-        """The update that is next in order: the first stage decides on them itself, the others get them in the channel."""
-        own = self._passes.own_updates
-        return own[0] if own else self._queue.update
+    @property
+    def _next_commit(self) -> Arrived[m.Commit] | None:
+        """The update to put in force now: the first stage decides on that, the others follow its marker in the channel."""
+        if self._place.first:
+            return self._updates.decided
+        return self._queue.update if self._updates.may_publish() else None
 
     @property
     def _gives_way(self) -> bool:
@@ -135,12 +139,14 @@ class StageWorker:
 
     def _pick(self) -> int:
         """What to start, when no pass has begun."""
-        update, train, groups = self._next_update(), self._queue.next_train, self._passes.groups
+        train, groups = self._queue.next_train, self._passes.groups
+        may_forward = train is not None and groups.may_forward(train.message)
+        held = self._rules.sync and self._updates.stepping
         return pick(
             _since(self._queue.next_serve),
-            _since(update if update is not None and self._passes.update_may_run(update) else None),
+            min(_since(self._next_commit), self._updates.preparation_since),
             groups.backward_since,
-            _since(train if train is not None and groups.may_forward(train.message) else None),
+            _since(train if may_forward and not held else None),
             self._rules.serving_first,
             self._debt > 0,
         )
@@ -149,19 +155,20 @@ class StageWorker:
         if kind == SERVE:
             self._urgent = self._passes.serve(self._queue.take_serve())
         elif kind == COMMIT:
-            self._urgent = self._passes.update(self._take_update())
+            self._start_update()
         elif kind == BACKWARD:
             self._training = self._passes.backward()
         elif kind == FORWARD:
             self._training = self._passes.forward(self._queue.take_train())
 
-    def _take_update(self) -> Update:
-        if self._passes.own_updates:
-            return self._passes.own_updates.popleft()
-        update = self._queue.update
-        assert update is not None, "picked as ready"
-        self._queue.pass_update()
-        return update
+    def _start_update(self) -> None:
+        commit = self._next_commit
+        if commit is None:
+            self._training = self._updates.take_preparation()
+            return
+        if not self._place.first:
+            self._queue.pass_update()
+        self._urgent = self._updates.publish(commit.message)
 
     def _advance(self, running: Pass) -> None:
         """Run one piece; a pass that something else comes in between of gets one span per stretch."""
@@ -191,16 +198,16 @@ class StageWorker:
             self._training = None
         else:
             self._urgent = None
-        version = self._passes.version
+        version = self._updates.version
         running.done(result)
         self._close_stretch(running, complete=True, version=version)
-        self._passes.to_leader(m.Work(self._spans))
+        self._links.to_leader(m.Work(self._spans))
         self._spans = []
 
     def _close_stretch(self, stopped: Pass, *, complete: bool, version: int | None = None) -> None:
         place, since = self._place, stopped.since
         assert since is not None, "a stretch is closed once"
-        seen = self._passes.version if version is None else version
+        seen = self._updates.version if version is None else version
         stopped.worked += stopped.until - since
         span = (
             place.node,

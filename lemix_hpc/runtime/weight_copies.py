@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from lemix_hpc.engines.protocol import Payload
+from lemix_hpc.engines.protocol import Payload, StageEngine
+from lemix_hpc.runtime.links import StageLinks
 from lemix_hpc.runtime.messages import WeightsPart
 
 
@@ -31,11 +32,6 @@ class WeightCopies:
         parts = self._versions.get(version)
         return parts is not None and len(parts.parts) == parts.count
 
-    @property
-    def newest(self) -> int | None:
-        """The latest version that has arrived in full."""
-        return max((version for version in self._versions if self.complete(version)), default=None)
-
     def take(self, version: int) -> list[Payload]:
         """The tensors of a complete version, in order; it and all older ones are dropped."""
         parts = self._versions[version].parts
@@ -43,6 +39,15 @@ class WeightCopies:
         return [parts[index] for index in range(len(parts))]
 
 
-def snapshot(payload: Payload) -> Payload:
+def send_copy(engine: StageEngine, links: StageLinks, version: int) -> None:
+    """Send this stage's weights to all nodes that get them."""
+    nodes = links.place.copy_to
+    weights = [_snapshot(tensor) for tensor in engine.read_weights()] if nodes else []
+    for node in nodes:
+        for index, tensor in enumerate(weights or [None]):
+            links.across(node, WeightsPart(version, index, len(weights)), tensor)
+
+
+def _snapshot(payload: Payload) -> Payload:
     """A copy on the host that later weight updates do not touch."""
     return Payload(payload.shape, payload.dtype, np.array(payload.data, copy=True))

@@ -126,7 +126,7 @@ def test_results_have_the_form_of_a_computing_engine(first: EmulatedStage, last:
 
 def test_there_are_no_weights_and_a_step_takes_no_time(first: EmulatedStage, time: Time) -> None:
     assert first.seal(0, None).square_norm == 0.0
-    assert finish(first.prepare(0, 0.0, None)) is None
+    assert first.prepare(0, 0.0, None) is None
     assert finish(first.publish(0)) is None
     assert first.read_weights() == []
     first.write_weights([])

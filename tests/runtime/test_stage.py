@@ -11,8 +11,8 @@ from lemix_hpc.engines.protocol import MicroBatch, ServeBatch, ServeSequence
 from lemix_hpc.policy.latency import Affine, LatencyModel
 from lemix_hpc.runtime import messages as m
 from lemix_hpc.runtime.layout import Layout
+from lemix_hpc.runtime.links import StagePlace
 from lemix_hpc.runtime.mailbox import Inbox, Mail
-from lemix_hpc.runtime.passes import StagePlace
 from lemix_hpc.runtime.stage import StageRules, StageWorker
 
 # A request and a training forward take 40 ms, a backward 80 ms, in four pieces.
@@ -74,7 +74,7 @@ def micro_batch(number: int) -> m.Train:
 
 
 def rules(*, serving_first: bool = True, yield_training: bool = True, share: float = 0.0) -> StageRules:
-    return StageRules(False, serving_first, yield_training, share)
+    return StageRules(False, False, serving_first, yield_training, share)
 
 
 def ran(order: StageRules, mails: list[tuple[float, m.AnyMessage]], step: float = 0.0) -> list[m.WorkSpan]:

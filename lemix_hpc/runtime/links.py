@@ -1,0 +1,56 @@
+"""Where a stage stands, and the ranks that it talks to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lemix_hpc.engines.protocol import Payload
+from lemix_hpc.runtime import messages as m
+from lemix_hpc.runtime.layout import Layout
+from lemix_hpc.runtime.mailbox import Inbox, Mailbox
+
+
+@dataclass(frozen=True, slots=True)
+class StagePlace:
+    """Where a stage stands, and which nodes get its weights every `copy_every` steps."""
+
+    layout: Layout
+    node: int
+    stage: int
+    copy_to: tuple[int, ...] = ()
+    copy_every: int = 1
+
+    @property
+    def first(self) -> bool:
+        return self.stage == 0
+
+    @property
+    def last(self) -> bool:
+        return self.stage == self.layout.stages - 1
+
+
+class StageLinks:
+    """Sends to the neighbours in the pipeline, the leader, and the same stage of other nodes."""
+
+    def __init__(self, place: StagePlace, mailbox: Mailbox) -> None:
+        self.place = place
+        self._mailbox = mailbox
+
+    def to_leader(self, message: m.AnyMessage) -> None:
+        self._mailbox.send(self.place.layout.leader(self.place.node), Inbox.LEADER, message)
+
+    def down(self, message: m.AnyMessage, payload: Payload | None = None) -> None:
+        """To the next stage; nothing on the last one."""
+        if not self.place.last:
+            self._to_stage(self.place.node, self.place.stage + 1, message, payload)
+
+    def up(self, message: m.AnyMessage, payload: Payload | None = None) -> None:
+        """To the stage before."""
+        self._to_stage(self.place.node, self.place.stage - 1, message, payload)
+
+    def across(self, node: int, message: m.AnyMessage, payload: Payload | None = None) -> None:
+        """To the same stage of another node."""
+        self._to_stage(node, self.place.stage, message, payload)
+
+    def _to_stage(self, node: int, stage: int, message: m.AnyMessage, payload: Payload | None) -> None:
+        self._mailbox.send(self.place.layout.worker(node, stage), Inbox.STAGE, message, payload)

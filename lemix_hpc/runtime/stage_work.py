@@ -1,0 +1,41 @@
+"""What waits on a stage, and what has been started there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from lemix_hpc.engines.protocol import Payload
+from lemix_hpc.engines.protocol import Work as EngineWork
+from lemix_hpc.policy.latency import Shape
+from lemix_hpc.runtime.records import SpanKind
+
+M = TypeVar("M")
+
+
+@dataclass(frozen=True, slots=True)
+class Arrived(Generic[M]):
+    """What there is to do on a stage, the tensor that came with it, and when it came [s]."""
+
+    message: M
+    payload: Payload | None
+    since: float
+
+
+@dataclass(slots=True)
+class Pass:
+    """Work that was started; `done` takes its result. `since`: start of the current stretch, None while it rests.
+
+    `shape` is what it costs by, None for weight updates; `worked` the seconds of all stretches that are closed.
+    """
+
+    kind: SpanKind
+    work: EngineWork[Any]
+    done: Callable[[Any], None]
+    tasks: list[int]
+    batch: int = -1
+    shape: Shape | None = None
+    since: float | None = None
+    until: float = 0.0
+    worked: float = 0.0

@@ -1,0 +1,197 @@
+"""The life of a weight update on a node: prepared on every stage, reported ready up the pipeline, committed down it.
+
+Preparing changes nothing that is served, and rests for serving. When all stages are ready the first one decides when to
+commit; the marker travels in the same ordered channel as the activations, and every stage publishes when it comes. An
+update goes by the weight version that it makes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from lemix_hpc.engines.protocol import Payload, StageEngine, Work
+from lemix_hpc.runtime import messages as m
+from lemix_hpc.runtime.links import StageLinks
+from lemix_hpc.runtime.records import SpanKind
+from lemix_hpc.runtime.stage_work import Arrived, Pass
+from lemix_hpc.runtime.weight_copies import WeightCopies, send_copy
+
+
+class Update(Protocol):
+    """One update as one stage sees it."""
+
+    @property
+    def kind(self) -> SpanKind: ...
+
+    def publish(self) -> Work[None]:
+        """Change the weights: short, and without a stop."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """An optimizer step by a sealed group; `tied` is the summed gradient of tied weights."""
+
+    engine: StageEngine
+    group: int
+    grad_norm: float
+    tied: Payload | None
+    kind: SpanKind = "step"
+
+    def prepare(self) -> Work[None] | None:
+        return self.engine.prepare(self.group, self.grad_norm, self.tied)
+
+    def publish(self) -> Work[None]:
+        return self.engine.publish(self.group)
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """Weights of another node, which are here in full: that was their preparation."""
+
+    engine: StageEngine
+    weights: list[Payload]
+    kind: SpanKind = "copy"
+
+    def publish(self) -> Work[None]:
+        self.engine.write_weights(self.weights)
+        return
+        yield
+
+
+class Updates:
+    """A stage's updates and its weight version.
+
+    `open` updates are between the start of their preparation and their publication. On the first stage one step at a time
+    is, and others wait for their turn; on a later one the next may be there before the last is published, and waits.
+    """
+
+    def __init__(self, links: StageLinks, engine: StageEngine, now: Callable[[], float]) -> None:
+        self.version = 0
+        self._links = links
+        self._engine = engine
+        self._now = now
+        self._copies = WeightCopies()
+        self._waiting: deque[Step] = deque()
+        self._open: dict[int, Update] = {}
+        self._preparation: Arrived[Pass] | None = None
+        self._ready_here: set[int] = set()
+        self._ready_behind: set[int] = set()
+        self._ready: Arrived[m.Commit] | None = None
+
+    @property
+    def stepping(self) -> bool:
+        """Whether a step is open or waits for its turn."""
+        return bool(self._waiting) or any(isinstance(update, Step) for update in self._open.values())
+
+    def step(self, group: int, grad_norm: float, tied: Payload | None) -> None:
+        """On the first stage: `group` is sealed on all stages."""
+        self._waiting.append(Step(self._engine, group, grad_norm, tied))
+        self._begin_next()
+
+    def prepare(self, message: m.Prepare, tied: Payload | None) -> None:
+        """The first stage has begun a step."""
+        self._links.down(message, tied)
+        self._open[message.version] = Step(self._engine, message.group, message.grad_norm, tied)
+        self._prepare_next()
+
+    def copy_arrived(self, part: m.WeightsPart, payload: Payload | None) -> None:
+        """A tensor of another node's weights."""
+        self._copies.add(part, payload)
+        if self._copies.complete(part.version):
+            self._open[part.version] = Copy(self._engine, self._copies.take(part.version))
+            self._prepared(part.version)
+
+    def prepared_behind(self, version: int) -> None:
+        """All stages behind this one have prepared an update."""
+        self._ready_behind.add(version)
+        self._report(version)
+
+    @property
+    def preparation_since(self) -> float:
+        """Since when there is an update to prepare [s]; inf without one."""
+        return math.inf if self._preparation is None else self._preparation.since
+
+    def take_preparation(self) -> Pass:
+        """The preparation to start now."""
+        assert self._preparation is not None, "picked as ready"
+        preparation, self._preparation = self._preparation.message, None
+        return preparation
+
+    @property
+    def decided(self) -> Arrived[m.Commit] | None:
+        """On the first stage: the update to commit now."""
+        return self._ready if self.may_commit() else None
+
+    def may_commit(self) -> bool:
+        """On the first stage: whether an update that all stages have prepared may be committed now."""
+        return self._ready is not None and self.may_publish()
+
+    def may_publish(self) -> bool:
+        """Whether the weights may change now: no micro-batch between its forward and its backward needs the old ones."""
+        return not self._engine.holds_graph
+
+    def publish(self, commit: m.Commit) -> Pass:
+        """Put an update in force, and tell the next stage in order with the activations."""
+        update = self._open[commit.version]
+        self._ready = None
+
+        def done(_: Any) -> None:
+            self.version = commit.version
+            self._open = {version: later for version, later in self._open.items() if version > commit.version}
+            self._ready_here = {version for version in self._ready_here if version > commit.version}
+            self._ready_behind = {version for version in self._ready_behind if version > commit.version}
+            self._links.down(commit)
+            if isinstance(update, Step):
+                self._stepped(update)
+            self._begin_next()
+            self._prepare_next()
+
+        return Pass(update.kind, update.publish(), done, [])
+
+    def _begin_next(self) -> None:
+        """On the first stage: begin the step that has waited longest, unless one is open."""
+        if self._open or not self._waiting:
+            return
+        step, version = self._waiting.popleft(), self.version + 1
+        self._links.down(m.Prepare(version, step.group, step.grad_norm), step.tied)
+        self._open[version] = step
+        self._prepare_next()
+
+    def _prepare_next(self) -> None:
+        """Let the stage prepare the step that comes next. What is prepared must be published first: engines keep one."""
+        version = self.version + 1
+        step = self._open.get(version)
+        if not isinstance(step, Step) or self._preparation is not None or version in self._ready_here:
+            return
+        work = step.prepare()
+        if work is None:
+            self._prepared(version)
+        else:
+            preparation = Pass(step.kind, work, lambda _: self._prepared(version), [])
+            self._preparation = Arrived(preparation, None, self._now())
+
+    def _prepared(self, version: int) -> None:
+        self._ready_here.add(version)
+        self._report(version)
+
+    def _report(self, version: int) -> None:
+        """Tell the stage before once an update is ready here and behind. On the first stage the newest is to be committed."""
+        place = self._links.place
+        if version not in self._ready_here or not (place.last or version in self._ready_behind):
+            return
+        if place.first:
+            self._ready = Arrived(m.Commit(version), None, self._now())
+        else:
+            self._links.up(m.Prepared(version))
+
+    def _stepped(self, step: Step) -> None:
+        place = self._links.place
+        if place.first:
+            self._links.to_leader(m.Stepped(place.node, step.group, self.version))
+        if self.version % place.copy_every == 0:
+            send_copy(self._engine, self._links, self.version)
