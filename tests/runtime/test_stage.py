@@ -16,7 +16,7 @@ from lemix_hpc.runtime.mailbox import Inbox, Mail
 from lemix_hpc.runtime.stage import StageRules, StageWorker
 
 # A request and a training forward take 40 ms, a backward 80 ms, in four pieces.
-LATENCY = LatencyModel((Affine(0.04, 0, 0),), (Affine(0.08, 0, 0),))
+LATENCY = LatencyModel((Affine(0.04, 0, 0),) * 2, (Affine(0.08, 0, 0),) * 2)
 PIECES = 4
 
 
@@ -55,14 +55,18 @@ class World:
 
 
 class SlowStep(EmulatedStage):
-    """Takes time for the optimizer."""
+    """Takes time for the optimizer: some to prepare a step, in four pieces, and some to publish it."""
 
-    def __init__(self, seconds: float, world: World) -> None:
+    def __init__(self, prepare: float, publish: float, world: World) -> None:
         super().__init__(LATENCY, 0, PIECES, clock=world.now, sleep=world.sleep)
-        self._seconds = seconds
+        self._prepare_s = prepare
+        self._publish_s = publish
+
+    def prepare(self, group: int, grad_norm: float, tied: Any) -> Any:
+        return self._occupy(self._prepare_s, PIECES) if self._prepare_s else super().prepare(group, grad_norm, tied)
 
     def publish(self, group: int) -> Any:  # noqa: ARG002
-        yield from self._occupy(self._seconds, 1)
+        yield from self._occupy(self._publish_s, 1)
 
 
 def request(number: int) -> m.Serve:
@@ -73,21 +77,30 @@ def micro_batch(number: int) -> m.Train:
     return m.Train(MicroBatch(number, number, 0, 1, 1, 8, b"", b""))
 
 
-def rules(*, serving_first: bool = True, yield_training: bool = True, share: float = 0.0) -> StageRules:
-    return StageRules(False, False, serving_first, yield_training, share)
+def rules(
+    *, sync: bool = False, serving_first: bool = True, yield_training: bool = True, share: float = 0.0
+) -> StageRules:
+    return StageRules(sync, False, serving_first, yield_training, share)
 
 
-def ran(order: StageRules, mails: list[tuple[float, m.AnyMessage]], step: float = 0.0) -> list[m.WorkSpan]:
-    """What the stage runs until everything is done."""
+def ran(
+    order: StageRules,
+    mails: list[tuple[float, m.AnyMessage]],
+    *,
+    prepare: float = 0.0,
+    publish: float = 0.0,
+    stages: int = 1,
+) -> list[m.WorkSpan]:
+    """What the first of some stages runs until everything is done."""
     world = World(deque([*mails, (mails[-1][0], m.Stop())]))
-    place = StagePlace(Layout(1, 1), 0, 0)
-    StageWorker(place, SlowStep(step, world), world, world, world, order).run()  # type: ignore[arg-type]
+    place = StagePlace(Layout(1, stages), 0, 0)
+    StageWorker(place, SlowStep(prepare, publish, world), world, world, world, order).run()  # type: ignore[arg-type]
     return world.spans
 
 
-def milliseconds(spans: list[m.WorkSpan]) -> list[tuple[str, int, int]]:
-    """Kind, start and end in order of the start; optimizer steps left out, which take no time."""
-    told = [(s.kind, round(1e3 * s.start), round(1e3 * s.end)) for s in spans if s.kind != "step"]
+def milliseconds(spans: list[m.WorkSpan], *, steps: bool = False) -> list[tuple[str, int, int]]:
+    """Kind, start and end in order of the start; optimizer steps, which mostly take no time, only where `steps` asks."""
+    told = [(s.kind, round(1e3 * s.start), round(1e3 * s.end)) for s in spans if steps or s.kind != "step"]
     return sorted(told, key=lambda span: span[1])
 
 
@@ -155,10 +168,66 @@ def test_under_overload_training_gets_its_minimum_share_and_no_more(share: float
 def test_weight_commits_count_as_training() -> None:
     """One request of 40 ms gives training a claim of 16 ms; a forward, a backward and a long step repay it many times."""
     mails = [(0.0, micro_batch(0)), (0.0, micro_batch(1)), (0.11, request(1)), (0.25, request(2)), (0.25, request(3))]
-    with_step = milliseconds(ran(rules(share=0.4), mails, step=0.15))
-    assert ("step", 160, 310) not in with_step, "left out"
+    with_step = milliseconds(ran(rules(share=0.4), mails, publish=0.15))
     assert [span for span in with_step if span[0] == "serve"] == [
         ("serve", 120, 160),
         ("serve", 310, 350),
         ("serve", 350, 390),
     ]
+
+
+def test_a_step_is_prepared_in_pieces_that_rest_for_serving_and_published_in_one() -> None:
+    mails = [(0.0, micro_batch(0)), (0.125, request(1)), (0.205, request(2))]
+    assert milliseconds(ran(rules(), mails, prepare=0.04, publish=0.01), steps=True) == [
+        ("forward", 0, 40),
+        ("backward", 40, 120),
+        ("step", 120, 130),
+        ("serve", 130, 170),
+        ("step", 170, 200),
+        ("step", 200, 210),
+        ("serve", 210, 250),
+    ]
+
+
+def test_requests_are_served_by_the_old_weights_until_the_step_is_published() -> None:
+    mails = [(0.0, micro_batch(0)), (0.125, request(1)), (0.205, request(2))]
+    served = [span for span in ran(rules(), mails, prepare=0.04, publish=0.01) if span.kind == "serve"]
+    assert [span.version for span in served] == [0, 1]
+
+
+def test_a_preparation_that_is_owed_time_or_may_not_rest_runs_on() -> None:
+    mails = [(0.0, micro_batch(0)), (0.125, request(1))]
+    still = milliseconds(ran(rules(yield_training=False), mails, prepare=0.04), steps=True)
+    assert still[2:] == [("step", 120, 160), ("serve", 160, 200), ("step", 200, 200)]
+    mails = [(0.0, micro_batch(0)), *((0.0, request(number)) for number in range(4)), (0.281, request(9))]
+    owed = milliseconds(ran(rules(share=0.5), mails, prepare=0.04), steps=True)
+    assert owed[-5:] == [
+        ("step", 240, 250),
+        ("serve", 250, 290),
+        (
+            "step",
+            290,
+            320,
+        ),  # the request of 281 ms waits: training is owed the 20 ms that the one before gave it a claim to
+        ("step", 320, 320),
+        ("serve", 320, 360),
+    ]
+
+
+@pytest.mark.parametrize(("sync", "under"), [(True, [0, 1]), (False, [0, 0])])
+def test_synchronous_training_goes_forward_only_after_the_step(sync: bool, under: list[int]) -> None:
+    """The next group comes at once, but the stage behind is prepared only at 300 ms."""
+    mails = [
+        (0.0, micro_batch(0)),
+        (0.05, m.Backward(0)),
+        (0.05, m.Sealed(0, 1.0)),
+        (0.06, micro_batch(1)),
+        (0.3, m.Prepared(1)),
+        (0.4, m.Backward(1)),
+        (0.4, m.Sealed(1, 1.0)),
+        (0.6, m.Prepared(2)),
+    ]
+    spans = ran(rules(sync=sync), mails, prepare=0.04, publish=0.01, stages=2)
+    assert [span.version for span in spans if span.kind == "forward"] == under
+    assert [span.version for span in spans if span.kind == "step"] == [0, 0, 1, 1]
+    assert min(span.start for span in spans if span.kind == "step" and span.end - span.start < 0.02) >= 0.3
