@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from lemix_hpc.config.errors import UserError
 from lemix_hpc.config.recipe import Recipe
@@ -40,13 +41,21 @@ def check_sharing(recipe: Recipe, devices: Sequence[Device | None]) -> None:
         )
 
 
-def build_engine(recipe: Recipe, *, node: int, stage: int, device: Device) -> StageEngine:
-    """The engine of one stage."""
+def build_engine(recipe: Recipe, *, node: int, stage: int, device: Device, meeting: Path | None = None) -> StageEngine:
+    """The engine of one stage. `meeting`: a directory that the ranks of its node share; vLLM needs one."""
     if recipe.engine.kind == "emulated":
         from lemix_hpc.engines.emulated import EmulatedStage
 
         hardware, stages = load_hardware(recipe), recipe.nodes.stages
         return EmulatedStage(hardware.latencies(stages)[hardware.kinds[node]], stage, hardware.pieces(stages))
+    if recipe.engine.kind == "vllm":
+        from lemix_hpc.engines.vllm.environment import prepare
+
+        prepare()
+        assert meeting is not None, "a node's ranks meet before its engines are built"
+        from lemix_hpc.engines.vllm import build as vllm_build
+
+        return vllm_build.build_stage(recipe, stage=stage, device=device.name, meeting=meeting)
     from lemix_hpc.engines.torch.build import build_stage
 
     return build_stage(recipe, stage=stage, device=device.name)

@@ -15,6 +15,7 @@ from lemix_hpc.engines.protocol import (
     SequenceResult,
     ServeBatch,
     StageEngine,
+    Vector,
     Work,
 )
 from lemix_hpc.policy.latency import LatencyModel, Shape
@@ -94,6 +95,25 @@ class EmulatedStage(LedByLeader, StageEngine):
 
     def write_weights(self, weights: list[Payload]) -> None:
         """There are no weights to replace."""
+
+    @property
+    def parameters(self) -> int:
+        return 0
+
+    def sum_gradients(self, shares: Sequence[tuple[int, float]], into: Vector) -> Work[None]:  # noqa: ARG002
+        yield from ()
+
+    def set_gradient(self, group: int, vector: Vector) -> Work[None]:  # noqa: ARG002
+        yield from ()
+
+    def read_master(self, into: Vector) -> Work[None]:  # noqa: ARG002
+        yield from ()
+
+    def prepare_average(self, snapshot: Vector, total: Vector, nodes: int) -> Work[None] | None:  # noqa: ARG002
+        return None
+
+    def publish_average(self) -> Work[None]:
+        yield from ()
 
     def sample(self, rows: int, length: int) -> Payload:  # noqa: ARG002
         return NOTHING

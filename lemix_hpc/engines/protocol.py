@@ -11,9 +11,13 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
 T = TypeVar("T")
 Work = Generator[None, None, T]
+Vector = NDArray[np.float32]
+"""One-dimensional, in host memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +164,37 @@ class StageEngine(Protocol):
 
     def write_weights(self, weights: list[Payload]) -> None:
         """Replace this stage's weights by those read from the same stage of another node."""
+        ...
+
+    @property
+    def parameters(self) -> int:
+        """The length of the vectors below: one element for every weight of this stage."""
+        ...
+
+    def sum_gradients(self, shares: Sequence[tuple[int, float]], into: Vector) -> Work[None]:
+        """Sum the gradients of groups that all ran their backwards here, each times its share; zeros without any.
+
+        The groups are over; none of them is sealed.
+        """
+        ...
+
+    def set_gradient(self, group: int, vector: Vector) -> Work[None]:
+        """Make a vector the gradient of `group`, which may be sealed then. The vector must not be used any more."""
+        ...
+
+    def read_master(self, into: Vector) -> Work[None]:
+        """The weights in float32, as the optimizer keeps them. None may be prepared or published before this has ended."""
+        ...
+
+    def prepare_average(self, snapshot: Vector, total: Vector, nodes: int) -> Work[None] | None:
+        """Work out weights that are moved by total / nodes - snapshot, both as read from `read_master`.
+
+        As with `prepare`, what is served does not change, and one update at a time is between this and `publish_average`.
+        """
+        ...
+
+    def publish_average(self) -> Work[None]:
+        """Put the weights of `prepare_average` in force, as `publish` does."""
         ...
 
     def sample(self, rows: int, length: int) -> Payload:

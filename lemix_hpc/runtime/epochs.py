@@ -39,9 +39,13 @@ class EpochQueue(Generic[ServeItem, TrainItem, UpdateItem]):
     def add_train(self, item: TrainItem) -> None:
         self._epochs[-1].train.append(item)
 
-    def add_update(self, update: UpdateItem) -> None:
-        self._epochs[-1].update = update
-        self._epochs.append(_Epoch())
+    def add_update(self, update: UpdateItem, *, before_training: bool = False) -> None:
+        """`before_training`: training that waits does not have to come before the update, and comes after it."""
+        last, after = self._epochs[-1], _Epoch[ServeItem, TrainItem, UpdateItem]()
+        if before_training:
+            last.train, after.train = after.train, last.train
+        last.update = update
+        self._epochs.append(after)
 
     @property
     def next_serve(self) -> ServeItem | None:

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import platform
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lemix_hpc.config.recipe import Recipe
 from lemix_hpc.engines.build import build_engine, check_sharing, choose_device
 from lemix_hpc.runtime.clock import synchronise
 from lemix_hpc.runtime.doorbell import hang_doorbell
 from lemix_hpc.runtime.layout import SCHEDULER_RANK, Layout
-from lemix_hpc.runtime.leader import Leader
+from lemix_hpc.runtime.leaders import make_leader
 from lemix_hpc.runtime.links import StagePlace
 from lemix_hpc.runtime.mailbox import Inbox, Mailbox
 from lemix_hpc.runtime.policy_setup import split
-from lemix_hpc.runtime.session import Session
 from lemix_hpc.runtime.stage import StageRules, StageWorker
 from lemix_hpc.runtime.wait import make_waiter
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
 
 
 def run(recipe: Recipe, run_dir: Path, attempt: int) -> None:
@@ -38,28 +44,38 @@ def run(recipe: Recipe, run_dir: Path, attempt: int) -> None:
     stages_before = sum(host.allgather(stage is not None)[: host.Get_rank()])
     device = choose_device(recipe, stages_before) if stage is not None else None
     check_sharing(recipe, host.allgather(device))
-    if stage is not None and device is not None:
-        engine = build_engine(recipe, node=node, stage=stage, device=device)
-        mailbox = Mailbox(comm, Inbox.STAGE, bell, engine.buffer)
-        StageWorker(_place(recipe, layout, node, stage), engine, mailbox, clock, waiter, _rules(recipe)).run()
-        engine.close()
-        return
-    leader = Leader(
-        layout,
-        node,
-        Mailbox(comm, Inbox.LEADER, bell),
-        max_requests=recipe.engine.max_batch_requests,
-        max_tokens=recipe.engine.max_batch_tokens,
-        temperature=recipe.serving.temperature if recipe.serving else 0.0,
-    )
-    if rank == SCHEDULER_RANK:
-        Session(recipe, layout, run_dir, Mailbox(comm, Inbox.SCHEDULER, bell), clock, waiter, leader).run()
-        return
-    while not leader.finished:
-        if leader.turn():
-            waiter.reset()
-        else:
-            waiter.idle(in_transit=leader.in_transit)
+    with _meeting_place(comm, node, is_leader=stage is None) as meeting:
+        if stage is not None and device is not None:
+            engine = build_engine(recipe, node=node, stage=stage, device=device, meeting=meeting)
+            bell.watch(engine.watched)
+            mailbox = Mailbox(comm, Inbox.STAGE, bell, engine.buffer)
+            StageWorker(_place(recipe, layout, node, stage), engine, mailbox, clock, waiter, _rules(recipe)).run()
+            engine.close()
+            return
+        leader = make_leader(recipe, layout, node, Mailbox(comm, Inbox.LEADER, bell), meeting, clock.now, bell.wake)
+        if rank == SCHEDULER_RANK:
+            from lemix_hpc.runtime.session import (
+                Session,
+            )  # it loads the policy's compiler, which other ranks do without
+
+            Session(recipe, layout, run_dir, Mailbox(comm, Inbox.SCHEDULER, bell), clock, waiter, leader).run()
+            return
+        while not leader.finished:
+            if leader.turn():
+                waiter.reset()
+            else:
+                waiter.idle(in_transit=leader.in_transit)
+
+
+@contextlib.contextmanager
+def _meeting_place(comm: MPI.Comm, node: int, *, is_leader: bool) -> Iterator[Path]:
+    """A directory on the node's host that only this user may enter, gone when the leader leaves. Collective over `comm`."""
+    ranks = comm.Split(node, 0 if is_leader else 1)
+    if is_leader:
+        with tempfile.TemporaryDirectory(prefix="lemix-", ignore_cleanup_errors=True) as directory:
+            yield Path(ranks.bcast(directory))
+    else:
+        yield Path(ranks.bcast(None))
 
 
 def _place(recipe: Recipe, layout: Layout, node: int, stage: int) -> StagePlace:

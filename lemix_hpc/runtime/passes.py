@@ -30,9 +30,9 @@ class Passes:
         self._sealed_behind: dict[int, tuple[float, Payload | None]] = {}
 
     def serve(self, arrived: Arrived[m.Serve]) -> Pass:
-        """Forward of a serving batch, under the version that it met on the stages before."""
+        """Forward of a serving batch, under the version that it met on the stages before, or that its scheduler counts on."""
         message = arrived.message
-        if not self._place.first and message.version != self._updates.version:
+        if message.version >= 0 and message.version != self._updates.version:
             raise RuntimeError(
                 f"batch {message.batch.id} ran under weights {message.version}, this stage has {self._updates.version}"
             )
@@ -44,8 +44,9 @@ class Passes:
             elif result is not None:
                 self._links.to_leader(m.Served(batch.id, result, version, self._now()))
 
-        tasks = [sequence.request for sequence in batch.sequences]
-        shape = Shape.of([s.length for s in batch.sequences], [s.cached for s in batch.sequences])
+        # A task may have several sequences in a batch: a client's prompts, or choices.
+        tasks = list(dict.fromkeys(sequence.request for sequence in batch.sequences))
+        shape = Shape.of([s.length for s in batch.sequences], [s.cached for s in batch.sequences]) if tasks else None
         return Pass("serve", self._engine.serve(batch, arrived.payload), done, tasks, batch.id, shape)
 
     def forward(self, arrived: Arrived[MicroBatch]) -> Pass:

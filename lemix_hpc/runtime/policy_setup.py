@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 from lemix_hpc.config.recipe import Recipe
 from lemix_hpc.config.walltime import parse_walltime
 from lemix_hpc.policy.rules import SchedulerConfig, Split
-from lemix_hpc.policy.scheduler import Scheduler
 from lemix_hpc.profiling.hardware import Hardware
+
+if TYPE_CHECKING:
+    from lemix_hpc.policy.scheduler import Scheduler
 
 
 def make_scheduler(recipe: Recipe, hardware: Hardware, t0: float) -> Scheduler:
     """The scheduler of a run of this recipe; `t0`: mean unloaded response [s]."""
+    # The compiler behind it takes a second to load, which stages and most leaders need not wait for.
+    from lemix_hpc.policy.scheduler import Scheduler
+
     stages = recipe.nodes.stages
     config = scheduler_config(recipe, t0=t0, pieces=hardware.pieces(stages), drift_limit=hardware.drift_limit)
     return Scheduler(config, hardware.forecasts(stages), hardware.kinds)

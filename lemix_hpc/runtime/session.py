@@ -21,7 +21,7 @@ from lemix_hpc.runtime.front import Front, FrontSettings
 from lemix_hpc.runtime.http.endpoint import Endpoint
 from lemix_hpc.runtime.http.exchange import Exchange
 from lemix_hpc.runtime.layout import Layout
-from lemix_hpc.runtime.leader import Leader
+from lemix_hpc.runtime.leaders import AnyLeader, engines_in
 from lemix_hpc.runtime.mailbox import Inbox, Mail, Mailbox
 from lemix_hpc.runtime.policy_setup import limits_ms, make_scheduler, split
 from lemix_hpc.runtime.recorder import Recorder
@@ -61,7 +61,7 @@ class Session:
         mailbox: Mailbox,
         clock: RunClock,
         waiter: Waiter,
-        leader: Leader,
+        leader: AnyLeader,
     ) -> None:
         self._recipe = recipe
         self._layout = layout
@@ -82,7 +82,7 @@ class Session:
         self._tell("building the engines")
         # While others build theirs; once the run has started, everybody would wait for it.
         compile_policy()
-        self._collect(self._layout.nodes * self._layout.stages)
+        self._collect(engines_in(self._recipe))
         hardware = self._hardware(work.requests)
         save_coefficients(hardware.believed[0], self._run_dir / COEFFICIENTS)
         reference = hardware.reference.latency(self._layout.stages)

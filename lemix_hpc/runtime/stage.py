@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from lemix_hpc.engines.protocol import MicroBatch, StageEngine
+from lemix_hpc.engines.protocol import EngineOrder, MicroBatch, ServeBatch, StageEngine
 from lemix_hpc.policy.stage_queue import BACKWARD, COMMIT, FORWARD, SERVE, debt_after, pick
 from lemix_hpc.runtime import messages as m
 from lemix_hpc.runtime.clock import RunClock
@@ -55,6 +55,7 @@ class StageWorker:
         rules: StageRules,
     ) -> None:
         self._place = place
+        self._engine = engine
         self._mailbox = mailbox
         self._clock = clock
         self._waiter = waiter
@@ -84,14 +85,18 @@ class StageWorker:
         mails = self._mailbox.poll()
         for mail in mails:
             self._receive(mail)
+        orders = self._engine.orders()
+        for order in orders:
+            self._ordered(order)
         if self._urgent is None and self._training is None:
+            self._updates.ask()
             self._start(self._pick())
         elif self._urgent is None and self._gives_way:
             self._start(SERVE)
         running = self._urgent or self._training
         if running is not None:
             self._advance(running)
-        return running is not None or bool(mails)
+        return running is not None or bool(mails) or bool(orders)
 
     def _finished(self) -> bool:
         idle = self._urgent is None and self._training is None and not len(self._queue)
@@ -125,10 +130,18 @@ class StageWorker:
             case other:
                 raise TypeError(f"no message for a stage: {other!r}")
 
+    def _ordered(self, order: EngineOrder) -> None:
+        """From the scheduler of an engine that has one."""
+        now = self._clock.now()
+        if isinstance(order, ServeBatch):
+            self._queue.add_serve(Arrived(m.Serve(order, order.version, order.id), None, now), order.id)
+        else:
+            self._queue.add_update(Arrived(self._updates.leave(), None, now), before_training=True)
+
     @property
     def _next_commit(self) -> Arrived[m.Commit] | None:
         """The update to put in force now: the first stage decides on that, the others follow its marker in the channel."""
-        if self._place.first:
+        if self._place.first and not self._updates.asked:
             return self._updates.decided
         return self._queue.update if self._updates.may_publish() else None
 
@@ -139,6 +152,9 @@ class StageWorker:
 
     def _pick(self) -> int:
         """What to start, when no pass has begun."""
+        if self._updates.asked:
+            # The leave is on its way, and serving behind it must not have to wait for a training pass.
+            return pick(_since(self._queue.next_serve), _since(self._next_commit), math.inf, math.inf, True, False)
         train, groups = self._queue.next_train, self._passes.groups
         may_forward = train is not None and groups.may_forward(train.message)
         held = self._rules.sync and self._updates.stepping
@@ -166,7 +182,7 @@ class StageWorker:
         if commit is None:
             self._training = self._updates.take_preparation()
             return
-        if not self._place.first:
+        if commit is self._queue.update:
             self._queue.pass_update()
         self._urgent = self._updates.publish(commit.message)
 
@@ -201,7 +217,8 @@ class StageWorker:
         version = self._updates.version
         running.done(result)
         self._close_stretch(running, complete=True, version=version)
-        self._links.to_leader(m.Work(self._spans))
+        if self._spans:
+            self._links.to_leader(m.Work(self._spans))
         self._spans = []
 
     def _close_stretch(self, stopped: Pass, *, complete: bool, version: int | None = None) -> None:
@@ -209,6 +226,9 @@ class StageWorker:
         assert since is not None, "a stretch is closed once"
         seen = self._updates.version if version is None else version
         stopped.worked += stopped.until - since
+        stopped.since = None
+        if stopped.kind == "serve" and not stopped.tasks:
+            return  # it only told the stages what is over
         span = (
             place.node,
             place.stage,
@@ -223,7 +243,6 @@ class StageWorker:
             stopped.worked,
         )
         self._spans.append(m.WorkSpan(*span))
-        stopped.since = None
 
 
 def _since(ready: Arrived[Any] | None) -> float:

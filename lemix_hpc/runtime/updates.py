@@ -66,8 +66,9 @@ class Copy:
 class Updates:
     """A stage's updates and its weight version.
 
-    `open` updates are between the start of their preparation and their publication. On the first stage one step at a time
-    is, and others wait for their turn; on a later one the next may be there before the last is published, and waits.
+    `asked`: the first stage waits for leave to commit, or has it and has not committed yet. `open` updates are between the
+    start of their preparation and their publication. On the first stage one step at a time is, and others wait for their
+    turn; on a later one the next may be there before the last is published, and waits.
     """
 
     def __init__(self, links: StageLinks, engine: StageEngine, now: Callable[[], float]) -> None:
@@ -82,6 +83,7 @@ class Updates:
         self._ready_here: set[int] = set()
         self._ready_behind: set[int] = set()
         self._ready: Arrived[m.Commit] | None = None
+        self.asked = False
 
     @property
     def stepping(self) -> bool:
@@ -124,12 +126,18 @@ class Updates:
 
     @property
     def decided(self) -> Arrived[m.Commit] | None:
-        """On the first stage: the update to commit now."""
-        return self._ready if self.may_commit() else None
+        """On the first stage: the update to commit now, where nobody has to be asked."""
+        return self._ready if self.may_publish() and not self.asked else None
 
-    def may_commit(self) -> bool:
-        """On the first stage: whether an update that all stages have prepared may be committed now."""
-        return self._ready is not None and self.may_publish()
+    def ask(self) -> None:
+        """On the first stage: once all stages have prepared an update, ask the engine's scheduler for leave to commit it."""
+        if self._ready is not None and not self.asked and self.may_publish():
+            self.asked = self._engine.ask_to_commit()
+
+    def leave(self) -> m.Commit:
+        """On the first stage: the update that there is leave to commit."""
+        assert self._ready is not None, "asked for"
+        return self._ready.message
 
     def may_publish(self) -> bool:
         """Whether the weights may change now: no micro-batch between its forward and its backward needs the old ones."""
@@ -138,7 +146,7 @@ class Updates:
     def publish(self, commit: m.Commit) -> Pass:
         """Put an update in force, and tell the next stage in order with the activations."""
         update = self._open[commit.version]
-        self._ready = None
+        self._ready, self.asked = None, False
 
         def done(_: Any) -> None:
             self.version = commit.version

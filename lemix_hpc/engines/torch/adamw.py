@@ -63,8 +63,15 @@ class ChunkedAdamW(torch.optim.Optimizer):
     @torch.no_grad()
     def assign(self, weights: Sequence[torch.Tensor]) -> None:
         """Give the parameters these values, of any type, in order; the moments stay."""
-        for parameter, start, weight in self._parts(weights):
-            parameter.view(-1)[start : start + weight.numel()].copy_(weight.view(-1))
+        for held, weight in zip(self.held(weights), weights, strict=True):
+            held.copy_(weight.view(-1))
+
+    def held(self, weights: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """The parameters as flat views, one for each of these tensors, which have their sizes and order."""
+        return [
+            parameter.detach().view(-1)[start : start + weight.numel()]
+            for parameter, start, weight in self._parts(weights)
+        ]
 
     def _started(self, parameter: torch.Tensor) -> torch.Tensor:
         """The count of updates of a parameter, whose state is made here when it has none."""

@@ -40,7 +40,7 @@ class LlamaStage(StageModule):
             self.model.norm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
             if not self.tied:
                 self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        self._rotary = _rotary(config, device)
+        self._rotary = rotary_embedding(config, device)
 
     @property
     def blocks(self) -> Sequence[nn.Module]:
@@ -74,7 +74,8 @@ class LlamaStage(StageModule):
         return linear(self.model.norm(hidden), self._head_weight)
 
 
-def _rotary(config: Any, device: torch.device) -> Any:
+def rotary_embedding(config: Any, device: torch.device) -> Any:
+    """The model's rotary embedding: (like, positions) -> (cos, sin). Raises UserError for a kind that is not supported."""
     rope_type = config.rope_parameters["rope_type"]
     if rope_type not in _ROPE_TYPES:
         raise UserError(

@@ -96,6 +96,21 @@ class StageOptimizer:
             with torch.no_grad():
                 self._adamw.assign(self._parameters)
 
+    @property
+    def keeps_master(self) -> bool:
+        """Whether the float32 weights are a copy beside those that serve."""
+        return self._master
+
+    def master(self) -> list[torch.Tensor]:
+        """Flat views of the float32 weights, in the order of the module's parameters."""
+        return self._adamw.held(self._parameters)
+
+    @torch.no_grad()
+    def publish_master(self) -> None:
+        """Bring a master copy that was changed from outside into the weights."""
+        for parameter, master in zip(self._parameters, self.master(), strict=True):
+            parameter.copy_(master.view(parameter.shape))
+
     def close(self) -> None:
         self._engine.destroy()
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
-from lemix_hpc.engines.protocol import GroupGradient, MicroBatch, Payload, Work
+from lemix_hpc.engines.protocol import GroupGradient, MicroBatch, Payload, Vector, Work
 from lemix_hpc.engines.torch import micro_batch as passes
+from lemix_hpc.engines.torch import vectors
 from lemix_hpc.engines.torch.gradients import GroupGradients
 from lemix_hpc.engines.torch.micro_batch import Labels, Segment
 from lemix_hpc.engines.torch.module import StageModule
@@ -56,6 +58,7 @@ class StageTraining:
         self._device = module.device
         self._gradients = GroupGradients(self._parameters)
         self._passes: dict[int, _Pass] = {}
+        self._averaged: Vector | None = None
 
     def forward(self, micro_batch: MicroBatch, hidden: Payload | None) -> Work[Payload | float]:
         self._check_length(micro_batch.length)
@@ -109,8 +112,7 @@ class StageTraining:
         return GroupGradient(self._gradients.square_norm(group), self._wire.payload(own))
 
     def prepare(self, group: int, grad_norm: float, tied: Payload | None) -> Work[None]:
-        if self._optimizer is None:
-            raise ValueError("this stage was built from a recipe without training")
+        optimizer = self._stepped_by()
         shared = self._module.shared_embedding
         grads = self._gradients.take(group)
         if shared is not None:
@@ -119,12 +121,11 @@ class StageTraining:
             # Both copies step by the very same bits. Copied, since the first stage's payload may still be on its way.
             index = next(i for i, parameter in enumerate(self._parameters) if parameter is shared)
             grads[index] = self._wire.tensor(tied).clone()
-        yield from self._paced(self._optimizer.prepare(grads, grad_norm))
+        yield from self._paced(optimizer.prepare(grads, grad_norm))
 
     def publish(self, group: int) -> Work[None]:  # noqa: ARG002
         """The weights change without a stop in between."""
-        assert self._optimizer is not None, "only what was prepared is published"
-        self._optimizer.publish()
+        self._stepped_by().publish()
         self._settle()
         return
         yield
@@ -138,6 +139,38 @@ class StageTraining:
             parameter.copy_(self._wire.tensor(payload))
         if self._optimizer is not None:
             self._optimizer.weights_replaced()
+
+    @property
+    def parameters(self) -> int:
+        return vectors.length(self._parameters)
+
+    def sum_gradients(self, shares: Sequence[tuple[int, float]], into: Vector) -> Work[None]:
+        return self._paced(vectors.sum_gradients(self._gradients, shares, into))
+
+    def set_gradient(self, group: int, vector: Vector) -> Work[None]:
+        return self._paced(vectors.set_gradient(self._gradients, self._parameters, group, vector))
+
+    def read_master(self, into: Vector) -> Work[None]:
+        return self._paced(vectors.read(self._stepped_by().master(), into))
+
+    def prepare_average(self, snapshot: Vector, total: Vector, nodes: int) -> Work[None] | None:
+        optimizer = self._stepped_by()
+        self._averaged = total
+        in_place = optimizer.keeps_master
+        return self._paced(vectors.average(optimizer.master(), snapshot, total, nodes, in_place=in_place))
+
+    def publish_average(self) -> Work[None]:
+        """The weights change without a stop in between."""
+        assert self._averaged is not None, "only what was prepared is published"
+        optimizer = self._stepped_by()
+        if optimizer.keeps_master:
+            optimizer.publish_master()
+        else:
+            vectors.write(self._averaged, self._parameters)
+        self._averaged = None
+        self._settle()
+        return
+        yield
 
     def sample(self, rows: int, length: int) -> Payload:
         shape, dtype = (rows, length, self._module.width), self._parameters[0].dtype
@@ -154,6 +187,11 @@ class StageTraining:
         self._passes.clear()
         if self._optimizer is not None:
             self._optimizer.close()
+
+    def _stepped_by(self) -> StageOptimizer:
+        if self._optimizer is None:
+            raise ValueError("this stage was built from a recipe without training")
+        return self._optimizer
 
     def _entry(self, micro_batch: MicroBatch, hidden: Payload | None) -> torch.Tensor:
         if hidden is not None:

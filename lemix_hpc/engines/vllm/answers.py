@@ -1,0 +1,54 @@
+"""What is added to calls and answers of vLLM's server on their way through the node."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from lemix_hpc.engines.vllm.asgi import Headers
+
+VERSIONS_HEADER = "x-lemix-weight-versions"
+_PRIORITISED = ("/v1/completions", "/v1/chat/completions", "/v1/responses")
+_EVENT = b"data: "
+
+Versions = tuple[int, int] | None
+
+
+def with_priority(path: str, body: bytes, priority: int) -> bytes:
+    """A call that generates, with the place among waiting requests that the policy gave it. Bad JSON is left to vLLM."""
+    if path.partition("?")[0] not in _PRIORITISED:
+        return body
+    try:
+        request = msgspec.json.decode(body)
+    except msgspec.DecodeError:
+        return body
+    return msgspec.json.encode(request | {"priority": priority}) if isinstance(request, dict) else body
+
+
+def with_versions(status: int, headers: Headers, data: bytes, versions: Versions) -> tuple[Headers, bytes]:
+    """A piece of an answer with the weight versions that it spans: in a header, and in the usage object.
+
+    A streamed answer's header knows the versions up to its first token, its last usage object all of them.
+    """
+    if versions is None:
+        return headers, data
+    if b'"usage":{' in data:
+        data = _in_events(data, versions) if data.startswith(_EVENT) else _in_usage(data, versions)
+        headers = [(name, str(len(data)) if name.lower() == "content-length" else value) for name, value in headers]
+    if status:
+        headers = [*headers, (VERSIONS_HEADER, f"{versions[0]}-{versions[1]}")]
+    return headers, data
+
+
+def _in_events(data: bytes, versions: tuple[int, int]) -> bytes:
+    events = data.split(b"\n\n")
+    return b"\n\n".join(
+        _EVENT + _in_usage(event[len(_EVENT) :], versions) if b'"usage":{' in event else event for event in events
+    )
+
+
+def _in_usage(text: bytes, versions: tuple[int, int]) -> bytes:
+    answer: Any = msgspec.json.decode(text)
+    answer["usage"]["weight_versions"] = list(versions)
+    return msgspec.json.encode(answer)

@@ -1,0 +1,74 @@
+"""What vLLM's engine and server are started with, from a recipe."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
+from vllm.platforms import current_platform
+from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+from lemix_hpc.config.errors import UserError
+from lemix_hpc.config.recipe import Recipe
+from lemix_hpc.engines.vllm.executor import StageExecutor
+from lemix_hpc.engines.vllm.model_files import model_directory, tokenizer_directory
+
+CPU_CACHE_GB = 0.25
+
+
+def server_args(recipe: Recipe, meeting: Path) -> Namespace:
+    """The arguments of `vllm serve` for one node whose ranks share the directory `meeting`.
+
+    Raises UserError for an `engine.vllm.args` that vLLM does not know, or that is not the user's to choose.
+    """
+    model = model_directory(recipe.model, meeting)
+    args: Namespace = make_arg_parser(FlexibleArgumentParser()).parse_args([str(model)])
+    ours = _ours(recipe, model, meeting)
+    for name, value in recipe.engine.vllm.args.items():
+        if not hasattr(args, name):
+            raise UserError(f"engine.vllm.args.{name}: `vllm serve` of this version has no such argument")
+        if name in ours:
+            raise UserError(f"engine.vllm.args.{name}: the recipe's other keys decide this; remove it")
+        setattr(args, name, value)
+    for name, value in ours.items():
+        setattr(args, name, value)
+    validate_parsed_serve_args(args)
+    return args
+
+
+def _ours(recipe: Recipe, model: Path, meeting: Path) -> dict[str, Any]:
+    engine = recipe.engine
+    cpu = current_platform.is_cpu()
+    cache_gb = engine.vllm.kv_cache_gb or (CPU_CACHE_GB if cpu else None)
+    settings: dict[str, Any] = {
+        "model": str(model),
+        "tokenizer": str(tokenizer_directory(recipe.model, meeting)),
+        "served_model_name": [model_name(recipe)],
+        "dtype": ("float32" if cpu else "bfloat16") if engine.dtype == "auto" else engine.dtype,
+        "seed": recipe.seed,
+        "pipeline_parallel_size": recipe.nodes.stages,
+        "distributed_executor_backend": StageExecutor,
+        "worker_cls": "lemix_hpc.engines.vllm.worker.StageWorker",
+        "scheduler_cls": "lemix_hpc.engines.vllm.scheduler.VersionedScheduler",
+        # The policy's order among waiting requests is theirs in the engine too.
+        "scheduling_policy": "priority",
+        # With it a batch is scheduled before the one in front has been answered, and knows no output tokens to send on.
+        "async_scheduling": False,
+        "max_num_seqs": engine.max_batch_requests,
+        "max_num_batched_tokens": engine.max_batch_tokens,
+        "additional_config": {"stages_at": str(meeting), "timeout_s": engine.timeout_s},
+    }
+    if cache_gb is not None:
+        settings["kv_cache_memory_bytes"] = int(cache_gb * 1e9)
+    if cpu:
+        settings["enforce_eager"] = True
+    if recipe.model.path is None:
+        settings["load_format"] = "dummy"  # the stages fill in the recipe's own random weights
+    return settings
+
+
+def model_name(recipe: Recipe) -> str:
+    """What clients call the model: its directory's name, or the recipe's."""
+    return recipe.model.path.name if recipe.model.path is not None else recipe.name

@@ -1,0 +1,85 @@
+"""Building a stage that vLLM serves on."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from vllm.platforms import current_platform
+from vllm.v1.worker.worker_base import WorkerWrapperBase
+
+from lemix_hpc.config.recipe import Recipe
+from lemix_hpc.engines.model_sizes import describe
+from lemix_hpc.engines.torch.build import hugging_face_config, weight_source
+from lemix_hpc.engines.torch.devices import mpi_sends_device_memory
+from lemix_hpc.engines.torch.optimizer import StageOptimizer
+from lemix_hpc.engines.torch.partition import layer_ranges
+from lemix_hpc.engines.torch.solo_world import group_of_this_rank
+from lemix_hpc.engines.torch.wire import Wire
+from lemix_hpc.engines.vllm.aliasing import share
+from lemix_hpc.engines.vllm.hugging_face import CopiedWeights, fill
+from lemix_hpc.engines.vllm.module import FusedLlamaStage
+from lemix_hpc.engines.vllm.port import EnginePort
+from lemix_hpc.engines.vllm.stage import VllmStage
+
+START_TIMEOUT_S = 600.0
+
+
+def build_stage(recipe: Recipe, *, stage: int, device: str, meeting: Path) -> VllmStage:
+    """Stage `stage` of a node whose ranks meet in a directory; returns once vLLM's engine process has started it.
+
+    Raises UserError as the torch engine does, and TimeoutError if the engine process does not come.
+    """
+    sizes = describe(recipe.model)
+    ranges = layer_ranges(sizes, recipe.nodes.stages)
+    # Both engines cut the model in the same places.
+    os.environ["VLLM_PP_LAYER_PARTITION"] = ",".join(str(len(layers)) for layers in ranges)
+    port = EnginePort(meeting, stage)
+    call = port.wait_for_start(START_TIMEOUT_S)
+    worker = _start_worker(call.args[0], stage, len(ranges), meeting)
+    place = torch.device(device)
+    config = hugging_face_config(recipe.model)
+    served = worker.get_model()
+    ends = {"first": stage == 0, "last": stage == len(ranges) - 1}
+    if recipe.model.path is None:
+        fill(served, weight_source(recipe, config), config, ranges[stage], **ends)
+    training = recipe.training
+    copied = recipe.engine.vllm.weights == "copy"
+    weights = {name: weight.clone() if copied else weight for name, weight in served.named_parameters()}
+    module = FusedLlamaStage(config, weights, ranges[stage], device=place, **ends)
+    # vLLM has made a world of the node's stages; DeepSpeed works on this one alone.
+    alone = group_of_this_rank()
+    optimizer = None if training is None else StageOptimizer(module, training, process_group=alone)
+    if not copied:
+        share(served, module)
+    port.started()
+    return VllmStage(
+        port,
+        worker,
+        module,
+        Wire(place, device_buffers=place.type == "cuda" and mpi_sends_device_memory()),
+        optimizer,
+        CopiedWeights(served, module, config) if copied else None,
+        keep_graphs=training is not None and training.release == "sync",
+        max_positions=sizes.max_positions,
+    )
+
+
+def _start_worker(config: Any, stage: int, stages: int, meeting: Path) -> WorkerWrapperBase:
+    """vLLM's worker of this stage with its weights loaded, and torch.distributed over the node's stages."""
+    worker = WorkerWrapperBase(rpc_rank=stage, global_rank=stage)
+    # A file instead of a port: no race for it, and the name tells the nodes of a host apart in shared memory, too.
+    arguments = {
+        "vllm_config": config,
+        "local_rank": 0 if current_platform.is_cpu() else torch.cuda.current_device(),
+        "rank": stage,
+        "distributed_init_method": f"file://{meeting}/torch-{meeting.name}",
+        "is_driver_worker": stage == 0,
+    }
+    worker.init_worker([arguments if index == stage else {} for index in range(stages)])
+    worker.init_device()
+    worker.load_model()
+    current_platform.update_block_size_for_backend(config)
+    return worker

@@ -1,0 +1,114 @@
+"""vLLM's scheduler, with weights that change under it.
+
+The prefix cache must not mix weight versions: a cached block is found by a hash of its tokens, and here by the version that
+computed it too. Requests that wait are hashed under the version of the batch that admits them. A request that runs while
+the version changes has keys and values of both, so its further blocks get hashes that nobody can look up.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from vllm.v1.core.kv_cache_utils import BlockHash
+from vllm.v1.core.sched.output import SchedulerOutput
+from vllm.v1.core.sched.scheduler import Scheduler
+from vllm.v1.engine import EngineCoreOutputs
+from vllm.v1.outputs import ModelRunnerOutput
+from vllm.v1.request import Request
+
+from lemix_hpc.engines.vllm.clock import WeightClock
+
+VERSIONS = "weight_versions"
+"""Where a request's output names the first and last version it saw, in the one free-form field that vLLM hands through."""
+_HASH_BYTES = 32
+
+
+class VersionedScheduler(Scheduler):  # type: ignore[misc]
+    """Stamps every batch with its weight version and every output with the versions its request has seen.
+
+    The executor puts the engine's `WeightClock` where this class finds it, see `clock_of`.
+    """
+
+    def __init__(self, vllm_config: Any, *args: Any, **kwargs: Any) -> None:
+        super().__init__(vllm_config, *args, **kwargs)
+        self._clock = clock_of(vllm_config)
+        self._version = 0
+        self._first: dict[str, int] = {}
+        self._salts: dict[str, tuple[int, str | None]] = {}
+        self._hasher: Any = None
+
+    def add_request(self, request: Request) -> None:
+        self._hasher = request._block_hasher
+        super().add_request(request)
+
+    def schedule(self, throttle_prefills: bool = False) -> SchedulerOutput:
+        """The next batch. The weight version cannot change until the executor has sent it off."""
+        version = self._clock.begin()
+        try:
+            if version != self._version:
+                self._version = version
+                self._part_from_cache()
+            output = super().schedule(throttle_prefills)
+        except BaseException:
+            self._clock.departed()
+            raise
+        output.weight_version = version
+        for request_id in output.num_scheduled_tokens:
+            self._first.setdefault(request_id, version)
+        return output
+
+    def update_from_output(
+        self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput
+    ) -> dict[int, EngineCoreOutputs]:
+        # The batch's own version: others may have been scheduled since, under later ones. Requests that end here are
+        # forgotten on the way.
+        last = scheduler_output.weight_version
+        first = {request_id: self._first.get(request_id, last) for request_id in scheduler_output.num_scheduled_tokens}
+        outputs: dict[int, EngineCoreOutputs] = super().update_from_output(scheduler_output, model_runner_output)
+        for of_client in outputs.values():
+            for output in of_client.outputs:
+                output.kv_transfer_params = {VERSIONS: [first.get(output.request_id, last), last]}
+        return outputs
+
+    def _get_local_prefix_cache_hit(self, request: Request) -> Any:
+        if self._hasher is not None:
+            self._salt(request)
+        return super()._get_local_prefix_cache_hit(request)
+
+    def _free_request(self, request: Request, *args: Any, **kwargs: Any) -> Any:
+        self._first.pop(request.request_id, None)
+        self._salts.pop(request.request_id, None)
+        return super()._free_request(request, *args, **kwargs)
+
+    def _salt(self, request: Request) -> None:
+        """Hash a request that has nothing computed yet under the present version, beside the salt that its client gave."""
+        salted, own = self._salts.get(request.request_id, (None, request.cache_salt))
+        if salted == self._version:
+            return
+        self._salts[request.request_id] = (self._version, own)
+        request.cache_salt = f"{self._version}/{own or ''}"
+        request._block_hasher = self._hasher
+        request.block_hashes = []
+        request.update_block_hashes()
+
+    def _part_from_cache(self) -> None:
+        """The version has changed: what running requests compute from now on is of no use to others."""
+        if self._hasher is None:
+            return
+        for request in self.running:
+            # Blocks up to here were put in the cache with the batches that computed them.
+            cached = request.num_computed_tokens // self.hash_block_size
+            request._block_hasher = self._unknown_hashes
+            request.block_hashes = request.block_hashes[:cached]
+            request.update_block_hashes()
+
+    def _unknown_hashes(self, request: Request) -> list[BlockHash]:
+        missing = request.num_tokens // self.hash_block_size - len(request.block_hashes)
+        return [BlockHash(os.urandom(_HASH_BYTES)) for _ in range(missing)]
+
+
+def clock_of(vllm_config: Any) -> WeightClock:
+    """The clock that the executor of this engine made."""
+    clock: WeightClock = vllm_config.additional_config["weight_clock"]
+    return clock

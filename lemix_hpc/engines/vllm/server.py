@@ -1,0 +1,227 @@
+"""A node's vLLM server: its engine client and web application, in a thread of the leader's process."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import threading
+from collections.abc import AsyncIterator, Callable, Coroutine
+from dataclasses import dataclass
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+from vllm import SamplingParams
+from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.entrypoints.launchers.api_server.app_state import init_app_state
+from vllm.entrypoints.launchers.app import build_app
+from vllm.inputs import TokensPrompt
+from vllm.outputs import RequestOutput
+from vllm.sampling_params import RequestOutputKind
+from vllm.v1.engine.async_llm import AsyncLLM
+
+from lemix_hpc.config.recipe import Recipe
+from lemix_hpc.engines.vllm import asgi
+from lemix_hpc.engines.vllm.answers import with_priority, with_versions
+from lemix_hpc.engines.vllm.args import server_args
+from lemix_hpc.engines.vllm.names import request_id
+from lemix_hpc.engines.vllm.tracking import Served, Tracker
+
+HEALTH_INTERVAL_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """The engine takes requests."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A piece of the answer to a call; see `lemix_hpc.runtime.messages.HttpPart`."""
+
+    task: int
+    status: int
+    headers: asgi.Headers
+    body: bytes
+    more: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """A task is over. Times in seconds of the run; `nll` and `scored` as in `SequenceResult`."""
+
+    task: int
+    first_token: float
+    finished: float
+    nll: float
+    scored: int
+    output: list[int]
+    versions: tuple[int, int]
+
+
+Event = Ready | Part | Done
+
+
+class NodeServer:
+    """Started at once; `poll` brings what has happened. All methods are for the leader's loop alone.
+
+    `meeting` is a directory that the stages share. `wake` is called from the thread whenever there is something to poll.
+    """
+
+    def __init__(self, recipe: Recipe, meeting: Path, now: Callable[[], float], wake: Callable[[], None]) -> None:
+        self._recipe = recipe
+        self._meeting = meeting
+        self._now = now
+        self._wake = wake
+        self._tracker = Tracker(now)
+        self._events: SimpleQueue[Event] = SimpleQueue()
+        self._failure: BaseException | None = None
+        self._running: dict[int, asyncio.Event] = {}
+        self._loop = asyncio.new_event_loop()
+        self._closing = asyncio.Event()
+        self._ready = asyncio.Event()
+        self._thread = threading.Thread(target=self._run, name="vllm", daemon=True)
+        self._thread.start()
+
+    def poll(self) -> list[Event]:
+        """Everything that has happened since the last call. Raises what the engine died of."""
+        events = [self._events.get() for _ in range(self._events.qsize())]
+        if self._failure is not None and not events:
+            raise RuntimeError(f"vLLM's engine has failed: {self._failure}") from self._failure
+        return events
+
+    def generate(self, task: int, tokens: list[int], output: int, temperature: float, key: float) -> None:
+        """Generate `output` tokens, or with 0 score the prompt. Ends in a `Done`."""
+        self._start(task, self._generate(task, tokens, output, temperature, key))
+
+    def call(self, task: int, method: str, path: str, headers: asgi.Headers, body: bytes, key: float) -> None:
+        """Answer an HTTP call. Ends in the last `Part` and a `Done`."""
+        gone = self._running[task] = asyncio.Event()
+        self._start(task, self._call(task, gone, method, path, headers, body, key))
+
+    def abort(self, task: int) -> None:
+        """Nobody waits for a call any more; its `Done` still comes."""
+
+        gone = self._running.get(task)
+        if gone is not None:
+            self._loop.call_soon_threadsafe(gone.set)
+
+    def close(self) -> None:
+        """Stop the engine process, and wait for that."""
+        self._loop.call_soon_threadsafe(self._closing.set)
+        self._thread.join()
+
+    def _start(self, task: int, work: Coroutine[Any, Any, None]) -> None:
+        self._tracker.of(task)
+        asyncio.run_coroutine_threadsafe(self._whole(work), self._loop)
+
+    async def _whole(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run a task; what it does not answer itself ends the run, since its client would wait for ever."""
+        try:
+            await self._ready.wait()
+            await work
+        except Exception as error:  # noqa: BLE001  raised again in the leader's loop
+            self._fail(error)
+
+    def _run(self) -> None:
+        try:
+            self._loop.run_until_complete(self._serve())
+        except BaseException as error:  # noqa: BLE001  raised again in the leader's loop
+            self._fail(error)
+
+    def _fail(self, error: BaseException) -> None:
+        self._failure = self._failure or error
+        self._wake()
+
+    def _tell(self, event: Event) -> None:
+        self._events.put(event)
+        self._wake()
+
+    async def _serve(self) -> None:
+        args = server_args(self._recipe, self._meeting)
+        async with self._engine(AsyncEngineArgs.from_cli_args(args)) as llm:
+            self._llm = llm
+            self._tracker.follow(llm)
+            tasks = await llm.get_supported_tasks()
+            self._app = build_app(args, tasks, llm.model_config)
+            await init_app_state(llm, self._app.state, args, tasks)
+            async with self._app.router.lifespan_context(self._app):
+                self._ready.set()
+                self._tell(Ready())
+                while not self._closing.is_set():
+                    with contextlib.suppress(TimeoutError):
+                        await asyncio.wait_for(self._closing.wait(), HEALTH_INTERVAL_S)
+                    if llm.errored and not self._closing.is_set():
+                        raise llm.dead_error
+
+    @contextlib.asynccontextmanager
+    async def _engine(self, args: AsyncEngineArgs) -> AsyncIterator[AsyncLLM]:
+        config = args.create_engine_config()
+        llm = AsyncLLM.from_vllm_config(config, disable_log_stats=args.disable_log_stats)
+        try:
+            await llm.reset_mm_cache()
+            yield llm
+        finally:
+            llm.shutdown()
+
+    async def _generate(self, task: int, tokens: list[int], output: int, temperature: float, key: float) -> None:
+        sampling = SamplingParams(
+            max_tokens=max(output, 1),
+            ignore_eos=True,
+            temperature=temperature,
+            seed=self._recipe.seed + task if temperature else None,
+            prompt_logprobs=None if output else 0,
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+        prompt = TokensPrompt(prompt_token_ids=tokens)
+        answer = self._llm.generate(prompt, sampling, request_id(task), priority=_priority(key))
+        (last,) = [result async for result in answer]
+        terms = [] if output else _log_likelihoods(last)
+        self._done(task, -math.fsum(terms), len(terms), generated=bool(output))
+
+    async def _call(
+        self,
+        task: int,
+        gone: asyncio.Event,
+        method: str,
+        path: str,
+        headers: asgi.Headers,
+        body: bytes,
+        key: float,
+    ) -> None:
+        served = self._tracker.of(task)
+
+        def respond(status: int, named: asgi.Headers, data: bytes, more: bool) -> None:
+            named, data = with_versions(status, named, data, served.versions)
+            self._tell(Part(task, status, named, data, more))
+
+        named = [(name, value) for name, value in headers if name.lower() not in ("x-request-id", "content-length")]
+        named.append(("x-request-id", request_id(task)))
+        body = with_priority(path, body, _priority(key))
+        try:
+            await asgi.call(self._app, method, path, named, body, gone, respond)
+        finally:
+            del self._running[task]
+        self._done(task, 0.0, 0, generated=True)
+
+    def _done(self, task: int, nll: float, scored: int, *, generated: bool) -> None:
+        served: Served = self._tracker.pop(task)
+        now = self._now()
+        first = now if served.first_token is None else served.first_token
+        output = served.output if generated else []
+        self._tell(Done(task, first, now, nll, scored, output, served.versions or (-1, -1)))
+
+
+def _priority(key: float) -> int:
+    """vLLM's priority of a request that the policy orders by `key` [s]: the lowest goes first."""
+    return int(key * 1e3) if math.isfinite(key) else 0
+
+
+def _log_likelihoods(output: RequestOutput) -> list[float]:
+    """Log-likelihood (nats) of each prompt token after the first."""
+    rows = output.prompt_logprobs or []
+    return [
+        row[token].logprob for token, row in zip(output.prompt_token_ids or [], rows, strict=True) if row is not None
+    ]

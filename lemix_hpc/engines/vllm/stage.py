@@ -1,0 +1,100 @@
+"""One pipeline stage that vLLM serves on and we train on, by default with one copy of the weights."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Sequence
+from typing import Any
+
+import cloudpickle
+import torch
+from vllm.v1.outputs import AsyncModelRunnerOutput
+from vllm.v1.worker.worker_base import WorkerWrapperBase
+
+from lemix_hpc.engines.protocol import EngineOrder, Payload, SequenceResult, ServeBatch, Work
+from lemix_hpc.engines.torch.optimizer import StageOptimizer
+from lemix_hpc.engines.torch.training import StageTraining
+from lemix_hpc.engines.torch.wire import Wire
+from lemix_hpc.engines.vllm.hugging_face import CopiedWeights
+from lemix_hpc.engines.vllm.link import Call
+from lemix_hpc.engines.vllm.module import FusedLlamaStage
+from lemix_hpc.engines.vllm.port import EnginePort
+
+BETWEEN_STAGES = ("hidden_states", "residual")
+"""What vLLM's Llama-like models hand to the next stage, each (tokens, hidden)."""
+
+
+class VllmStage(StageTraining):
+    """Implements `lemix_hpc.engines.protocol.StageEngine`. Batches come from vLLM's engine process, through the port."""
+
+    def __init__(
+        self,
+        port: EnginePort,
+        worker: WorkerWrapperBase,
+        module: FusedLlamaStage,
+        wire: Wire,
+        optimizer: StageOptimizer | None,
+        copied: CopiedWeights | None,
+        *,
+        keep_graphs: bool,
+        max_positions: int | None,
+    ) -> None:
+        super().__init__(module, wire, optimizer, keep_graphs=keep_graphs, max_positions=max_positions)
+        self._port = port
+        self._worker = worker
+        self._copied = copied
+
+    def serve(self, batch: ServeBatch, hidden: Payload | None) -> Work[Payload | list[SequenceResult] | None]:
+        plan = pickle.loads(batch.plan)
+        tensors = None
+        if hidden is not None:
+            tensors = dict(zip(BETWEEN_STAGES, self._wire.tensor(hidden), strict=True))
+        output = self._worker.execute_stage(plan, tensors)
+        if isinstance(output, dict):
+            return self._wire.payload(torch.stack([output[name] for name in BETWEEN_STAGES]))
+        if batch.sequences and self._module.last:
+            # What bounds the choice of tokens is sent right behind the batch, but on its own way.
+            while not self._port.samples:
+                yield
+            grammar = self._port.samples.popleft()
+            sampled = self._worker.sample_tokens(grammar) if output is None else output
+            self._port.answer(sampled.get_output() if isinstance(sampled, AsyncModelRunnerOutput) else sampled)
+        return None
+        yield
+
+    def publish(self, group: int) -> Work[None]:
+        yield from super().publish(group)
+        self._copy()
+
+    def write_weights(self, weights: list[Payload]) -> None:
+        super().write_weights(weights)
+        self._copy()
+
+    def forget(self, requests: Sequence[int]) -> None:
+        """Nothing: vLLM's scheduler tells the workers what to free with every batch."""
+
+    def orders(self) -> Sequence[EngineOrder]:
+        return self._port.poll(self._perform)
+
+    def ask_to_commit(self) -> bool:
+        self._port.ask()
+        return True
+
+    @property
+    def watched(self) -> Sequence[int]:
+        return self._port.watched
+
+    def close(self) -> None:
+        super().close()
+        self._port.close()
+
+    def _copy(self) -> None:
+        """Where vLLM has a copy of the weights of its own, it follows."""
+        if self._copied is not None:
+            self._copied.publish()
+
+    def _perform(self, call: Call) -> Any:
+        """A call of the engine process to this stage's worker."""
+        if isinstance(call.method, bytes):
+            return cloudpickle.loads(call.method)(self._worker.worker, *call.args, **call.kwargs)
+        return getattr(self._worker, call.method)(*call.args, **call.kwargs)

@@ -1,0 +1,52 @@
+"""vLLM's worker, as our stages use it: on activations that have arrived, and on weights that training changes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.nn.functional import linear
+from vllm.distributed.device_communicators import cpu_communicator
+from vllm.distributed.parallel_state import get_pp_group
+from vllm.model_executor.layers import utils
+from vllm.platforms import current_platform
+from vllm.sequence import IntermediateTensors
+
+if TYPE_CHECKING or not current_platform.is_cpu():
+    from vllm.v1.worker.gpu_worker import Worker
+else:
+    from vllm.v1.worker.cpu_worker import CPUWorker as Worker
+
+
+class StageWorker(Worker):  # type: ignore[misc]
+    """Loaded by vLLM under its qualified name."""
+
+    def init_device(self) -> None:
+        # Stages send activations over MPI. vLLM's own way through shared memory would leave files behind, and hosts that
+        # share a name but not their memory would wait for each other.
+        cpu_communicator.CpuCommunicator._all_group_ranks_share_shm_group_name = lambda _: False
+        super().init_device()
+
+    def load_model(self, *, load_dummy_weights: bool = False) -> None:
+        # On CPUs vLLM would repack the weights for its kernels and drop the originals, which training changes.
+        utils.dispatch_cpu_unquantized_gemm = _keep_weights
+        super().load_model(load_dummy_weights=load_dummy_weights)
+        runner = self.model_runner
+        if not get_pp_group().is_first_rank and runner.intermediate_tensors is None:
+            # vLLM allocates these in its profiling run, which it leaves out on CPUs without compilation.
+            runner.intermediate_tensors = runner.model.make_empty_intermediate_tensors(
+                batch_size=runner.max_num_tokens, dtype=runner.model_config.dtype, device=runner.device
+            )
+
+    @torch.inference_mode()
+    def execute_stage(self, plan: Any, tensors: dict[str, torch.Tensor] | None) -> Any:
+        """Run this stage's part of a batch: tensors for the next stage, or the model runner's own result.
+
+        `tensors` are those of the stage before, each (tokens, hidden); None on the first stage.
+        """
+        output = self.model_runner.execute_model(plan, None if tensors is None else IntermediateTensors(tensors))
+        return output.tensors if isinstance(output, IntermediateTensors) else output
+
+
+def _keep_weights(layer: torch.nn.Module, remove_weight: bool) -> None:  # noqa: ARG001  as vLLM calls it
+    layer.cpu_linear = linear  # type: ignore[assignment]

@@ -1,0 +1,81 @@
+"""The leader of a node that vLLM serves: its scheduler forms the batches, in the engine process beside this one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lemix_hpc.runtime import messages as m
+from lemix_hpc.runtime.layout import SCHEDULER_RANK, Layout
+from lemix_hpc.runtime.mailbox import Inbox, Mail, Mailbox
+
+if TYPE_CHECKING:
+    from lemix_hpc.engines.vllm.server import Event, NodeServer
+
+
+class EngineLeader:
+    """Passes requests to the node's server and its answers to the scheduler, and relays what the stages report."""
+
+    def __init__(self, layout: Layout, node: int, mailbox: Mailbox, server: NodeServer, *, temperature: float) -> None:
+        self._layout = layout
+        self._node = node
+        self._mailbox = mailbox
+        self._server = server
+        self._temperature = temperature
+        self.stopped = False
+
+    def turn(self) -> bool:
+        """Take in what arrived from the run and from the server. False when there was nothing to do."""
+        mails = self._mailbox.poll()
+        for mail in mails:
+            self._receive(mail)
+        events = [] if self.stopped else self._server.poll()
+        for event in events:
+            self._tell(self._report(event))
+        return bool(mails or events)
+
+    @property
+    def finished(self) -> bool:
+        return self.stopped and self._mailbox.sent_all
+
+    @property
+    def in_transit(self) -> bool:
+        """Whether MPI still has something to move for this leader."""
+        return self._mailbox.in_transit
+
+    def _receive(self, mail: Mail) -> None:
+        match mail.message:
+            case m.PlaceRequest(task, _, output, tokens, key):
+                self._server.generate(task, tokens, output, self._temperature, key)
+            case m.HttpCall(task, method, path, headers, body, key):
+                self._server.call(task, method, path, headers, body, key)
+            case m.HttpAbort(task):
+                self._server.abort(task)
+            case m.Train() as train:
+                self._mailbox.send(self._layout.worker(self._node, 0), Inbox.STAGE, train)
+            case (m.Work() | m.Loss() | m.Stepped()) as report:
+                self._tell(report)
+            case (m.Go() | m.Stop()) as order:
+                self._order(order)
+            case other:
+                raise TypeError(f"no message for the leader of an engine: {other!r}")
+
+    def _order(self, order: m.Go | m.Stop) -> None:
+        if isinstance(order, m.Stop):
+            self._server.close()
+            self.stopped = True
+        for stage in range(self._layout.stages):
+            self._mailbox.send(self._layout.worker(self._node, stage), Inbox.STAGE, order)
+
+    def _report(self, event: Event) -> m.AnyMessage:
+        from lemix_hpc.engines.vllm import server
+
+        match event:
+            case server.Ready():
+                return m.EngineReady(self._node, -1)
+            case server.Part(task, status, headers, body, more):
+                return m.HttpPart(task, status, headers, body, more)
+            case server.Done(task, first_token, finished, nll, scored, output, versions):
+                return m.RequestDone(task, self._node, first_token, finished, nll, scored, output, versions)
+
+    def _tell(self, message: m.AnyMessage) -> None:
+        self._mailbox.send(SCHEDULER_RANK, Inbox.SCHEDULER, message)

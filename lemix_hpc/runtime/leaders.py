@@ -1,0 +1,61 @@
+"""Which leader a node has: ours forms batches for engines that only compute, vLLM's scheduler forms its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+from lemix_hpc.config.recipe import Recipe
+from lemix_hpc.runtime.layout import Layout
+from lemix_hpc.runtime.leader import Leader
+from lemix_hpc.runtime.mailbox import Mailbox
+
+
+class AnyLeader(Protocol):
+    """What the ranks' loops need of a leader."""
+
+    def turn(self) -> bool: ...
+
+    @property
+    def finished(self) -> bool: ...
+
+    @property
+    def in_transit(self) -> bool: ...
+
+
+def make_leader(
+    recipe: Recipe,
+    layout: Layout,
+    node: int,
+    mailbox: Mailbox,
+    meeting: Path,
+    now: Callable[[], float],
+    wake: Callable[[], None],
+) -> AnyLeader:
+    """The leader of a node whose ranks share the directory `meeting`. `wake` ends this rank's sleep, from any thread."""
+    temperature = recipe.serving.temperature if recipe.serving else 0.0
+    engine = recipe.engine
+    if engine.kind != "vllm":
+        return Leader(
+            layout,
+            node,
+            mailbox,
+            max_requests=engine.max_batch_requests,
+            max_tokens=engine.max_batch_tokens,
+            temperature=temperature,
+        )
+    from lemix_hpc.engines.vllm.environment import prepare
+
+    prepare()
+    from lemix_hpc.engines.vllm.server import NodeServer
+    from lemix_hpc.runtime.engine_leader import EngineLeader
+
+    server = NodeServer(recipe, meeting, now, wake)
+    return EngineLeader(layout, node, mailbox, server, temperature=temperature)
+
+
+def engines_in(recipe: Recipe) -> int:
+    """How many engines report that they are ready: one in each stage, and vLLM's own in each node."""
+    nodes = recipe.nodes
+    return nodes.count * (nodes.stages + (recipe.engine.kind == "vllm"))

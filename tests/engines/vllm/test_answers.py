@@ -1,0 +1,51 @@
+import json
+
+import pytest
+
+from lemix_hpc.engines.vllm.answers import VERSIONS_HEADER, with_priority, with_versions
+
+USAGE = {"id": "x", "usage": {"prompt_tokens": 2, "total_tokens": 3}}
+HEADERS = [("content-type", "application/json"), ("content-length", "10")]
+
+
+def compact(content: object) -> bytes:
+    return json.dumps(content, separators=(",", ":")).encode()
+
+
+def test_a_whole_answer_has_its_versions_in_header_and_usage() -> None:
+    headers, data = with_versions(200, HEADERS, compact(USAGE), (3, 5))
+    assert dict(headers)[VERSIONS_HEADER] == "3-5"
+    assert int(dict(headers)["content-length"]) == len(data)
+    assert json.loads(data)["usage"] == {"prompt_tokens": 2, "total_tokens": 3, "weight_versions": [3, 5]}
+
+
+def test_streamed_pieces_stay_as_they_are_but_for_the_usage() -> None:
+    piece = b'data: {"choices":[{"text":"a"}]}\n\n'
+    assert with_versions(0, [], piece, (3, 5)) == ([], piece)
+    both = piece + b"data: " + compact(USAGE) + b"\n\n"
+    _, data = with_versions(0, [], both, (3, 5))
+    first, second, end = data.split(b"\n\n")
+    assert first + b"\n\n" == piece
+    assert json.loads(second.removeprefix(b"data: "))["usage"]["weight_versions"] == [3, 5]
+    assert end == b""
+
+
+def test_the_word_usage_in_a_text_is_no_usage_object() -> None:
+    piece = b"data: " + compact({"choices": [{"text": '"usage":{"a":1}'}]}) + b"\n\n"
+    assert with_versions(0, [], piece, (1, 1)) == ([], piece)
+
+
+def test_an_answer_without_generated_tokens_is_passed_on() -> None:
+    assert with_versions(404, HEADERS, b"{}", None) == (HEADERS, b"{}")
+
+
+def test_the_policys_order_becomes_vllms_priority() -> None:
+    body = with_priority("/v1/completions?x=1", b'{"prompt":"a","priority":7}', 12)
+    assert json.loads(body) == {"prompt": "a", "priority": 12}
+
+
+@pytest.mark.parametrize(
+    ("path", "body"), [("/tokenize", b"{}"), ("/v1/completions", b"{bad"), ("/v1/completions", b"[1]")]
+)
+def test_other_calls_and_broken_bodies_are_left_to_vllm(path: str, body: bytes) -> None:
+    assert with_priority(path, body, 12) == body

@@ -1,0 +1,43 @@
+import threading
+
+from lemix_hpc.engines.vllm.clock import WeightClock
+
+
+def test_a_new_version_waits_until_the_batch_being_scheduled_has_departed() -> None:
+    clock, order = WeightClock(), []
+    assert clock.begin() == 0
+    asked = threading.Event()
+
+    def advance() -> None:
+        asked.set()
+        with clock:
+            order.append(clock.advance())
+
+    thread = threading.Thread(target=advance)
+    thread.start()
+    asked.wait()
+    order.append("departed")
+    clock.departed()
+    thread.join()
+    assert order == ["departed", 1]
+    assert clock.begin() == 1
+    clock.departed()
+
+
+def test_versions_of_batches_never_go_back_under_concurrent_advances() -> None:
+    clock = WeightClock()
+
+    def advance() -> None:
+        for _ in range(200):
+            with clock:
+                clock.advance()
+
+    thread = threading.Thread(target=advance)
+    thread.start()
+    seen = []
+    for _ in range(500):
+        seen.append(clock.begin())
+        clock.departed()
+    thread.join()
+    assert seen == sorted(seen)
+    assert clock.begin() == 200
