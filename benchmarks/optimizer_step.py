@@ -1,0 +1,86 @@
+"""How long an optimizer step keeps requests waiting: its stretches with and without stops, in every mode of DeepSpeed.
+
+    OMP_NUM_THREADS=1 python benchmarks/optimizer_step.py
+    OMP_NUM_THREADS=1 python benchmarks/optimizer_step.py --width 768 --layers 12 --steps 50
+
+Steps by made-up gradients of a model with the matrices of a Llama. Without stops, preparation and publication are one stretch;
+with stops, a request waits for one piece of the preparation or for the publication at most. All times are milliseconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from lemix_hpc.config.training_section import Training
+from lemix_hpc.engines.torch.optimizer import StageOptimizer
+
+MODES = (("float32", 0, False), ("float32", 1, False), ("float32", 1, True))
+MODES += (("bfloat16", 0, False), ("bfloat16", 1, False), ("bfloat16", 1, True))
+VOCABULARY = 8000
+
+
+def model(width: int, layers: int) -> nn.Module:
+    """Parameters in the shapes of a Llama's; nothing is computed with them."""
+    inner = 8 * width // 3
+    shapes = [(width, width)] * 4 + [(inner, width)] * 2 + [(width, inner)]
+    matrices = [nn.Linear(cols, rows, bias=False) for _ in range(layers) for rows, cols in shapes]
+    norms = [nn.LayerNorm(width, bias=False) for _ in range(2 * layers + 1)]
+    return nn.ModuleList([nn.Embedding(VOCABULARY, width), *matrices, *norms])
+
+
+def milliseconds(call: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    call()
+    return 1e3 * (time.perf_counter() - start)
+
+
+def measure(module: nn.Module, optimizer: StageOptimizer, steps: int) -> tuple[list[float], list[float], list[float]]:
+    """Pieces of the preparations, whole preparations, and publications, without the first step, which makes the state."""
+    pieces, wholes, publications = [], [], []
+    for step in range(steps + 1):
+        grads = [torch.randn(parameter.shape) for parameter in module.parameters()]
+        work, stretches, ended = optimizer.prepare(grads, 1.0), [], False
+        while not ended:
+            start = time.perf_counter()
+            ended = next(work, "end") == "end"
+            stretches.append(1e3 * (time.perf_counter() - start))
+        publication = milliseconds(optimizer.publish)
+        if step:
+            pieces += stretches
+            wholes.append(sum(stretches))
+            publications.append(publication)
+    return pieces, wholes, publications
+
+
+def summary(values: list[float]) -> str:
+    return f"{statistics.median(values):8.2f} {max(values):8.2f}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--width", type=int, default=512)
+    parser.add_argument("--layers", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=20)
+    args = parser.parse_args()
+    count = sum(parameter.numel() for parameter in model(args.width, args.layers).parameters())
+    print(f"{count / 1e6:.1f} million parameters, {torch.get_num_threads()} threads; median and largest, ms")
+    print(f"{'':28}{'one piece':>17} {'publication':>17} {'without stops':>17}")
+    for dtype, zero, offload in MODES:
+        module = model(args.width, args.layers).to(getattr(torch, dtype))
+        training = Training(zero_stage=zero, offload_optimizer=offload, weight_decay=0.1)  # type: ignore[arg-type]
+        optimizer = StageOptimizer(module, training)
+        pieces, wholes, publications = measure(module, optimizer, args.steps)
+        optimizer.close()
+        steps = [a + b for a, b in zip(wholes, publications, strict=True)]
+        name = f"{dtype}, ZeRO {zero}{', offload' * offload}"
+        print(f"{name:28}{summary(pieces)} {summary(publications)} {summary(steps)}")
+
+
+if __name__ == "__main__":
+    main()
