@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
@@ -48,9 +48,8 @@ class Desk:
 
 
 def make_app(desk: Desk) -> Starlette:
-    return Starlette(
-        routes=_Endpoints(desk).routes(), exception_handlers={ApiError: _told, HTTPException: _no_such_call}
-    )
+    """The application of a run."""
+    return Starlette(routes=_Endpoints(desk).routes(), exception_handlers=_HANDLERS)
 
 
 class _Endpoints:
@@ -159,8 +158,21 @@ async def _told(request: Request, error: Exception) -> Response:  # noqa: ARG001
     return Response(error.body, error.status, dict(error.headers))
 
 
+async def _left(request: Request, error: Exception) -> Response:  # noqa: ARG001
+    return Response(status_code=400)  # which nobody reads: the client went in the middle of its body
+
+
+async def _broken(request: Request, error: Exception) -> Response:  # noqa: ARG001
+    # Its traceback goes to the rank's log.
+    fault = ApiError(500, "The endpoint has made a mistake; the run's log has more.", "server_error")
+    return await _told(request, fault)
+
+
 async def _no_such_call(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException), "registered for these"
     message = f"{request.method} {request.url.path}: {error.detail}"
     refusal = ApiError(error.status_code, message, "invalid_request_error")
     return Response(refusal.body, refusal.status, dict(error.headers or {}) | dict(refusal.headers))
+
+
+_HANDLERS = {ApiError: _told, HTTPException: _no_such_call, ClientDisconnect: _left, Exception: _broken}

@@ -69,6 +69,8 @@ class Door:
         """Answer from now on."""
         import uvicorn
 
+        # At once, and not when the thread gets to it: whoever is told the address now can connect.
+        self._listener.listen(BACKLOG)
         config = uvicorn.Config(
             app, log_level="warning", access_log=False, backlog=BACKLOG, timeout_graceful_shutdown=GOODBYE_S
         )

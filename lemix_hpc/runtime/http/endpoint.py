@@ -9,8 +9,11 @@ import platform
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lemix_hpc.config.recipe import Recipe
+from lemix_hpc.config.serving_section import Http
+from lemix_hpc.config.training_section import Training
 from lemix_hpc.config.workload_section import TextFields
 from lemix_hpc.runtime.http.bodies import Guard
 from lemix_hpc.runtime.http.door import Door, bind, url
@@ -24,6 +27,9 @@ from lemix_hpc.workload.api_lengths import context_of
 from lemix_hpc.workload.load import Workload
 from lemix_hpc.workload.samples import SampleQueue
 from lemix_hpc.workload.tokenizer import load_tokenizer
+
+if TYPE_CHECKING:
+    from starlette.applications import Starlette
 
 LOCAL = ("127.0.0.1", "::1", "localhost")
 
@@ -39,21 +45,35 @@ class Endpoint:
         self._run_dir = run_dir
         self._now = now
         self._wake = wake
-        self._http = recipe.serving.http if recipe.serving is not None else None
-        self._listener = bind(self._http) if self._http is not None else None
-        self._door = Door(self._listener, wake) if self._listener is not None else None
         self._results: BatchResults | None = None
-        self.address = url(self._listener) if self._listener is not None else None
+        self._door: Door | None = None
+        self.address: str | None = None
         self.samples: SampleQueue | None = None
         """What clients want to be trained on."""
-        if self._http is not None and recipe.training is not None:
-            self.samples = SampleQueue(recipe.training, load_tokenizer(recipe.model))
+        if recipe.serving is not None and recipe.serving.http is not None:
+            self._prepare(recipe.serving.http, recipe.training)
+
+    def _prepare(self, http: Http, training: Training | None) -> None:
+        """All that takes time, before the run starts."""
+        listener = bind(http)
+        self._door, self.address = Door(listener, self._wake), url(listener)
+        # One for each thread: tokenizers are not for several.
+        self._tokenizer = load_tokenizer(self._recipe.model)
+        if training is not None:
+            self.samples = SampleQueue(training, load_tokenizer(self._recipe.model))
+        if http.host not in LOCAL and http.api_key is None:
+            print(
+                f"warning: serving.http listens on {http.host} without an api_key: whoever reaches this host can use the "
+                "model and train it",
+                flush=True,
+            )
 
     def exchange(self, layout: Layout, mailbox: Mailbox, number: Callable[[], int], work: Workload) -> Exchange:
         """What carries the calls. `number` gives tasks their numbers."""
         if any(request.call is not None for request in work.requests):
             self._results = BatchResults(self._run_dir, work.bad_calls)
-        lasts = self._http.duration_s if self._http is not None else None
+        http = self._recipe.serving.http if self._recipe.serving is not None else None
+        lasts = http.duration_s if http is not None else None
         return Exchange(
             layout,
             mailbox,
@@ -83,34 +103,14 @@ class Endpoint:
 
     @contextlib.contextmanager
     def _answering(self, door: Door, exchange: Exchange) -> Iterator[None]:
-        from lemix_hpc.runtime.http.app import Desk, make_app
-
-        http, recipe = self._http, self._recipe
-        assert http is not None, "there is a door"
-        if http.host not in LOCAL and http.api_key is None:
-            print(
-                f"warning: serving.http listens on {http.host} without an api_key: whoever reaches this host can use the "
-                "model and train it",
-                flush=True,
-            )
         intake = self._intake()
-        desk = Desk(
-            door,
-            Guard(http.api_key, http.max_body_mb),
-            recipe.nodes.count,
-            # Of its own: tokenizers are not for several threads.
-            load_tokenizer(recipe.model),
-            context_of(recipe),
-            self._now,
-            lambda: exchange.figures,
-            intake,
-        )
+        app = self._app(door, exchange, intake)
 
         def close_soon(*_: object) -> None:
             exchange.end = self._now()
 
         before = signal.signal(signal.SIGTERM, close_soon)
-        door.open(make_app(desk))
+        door.open(app)
         print(
             f"OpenAI API: {self.address}/v1 on {platform.node()}; TERM to process {os.getpid()} closes it", flush=True
         )
@@ -121,3 +121,22 @@ class Endpoint:
             signal.signal(signal.SIGTERM, before)
             if intake is not None:
                 intake.close()
+
+    def _app(self, door: Door, exchange: Exchange, intake: SampleIntake | None) -> Starlette:
+        from lemix_hpc.runtime.http.app import Desk, make_app
+
+        recipe = self._recipe
+        assert recipe.serving is not None and recipe.serving.http is not None, "there is a door"
+        http = recipe.serving.http
+        return make_app(
+            Desk(
+                door=door,
+                guard=Guard(http.api_key, http.max_body_mb),
+                nodes=recipe.nodes.count,
+                tokenizer=self._tokenizer,
+                context=context_of(recipe),
+                now=self._now,
+                figures=lambda: exchange.figures,
+                samples=intake,
+            )
+        )

@@ -1,0 +1,48 @@
+import json
+from pathlib import Path
+from typing import Any
+
+from lemix_hpc.runtime.http.call import Part
+from lemix_hpc.runtime.http.errors import closing
+from lemix_hpc.runtime.http.results import RESULTS, BatchResults
+from lemix_hpc.workload.lines import BadLine
+
+
+def written(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (path / RESULTS).read_text().splitlines()]
+
+
+def test_every_line_has_its_result_in_openais_format(tmp_path: Path) -> None:
+    bad = [BadLine(b'{"custom_id": "z"}', "line 2: no body"), BadLine(b"\xff", "line 3: not text")]
+    results = BatchResults(tmp_path, bad)
+    good, late, refused, odd = (results.client(name) for name in ("a", "b", "c", "d"))
+    good.number, late.number, odd.number = 1, 2, 3
+    late.part(Part(400, [], b'{"error": {"message":', True))
+    good.part(Part(200, [("x", "y")], b'{"id":  "cmpl-lemix-1", "n": 1e3}', False))
+    late.part(Part(0, [], b' "no"}}', False))
+    refused.fail(closing())
+    odd.part(Part(500, [], b"Oops", False))
+    results.close()
+    lines = written(tmp_path)
+    assert all(set(line) == {"id", "custom_id", "response", "error"} for line in lines)
+    assert len({line["id"] for line in lines}) == 6
+    assert [line["custom_id"] for line in lines] == ["z", None, "a", "b", "c", "d"]
+    assert [line["error"] and line["error"]["code"] for line in lines] == [
+        "invalid_request",
+        "invalid_request",
+        None,
+        None,
+        "service_unavailable_error",
+        None,
+    ]
+    assert lines[0]["error"]["message"] == "line 2: no body" and lines[0]["response"] is None
+    answer = {"id": "cmpl-lemix-1", "n": 1000.0}
+    assert lines[2]["response"] == {"status_code": 200, "request_id": "lemix-1", "body": answer}
+    assert lines[3]["response"]["body"] == {"error": {"message": "no"}} and lines[3]["response"]["status_code"] == 400
+    assert lines[5]["response"]["body"] == "Oops"
+
+
+def test_a_result_is_in_the_file_as_soon_as_it_is_there(tmp_path: Path) -> None:
+    results = BatchResults(tmp_path, [])
+    results.client("a").part(Part(200, [], b"{}", False))
+    assert [line["custom_id"] for line in written(tmp_path)] == ["a"]

@@ -1,0 +1,101 @@
+import errno
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lemix_hpc.config.training_section import Training
+from lemix_hpc.config.workload_section import TextFields
+from lemix_hpc.runtime.http.errors import ApiError
+from lemix_hpc.runtime.http.sample_intake import JOURNAL, SampleIntake
+from lemix_hpc.workload.lines import Findings
+from lemix_hpc.workload.samples import SampleQueue
+from lemix_hpc.workload.texts import Document, TextData, read_documents
+from lemix_hpc.workload.tokenizer import ByteTokenizer
+
+
+@pytest.fixture
+def waiting() -> SampleQueue:
+    return SampleQueue(Training(sequence_length=8, packing="padded"), ByteTokenizer())
+
+
+def intake(tmp_path: Path, waiting: SampleQueue, **more: Any) -> SampleIntake:
+    return SampleIntake(tmp_path, more.get("fields", TextFields()), waiting, more.get("wake", lambda: None))
+
+
+def journal(tmp_path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (tmp_path / JOURNAL).read_text().splitlines()]
+
+
+def test_what_is_accepted_is_on_disk_before_it_is_used(
+    tmp_path: Path, waiting: SampleQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order: list[str] = []
+    sync = os.fsync
+
+    def fsync(file: int) -> None:
+        order.append(f"synced {len(journal(tmp_path))}, waiting {waiting.pending}")
+        sync(file)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    desk = intake(tmp_path, waiting, wake=lambda: order.append("woken"))
+    assert desk.take(b'{"text": "a"}\n{"prompt": "b", "completion": "c"}', 1.5) == ["sample0", "sample1"]
+    assert desk.take(b'{"text": "d"}', 2.5) == ["sample2"]
+    assert order == ["synced 2, waiting 0", "woken", "synced 3, waiting 2", "woken"]
+    assert journal(tmp_path) == [
+        {"id": "sample0", "received": 1.5, "text": "a"},
+        {"id": "sample1", "received": 1.5, "prompt": "b", "completion": "c"},
+        {"id": "sample2", "received": 2.5, "text": "d"},
+    ]
+    again = read_documents(TextData(path=tmp_path / JOURNAL), Findings())
+    assert again == [Document("a"), Document("c", prompt="b"), Document("d")], "the journal is training text itself"
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        (b'{"text": "a"}\n{"text": 3}', "line 2: `text` is int"),
+        (b'{"text": "a"}\n\n{"prompt": "too long for", "completion": "c"}', "line 3: the prompt leaves no room"),
+    ],
+)
+def test_nothing_of_a_bad_body_is_taken(tmp_path: Path, waiting: SampleQueue, body: bytes, reason: str) -> None:
+    desk = intake(tmp_path, waiting)
+    with pytest.raises(ApiError, match=reason) as refused:
+        desk.take(body, 0.0)
+    assert refused.value.status == 400 and "Nothing was taken" in refused.value.message
+    assert journal(tmp_path) == [] and waiting.pending == 0
+    assert desk.take(b'{"text": "a"}', 0.0) == ["sample0"]
+
+
+def test_the_recipes_fields_hold(tmp_path: Path, waiting: SampleQueue) -> None:
+    desk = intake(tmp_path, waiting, fields=TextFields(prompt="question", completion="answer"))
+    desk.take(b'{"question": "1+1=", "answer": "2"}', 0.0)
+    assert journal(tmp_path) == [{"id": "sample0", "received": 0.0, "prompt": "1+1=", "completion": "2"}]
+    with pytest.raises(ApiError, match="expected `question` and `answer`, found `text`"):
+        desk.take(b'{"text": "a"}', 0.0)
+
+
+def test_a_full_disk_takes_nothing(tmp_path: Path, waiting: SampleQueue, monkeypatch: pytest.MonkeyPatch) -> None:
+    desk = intake(tmp_path, waiting)
+    desk.take(b'{"text": "a"}', 0.0)
+
+    def full(file: int) -> None:  # noqa: ARG001
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", full)
+        with pytest.raises(ApiError, match="No space left") as refused:
+            desk.take(b'{"text": "b"}', 0.0)
+    assert refused.value.status == 507
+    desk.take(b'{"text": "c"}', 0.0)
+    assert [entry["text"] for entry in journal(tmp_path)] == ["a", "c"]
+    assert waiting.pending == 2
+
+
+def test_after_training_has_ended_nothing_is_taken(tmp_path: Path, waiting: SampleQueue) -> None:
+    waiting.closed = True
+    with pytest.raises(ApiError, match="Training has ended") as refused:
+        intake(tmp_path, waiting).take(b'{"text": "a"}', 0.0)
+    assert refused.value.status == 409 and journal(tmp_path) == []
