@@ -20,8 +20,7 @@ from torch import nn
 from lemix_hpc.config.training_section import Training
 from lemix_hpc.engines.torch.optimizer import StageOptimizer
 
-MODES = (("float32", 0, False), ("float32", 1, False), ("float32", 1, True))
-MODES += (("bfloat16", 0, False), ("bfloat16", 1, False), ("bfloat16", 1, True))
+MODES = [(dtype, *mode) for dtype in ("float32", "bfloat16") for mode in ((0, False), (1, False), (1, True))]
 VOCABULARY = 8000
 
 
