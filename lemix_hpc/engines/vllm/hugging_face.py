@@ -15,10 +15,14 @@ Named = Iterator[tuple[str, torch.Tensor]]
 
 
 def fill(served: Any, source: WeightSource, config: Any, layers: range, *, first: bool, last: bool) -> None:
-    """Give vLLM's stage the weights that the torch engine's stage would start from."""
+    """Give vLLM's stage the weights that the torch engine's stage would start from, bit by bit."""
     with torch.device("meta"):
         stage = LlamaStage(config, layers, first=first, last=last, device=torch.device("cpu"))
-    served.load_weights((name, source.read(name, parameter.shape)) for name, parameter in stage.named_parameters())
+    # vLLM would round them, too, but with a warning for each.
+    dtype = next(served.parameters()).dtype
+    served.load_weights(
+        (name, source.read(name, parameter.shape).to(dtype)) for name, parameter in stage.named_parameters()
+    )
 
 
 def unfused(trained: nn.Module, config: Any) -> Named:

@@ -1,4 +1,4 @@
-"""Training and real vLLM on one copy of the weights."""
+"""Training and real vLLM in one process: one copy of the weights, and a prefix cache that knows their version."""
 
 import os
 import subprocess
@@ -10,13 +10,11 @@ import pytest
 ROOT = Path(__file__).resolve().parents[3]
 
 
-@pytest.mark.parametrize(("family", "tied", "dtype"), [("llama", "untied", "float32"), ("qwen2", "tied", "bfloat16")])
-def test_vllm_serves_what_is_trained(family: str, tied: str, dtype: str, tmp_path: Path) -> None:
-    """ZeRO 0 and 1 and an offloaded optimizer, 50 steps each; one copy in memory; refusal; and the way by copies."""
-    arguments = [family, tied, dtype, str(tmp_path / family)]
+def run(module: str, *arguments: str) -> None:
+    """Run checks in a process of their own; they say when all of them hold."""
     settings = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
-    run = subprocess.run(
-        [sys.executable, "-m", "tests.engines.vllm.sharing_process", *arguments],
+    done = subprocess.run(
+        [sys.executable, "-m", f"tests.engines.vllm.{module}", *arguments],
         cwd=ROOT,
         env=settings,
         capture_output=True,
@@ -24,5 +22,16 @@ def test_vllm_serves_what_is_trained(family: str, tied: str, dtype: str, tmp_pat
         timeout=300,
         check=False,
     )
-    assert run.returncode == 0, run.stdout + run.stderr
-    assert "all hold" in run.stdout
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "all hold" in done.stdout
+
+
+@pytest.mark.parametrize(("family", "tied", "dtype"), [("llama", "untied", "float32"), ("qwen2", "tied", "bfloat16")])
+def test_vllm_serves_what_is_trained(family: str, tied: str, dtype: str, tmp_path: Path) -> None:
+    """ZeRO 0 and 1 and an offloaded optimizer, 50 steps each; one copy in memory; refusal; and the way by copies."""
+    run("sharing_process", family, tied, dtype, str(tmp_path / family))
+
+
+def test_the_prefix_cache_never_mixes_versions(tmp_path: Path) -> None:
+    """Also that it would without the versions in its hashes."""
+    run("prefix_cache_process", str(tmp_path / "model"))
