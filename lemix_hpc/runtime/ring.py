@@ -12,9 +12,8 @@ from collections import deque
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-Vector = NDArray[np.float32]
+from lemix_hpc.engines.protocol import Vector
 
 PART = 1 << 18
 """Elements of a part, 1 MiB: a tenth of a millisecond to add, and well above what a message costs."""

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lemix_hpc.runtime.ring import Part, Ring, Vector
+from lemix_hpc.engines.protocol import Vector
+from lemix_hpc.runtime.ring import Part, Ring
 
 
 @dataclass
