@@ -110,7 +110,8 @@ BROKEN = {
     ),
     "wrong choice": (
         "engine: {kind: toch}\n",
-        "recipe.yaml:1: engine.kind: expected one of 'emulated', 'torch' or 'vllm', found 'toch'; did you mean 'torch'?",
+        "recipe.yaml:1: engine.kind: expected one of 'emulated', 'torch' or 'vllm', found 'toch'; "
+        "did you mean 'torch'?",
     ),
     "unknown source": (
         "serving:\n  source: {kind: poison}\n",
@@ -180,7 +181,8 @@ def test_message_of_a_broken_recipe(tmp_path, text, expected):
 BROKEN_OVERRIDES = {
     "wrong value": (
         "engine.kind=toch",
-        "--set engine.kind=toch: engine.kind: expected one of 'emulated', 'torch' or 'vllm', found 'toch'; did you mean 'torch'?",
+        "--set engine.kind=toch: engine.kind: expected one of 'emulated', 'torch' or 'vllm', found 'toch'; "
+        "did you mean 'torch'?",
     ),
     "unknown key": (
         "slo.factor=[1]",

@@ -1,0 +1,130 @@
+"""vLLM's prefix cache while the weights change under it, in a process of its own: `DIRECTORY`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lemix_hpc.engines.vllm.clock import WeightClock
+from lemix_hpc.engines.vllm.environment import prepare
+from lemix_hpc.engines.vllm.model_files import byte_level_tokenizer
+from tests.engines.vllm.conftest import hugging_face
+
+prepare()
+
+from vllm import LLM, SamplingParams  # noqa: E402  told how to behave before it is imported
+from vllm.v1.executor.uniproc_executor import UniProcExecutor  # noqa: E402
+
+PROMPT = torch.randint(0, 257, (100,), generator=torch.Generator().manual_seed(1)).tolist()
+
+
+class ClockedExecutor(UniProcExecutor):  # type: ignore[misc]
+    """vLLM's own executor of one process, telling the clock of batches as `StageExecutor` does."""
+
+    def _init_executor(self) -> None:
+        super()._init_executor()
+        self.vllm_config.additional_config["weight_clock"] = WeightClock()
+
+    def execute_model(self, *args: Any, **kwargs: Any) -> Any:
+        self.vllm_config.additional_config["weight_clock"].departed()
+        return super().execute_model(*args, **kwargs)
+
+
+class Engine:
+    def __init__(self, directory: Path) -> None:
+        self.llm = LLM(
+            str(directory),
+            dtype="float32",
+            enforce_eager=True,
+            kv_cache_memory_bytes=64 << 20,
+            max_num_seqs=4,
+            block_size=32,
+            worker_cls="lemix_hpc.engines.vllm.worker.StageWorker",
+            scheduler_cls="lemix_hpc.engines.vllm.scheduler.VersionedScheduler",
+            distributed_executor_backend=ClockedExecutor,
+            async_scheduling=False,
+            enable_prefix_caching=True,
+        )
+        self._noise = torch.Generator().manual_seed(4)
+        core = self.llm.llm_engine.engine_core.engine_core
+        self.clock: WeightClock = core.vllm_config.additional_config["weight_clock"]
+        self.model: Any = core.model_executor.driver_worker.worker.get_model()
+
+    def change_weights(self, *, told: bool = True) -> None:
+        with torch.no_grad():
+            for parameter in self.model.parameters():
+                parameter.add_(torch.randn(parameter.shape, generator=self._noise), alpha=0.02)
+        if told:
+            with self.clock:
+                self.clock.advance()
+
+    def answer(self, prompt: list[int] = PROMPT, salt: str | None = None) -> tuple[int, float]:
+        """How many tokens came from the cache, and the log-likelihood of the next token."""
+        request: dict[str, Any] = {"prompt_token_ids": prompt}
+        if salt is not None:
+            request["cache_salt"] = salt
+        sampling = SamplingParams(max_tokens=1, temperature=0.0, logprobs=0)
+        (output,) = self.llm.generate([request], sampling, use_tqdm=False)
+        (row,) = output.outputs[0].logprobs
+        return output.num_cached_tokens or 0, next(iter(row.values())).logprob
+
+
+def check_blocks_are_found_under_their_own_version_alone(engine: Engine) -> None:
+    fresh, first = engine.answer()
+    again, second = engine.answer()
+    assert (fresh, again) == (0, 96), (fresh, again)
+    assert abs(first - second) < 1e-5
+    engine.change_weights()
+    cached, changed = engine.answer()
+    assert cached == 0
+    assert abs(changed - first) > 1e-2, "the weights have changed what is served"
+    assert engine.answer()[0] == 96
+    own, _ = engine.answer(salt="a client's own")
+    assert own == 0, "salts of clients still keep them apart"
+    assert engine.answer(salt="a client's own")[0] == 96
+
+
+def check_the_cache_would_be_stale_without_versions(engine: Engine) -> None:
+    engine.answer()
+    engine.change_weights(told=False)
+    cached, stale = engine.answer()
+    assert cached == 96
+    with engine.clock:
+        engine.clock.advance()
+    fresh, right = engine.answer()
+    assert fresh == 0
+    assert abs(stale - right) > 1e-2, "what the version in the hash prevents"
+
+
+def check_a_request_that_spans_versions_leaves_no_blocks(engine: Engine) -> None:
+    prompt = [7, *PROMPT]
+    core = engine.llm.llm_engine
+    sampling = SamplingParams(max_tokens=60, temperature=0.0, ignore_eos=True)
+    core.add_request("spanning", {"prompt_token_ids": prompt}, sampling)
+    outputs: list[Any] = []
+    for _ in range(30):
+        outputs += core.step()
+    engine.change_weights()
+    while core.has_unfinished_requests():
+        outputs += core.step()
+    versions = outputs[-1].kv_transfer_params["weight_versions"]
+    assert versions[1] == versions[0] + 1
+    whole = prompt + list(outputs[-1].outputs[0].token_ids)
+    cached, mixed = engine.answer(whole)
+    assert cached == 0, "neither version computed this"
+    reset = engine.llm.reset_prefix_cache()
+    assert reset
+    assert abs(engine.answer(whole)[1] - mixed) < 1e-5
+
+
+if __name__ == "__main__":
+    hugging_face("llama", tied=False).save_pretrained(sys.argv[1])
+    byte_level_tokenizer().save_pretrained(sys.argv[1])
+    under_test = Engine(Path(sys.argv[1]))
+    check_blocks_are_found_under_their_own_version_alone(under_test)
+    check_the_cache_would_be_stale_without_versions(under_test)
+    check_a_request_that_spans_versions_leaves_no_blocks(under_test)
+    print("all hold")

@@ -1,0 +1,109 @@
+"""Whole runs with vLLM: its tokens through our stages, and training beside it."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from lemix_hpc.config.load import load_recipe
+from lemix_hpc.workload.load import load_workload
+from tests.engines.vllm.conftest import hugging_face
+from tests.runtime.conftest import REPOSITORY, SUMS, FinishedRun, Run, sums_training
+
+pytestmark = pytest.mark.mpi
+
+PROMPTS = 100
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("models") / "tiny-llama"
+    hugging_face("llama", tied=False).save_pretrained(directory)
+    return directory
+
+
+def generating(requests: int, rate: float) -> dict[str, Any]:
+    source = {"kind": "poisson", "rate": rate, "requests": requests, "lengths": "lmsys-chat"}
+    lengths = {"max_prompt_tokens": 96, "max_new_tokens": 12}
+    return {"source": source, "mode": "generate", "prompts": {"path": str(SUMS)}} | lengths
+
+
+def serving_alone(checkpoint: Path, stages: int) -> dict[str, Any]:
+    return {
+        "name": f"vllm-{stages}",
+        "nodes": {"stages": stages},
+        "model": {"path": str(checkpoint)},
+        "engine": {"kind": "vllm"},
+        "serving": generating(PROMPTS, rate=50),
+    }
+
+
+@pytest.fixture(scope="module")
+def stock_tokens(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> list[list[int]]:
+    """What stock vLLM in one process generates for the same requests."""
+    directory = tmp_path_factory.mktemp("stock")
+    recipe = directory / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(serving_alone(checkpoint, 1)))
+    requests = load_workload(load_recipe(recipe)).requests
+    asked, answered = directory / "requests.json", directory / "tokens.json"
+    asked.write_text(json.dumps([(list(r.tokens), r.output_tokens) for r in requests]))
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.engines.vllm.stock_process", str(checkpoint), str(asked), str(answered)],
+        cwd=REPOSITORY,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    tokens: list[list[int]] = json.loads(answered.read_text())
+    return tokens
+
+
+@pytest.mark.parametrize("stages", [1, 2, 3])
+def test_tokens_through_stages_are_stock_vllms(
+    lemix_run: Run, checkpoint: Path, stock_tokens: list[list[int]], stages: int
+) -> None:
+    run = lemix_run(serving_alone(checkpoint, stages))
+    served = {task["id"]: task for task in run.tasks("serving")}
+    assert len(served) == PROMPTS
+    assert [served[f"r{number}"]["output"] for number in range(PROMPTS)] == stock_tokens
+    assert all(task["versions"] == [0, 0] for task in served.values())
+
+
+def test_training_beside_vllm_takes_its_own_course_and_no_batch_mixes_versions(
+    lemix_run: Run, checkpoint: Path
+) -> None:
+    recipe = {
+        "name": "alone",
+        "nodes": {"stages": 2},
+        "model": {"path": str(checkpoint)},
+        "training": sums_training(release="sync", micro_batches_per_step=2, micro_batches=80),
+    }
+    alone = lemix_run(recipe)
+    beside = lemix_run(
+        recipe | {"name": "beside", "engine": {"kind": "vllm"}, "serving": generating(requests=120, rate=12)}
+    )
+    assert alone.losses() == pytest.approx(beside.losses(), rel=1e-4)
+    assert beside.losses()[-1] < beside.losses()[0] - 0.5
+    _check_versions(beside)
+
+
+def _check_versions(run: FinishedRun) -> None:
+    batches = run.serving_batches()
+    assert len(batches) >= 500
+    for spans in batches.values():
+        assert {span["stage"] for span in spans} == {0, 1}
+        assert len({span["version"] for span in spans}) == 1
+    versions = {spans[0]["version"] for spans in batches.values()}
+    assert len(versions) > 10, "the weights must have changed a lot while these were served"
+    served = run.tasks("serving")
+    assert len(served) == 120
+    assert any(task["versions"][0] < task["versions"][1] for task in served), "requests span versions"
+    assert all(0 <= task["versions"][0] <= task["versions"][1] <= max(versions) for task in served)
