@@ -23,7 +23,17 @@ async def stream(request: Request) -> StreamingResponse:
     return StreamingResponse(pieces())
 
 
-APP = Starlette(routes=[Route("/echo", echo, methods=["POST"]), Route("/stream", stream)])
+async def endless(request: Request) -> StreamingResponse:  # noqa: ARG001
+    async def pieces():
+        while True:
+            yield b"more"
+            await asyncio.sleep(0)
+
+    return StreamingResponse(pieces())
+
+
+ROUTES = [Route("/echo", echo, methods=["POST"]), Route("/stream", stream), Route("/endless", endless)]
+APP = Starlette(routes=ROUTES)
 
 
 def answer(method: str, target: str, body: bytes = b"", *, gone: bool = False) -> list[tuple[int, bytes, bool]]:
@@ -62,3 +72,7 @@ def test_a_stream_comes_in_pieces_and_ends_when_the_client_hangs_up() -> None:
     parts = answer("GET", "/stream", gone=True)
     assert parts[0][0] == 200
     assert all(status == 0 for status, _, _ in parts[1:])
+
+
+def test_a_stream_that_asks_nobody_ends_when_the_client_hangs_up() -> None:
+    assert all(more for _, _, more in answer("GET", "/endless", gone=True))
