@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lemix_hpc.runtime import messages as m
+from lemix_hpc.runtime.clock import RunClock
 from lemix_hpc.runtime.layout import SCHEDULER_RANK, Layout
 from lemix_hpc.runtime.mailbox import Inbox, Mail, Mailbox
 
@@ -15,11 +16,14 @@ if TYPE_CHECKING:
 class EngineLeader:
     """Passes requests to the node's server and its answers to the scheduler, and relays what the stages report."""
 
-    def __init__(self, layout: Layout, node: int, mailbox: Mailbox, server: NodeServer, *, temperature: float) -> None:
+    def __init__(
+        self, layout: Layout, node: int, mailbox: Mailbox, server: NodeServer, clock: RunClock, *, temperature: float
+    ) -> None:
         self._layout = layout
         self._node = node
         self._mailbox = mailbox
         self._server = server
+        self._clock = clock
         self._temperature = temperature
         self.stopped = False
 
@@ -63,6 +67,8 @@ class EngineLeader:
         if isinstance(order, m.Stop):
             self._server.close()
             self.stopped = True
+        else:
+            self._clock.start(order.epoch)
         for stage in range(self._layout.stages):
             self._mailbox.send(self._layout.worker(self._node, stage), Inbox.STAGE, order)
 

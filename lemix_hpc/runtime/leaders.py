@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 from lemix_hpc.config.recipe import Recipe
+from lemix_hpc.runtime.clock import RunClock
 from lemix_hpc.runtime.layout import Layout
 from lemix_hpc.runtime.leader import Leader
 from lemix_hpc.runtime.mailbox import Mailbox
@@ -30,7 +31,7 @@ def make_leader(
     node: int,
     mailbox: Mailbox,
     meeting: Path,
-    now: Callable[[], float],
+    clock: RunClock,
     wake: Callable[[], None],
 ) -> AnyLeader:
     """The leader of a node whose ranks share the directory `meeting`. `wake` ends this rank's sleep, from any thread."""
@@ -51,8 +52,8 @@ def make_leader(
     from lemix_hpc.engines.vllm.server import NodeServer
     from lemix_hpc.runtime.engine_leader import EngineLeader
 
-    server = NodeServer(recipe, meeting, now, wake)
-    return EngineLeader(layout, node, mailbox, server, temperature=temperature)
+    server = NodeServer(recipe, meeting, clock.now, wake)
+    return EngineLeader(layout, node, mailbox, server, clock, temperature=temperature)
 
 
 def engines_in(recipe: Recipe) -> int:

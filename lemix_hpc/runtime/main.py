@@ -52,7 +52,7 @@ def run(recipe: Recipe, run_dir: Path, attempt: int) -> None:
             StageWorker(_place(recipe, layout, node, stage), engine, mailbox, clock, waiter, _rules(recipe)).run()
             engine.close()
             return
-        leader = make_leader(recipe, layout, node, Mailbox(comm, Inbox.LEADER, bell), meeting, clock.now, bell.wake)
+        leader = make_leader(recipe, layout, node, Mailbox(comm, Inbox.LEADER, bell), meeting, clock, bell.wake)
         if rank == SCHEDULER_RANK:
             from lemix_hpc.runtime.session import (
                 Session,

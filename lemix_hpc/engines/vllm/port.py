@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection
@@ -81,7 +82,9 @@ class EnginePort:
         self._engine.close()
         if self._asking is not None:
             self._asking.close()
-        self._listener.close()
+        # The leader may have cleared the directory away already, and the socket with it.
+        with contextlib.suppress(FileNotFoundError):
+            self._listener.close()
 
 
 def _performed(perform: Callable[[Call], Any], call: Call) -> Reply:
