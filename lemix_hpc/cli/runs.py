@@ -92,17 +92,23 @@ def _row(run: RunDir) -> dict[str, Any]:
         "served": progress.served if progress else 0,
         "requests": progress.requests if progress else 0,
         "trained": progress.trained if progress else 0,
+        "address": progress.address if progress else None,
         "directory": str(run.path),
     }
 
 
 def _print_rows(rows: list[dict[str, Any]]) -> None:
-    table = [("RUN", "STATE", "CLUSTER", "JOB/PID", "STARTED", "SERVED", "TRAINED")]
+    from lemix_hpc.launch.states import FINAL
+
+    table = [("RUN", "STATE", "CLUSTER", "JOB/PID", "STARTED", "SERVED", "TRAINED", "OPENAI API")]
     for row in rows:
         started = time.strftime("%m-%d %H:%M", time.localtime(row["created"]))
         served = f"{row['served']}/{row['requests']}"
         number = str(row["job"] or row["pid"] or "-")
-        table.append((row["id"], row["state"], row["cluster"], number, started, served, str(row["trained"])))
+        # Nobody answers there any more once the run is over.
+        address = row["address"] if row["address"] and row["state"] not in FINAL else ""
+        shown = (row["id"], row["state"], row["cluster"], number, started, served, str(row["trained"]), address)
+        table.append(shown)
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     for line in table:
         typer.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())

@@ -69,6 +69,8 @@ def _facts(progress: Progress | None) -> list[str]:
     facts = [f"{progress.elapsed_s:.1f} s"]
     if progress.message:
         facts.append(progress.message)
+    if progress.address and progress.state == "running":
+        facts.append(f"OpenAI API at {progress.address}/v1")
     if progress.to_measure:
         facts.append(f"{progress.measured}/{progress.to_measure} points")
     if progress.left_s is not None:

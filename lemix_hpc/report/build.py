@@ -58,6 +58,7 @@ def summarise(run: RunRecords) -> Section:
         "outside_range": facts.outside_range,
         "drift": msgspec.to_builtins(facts.drift),
         "memory": msgspec.to_builtins(facts.memory),
+        "across_nodes": msgspec.to_builtins(facts.across_nodes),
     }
 
 
@@ -69,6 +70,7 @@ def _serving(run: RunRecords, batches: metrics.ServingBatches) -> Section:
         "finished": outcomes.count("finished"),
         "rejected": outcomes.count("rejected"),
         "lost": outcomes.count("lost"),
+        "aborted": outcomes.count("aborted"),
         "slo": {_factor(k): metrics.attainment(served, k * run.facts.t0_s) for k in run.facts.slo_factors},
         "slo_ms": metrics.attainments(served, run.facts.slo_ms),
         "response_ms": _milliseconds(map(metrics.response, served)),

@@ -44,7 +44,7 @@ def time_per_output_token(task: ServedTask) -> float | None:
 
 
 def attainment(served: Sequence[ServedTask], limit_s: float) -> float | None:
-    """Requests with response <= limit / ALL requests received, 0..1: rejected and lost ones count as misses."""
+    """Requests with response <= limit / ALL requests received, 0..1: rejected, lost and aborted ones count as misses."""
     if not served:
         return None
     responses = [response(task) for task in served]

@@ -45,7 +45,7 @@ def _figures(report: dict[str, Any]) -> Table:
     table.add_column()
     for title, rows in (
         ("serving", _serving(report)),
-        ("training", _training(report["training"])),
+        ("training", _training(report["training"]) + _across_nodes(report.get("across_nodes"))),
         ("devices", _devices(report)),
     ):
         for index, (name, value) in enumerate(rows):
@@ -58,6 +58,8 @@ def _serving(report: dict[str, Any]) -> list[tuple[str, RenderableType]]:
     if not serving["received"]:
         return []
     misses = Text(f"{serving['rejected']} rejected · {serving['lost']} lost")
+    if serving["aborted"]:
+        misses.append(f" · {serving['aborted']} aborted")
     if serving["rejected"] or serving["lost"]:
         misses.stylize("red")
     limits = [Text(f"{percent(share)} in {factor} T0", _grade(share)) for factor, share in serving["slo"].items()]
@@ -96,6 +98,16 @@ def _training(training: dict[str, Any]) -> list[tuple[str, RenderableType]]:
         )
         rows.insert(1, ("loss", f"{first} → {last} nats/token"))
     return rows
+
+
+def _across_nodes(sums: dict[str, Any] | None) -> list[tuple[str, RenderableType]]:
+    if sums is None:
+        return []
+    what = "averages" if sums["mode"] == "average" else "steps together"
+    rows: list[tuple[str, RenderableType]] = [
+        (what, f"{sums['count']} · {number(sums['mean_s'])} s mean · {number(sums['max_s'])} s max")
+    ]
+    return [*rows, ("sent for them", f"{number(sums['nbytes'] / 1e6)} MB")]
 
 
 def _devices(report: dict[str, Any]) -> list[tuple[str, RenderableType]]:

@@ -51,6 +51,7 @@ class ServingTask:
     def finished(self, done: RequestDone, outcome: Outcome) -> ServedTask:
         """Its record, once a node has no more to do with it."""
         assert self.place is not None, "finished after it was placed"
+        worked = bool(done.output or done.scored or outcome == "finished")
         return ServedTask(
             id=self.request.id,
             outcome=outcome,
@@ -58,12 +59,12 @@ class ServingTask:
             prompt_tokens=self.request.prompt_tokens,
             node=done.node,
             placed=self.place.eligible,
-            first_token=done.first_token,
+            first_token=done.first_token if worked else None,
             finished=done.finished,
             nll=done.nll if done.scored else None,
             scored_tokens=done.scored,
             output=done.output,
-            versions=done.versions,
+            versions=done.versions if worked else None,
             predicted_response_s=self.place.response,
             number=done.task,
         )

@@ -9,6 +9,10 @@ SERVING = {"source": {"kind": "poisson", "rate": 1, "requests": 3}}
 LLAMA = {"config": {"model_type": "llama"}}
 
 
+VLLM = {"model": LLAMA, "engine": {"kind": "vllm"}}
+BATCH = {"source": {"kind": "openai-batch", "path": __file__}}
+
+
 def problems(**sections):
     return [(problem.key, problem.text) for problem in check_recipe(Recipe.model_validate(sections))]
 
@@ -21,9 +25,26 @@ def test_a_sound_recipe_has_no_problems(tmp_path):
         == []
     )
     assert problems(model=LLAMA, serving=SERVING) == []
+    assert problems(**VLLM, serving={"http": {}}, training={}) == [], "clients bring the text"
+    assert problems(**VLLM, serving=BATCH) == []
 
 
 CASES = {
+    "a share of clients' requests": (
+        VLLM | {"serving": {"http": {}}, "training": {"share": 0.5}},
+        "training.share",
+        "nobody knows how many requests clients will send; give `micro_batches`",
+    ),
+    "a batch cut by the recipe": (
+        VLLM | {"serving": BATCH | {"max_new_tokens": 3}},
+        "serving.max_new_tokens",
+        "vllm answers the lines of a batch file as they are",
+    ),
+    "training text that nobody brings": (
+        VLLM | {"serving": BATCH, "training": {}},
+        "training.data",
+        "missing; the vllm engine needs text to train on",
+    ),
     "nothing to do": ({"model": LLAMA}, "", "there is nothing to do"),
     "emulated without coefficients": (
         {"engine": {"kind": "emulated"}, "serving": SERVING},

@@ -29,7 +29,7 @@ from lemix_hpc.workload.tasks import ApiCall
 from lemix_hpc.workload.tokenizer import Tokenizer
 
 LONGEST_ID = 128
-OTHERS = (("POST", "/tokenize"), ("POST", "/detokenize"), ("GET", "/v1/models"), ("GET", "/v1/models/{model:path}"))
+OTHERS = (("POST", "/tokenize"), ("POST", "/detokenize"), ("GET", "/v1/models"))
 """What generates nothing, and so goes to the first node."""
 
 

@@ -22,7 +22,7 @@ from tests.runtime.conftest import A100, SUMS, tiny_llama
 
 STAND_IN = Path(__file__).with_name("stand_in.py")
 KEY = "open sesame"
-START_S = 120
+START_S = 240
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,7 @@ class Open:
     url: str
     pid: int
     process: subprocess.Popen[str]
+    log_file: Path
 
     def client(self, key: str | None = KEY) -> httpx.Client:
         headers = {} if key is None else {"authorization": f"Bearer {key}"}
@@ -46,7 +47,7 @@ class Open:
 
     @property
     def log(self) -> str:
-        return (self.path / "log").read_text()
+        return read(self.log_file)
 
     def lines(self, name: str) -> list[dict[str, Any]]:
         return [json.loads(line) for line in (self.path / name).read_text().splitlines()]
@@ -98,16 +99,24 @@ def started(recipe: dict[str, Any], path: Path) -> Iterator[subprocess.Popen[str
                 process.wait(30)
 
 
+def opened_by(process: subprocess.Popen[str], path: Path, log: Path) -> Open:
+    """The run in a directory, once its scheduler's rank has said in its log that the endpoint answers."""
+    end = time.monotonic() + START_S
+    while (found := re.search(r"OpenAI API: (\S+)/v1 .*process (\d+)", read(log))) is None:
+        assert time.monotonic() < end and process.poll() is None, read(log)
+        time.sleep(0.1)
+    return Open(path, found[1], int(found[2]), process, log)
+
+
+def read(log: Path) -> str:
+    return log.read_text() if log.exists() else ""
+
+
 @contextlib.contextmanager
 def opened(recipe: dict[str, Any], path: Path) -> Iterator[Open]:
     """A run, from the moment when its endpoint answers."""
     with started(recipe, path) as process:
-        end = time.monotonic() + START_S
-        log = path / "log"
-        while (found := re.search(r"OpenAI API: (\S+)/v1 .*process (\d+)", log.read_text())) is None:
-            assert time.monotonic() < end and process.poll() is None, log.read_text()
-            time.sleep(0.1)
-        yield Open(path, found[1], int(found[2]), process)
+        yield opened_by(process, path, path / "log")
 
 
 @pytest.fixture(scope="module")

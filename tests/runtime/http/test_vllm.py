@@ -1,0 +1,183 @@
+"""The endpoint in front of real vLLM servers on two nodes that train, as clients see it."""
+
+import contextlib
+import itertools
+import json
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+import yaml
+
+from lemix_hpc.launch.local import environment
+from tests.runtime.conftest import A100, SUMS, tiny_llama
+from tests.runtime.http.conftest import KEY, Open, opened_by
+
+pytest.importorskip("vllm")
+pytestmark = pytest.mark.mpi
+
+LINES = 6
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Open]:
+    """It begins with a batch, and ends well when it is told to, with a report."""
+    directory = tmp_path_factory.mktemp("vllm")
+    batch = directory / "batch.jsonl"
+    lines = [
+        {
+            "custom_id": f"line{n}",
+            "method": "POST",
+            "url": "/v1/completions",
+            "body": {"prompt": "1+1=", "max_tokens": n + 1},
+        }
+        for n in range(LINES)
+    ]
+    wrong = {
+        "custom_id": "wrong",
+        "method": "POST",
+        "url": "/v1/completions",
+        "body": {"prompt": "x", "temperature": -1},
+    }
+    batch.write_text("\n".join(map(json.dumps, [*lines, wrong])) + "\n{\n")
+    recipe = {
+        "name": "endpoint",
+        "nodes": {"count": 2, "stages": 1},
+        "model": {"config": tiny_llama(2, hidden_size=128, intermediate_size=224, vocab_size=300)},
+        "engine": {"kind": "vllm", "coefficients": str(A100)},
+        "serving": {"http": {"port": 0, "api_key": KEY}, "source": {"kind": "openai-batch", "path": str(batch)}},
+        "training": {"sequence_length": 64, "data": {"path": str(SUMS)}},
+        "policy": {"placement": "round-robin"},
+    }
+    (directory / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    out = directory / "run"
+    command = [str(Path(sys.executable).with_name("lemix")), "run", str(directory / "recipe.yaml"), "--out", str(out)]
+    own = environment() | {"XDG_STATE_HOME": str(directory), "OMP_NUM_THREADS": "1"}
+    log = out / "logs" / "attempt-0" / "rank-0.log"
+    with (directory / "log").open("w") as file:
+        process = subprocess.Popen(
+            [*command, "--cluster", "local"], env=own, stdout=file, stderr=subprocess.STDOUT, text=True
+        )
+        try:
+            yield (endpoint := opened_by(process, out, log))
+            endpoint.close()
+            assert (out / "report.json").exists()
+        finally:
+            if process.poll() is None:
+                process.send_signal(signal.SIGINT)
+                process.wait(60)
+
+
+@contextlib.contextmanager
+def clients(run: Open) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{run.url}/v1", api_key=KEY, max_retries=0, timeout=60) as client:
+        yield client
+
+
+def test_completions_and_chats_with_the_weight_versions_they_span(run: Open) -> None:
+    with clients(run) as client:
+        raw = client.completions.with_raw_response.create(
+            model="endpoint", prompt="1+1=", max_tokens=8, logprobs=2, seed=1, extra_body={"ignore_eos": True}
+        )
+        answer = raw.parse()
+        first, last = map(int, raw.headers["x-lemix-weight-versions"].split("-"))
+        assert answer.usage.completion_tokens == 8 and len(answer.choices[0].logprobs.tokens) == 8
+        assert answer.usage.model_extra == {"weight_versions": [first, last]}
+        task = run.task(raw.headers["x-request-id"])
+        assert (task["outcome"], len(task["output"]), task["versions"]) == ("finished", 8, [first, last])
+        chat = client.chat.completions.create(
+            model="endpoint", messages=[{"role": "user", "content": "1+1="}], max_completion_tokens=4
+        )
+        assert 1 <= chat.usage.completion_tokens <= 4 and chat.choices[0].message.role == "assistant"
+
+
+def test_nodes_take_turns_and_train_meanwhile(run: Open) -> None:
+    with clients(run) as client:
+        answers = [
+            client.completions.with_raw_response.create(model="endpoint", prompt="2+2=", max_tokens=2) for _ in range(4)
+        ]
+    tasks = [run.task(answer.headers["x-request-id"]) for answer in answers]
+    assert {task["node"] for task in tasks} == {0, 1}
+    for before, after in itertools.pairwise(tasks):
+        assert before["first_token"] <= before["finished"] <= after["arrival"] + 0.01, "the nodes' clocks agree"
+    for node in (0, 1):
+        versions = [task["versions"] for task in tasks if task["node"] == node]
+        assert versions == sorted(versions), "weights of a node only go forward"
+
+
+def test_streams_end_with_their_usage(run: Open) -> None:
+    with clients(run) as client:
+        events = list(
+            client.completions.create(
+                model="endpoint",
+                prompt="3+4=",
+                max_tokens=6,
+                stream=True,
+                stream_options={"include_usage": True},
+                extra_body={"ignore_eos": True},
+            )
+        )
+    assert len(events) > 2, "tokens come one by one"
+    assert events[-1].usage.completion_tokens == 6
+    first, last = events[-1].usage.model_extra["weight_versions"]
+    assert 0 <= first <= last
+
+
+def test_models_health_and_metrics(run: Open) -> None:
+    with clients(run) as client, run.client() as plain:
+        assert [model.id for model in client.models.list()] == ["endpoint"]
+        assert plain.get("/health").json() == {"status": "ok", "nodes": 2}
+        assert plain.post("/tokenize", json={"prompt": "1+1="}).json()["tokens"] == [49, 43, 49, 61]
+        text = plain.get("/metrics").text
+    for node in (0, 1):
+        assert re.search(rf'^vllm:generation_tokens_total\{{node="{node}",.*\}} [1-9]', text, re.MULTILINE)
+        assert re.search(rf'^lemix_weight_version\{{node="{node}"\}} [1-9]', text, re.MULTILINE)
+    assert re.search(r"^lemix_training_loss \d", text, re.MULTILINE)
+
+
+def test_vllms_own_errors_come_through(run: Open) -> None:
+    with clients(run) as client:
+        with pytest.raises(openai.BadRequestError, match="max_tokens"):
+            client.completions.create(model="endpoint", prompt="x", max_tokens=5000)
+        with pytest.raises(openai.NotFoundError, match="does not exist"):
+            client.completions.create(model="another", prompt="x")
+
+
+def test_a_client_that_hangs_up_ends_its_generation(run: Open) -> None:
+    body = {"prompt": "1+1=", "max_tokens": 500, "stream": True, "ignore_eos": True}
+    with (
+        run.client() as client,
+        client.stream("POST", "/v1/completions", json=body, headers={"x-request-id": "left"}) as answer,
+    ):
+        next(answer.iter_raw())
+    task = run.task("left")
+    assert task["outcome"] == "aborted" and len(task["output"]) < 500
+
+
+def test_samples_are_trained_on(run: Open) -> None:
+    with run.client() as client:
+        answer = client.post("/v1/training/samples", json={"prompt": "1+1=", "completion": "2"})
+    assert answer.json()["ids"] == ["sample0"]
+    task = run.task("posted0")
+    assert task["samples"] == ["sample0"] and task["step"] >= 1 and task["loss"] > 0
+
+
+def test_the_batch_has_its_results(run: Open) -> None:
+    def complete() -> list[dict[str, Any]]:
+        results = run.lines("results.jsonl")
+        return results if len(results) == LINES + 2 else []
+
+    results = {result["custom_id"]: result for result in run.until(complete)}
+    for n in range(LINES):
+        response = results[f"line{n}"]["response"]
+        assert response["status_code"] == 200 and results[f"line{n}"]["error"] is None
+        assert 1 <= response["body"]["usage"]["completion_tokens"] <= n + 1
+        assert response["body"]["id"].startswith(f"cmpl-{response['request_id']}")
+    assert results["wrong"]["response"]["status_code"] == 400
+    assert "line 8: not valid JSON" in results[None]["error"]["message"]
