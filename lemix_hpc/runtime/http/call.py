@@ -25,10 +25,13 @@ class Part:
 class Client(Protocol):
     """Who waits for the answer to a call. The scheduler's loop calls `part` until one has no `more`, or `fail`, once.
 
-    `number`: its task, once it is one.
+    `number`: its task, once it is one. `patient`: waits in a queue as long as the node works at all.
     """
 
     number: int | None
+
+    @property
+    def patient(self) -> bool: ...
 
     def part(self, part: Part) -> None: ...
 
@@ -55,6 +58,7 @@ class Call:
         self.node = node
         self.number: int | None = None
         self.gone = False
+        self.patient = False
         self._loop = asyncio.get_running_loop()
         self._parts: asyncio.Queue[Part | ApiError | Gone] = asyncio.Queue()
 

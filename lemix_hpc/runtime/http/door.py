@@ -25,7 +25,7 @@ BACKLOG = 2048
 
 
 def bind(http: Http) -> socket.socket:
-    """The endpoint's address is taken from here on, and nobody is answered yet. Raises UserError if it cannot be had."""
+    """The endpoint's address is taken from here on; who connects waits until it opens. Raises UserError if it cannot be had."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             http.host, http.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -36,6 +36,8 @@ def bind(http: Http) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind(address)
+        # Two may bind to an address after each other's end, and even before; only one can listen.
+        listener.listen(BACKLOG)
     except OSError as error:
         listener.close()
         raise UserError(
@@ -69,8 +71,6 @@ class Door:
         """Answer from now on."""
         import uvicorn
 
-        # At once, and not when the thread gets to it: whoever is told the address now can connect.
-        self._listener.listen(BACKLOG)
         config = uvicorn.Config(
             app, log_level="warning", access_log=False, backlog=BACKLOG, timeout_graceful_shutdown=GOODBYE_S
         )

@@ -33,8 +33,8 @@ class _UnderWay:
 class Exchange:
     """Calls from their arrival until the node has no more to do with them. Without a `door` and `results` there are none.
 
-    `timeout`: seconds without a sign of life of a call, after which its client is told so; the node has as long again to end
-    it, or the run fails. `end`: when the door closes [s].
+    `timeout`: seconds without a sign of life of a call (for a patient client, of any call on its node), after which the client
+    is told so; the node has as long again to end it, or the run fails. `end`: when the door closes [s].
     """
 
     def __init__(
@@ -58,6 +58,7 @@ class Exchange:
         self._calls: dict[int, _UnderWay] = {}
         # In the order of the last sign of life.
         self._heard: dict[int, float] = {}
+        self._node_heard = [0.0] * layout.nodes
         self.end = end
         self.closed = door is None
         self.figures = Figures()
@@ -121,8 +122,9 @@ class Exchange:
 
     def heard(self, number: int, now: float) -> None:
         """A node does something for a task."""
-        if self._heard.pop(number, None) is not None:
-            self._heard[number] = now
+        if number in self._heard:
+            self._node_heard[self._calls[number].node] = now
+            self._wait_from(number, now)
 
     def done(self, number: int) -> Outcome:
         """A node has no more to do with a task: what became of it."""
@@ -151,8 +153,12 @@ class Exchange:
 
     def _give_up(self, number: int, call: _UnderWay, now: float) -> None:
         call.over = True
-        self.heard(number, now)
+        self._wait_from(number, now)
         self._mailbox.send(self._layout.leader(call.node), Inbox.LEADER, m.HttpAbort(number))
+
+    def _wait_from(self, number: int, now: float) -> None:
+        self._heard.pop(number)
+        self._heard[number] = now
 
     def _look_at_time(self, now: float) -> None:
         while self._heard:
@@ -164,6 +170,9 @@ class Exchange:
                 raise RuntimeError(
                     f"node {call.node} has not ended a call within {self._timeout:g} s of its answer or abort"
                 )
+            if call.client.patient and now - self._node_heard[call.node] < self._timeout:
+                self._wait_from(number, now)
+                continue
             call.status = 0
             call.client.fail(no_answer(self._timeout))
             self._give_up(number, call, now)

@@ -58,6 +58,8 @@ class BatchLine:
         self._status = 0
         self._body = bytearray()
         self.number: int | None = None
+        # All lines come at once, and the last ones may have to wait for hours.
+        self.patient = True
 
     def part(self, part: Part) -> None:
         self._status = self._status or part.status

@@ -33,6 +33,7 @@ class Waiting:
     """A client, and what it was given."""
 
     number: int | None = None
+    patient: bool = False
     got: list[Part | int] = field(default_factory=list)
 
     def part(self, part: Part) -> None:
@@ -46,8 +47,8 @@ def exchange(post: Post, **more: Any) -> Exchange:
     return Exchange(Layout(2, 1), post, itertools.count().__next__, 10.0, **more)  # type: ignore[arg-type]
 
 
-def placed(exchange: Exchange, number: int, node: int, now: float) -> Waiting:
-    client = Waiting()
+def placed(exchange: Exchange, number: int, node: int, now: float, *, patient: bool = False) -> Waiting:
+    client = Waiting(patient=patient)
     exchange.expect(number, Request(f"r{number}", now, 1, 1, call=CALL), client)
     exchange.place(Place(number, node, now, 1.0, now + 0.5), CALL, now)
     return client
@@ -90,6 +91,21 @@ def test_every_sign_of_life_moves_the_end_and_silence_is_told_once() -> None:
     assert desk.done(1) == "lost"
     look(desk, 15.0)
     assert first.got == [504]
+
+
+def test_the_lines_of_a_batch_wait_as_long_as_their_node_works() -> None:
+    desk = exchange(Post())
+    line, elsewhere, working = (placed(desk, n, node, 0.0, patient=n < 2) for n, node in enumerate((0, 1, 0)))
+    desk.heard(2, 8.0)
+    look(desk, 10.0)
+    assert (line.got, elsewhere.got) == ([], [504]), "node 1 has done nothing for anybody"
+    desk.done(1)
+    desk.part(part(2, 200, more=False), 15.0)
+    assert desk.done(2) == "finished"
+    look(desk, 20.0)
+    assert line.got == [] and working.got != []
+    look(desk, 30.0)
+    assert line.got == [504]
 
 
 def test_a_node_that_does_not_even_abort_ends_the_run() -> None:

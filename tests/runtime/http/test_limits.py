@@ -1,0 +1,72 @@
+"""The door's own rules, without a server."""
+
+import asyncio
+import socket
+from collections.abc import Callable
+
+import pytest
+
+from lemix_hpc.config.errors import UserError
+from lemix_hpc.config.serving_section import Http
+from lemix_hpc.runtime.http.call import Call
+from lemix_hpc.runtime.http.door import MOST_CALLS, Door, bind, url
+from lemix_hpc.runtime.http.errors import ApiError
+from lemix_hpc.workload.tasks import ApiCall
+
+
+def in_loop(work: Callable[[Door, Callable[[], Call], list[str]], None]) -> None:
+    """Run work with a door, a maker of calls, and a list that grows with every wake-up."""
+
+    async def run() -> None:
+        woken: list[str] = []
+        with bind(Http(port=0)) as listener:
+            door = Door(listener, lambda: woken.append("woken"))
+            work(door, lambda: Call("x", ApiCall("GET", "/", (), b""), 0.0, None), woken)
+
+    asyncio.run(run())
+
+
+def refusal(door: Door, call: Call) -> int:
+    with pytest.raises(ApiError) as refused:
+        door.enter(call)
+    return refused.value.status
+
+
+def test_only_so_many_are_let_in_at_the_same_time() -> None:
+    def work(door: Door, make: Callable[[], Call], woken: list[str]) -> None:
+        calls = [make() for _ in range(MOST_CALLS)]
+        for call in calls:
+            door.enter(call)
+        assert refusal(door, make()) == 429
+        door.enter(make(), counted=False)
+        assert len(door.poll()) == MOST_CALLS + 1 == len(woken)
+        door.leave(calls[0], answered=True)
+        assert door.poll() == []
+        door.enter(make())
+        door.leave(calls[1], answered=False)
+        assert [call.gone for call in door.poll()] == [False, True]
+
+    in_loop(work)
+
+
+def test_what_was_let_in_before_the_door_closed_is_still_found() -> None:
+    def work(door: Door, make: Callable[[], Call], woken: list[str]) -> None:
+        inside = make()
+        door.enter(inside)
+        door.stop_accepting()
+        assert (refusal(door, make()), door.accepting, len(woken)) == (503, False, 1)
+        assert door.poll() == [inside]
+
+    in_loop(work)
+
+
+def test_addresses() -> None:
+    with bind(Http(port=0)) as listener:
+        port = listener.getsockname()[1]
+        assert url(listener) == f"http://127.0.0.1:{port}"
+        with pytest.raises(UserError, match=f"cannot listen on 127.0.0.1, port {port} .*give another port, or 0"):
+            bind(Http(port=port))
+    with bind(Http(port=0, host="0.0.0.0")) as listener:
+        assert url(listener) == f"http://{socket.gethostname()}:{listener.getsockname()[1]}"
+    with pytest.raises(UserError, match=r"serving\.http\.host: no\.such\.host\.invalid is no address"):
+        bind(Http(host="no.such.host.invalid"))
