@@ -26,6 +26,8 @@ from lemix_hpc.runtime.live import LiveView
 from lemix_hpc.runtime.mailbox import Inbox, Mail, Mailbox
 from lemix_hpc.runtime.recorder import Recorder
 from lemix_hpc.runtime.records import ServedTask
+from lemix_hpc.runtime.reduction import Partners
+from lemix_hpc.runtime.together import Rounds, StepsTogether
 from lemix_hpc.runtime.training_feed import TrainingFeed
 from lemix_hpc.runtime.training_tasks import TrainingTasks
 from lemix_hpc.workload.tasks import Request
@@ -35,12 +37,13 @@ from lemix_hpc.workload.tasks import Request
 class FrontSettings:
     """`context`: the longest prompt and output together that the model takes, None without a limit. Live interval in s.
 
-    `address`: of the OpenAI API, if there is one.
+    `address`: of the OpenAI API, if there is one. `partners`: nodes that learn from each other, if any do.
     """
 
     context: int | None
     live_interval: float
     address: str | None = None
+    partners: Partners | None = None
 
 
 class Front:
@@ -71,7 +74,10 @@ class Front:
         self._number = next_number
         self._serving: dict[int, ServingTask] = {}
         self._names = TaskNames()
-        self._training = TrainingTasks(feed, self._names, recorder)
+        partners = settings.partners
+        together = StepsTogether(partners.nodes) if partners is not None and partners.mode == "sync" else None
+        self._training = TrainingTasks(feed, self._names, recorder, together)
+        self.rounds = Rounds(partners, layout.stages) if partners is not None else None
         self._live = LiveView(recorder, layout, self._training, settings.live_interval, settings.address)
         self._tick_at = scheduler.next_tick
         self.stopped: set[tuple[int, int]] = set()
@@ -130,6 +136,9 @@ class Front:
         event = self._training.supply(self._now(), ahead=self._layout.nodes, served=self._served)
         if event is not None:
             self._tell(event)
+        for node, order in self._training.orders().items():
+            for stage in range(self._layout.stages):
+                self._mailbox.send(self._layout.worker(node, stage), Inbox.STAGE, order)
 
     def _tell(self, event: Event) -> None:
         """Give the policy an event, write it down, and carry out what it decides."""
@@ -184,6 +193,8 @@ class Front:
                 self._exchange.part(part, self._now())
             case m.RequestDone() as done:
                 self._request_done(done)
+            case m.RingDone() as done if self.rounds is not None:
+                self.rounds.add(done)
             case m.Stopped(node, stage):
                 self.stopped.add((node, stage))
             case other:

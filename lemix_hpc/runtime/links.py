@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from lemix_hpc.engines.protocol import Payload
 from lemix_hpc.runtime import messages as m
-from lemix_hpc.runtime.layout import Layout
+from lemix_hpc.runtime.layout import SCHEDULER_RANK, Layout
 from lemix_hpc.runtime.mailbox import Inbox, Mailbox
 
 
@@ -38,6 +38,9 @@ class StageLinks:
 
     def to_leader(self, message: m.AnyMessage) -> None:
         self._mailbox.send(self.place.layout.leader(self.place.node), Inbox.LEADER, message)
+
+    def to_scheduler(self, message: m.AnyMessage) -> None:
+        self._mailbox.send(SCHEDULER_RANK, Inbox.SCHEDULER, message)
 
     def down(self, message: m.AnyMessage, payload: Payload | None = None) -> None:
         """To the next stage; nothing on the last one."""

@@ -17,7 +17,7 @@ from lemix_hpc.runtime.layout import SCHEDULER_RANK, Layout
 from lemix_hpc.runtime.leaders import make_leader
 from lemix_hpc.runtime.links import StagePlace
 from lemix_hpc.runtime.mailbox import Inbox, Mailbox
-from lemix_hpc.runtime.policy_setup import split
+from lemix_hpc.runtime.policy_setup import partners, split
 from lemix_hpc.runtime.stage import StageRules, StageWorker
 from lemix_hpc.runtime.wait import make_waiter
 
@@ -49,7 +49,9 @@ def run(recipe: Recipe, run_dir: Path, attempt: int) -> None:
             engine = build_engine(recipe, node=node, stage=stage, device=device, meeting=meeting)
             bell.watch(engine.watched)
             mailbox = Mailbox(comm, Inbox.STAGE, bell, engine.buffer)
-            StageWorker(_place(recipe, layout, node, stage), engine, mailbox, clock, waiter, _rules(recipe)).run()
+            place, across = _place(recipe, layout, node, stage), partners(recipe)
+            across = across if across is not None and node in across.nodes else None
+            StageWorker(place, engine, mailbox, clock, waiter, _rules(recipe), across).run()
             engine.close()
             return
         leader = make_leader(recipe, layout, node, Mailbox(comm, Inbox.LEADER, bell), meeting, clock, bell.wake)

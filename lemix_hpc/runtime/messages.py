@@ -102,6 +102,51 @@ class Commit(msgspec.Struct, frozen=True, array_like=True, tag=True):
     version: int
 
 
+class StepTogether(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """Scheduler to all stages that train: the next step of all nodes, and the shares that this node's groups have in it.
+
+    `group` is the number that the sum of all nodes' gradients goes by.
+    """
+
+    group: int
+    shares: list[tuple[int, float]]
+
+
+class RingPart(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """Stage to the same stage of the next node, with values: see `lemix_hpc.runtime.ring.Part`."""
+
+    round: int
+    index: int
+    hops: int
+
+
+class RingLast(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """Stage to the same stage of the next node: no more parts come, the run ends."""
+
+
+class Summed(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """Stage to previous stage: the weights of all nodes are summed here and on all stages behind."""
+
+    round: int
+
+
+class PrepareAverage(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """Stage to next stage: work out the average of all nodes' weights, to be `version`."""
+
+    version: int
+
+
+class RingDone(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """Stage to scheduler: what a sum over nodes gave is in force. `start` and `end` in s; `nbytes` sent by this stage."""
+
+    node: int
+    stage: int
+    round: int
+    start: float
+    end: float
+    nbytes: int
+
+
 class WeightsPart(msgspec.Struct, frozen=True, array_like=True, tag=True):
     """Stage to the same stage of another node, with one tensor: part `index` of `count` of a weight version."""
 
@@ -255,6 +300,12 @@ AnyMessage = (
     | Prepare
     | Prepared
     | Commit
+    | StepTogether
+    | RingPart
+    | RingLast
+    | Summed
+    | PrepareAverage
+    | RingDone
     | WeightsPart
     | Forget
     | Served

@@ -16,7 +16,10 @@ from lemix_hpc.runtime.updates import Updates
 
 
 class Passes:
-    """Makes passes out of what arrived, and sends on what they give."""
+    """Makes passes out of what arrived, and sends on what they give.
+
+    `complete` is called when all backwards of a group have run here; by default its gradient is `whole` then.
+    """
 
     def __init__(
         self, links: StageLinks, engine: StageEngine, updates: Updates, now: Callable[[], float], *, gpipe: bool
@@ -28,6 +31,8 @@ class Passes:
         self._updates = updates
         self._now = now
         self._sealed_behind: dict[int, tuple[float, Payload | None]] = {}
+        self._whole: set[int] = set()
+        self.complete: Callable[[int], None] = self.whole
 
     def serve(self, arrived: Arrived[m.Serve]) -> Pass:
         """Forward of a serving batch, under the version that it met on the stages before, or that its scheduler counts on."""
@@ -74,10 +79,17 @@ class Passes:
             self.groups.backward_done(micro_batch)
             if not self._place.first:
                 self._links.up(m.Backward(micro_batch.id), result)
-            self._seal(micro_batch.group)
+            if self.groups.complete(micro_batch.group):
+                self.groups.close(micro_batch.group)
+                self.complete(micro_batch.group)
 
         work = self._engine.backward(micro_batch.id, gradient.grad)
         return Pass("backward", work, done, [micro_batch.id], shape=_shape(micro_batch))
+
+    def whole(self, group: int) -> None:
+        """A group's gradient has everything that belongs to it on this stage."""
+        self._whole.add(group)
+        self._seal(group)
 
     def sealed_behind(self, message: m.Sealed, tied: Payload | None) -> None:
         """The stage after this one has all gradients of a group."""
@@ -85,12 +97,12 @@ class Passes:
         self._seal(message.group)
 
     def _seal(self, group: int) -> None:
-        """Set a group's gradient aside once it is complete here and behind; the first stage then decides to step."""
-        if not self.groups.complete(group) or not (self._place.last or group in self._sealed_behind):
+        """Set a group's gradient aside once it is whole here and behind; the first stage then decides to step."""
+        if group not in self._whole or not (self._place.last or group in self._sealed_behind):
             return
+        self._whole.discard(group)
         behind, tied = self._sealed_behind.pop(group, (0.0, None))
         gradient = self._engine.seal(group, tied)
-        self.groups.close(group)
         square_norm = behind + gradient.square_norm
         if self._place.first:
             self._updates.step(group, math.sqrt(square_norm), gradient.tied)

@@ -9,6 +9,7 @@ from lemix_hpc.config.recipe import Recipe
 from lemix_hpc.config.walltime import parse_walltime
 from lemix_hpc.policy.rules import SchedulerConfig, Split
 from lemix_hpc.profiling.hardware import Hardware
+from lemix_hpc.runtime.reduction import Partners
 
 if TYPE_CHECKING:
     from lemix_hpc.policy.scheduler import Scheduler
@@ -66,6 +67,15 @@ def allocation_end(recipe: Recipe) -> float:
 def split(recipe: Recipe) -> Split | None:
     """Which nodes serve and which train, where they are separate."""
     return Split.of(recipe.nodes.count, training_nodes(recipe)) if recipe.policy.placement == "separate" else None
+
+
+def partners(recipe: Recipe) -> Partners | None:
+    """Which nodes learn from each other, and how; None where each keeps its own updates, or only one trains."""
+    training, apart = recipe.training, split(recipe)
+    nodes = apart.training if apart is not None else range(recipe.nodes.count)
+    if training is None or training.across_nodes == "local" or len(nodes) == 1:
+        return None
+    return Partners(training.across_nodes, tuple(nodes), training.average_every)
 
 
 def aim(recipe: Recipe) -> float:

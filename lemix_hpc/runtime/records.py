@@ -104,11 +104,25 @@ class MemoryUse(msgspec.Struct, frozen=True):
     recomputed_tokens: int
 
 
+class SumsOverNodes(msgspec.Struct, frozen=True):
+    """Averages (`average`) or steps (`sync`) of all nodes that came into force everywhere.
+
+    `mean_s`, `max_s`: from the first stage's snapshot or gradient to the last stage's commit; `nbytes`: sent by all stages.
+    """
+
+    mode: Literal["average", "sync"]
+    count: int
+    mean_s: float | None
+    max_s: float | None
+    nbytes: int
+
+
 class RunFacts(msgspec.Struct, frozen=True):
     """What the report needs beside spans and tasks (`facts.json`).
 
     `steps`: optimizer steps over all nodes; `slo_ms`: limits in ms on `ttft`, `tpot` and `response`, those given;
-    `drift`: stages whose times left the coefficient file's; `memory`: None where it has no limit.
+    `drift`: stages whose times left the coefficient file's; `memory`: None where it has no limit;
+    `across_nodes`: None where every node keeps its own updates.
     """
 
     policy: str
@@ -124,6 +138,7 @@ class RunFacts(msgspec.Struct, frozen=True):
     outside_range: int = 0
     drift: list[Drift] = []
     memory: MemoryUse | None = None
+    across_nodes: SumsOverNodes | None = None
 
 
 class LearnedTimes(msgspec.Struct, frozen=True):

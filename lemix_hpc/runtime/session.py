@@ -23,7 +23,7 @@ from lemix_hpc.runtime.http.exchange import Exchange
 from lemix_hpc.runtime.layout import Layout
 from lemix_hpc.runtime.leaders import AnyLeader, engines_in
 from lemix_hpc.runtime.mailbox import Inbox, Mail, Mailbox
-from lemix_hpc.runtime.policy_setup import limits_ms, make_scheduler, split
+from lemix_hpc.runtime.policy_setup import limits_ms, make_scheduler, partners, split
 from lemix_hpc.runtime.recorder import Recorder
 from lemix_hpc.runtime.records import LearnedTimes, Progress, RunFacts
 from lemix_hpc.runtime.training_feed import feed_of
@@ -98,7 +98,7 @@ class Session:
             self._turn_until(lambda: front.finished, front.turn, front.until_due)
         duration = self._clock.now()
         self._stop(front)
-        self._recorder.facts(self._facts(work, reference, front.steps, duration, scheduler.drifts))
+        self._recorder.facts(self._facts(work, reference, front, duration, scheduler.drifts))
         self._recorder.learned(self._learned(scheduler))
         self._recorder.close()
 
@@ -112,7 +112,7 @@ class Session:
     ) -> Front:
         recipe = self._recipe
         feed = feed_of(recipe, work, next_number, endpoint.samples)
-        settings = FrontSettings(self._context, recipe.report.live_interval_s, endpoint.address)
+        settings = FrontSettings(self._context, recipe.report.live_interval_s, endpoint.address, partners(recipe))
         return Front(
             self._layout,
             scheduler,
@@ -138,7 +138,7 @@ class Session:
                 return describe(self._recipe.model).max_positions
 
     def _facts(
-        self, work: Workload, latency: LatencyModel, steps: int, duration: float, drifts: list[Drift]
+        self, work: Workload, latency: LatencyModel, front: Front, duration: float, drifts: list[Drift]
     ) -> RunFacts:
         recipe = self._recipe
         return RunFacts(
@@ -150,10 +150,11 @@ class Session:
             slo_ms=limits_ms(recipe),
             t0_s=mean_unloaded_response(latency, work.requests, recipe),
             duration_s=duration,
-            steps=steps,
+            steps=front.steps,
             malformed_lines=len(work.left_out),
             outside_range=sum(not latency.covers(r.prompt_tokens + r.output_tokens) for r in work.requests),
             drift=drifts,
+            across_nodes=front.rounds.facts() if front.rounds is not None else None,
         )
 
     def _learned(self, scheduler: Scheduler) -> LearnedTimes:

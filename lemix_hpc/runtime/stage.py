@@ -14,12 +14,14 @@ from typing import Any
 from lemix_hpc.engines.protocol import EngineOrder, MicroBatch, ServeBatch, StageEngine
 from lemix_hpc.policy.stage_queue import BACKWARD, COMMIT, FORWARD, SERVE, debt_after, pick
 from lemix_hpc.runtime import messages as m
+from lemix_hpc.runtime.across_nodes import AcrossNodes
 from lemix_hpc.runtime.clock import RunClock
 from lemix_hpc.runtime.epochs import EpochQueue
 from lemix_hpc.runtime.layout import SCHEDULER_RANK
 from lemix_hpc.runtime.links import StageLinks, StagePlace
 from lemix_hpc.runtime.mailbox import Inbox, Mail, Mailbox
 from lemix_hpc.runtime.passes import Passes
+from lemix_hpc.runtime.reduction import Partners
 from lemix_hpc.runtime.stage_work import Arrived, Pass
 from lemix_hpc.runtime.updates import Updates
 from lemix_hpc.runtime.wait import Waiter
@@ -53,6 +55,7 @@ class StageWorker:
         clock: RunClock,
         waiter: Waiter,
         rules: StageRules,
+        partners: Partners | None = None,
     ) -> None:
         self._place = place
         self._engine = engine
@@ -63,6 +66,7 @@ class StageWorker:
         self._links = StageLinks(place, mailbox)
         self._updates = Updates(self._links, engine, clock.now)
         self._passes = Passes(self._links, engine, self._updates, clock.now, gpipe=rules.gpipe)
+        self._across = AcrossNodes(partners, self._links, engine, self._updates, self._passes, clock.now)
         self._queue: EpochQueue[Arrived[m.Serve], Arrived[MicroBatch], Arrived[m.Commit]] = EpochQueue()
         self._urgent: Pass | None = None
         self._training: Pass | None = None
@@ -101,7 +105,7 @@ class StageWorker:
     def _finished(self) -> bool:
         idle = self._urgent is None and self._training is None and not len(self._queue)
         at_rest = idle and self._passes.groups.idle and not self._updates.stepping
-        return self._stopping and at_rest and self._mailbox.sent_all
+        return self._stopping and at_rest and self._across.leave() and self._mailbox.sent_all
 
     def _receive(self, mail: Mail) -> None:
         match mail.message:
@@ -128,7 +132,7 @@ class StageWorker:
             case m.Stop():
                 self._stopping = True
             case other:
-                raise TypeError(f"no message for a stage: {other!r}")
+                self._across.receive(other, mail.payload)
 
     def _ordered(self, order: EngineOrder) -> None:
         """From the scheduler of an engine that has one."""
@@ -160,7 +164,7 @@ class StageWorker:
         held = self._rules.sync and self._updates.stepping
         return pick(
             _since(self._queue.next_serve),
-            min(_since(self._next_commit), self._updates.preparation_since),
+            min(_since(self._next_commit), self._updates.preparation_since, self._across.since),
             groups.backward_since,
             _since(train if may_forward and not held else None),
             self._rules.serving_first,
@@ -180,7 +184,9 @@ class StageWorker:
     def _start_update(self) -> None:
         commit = self._next_commit
         if commit is None:
-            self._training = self._updates.take_preparation()
+            # A snapshot of the weights goes before the preparation of the next step, which may change the master copy.
+            next_one = self._across if self._across.since < math.inf else self._updates
+            self._training = next_one.take_preparation()
             return
         if commit is self._queue.update:
             self._queue.pass_update()

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from lemix_hpc.engines.protocol import MicroBatch
 from lemix_hpc.policy.events import GroupOffered, Place, TrainingClosed
+from lemix_hpc.runtime import messages as m
 from lemix_hpc.runtime.ledger import TaskNames, TrainingTask
 from lemix_hpc.runtime.recorder import Recorder
+from lemix_hpc.runtime.together import StepsTogether
 from lemix_hpc.runtime.training_feed import FedGroup, TrainingFeed
 
 
 class TrainingTasks:
     """`feed` None: nothing is trained. `steps` and `trained` micro-batches are done."""
 
-    def __init__(self, feed: TrainingFeed | None, names: TaskNames, recorder: Recorder) -> None:
+    def __init__(
+        self, feed: TrainingFeed | None, names: TaskNames, recorder: Recorder, together: StepsTogether | None = None
+    ) -> None:
         self._feed = feed
+        self._together = together
         self._names = names
         self._recorder = recorder
         self._tasks: dict[int, TrainingTask] = {}
@@ -54,11 +59,15 @@ class TrainingTasks:
             if not self._offered:
                 self._close_feed(self._feed)
             return None
-        return self._offer(self._feed, now) if len(self._offered) < ahead else None
+        more = len(self._offered) < ahead and (self._together is None or self._together.takes_more)
+        return self._offer(self._feed, now) if more else None
 
     def _close_feed(self, feed: TrainingFeed) -> None:
         self._closed = True
         feed.close()
+        if self._together is not None:
+            for group in self._offered:
+                self._together.dropped(group)
 
     def _offer(self, feed: TrainingFeed, now: float) -> GroupOffered | None:
         """The next group, None while there is nothing to train on."""
@@ -66,6 +75,8 @@ class TrainingTasks:
         if group is None:
             return None
         self._offered[group.number] = group
+        if self._together is not None:
+            self._together.offered(group.number)
         for task_id, micro_batch, samples in zip(group.ids, group.micro_batches, group.samples, strict=True):
             self._tasks[micro_batch.id] = TrainingTask(task_id, micro_batch, samples)
             self._names[micro_batch.id] = task_id
@@ -80,12 +91,23 @@ class TrainingTasks:
         group = task.micro_batch.group
         if group in self._offered:
             self._begun[group] = self._offered.pop(group)
+            if self._together is not None:
+                self._together.placed(group, place.node, task.micro_batch.group_size)
         return task.micro_batch
 
     def refuse(self, number: int) -> None:
         """The allocation ends too soon for a micro-batch. A group is refused as a whole, before it has begun."""
         self._refused = True
-        self._offered.pop(self._tasks.pop(number).micro_batch.group, None)
+        group = self._tasks.pop(number).micro_batch.group
+        self._offered.pop(group, None)
+        if self._together is not None:
+            self._together.dropped(group)
+
+    def orders(self) -> dict[int, m.StepTogether]:
+        """What to tell the stages of nodes that take their steps together."""
+        if self._together is None or self._feed is None:
+            return {}
+        return self._together.next_orders(no_more=self._closed or self._feed.exhausted)
 
     def learned(self, number: int, loss: float) -> None:
         """A micro-batch's loss has come."""
@@ -93,10 +115,12 @@ class TrainingTasks:
         self._close(self._tasks[number].micro_batch.group)
 
     def stepped(self, node: int, group: int, version: int) -> None:
-        """A node has committed a group's optimizer step."""
-        self.steps += 1
-        self._steps[node, group] = version
-        self._close(group)
+        """A node has committed a group's optimizer step, or that of all nodes which goes by the group's number."""
+        members = {group: node} if self._together is None else self._together.stepped(node, group)
+        self.steps += bool(members)
+        for member, place in members.items():
+            self._steps[place, member] = version
+            self._close(member)
 
     def ended(self, number: int, end: float) -> None:
         """A micro-batch's last backward has ended."""

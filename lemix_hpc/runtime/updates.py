@@ -17,6 +17,7 @@ from lemix_hpc.engines.protocol import Payload, StageEngine, Work
 from lemix_hpc.runtime import messages as m
 from lemix_hpc.runtime.links import StageLinks
 from lemix_hpc.runtime.records import SpanKind
+from lemix_hpc.runtime.reduction import Sum
 from lemix_hpc.runtime.stage_work import Arrived, Pass
 from lemix_hpc.runtime.weight_copies import WeightCopies, send_copy
 
@@ -50,6 +51,22 @@ class Step:
 
 
 @dataclass(frozen=True, slots=True)
+class Average:
+    """The mean of the weights of several nodes, whose sum is here on all stages."""
+
+    engine: StageEngine
+    sum: Sum
+    nodes: int
+    kind: SpanKind = "copy"
+
+    def prepare(self) -> Work[None] | None:
+        return self.engine.prepare_average(self.sum.own, self.sum.total, self.nodes)
+
+    def publish(self) -> Work[None]:
+        return self.engine.publish_average()
+
+
+@dataclass(frozen=True, slots=True)
 class Copy:
     """Weights of another node, which are here in full: that was their preparation."""
 
@@ -67,8 +84,8 @@ class Updates:
     """A stage's updates and its weight version.
 
     `asked`: the first stage waits for leave to commit, or has it and has not committed yet. `open` updates are between the
-    start of their preparation and their publication. On the first stage one step at a time is, and others wait for their
-    turn; on a later one the next may be there before the last is published, and waits.
+    start of their preparation and their publication. On the first stage one at a time is, and others wait for their turn; on
+    a later one the next may be there before the last is published, and waits. `observe` is told of each publication.
     """
 
     def __init__(self, links: StageLinks, engine: StageEngine, now: Callable[[], float]) -> None:
@@ -77,28 +94,37 @@ class Updates:
         self._engine = engine
         self._now = now
         self._copies = WeightCopies()
-        self._waiting: deque[Step] = deque()
+        self._waiting: deque[Step | Average] = deque()
         self._open: dict[int, Update] = {}
         self._preparation: Arrived[Pass] | None = None
         self._ready_here: set[int] = set()
         self._ready_behind: set[int] = set()
         self._ready: Arrived[m.Commit] | None = None
         self.asked = False
+        self.observe: Callable[[Update], None] = lambda _: None
 
     @property
     def stepping(self) -> bool:
         """Whether a step is open or waits for its turn."""
-        return bool(self._waiting) or any(isinstance(update, Step) for update in self._open.values())
+        return any(isinstance(update, Step) for update in (*self._waiting, *self._open.values()))
 
     def step(self, group: int, grad_norm: float, tied: Payload | None) -> None:
         """On the first stage: `group` is sealed on all stages."""
-        self._waiting.append(Step(self._engine, group, grad_norm, tied))
+        self.add(Step(self._engine, group, grad_norm, tied))
+
+    def add(self, update: Step | Average) -> None:
+        """On the first stage: an update that all stages can prepare."""
+        self._waiting.append(update)
         self._begin_next()
 
     def prepare(self, message: m.Prepare, tied: Payload | None) -> None:
         """The first stage has begun a step."""
         self._links.down(message, tied)
-        self._open[message.version] = Step(self._engine, message.group, message.grad_norm, tied)
+        self.open(message.version, Step(self._engine, message.group, message.grad_norm, tied))
+
+    def open(self, version: int, update: Step | Average) -> None:
+        """An update that was begun on the first stage, to be prepared when its turn comes."""
+        self._open[version] = update
         self._prepare_next()
 
     def copy_arrived(self, part: m.WeightsPart, payload: Payload | None) -> None:
@@ -154,8 +180,9 @@ class Updates:
             self._ready_here = {version for version in self._ready_here if version > commit.version}
             self._ready_behind = {version for version in self._ready_behind if version > commit.version}
             self._links.down(commit)
-            if isinstance(update, Step):
-                self._stepped(update)
+            if not isinstance(update, Copy):
+                self._changed(update)
+            self.observe(update)
             self._begin_next()
             self._prepare_next()
 
@@ -165,22 +192,24 @@ class Updates:
         """On the first stage: begin the step that has waited longest, unless one is open."""
         if self._open or not self._waiting:
             return
-        step, version = self._waiting.popleft(), self.version + 1
-        self._links.down(m.Prepare(version, step.group, step.grad_norm), step.tied)
-        self._open[version] = step
-        self._prepare_next()
+        update, version = self._waiting.popleft(), self.version + 1
+        if isinstance(update, Step):
+            self._links.down(m.Prepare(version, update.group, update.grad_norm), update.tied)
+        else:
+            self._links.down(m.PrepareAverage(version))
+        self.open(version, update)
 
     def _prepare_next(self) -> None:
-        """Let the stage prepare the step that comes next. What is prepared must be published first: engines keep one."""
+        """Let the stage prepare the update that comes next. What is prepared must be published first: engines keep one."""
         version = self.version + 1
-        step = self._open.get(version)
-        if not isinstance(step, Step) or self._preparation is not None or version in self._ready_here:
+        update = self._open.get(version)
+        if not isinstance(update, Step | Average) or self._preparation is not None or version in self._ready_here:
             return
-        work = step.prepare()
+        work = update.prepare()
         if work is None:
             self._prepared(version)
         else:
-            preparation = Pass(step.kind, work, lambda _: self._prepared(version), [])
+            preparation = Pass(update.kind, work, lambda _: self._prepared(version), [])
             self._preparation = Arrived(preparation, None, self._now())
 
     def _prepared(self, version: int) -> None:
@@ -197,9 +226,10 @@ class Updates:
         else:
             self._links.up(m.Prepared(version))
 
-    def _stepped(self, step: Step) -> None:
+    def _changed(self, update: Update) -> None:
+        """This node has changed its weights."""
         place = self._links.place
-        if place.first:
-            self._links.to_leader(m.Stepped(place.node, step.group, self.version))
+        if place.first and isinstance(update, Step):
+            self._links.to_leader(m.Stepped(place.node, update.group, self.version))
         if self.version % place.copy_every == 0:
             send_copy(self._engine, self._links, self.version)

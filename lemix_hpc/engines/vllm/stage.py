@@ -66,6 +66,10 @@ class VllmStage(StageTraining):
         yield from super().publish(group)
         self._copy()
 
+    def publish_average(self) -> Work[None]:
+        yield from super().publish_average()
+        self._copy()
+
     def write_weights(self, weights: list[Payload]) -> None:
         super().write_weights(weights)
         self._copy()

@@ -1,0 +1,133 @@
+"""Sums over nodes on one stage: the ring's work in pieces, and its parts on their way to the same stage of the next node."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from lemix_hpc.engines.protocol import Payload, StageEngine, Vector, Work
+from lemix_hpc.runtime import messages as m
+from lemix_hpc.runtime.links import StageLinks
+from lemix_hpc.runtime.records import SpanKind
+from lemix_hpc.runtime.ring import Part, Ring
+from lemix_hpc.runtime.stage_work import Pass
+
+
+@dataclass(frozen=True, slots=True)
+class Partners:
+    """The nodes that train together, in the order of their ring. `every`: steps of a node between two averages."""
+
+    mode: Literal["average", "sync"]
+    nodes: tuple[int, ...]
+    every: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Sum:
+    """One round on this stage, from the time it was asked for [s]: what it gave, and what came out."""
+
+    round: int
+    since: float
+    own: Vector
+    total: Vector
+
+
+class Reduction:
+    """This stage's place in the ring. One round at a time; `done` gets its outcome and returns what there is to do with it.
+
+    `left`: at the end of a run, everything that was sent to this stage has come.
+    """
+
+    def __init__(self, partners: Partners, links: StageLinks, engine: StageEngine, now: Callable[[], float]) -> None:
+        position = partners.nodes.index(links.place.node)
+        self._kind: SpanKind = "step" if partners.mode == "sync" else "copy"
+        self._next = partners.nodes[(position + 1) % len(partners.nodes)]
+        self._ring = Ring(position, len(partners.nodes))
+        self._links = links
+        self._engine = engine
+        self._now = now
+        self._jobs: deque[Work[None]] = deque()
+        self._ready_since = 0.0
+        self._finish: Callable[[Vector], Work[None]] | None = None
+        self._rounds = 0
+        self._sent = 0
+        self._leaving = False
+        self.left = False
+
+    def begin(self, read: Callable[[Vector], Work[None]], done: Callable[[Sum], Work[None]]) -> None:
+        """Ask for the sum of what `read` writes here and on the other nodes."""
+        own, since, number = np.empty(self._engine.parameters, dtype=np.float32), self._now(), self._rounds
+        self._rounds += 1
+        self._wake()
+        self._finish = lambda total: done(Sum(number, since, own, total))
+        self._jobs.append(self._contribute(own, read))
+
+    def feed(self, part: m.RingPart, payload: Payload | None) -> None:
+        """A part has come from the node before."""
+        assert payload is not None, "parts have values"
+        if self._leaving:
+            return
+        self._wake()
+        self._ring.feed(Part(part.round, part.index, part.hops, _on_host(payload.data)))
+
+    @property
+    def since(self) -> float:
+        """Since when there is work [s]; inf without any."""
+        return self._ready_since if not self._leaving and (self._jobs or self._ring.ready) else math.inf
+
+    def take(self) -> Pass:
+        """All the work that there is, and that comes while it is under way."""
+        return Pass(self._kind, self._work(), lambda _: None, [])
+
+    def report(self, ended: Sum) -> None:
+        """Tell the scheduler that the outcome of a round is in force here."""
+        place, sent = self._links.place, self._sent
+        self._sent = 0
+        self._links.to_scheduler(m.RingDone(place.node, place.stage, ended.round, ended.since, self._now(), sent))
+
+    def leave(self) -> None:
+        """The run ends: drop the round that is open, if any, and tell the next node that nothing more comes."""
+        if not self._leaving:
+            self._leaving = True
+            self._links.across(self._next, m.RingLast())
+
+    def last_came(self) -> None:
+        """The node before sends nothing more. A rank must take in everything that others send it before it ends."""
+        self.left = True
+
+    def _wake(self) -> None:
+        if self.since == math.inf:
+            self._ready_since = self._now()
+
+    def _contribute(self, own: Vector, read: Callable[[Vector], Work[None]]) -> Work[None]:
+        yield from read(own)
+        self._ring.begin(own)
+
+    def _work(self) -> Work[None]:
+        while self._jobs or self._ring.ready:
+            if self._jobs:
+                yield from self._jobs.popleft()
+            else:
+                self._advance_ring()
+            yield
+
+    def _advance_ring(self) -> None:
+        part = self._ring.advance()
+        if part is not None:
+            payload = Payload(part.values.shape, "float32", part.values)
+            self._sent += payload.nbytes
+            self._links.across(self._next, m.RingPart(part.round, part.index, part.hops), payload)
+        if self._ring.complete:
+            assert self._finish is not None, "a round was asked for"
+            self._jobs.append(self._finish(self._ring.take()))
+
+
+def _on_host(data: Any) -> Vector:
+    """Received memory as a vector: host memory as it is, a device's (where MPI sends from there) as a copy."""
+    host = data.cpu().numpy() if hasattr(data, "cpu") else data
+    return np.frombuffer(host, dtype=np.float32)
