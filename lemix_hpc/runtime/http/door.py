@@ -36,7 +36,7 @@ def bind(http: Http) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind(address)
-        # Two may bind to an address after each other's end, and even before; only one can listen.
+        # With SO_REUSEADDR two can bind to an address, but only one can listen.
         listener.listen(BACKLOG)
     except OSError as error:
         listener.close()
