@@ -10,6 +10,7 @@ from lemix_hpc.config.document import KeyPath
 from lemix_hpc.config.problem import Problem
 from lemix_hpc.config.recipe import Recipe
 from lemix_hpc.config.serving_section import TraceSource
+from lemix_hpc.config.training_section import Training
 
 
 def check_recipe(recipe: Recipe) -> list[Problem]:
@@ -22,6 +23,7 @@ def check_recipe(recipe: Recipe) -> list[Problem]:
         _check_devices,
         check_placement,
         _check_training,
+        _check_across_nodes,
         _check_files,
         _check_model_files,
     )
@@ -173,6 +175,19 @@ def _check_training(recipe: Recipe) -> Iterator[Problem]:
         yield Problem(
             ("training", "share"),
             "nobody knows how many requests clients will send; give `micro_batches`, or neither to train as long as they can",
+        )
+
+
+def _check_across_nodes(recipe: Recipe) -> Iterator[Problem]:
+    training = recipe.training
+    if training is None:
+        return
+    # Not whether it is given: a resolved recipe, which can be run again, gives everything.
+    given = training.average_every != Training.model_fields["average_every"].default
+    if given and training.across_nodes != "average":
+        yield Problem(
+            ("training", "average_every"),
+            f"only training.across_nodes: average uses it, and that is {training.across_nodes}; leave it out, or set average",
         )
 
 

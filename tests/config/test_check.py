@@ -45,6 +45,11 @@ CASES = {
         "training.data",
         "missing; the vllm engine needs text to train on",
     ),
+    "an interval of averages that are not taken": (
+        {"model": LLAMA, "serving": SERVING, "training": {"data": {"path": __file__}, "average_every": 4, "across_nodes": "sync"}},
+        "training.average_every",
+        "only training.across_nodes: average uses it, and that is sync; leave it out, or set average",
+    ),
     "nothing to do": ({"model": LLAMA}, "", "there is nothing to do"),
     "emulated without coefficients": (
         {"engine": {"kind": "emulated"}, "serving": SERVING},
