@@ -113,7 +113,7 @@ class Front:
         for mail in mails:
             self._receive(mail)
         self._supply_training()
-        self._show()
+        self.show()
         return bool(mails) or due
 
     def _arrive(self, request: Request, client: Client | None = None) -> None:
@@ -151,7 +151,8 @@ class Front:
             elif decision.task in self._serving:
                 self._place_request(decision)
             else:
-                self._place_micro_batch(decision, event.time)
+                train = m.Train(self._training.place(decision, event.time))
+                self._mailbox.send(self._layout.leader(decision.node), Inbox.LEADER, train)
 
     def _place_request(self, place: Place) -> None:
         serving = self._serving[place.task]
@@ -160,13 +161,9 @@ class Front:
         if request.call is not None:
             self._exchange.place(place, request.call, self._now())
             return
-        tokens = list(request.tokens)
-        message = m.PlaceRequest(place.task, request.prompt_tokens, request.output_tokens, tokens, place.key)
+        prompt, output, tokens = request.prompt_tokens, request.output_tokens, list(request.tokens)
+        message = m.PlaceRequest(place.task, prompt, output, tokens, place.key)
         self._mailbox.send(self._layout.leader(place.node), Inbox.LEADER, message)
-
-    def _place_micro_batch(self, place: Place, now: float) -> None:
-        train = m.Train(self._training.place(place, now))
-        self._mailbox.send(self._layout.leader(place.node), Inbox.LEADER, train)
 
     def _refuse(self, number: int) -> None:
         """The allocation ends too soon for a task."""
@@ -236,7 +233,8 @@ class Front:
         self._live.ended(record)
         self._recorder.task(record)
 
-    def _show(self, *, last: bool = False) -> None:
+    def show(self, *, last: bool = False) -> None:
+        """Show how things are, if that is due; `last`: in any case, and as the final state."""
         now = self._now()
         if not last and not self._live.due(now):
             return
@@ -248,7 +246,3 @@ class Front:
             requests=self._requests,
             last=last,
         )
-
-    def close(self) -> None:
-        """Show the final state."""
-        self._show(last=True)

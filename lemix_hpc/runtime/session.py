@@ -244,5 +244,5 @@ class Session:
             self._order(m.Stop(), part)
             stages = {(node, stage) for node in part for stage in range(self._layout.stages)}
             self._turn_until(functools.partial(front.stopped.issuperset, stages), front.turn)
-        front.close()
+        front.show(last=True)
         self._turn_until(lambda: self._leader.finished, lambda: False)

@@ -51,6 +51,11 @@ class TrainingFeed:
         return self._total
 
     @property
+    def lasts_with_serving(self) -> bool:
+        """Whether it ends when no more requests come: there is no amount, or clients would have to bring it."""
+        return self._total is None or self._stream is None
+
+    @property
     def exhausted(self) -> bool:
         return self._total is not None and self._taken >= self._total
 
@@ -67,7 +72,7 @@ class TrainingFeed:
     def next_group(self) -> FedGroup | None:
         """The next group, None while there is nothing to train on; the last one of a limited amount may be smaller."""
         left = self._per_group if self._total is None else min(self._per_group, self._total - self._taken)
-        batches = list(islice(self._batches(), left))
+        batches = list(islice(iter(self._next, None), left))
         if not batches:
             return None
         group, size = self._groups, len(batches)
@@ -80,11 +85,9 @@ class TrainingFeed:
         ids, samples = tuple(batch.id for batch in batches), tuple(batch.samples for batch in batches)
         return FedGroup(group, ids, micro_batches, samples)
 
-    def _batches(self) -> Iterator[TrainingBatch]:
-        while self._samples is not None and (batch := self._samples.next()) is not None:
-            yield batch
-        if self._stream is not None:
-            yield from self._stream
+    def _next(self) -> TrainingBatch | None:
+        batch = self._samples.next() if self._samples is not None else None
+        return next(self._stream) if batch is None and self._stream is not None else batch
 
 
 def amount(requests: int, share: float | None, micro_batches: int | None) -> int | None:

@@ -48,11 +48,12 @@ class TrainingTasks:
     def supply(self, now: float, *, ahead: int, served: bool) -> GroupOffered | TrainingClosed | None:
         """What to tell the policy: groups are offered `ahead` of its need, as many as that.
 
-        Training without an end ends with serving, and any training when the policy refuses some: the allocation ends.
+        Training without an end, or on what clients send, ends with serving, and any training when the policy refuses some:
+        the allocation ends.
         """
         if self._feed is None or self._closed:
             return None
-        if self._refused or (self._feed.total is None and served):
+        if self._refused or (self._feed.lasts_with_serving and served):
             self._close_feed(self._feed)
             return TrainingClosed(now)
         if self._feed.exhausted:

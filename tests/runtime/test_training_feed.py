@@ -2,14 +2,20 @@ import itertools
 
 import pytest
 
+from lemix_hpc.config.training_section import Training
 from lemix_hpc.runtime.training_feed import TrainingFeed, amount
+from lemix_hpc.workload.samples import Sample, SampleQueue
 from lemix_hpc.workload.tasks import TrainingBatch
+from lemix_hpc.workload.texts import Document
+from lemix_hpc.workload.tokenizer import ByteTokenizer
 
 
-def feed(total: int | None, per_group: int = 3) -> TrainingFeed:
-    stream = (TrainingBatch(f"t{i}", 2, 16) for i in itertools.count())
+def feed(
+    total: int | None, per_group: int = 3, *, samples: SampleQueue | None = None, alone: bool = False
+) -> TrainingFeed:
+    stream = None if alone else (TrainingBatch(f"t{i}", 2, 16) for i in itertools.count())
     numbers = itertools.count(100)
-    return TrainingFeed(stream, per_group=per_group, total=total, number=lambda: next(numbers))
+    return TrainingFeed(stream, per_group=per_group, total=total, number=lambda: next(numbers), samples=samples)
 
 
 def test_groups_share_out_the_stream_and_the_last_one_is_smaller() -> None:
@@ -35,3 +41,24 @@ def test_without_a_total_it_never_ends() -> None:
 )
 def test_amount(requests: int, share: float | None, micro_batches: int | None, expected: int | None) -> None:
     assert amount(requests, share, micro_batches) == expected
+
+
+def test_what_clients_send_goes_first() -> None:
+    waiting = SampleQueue(Training(sequence_length=4), ByteTokenizer())
+    source = feed(total=None, samples=waiting)
+    assert source.next_group().ids == ("t0", "t1", "t2")
+    waiting.add([Sample(name, waiting.tokenised(Document("abc"))) for name in "xy"])
+    group = source.next_group()
+    assert (group.ids, group.samples) == (("posted0", "posted1", "t3"), (("x",), ("y",), ()))
+    assert [m.group_size for m in group.micro_batches] == [3, 3, 3]
+    source.close()
+    assert waiting.closed
+
+
+def test_without_text_of_its_own_it_waits_for_clients() -> None:
+    waiting = SampleQueue(Training(sequence_length=4), ByteTokenizer())
+    source = feed(total=5, samples=waiting, alone=True)
+    assert source.next_group() is None and source.lasts_with_serving and not feed(total=5).lasts_with_serving
+    waiting.add([Sample(name, waiting.tokenised(Document("abc"))) for name in "uvwxyz"])
+    assert [source.next_group().ids for _ in range(2)] == [("posted0", "posted1", "posted2"), ("posted3", "posted4")]
+    assert source.exhausted and source.samples_waiting == 1

@@ -48,6 +48,12 @@ def test_training_waits_for_samples_takes_them_and_ends(posted_only: Open) -> No
     assert "sample9" not in {entry["id"] for entry in run.lines("samples.jsonl")} - {"sample9"}
 
 
+def test_training_that_waits_for_samples_ends_with_the_endpoint(tmp_path: Path) -> None:
+    with started(recipe_of({"duration_s": 0.5}, training={"micro_batches": 5}), tmp_path) as process:
+        assert process.wait(120) == 0, (tmp_path / "log").read_text()
+    assert (tmp_path / "facts.json").exists() and (tmp_path / "tasks.jsonl").read_text() == ""
+
+
 def test_samples_go_before_the_ordinary_data(tmp_path: Path) -> None:
     with opened(recipe_of(), tmp_path) as run, run.client() as client:
         run.until(lambda: "t9" in trained(run))
