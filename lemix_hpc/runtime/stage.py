@@ -93,7 +93,7 @@ class StageWorker:
         for order in orders:
             self._ordered(order)
         if self._urgent is None and self._training is None:
-            self._updates.ask()
+            self._updates.settle()
             self._start(self._pick())
         elif self._urgent is None and self._gives_way:
             self._start(SERVE)
@@ -122,7 +122,8 @@ class StageWorker:
             case m.Prepared(version):
                 self._updates.prepared_behind(version)
             case m.Commit() as commit:
-                self._queue.add_update(Arrived(commit, None, self._clock.now()))
+                # Without a flush between steps, training is stale by nature, and keeps no batch behind the update waiting.
+                self._queue.add_update(Arrived(commit, None, self._clock.now()), before_training=not self._rules.sync)
             case m.WeightsPart() as part:
                 self._updates.copy_arrived(part, mail.payload)
             case m.Forget() as forget:
@@ -156,16 +157,16 @@ class StageWorker:
 
     def _pick(self) -> int:
         """What to start, when no pass has begun."""
-        if self._updates.asked:
-            # The leave is on its way, and serving behind it must not have to wait for a training pass.
-            return pick(_since(self._queue.next_serve), _since(self._next_commit), math.inf, math.inf, True, False)
         train, groups = self._queue.next_train, self._passes.groups
         may_forward = train is not None and groups.may_forward(train.message)
-        held = self._rules.sync and self._updates.stepping
+        # With a flush between steps nothing is in flight when they are committed; averages come at any time, and holding
+        # back the passes that stages before this one wait for would keep those from committing.
+        holding = self._updates.asked or (self._updates.holding and not self._rules.sync)
+        held = holding or (self._rules.sync and self._updates.stepping)
         return pick(
             _since(self._queue.next_serve),
             min(_since(self._next_commit), self._updates.preparation_since, self._across.since),
-            groups.backward_since,
+            math.inf if holding else groups.backward_since,
             _since(train if may_forward and not held else None),
             self._rules.serving_first,
             self._debt > 0,

@@ -99,6 +99,8 @@ class Updates:
         self._preparation: Arrived[Pass] | None = None
         self._ready_here: set[int] = set()
         self._ready_behind: set[int] = set()
+        self._due: list[int] = []
+        self._told = 0
         self._ready: Arrived[m.Commit] | None = None
         self.asked = False
         self.observe: Callable[[Update], None] = lambda _: None
@@ -155,9 +157,25 @@ class Updates:
         """On the first stage: the update to commit now, where nobody has to be asked."""
         return self._ready if self.may_publish() and not self.asked else None
 
-    def ask(self) -> None:
-        """On the first stage: once all stages have prepared an update, ask the engine's scheduler for leave to commit it."""
-        if self._ready is not None and not self.asked and self.may_publish():
+    @property
+    def holding(self) -> bool:
+        """Whether training has to wait: an update is about to be committed, and no batch behind it may wait for a pass."""
+        return self._told > self.version
+
+    def settle(self) -> None:
+        """Between two passes: report what is ready here and behind. The first stage asks for leave to commit it, where
+        somebody has to be asked."""
+        if not self.may_publish():
+            return
+        place = self._links.place
+        for version in self._due:
+            self._told = max(self._told, version)
+            if place.first:
+                self._ready = Arrived(m.Commit(version), None, self._now())
+            else:
+                self._links.up(m.Prepared(version))
+        self._due.clear()
+        if self._ready is not None and not self.asked:
             self.asked = self._engine.ask_to_commit()
 
     def leave(self) -> m.Commit:
@@ -217,14 +235,9 @@ class Updates:
         self._report(version)
 
     def _report(self, version: int) -> None:
-        """Tell the stage before once an update is ready here and behind. On the first stage the newest is to be committed."""
-        place = self._links.place
-        if version not in self._ready_here or not (place.last or version in self._ready_behind):
-            return
-        if place.first:
-            self._ready = Arrived(m.Commit(version), None, self._now())
-        else:
-            self._links.up(m.Prepared(version))
+        """Once an update is ready here and behind, the stage before is to know; on the first stage, the newest is due."""
+        if version in self._ready_here and (self._links.place.last or version in self._ready_behind):
+            self._due.append(version)
 
     def _changed(self, update: Update) -> None:
         """This node has changed its weights."""
