@@ -46,7 +46,11 @@ CASES = {
         "missing; the vllm engine needs text to train on",
     ),
     "an interval of averages that are not taken": (
-        {"model": LLAMA, "serving": SERVING, "training": {"data": {"path": __file__}, "average_every": 4, "across_nodes": "sync"}},
+        {
+            "model": LLAMA,
+            "serving": SERVING,
+            "training": {"data": {"path": __file__}, "average_every": 4, "across_nodes": "sync"},
+        },
         "training.average_every",
         "only training.across_nodes: average uses it, and that is sync; leave it out, or set average",
     ),

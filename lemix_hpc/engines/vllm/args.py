@@ -9,11 +9,13 @@ from typing import Any
 from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
 from vllm.platforms import current_platform
 from vllm.utils.argparse_utils import FlexibleArgumentParser
+from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
 
 from lemix_hpc.config.errors import UserError
 from lemix_hpc.config.recipe import Recipe
+from lemix_hpc.engines.model_sizes import model_config
 from lemix_hpc.engines.vllm.executor import StageExecutor
-from lemix_hpc.engines.vllm.model_files import model_directory, tokenizer_directory
+from lemix_hpc.engines.vllm.model_files import ARCHITECTURES, model_directory, tokenizer_directory
 
 CPU_CACHE_GB = 0.25
 
@@ -21,8 +23,10 @@ CPU_CACHE_GB = 0.25
 def server_args(recipe: Recipe, meeting: Path) -> Namespace:
     """The arguments of `vllm serve` for one node whose ranks share the directory `meeting`.
 
-    Raises UserError for an `engine.vllm.args` that vLLM does not know, or that is not the user's to choose.
+    Raises UserError for an `engine.vllm.args` that vLLM does not know, or that is not the user's to choose, and for a model
+    that cannot be served and trained at once.
     """
+    _check_model(recipe)
     model = model_directory(recipe.model, meeting)
     args: Namespace = make_arg_parser(FlexibleArgumentParser()).parse_args([str(model)])
     ours = _ours(recipe, model, meeting)
@@ -67,6 +71,25 @@ def _ours(recipe: Recipe, model: Path, meeting: Path) -> dict[str, Any]:
     if recipe.model.path is None:
         settings["load_format"] = "dummy"  # the stages fill in the recipe's own random weights
     return settings
+
+
+def _check_model(recipe: Recipe) -> None:
+    config = model_config(recipe.model)
+    family = config.get("model_type")
+    if family not in ARCHITECTURES:
+        known = ", ".join(ARCHITECTURES)
+        raise UserError(f"model: engine vllm serves and trains {known}, and this is {family}; set engine.kind: torch")
+    heads, hidden = config.get("num_attention_heads"), config.get("hidden_size")
+    head_dim = config.get("head_dim") or (hidden // heads if heads and hidden else None)
+    if (
+        current_platform.is_cpu()
+        and head_dim is not None
+        and head_dim not in CPUAttentionBackend.get_supported_head_sizes()
+    ):
+        sizes = ", ".join(map(str, CPUAttentionBackend.get_supported_head_sizes()))
+        raise UserError(
+            f"model: its attention heads have the size {head_dim}, and vLLM on CPUs supports {sizes}; set engine.kind: torch"
+        )
 
 
 def model_name(recipe: Recipe) -> str:

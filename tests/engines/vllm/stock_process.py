@@ -1,4 +1,7 @@
-"""Greedy tokens of stock vLLM, in a process of its own: `MODEL REQUESTS TOKENS`, JSON files: [prompt tokens, wanted]s in, tokens out."""
+"""Greedy tokens of stock vLLM, in a process of its own: `MODEL REQUESTS TOKENS`.
+
+The last two are JSON files: pairs of prompt tokens and the number of tokens wanted in, tokens out.
+"""
 
 import json
 import sys
