@@ -29,16 +29,20 @@ class Gradient:
 class StageGroups:
     """Which forwards and backwards may run on a stage, and which groups are complete."""
 
-    def __init__(self, stage: int, stages: int, *, gpipe: bool) -> None:
+    def __init__(self, stage: int, stages: int, *, gpipe: bool, flush: bool) -> None:
+        """`flush`: a group begins only when the one before is closed."""
         self._stage = stage
         self._stages = stages
         self._gpipe = gpipe
+        self._flush = flush
         self._counts: dict[int, _Count] = {}
         self._between: dict[int, MicroBatch] = {}
         self._gradients: deque[Gradient] = deque()
 
     def may_forward(self, micro_batch: MicroBatch) -> bool:
         """Whether another micro-batch may go between forward and backward here."""
+        if self._flush and self._counts and micro_batch.group not in self._counts:
+            return False
         size = micro_batch.group_size
         return len(self._between) < forward_limit(self._stage, self._stages, size, self._gpipe)
 

@@ -22,9 +22,16 @@ class Passes:
     """
 
     def __init__(
-        self, links: StageLinks, engine: StageEngine, updates: Updates, now: Callable[[], float], *, gpipe: bool
+        self,
+        links: StageLinks,
+        engine: StageEngine,
+        updates: Updates,
+        now: Callable[[], float],
+        *,
+        gpipe: bool,
+        flush: bool,
     ) -> None:
-        self.groups = StageGroups(links.place.stage, links.place.layout.stages, gpipe=gpipe)
+        self.groups = StageGroups(links.place.stage, links.place.layout.stages, gpipe=gpipe, flush=flush)
         self._place = links.place
         self._links = links
         self._engine = engine

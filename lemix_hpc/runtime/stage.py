@@ -65,7 +65,7 @@ class StageWorker:
         self._rules = rules
         self._links = StageLinks(place, mailbox)
         self._updates = Updates(self._links, engine, clock.now)
-        self._passes = Passes(self._links, engine, self._updates, clock.now, gpipe=rules.gpipe)
+        self._passes = Passes(self._links, engine, self._updates, clock.now, gpipe=rules.gpipe, flush=rules.sync)
         self._across = AcrossNodes(partners, self._links, engine, self._updates, self._passes, clock.now)
         self._queue: EpochQueue[Arrived[m.Serve], Arrived[MicroBatch], Arrived[m.Commit]] = EpochQueue()
         self._urgent: Pass | None = None

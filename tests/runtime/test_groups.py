@@ -17,7 +17,7 @@ def forward(groups: StageGroups, micro_batch: MicroBatch) -> None:
 
 @pytest.mark.parametrize(("stage", "allowed"), [(0, 3), (1, 2), (2, 1)])
 def test_one_forward_one_backward_keeps_as_many_in_flight_as_stages_are_left(stage: int, allowed: int) -> None:
-    groups = StageGroups(stage, 3, gpipe=False)
+    groups = StageGroups(stage, 3, gpipe=False, flush=False)
     started = 0
     while groups.may_forward(batch(started, 8)):
         forward(groups, batch(started, 8))
@@ -26,7 +26,7 @@ def test_one_forward_one_backward_keeps_as_many_in_flight_as_stages_are_left(sta
 
 
 def test_gpipe_runs_all_forwards_before_the_first_backward() -> None:
-    groups = StageGroups(0, 2, gpipe=True)
+    groups = StageGroups(0, 2, gpipe=True, flush=True)
     for number in range(4):
         assert groups.may_forward(batch(number))
         assert groups.backward_since == math.inf
@@ -37,7 +37,7 @@ def test_gpipe_runs_all_forwards_before_the_first_backward() -> None:
 
 
 def test_a_group_is_complete_with_its_last_backward() -> None:
-    groups = StageGroups(1, 2, gpipe=False)
+    groups = StageGroups(1, 2, gpipe=False, flush=False)
     assert not groups.complete(0)
     for number in range(4):
         forward(groups, batch(number))
@@ -48,3 +48,15 @@ def test_a_group_is_complete_with_its_last_backward() -> None:
     groups.close(0)
     assert groups.idle
     assert not groups.complete(0)
+
+
+@pytest.mark.parametrize("flush", [True, False])
+def test_with_a_flush_a_group_waits_until_the_one_before_is_closed(flush: bool) -> None:
+    groups = StageGroups(0, 2, gpipe=False, flush=flush)
+    forward(groups, batch(0, 1))
+    groups.gradient_arrived(0, None, now=0.0)
+    groups.backward_done(groups.take_gradient().micro_batch)
+    assert groups.complete(0)
+    assert groups.may_forward(batch(1, 1)) is not flush, "the stage behind may not have sealed its part yet"
+    groups.close(0)
+    assert groups.may_forward(batch(1, 1))
