@@ -1,0 +1,100 @@
+"""What becomes of a run when a part of vLLM dies or hangs: it ends, with the reason, and leaves no process behind."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import yaml
+
+from tests.runtime.conftest import tiny_llama
+
+pytestmark = pytest.mark.mpi
+
+DEADLINE_S = 240
+TIMEOUT_S = 5
+
+
+@contextmanager
+def serving_run(directory: Path) -> Iterator[subprocess.Popen[str]]:
+    """A run that serves request after request, for longer than the test lasts."""
+    model = tiny_llama(2, hidden_size=128, intermediate_size=224)
+    source = {"kind": "constant", "rate": 10, "duration_s": 10 * DEADLINE_S, "lengths": "lmsys-chat"}
+    recipe: dict[str, Any] = {
+        "nodes": {"stages": 2},
+        "model": {"config": model},
+        "engine": {"kind": "vllm", "timeout_s": TIMEOUT_S},
+        "serving": {"source": source, "mode": "generate", "max_prompt_tokens": 32, "max_new_tokens": 8},
+    }
+    (directory / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    lemix = str(Path(sys.executable).with_name("lemix"))
+    environment = os.environ | {"XDG_STATE_HOME": str(directory / "state"), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [lemix, "run", str(directory / "recipe.yaml"), "--cluster", "local", "--out", str(directory / "run")],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGINT)
+        process.wait(60)
+
+
+def until(found: Callable[[], Any]) -> Any:
+    end = time.monotonic() + DEADLINE_S
+    while not (value := found()):
+        assert time.monotonic() < end, "it took too long"
+        time.sleep(0.1)
+    return value
+
+
+def named(process: subprocess.Popen[str], words: str) -> list[psutil.Process]:
+    """Descendants of the run whose command line has these words."""
+    return [
+        child for child in psutil.Process(process.pid).children(recursive=True) if words in " ".join(child.cmdline())
+    ]
+
+
+def served(directory: Path) -> bool:
+    tasks = directory / "run" / "tasks.jsonl"
+    return tasks.exists() and '"finished"' in tasks.read_text()
+
+
+def ended(process: subprocess.Popen[str], directory: Path, left: list[psutil.Process]) -> str:
+    """The reason that the run gives, once it and all its processes have ended."""
+    _, stderr = process.communicate(timeout=DEADLINE_S)
+    assert process.returncode == 1, stderr
+    until(lambda: not any(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in left))
+    return stderr + (directory / "run" / "failure.txt").read_text()
+
+
+def test_a_dead_engine_process_ends_the_run(tmp_path: Path) -> None:
+    with serving_run(tmp_path) as process:
+        until(lambda: served(tmp_path))
+        left = psutil.Process(process.pid).children(recursive=True)
+        (engine,) = named(process, "EngineCore")
+        engine.kill()
+        assert "engine" in ended(process, tmp_path, left)
+
+
+def test_a_stage_that_hangs_ends_the_run_within_its_time(tmp_path: Path) -> None:
+    with serving_run(tmp_path) as process:
+        until(lambda: served(tmp_path))
+        left = psutil.Process(process.pid).children(recursive=True)
+        (log,) = (tmp_path / "run").glob("logs/*/rank-2.log")
+        (stage,) = [child for child in left if any(file.path == str(log) for file in child.open_files())]
+        stage.suspend()
+        assert "engine" in ended(process, tmp_path, left)
+        log_of_leader = log.with_name("rank-0.log").read_text()
+        assert f"no stage answered within {TIMEOUT_S} s" in log_of_leader
