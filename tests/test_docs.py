@@ -18,6 +18,7 @@ COMMAND = re.compile(r"^    ((?:lemix|sbatch|python benchmarks/\S+)(?: .*)?)$", 
 SHORTER = {
     "recipes/quickstart.yaml": "--set serving.source.duration_s=2",
     "recipes/quickstart.sbatch": "--set serving.source.duration_s=2",
+    "recipes/vllm-http.yaml": "--set serving.http.duration_s=2 --set serving.http.port=0",
     "benchmarks/runtime_overhead.py": "--seconds 2",
     "lemix profile": "--set profile.lengths=[8,16]",
     "benchmarks/recalibration.py": "--tasks 20 --rate 20",
