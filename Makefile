@@ -5,13 +5,18 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEVCLUSTER := slurm/devcluster/devcluster
 
-.PHONY: demo test lint slurm-install slurm-up slurm-down clean
+.PHONY: demo test test-slow lint slurm-install slurm-up slurm-down clean
 
 demo: $(STAMP)
 	$(BIN)/lemix run recipes/quickstart.yaml --cluster local
 
 test: $(STAMP) slurm-install lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 -m "not (mpi or slurm or slow)"
+	$(BIN)/python -m pytest -m "(mpi or slurm) and not slow"
+
+# What `test` leaves out: the same checks on more models and shapes.
+test-slow: $(STAMP)
+	$(BIN)/python -m pytest -m slow
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

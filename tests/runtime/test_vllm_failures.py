@@ -88,6 +88,7 @@ def test_a_dead_engine_process_ends_the_run(tmp_path: Path) -> None:
         assert "engine" in ended(process, tmp_path, left)
 
 
+@pytest.mark.slow
 def test_a_stage_that_hangs_ends_the_run_within_its_time(tmp_path: Path) -> None:
     with serving_run(tmp_path) as process:
         until(lambda: served(tmp_path))

@@ -77,9 +77,10 @@ def test_tokens_through_stages_are_stock_vllms(
     assert all(task["versions"] == [0, 0] for task in served.values())
 
 
-def test_training_beside_vllm_takes_its_own_course_and_no_batch_mixes_versions(
-    lemix_run: Run, checkpoint: Path
-) -> None:
+def test_training_beside_vllm_takes_its_own_course_and_no_batch_mixes_versions(lemix_run: Run, tmp_path: Path) -> None:
+    """With tied embeddings, which both stages hold, in a vocabulary that vLLM pads."""
+    checkpoint = tmp_path / "tied-llama"
+    hugging_face("llama", tied=True).save_pretrained(checkpoint)
     recipe = {
         "name": "alone",
         "nodes": {"stages": 2},

@@ -26,7 +26,10 @@ def run(module: str, *arguments: str) -> None:
     assert "all hold" in done.stdout
 
 
-@pytest.mark.parametrize(("family", "tied", "dtype"), [("llama", "untied", "float32"), ("qwen2", "tied", "bfloat16")])
+@pytest.mark.parametrize(
+    ("family", "tied", "dtype"),
+    [("llama", "untied", "float32"), pytest.param("qwen2", "tied", "bfloat16", marks=pytest.mark.slow)],
+)
 def test_vllm_serves_what_is_trained(family: str, tied: str, dtype: str, tmp_path: Path) -> None:
     """ZeRO 0 and 1 and an offloaded optimizer, 50 steps each; one copy in memory; refusal; and the way by copies."""
     run("sharing_process", family, tied, dtype, str(tmp_path / family))
@@ -35,3 +38,9 @@ def test_vllm_serves_what_is_trained(family: str, tied: str, dtype: str, tmp_pat
 def test_the_prefix_cache_never_mixes_versions(tmp_path: Path) -> None:
     """Also that it would without the versions in its hashes."""
     run("prefix_cache_process", str(tmp_path / "model"))
+
+
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
+def test_vllm_starts_from_the_recipes_weights_and_follows_real_training(dtype: str, tmp_path: Path) -> None:
+    """Seeded weights are the torch engine's, vLLM's own memory is freed, and 50 steps are served as Hugging Face has them."""
+    run("seeded_process", dtype, str(tmp_path / "model"))
