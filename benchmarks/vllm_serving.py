@@ -2,8 +2,9 @@
 
     python benchmarks/vllm_serving.py
 
-One client, vLLM's own serving benchmark, asks three servers with two pipeline stages each, one after the other: stock vLLM
-(`mp`), a run of ours that only serves, and one that trains, too. Then a fourth trains with `engine.vllm.weights: copy`.
+One client, vLLM's own serving benchmark, asks servers with two pipeline stages each, one after the other: stock vLLM (`mp`),
+the same without packing the weights for its CPU kernels, a run of ours that only serves, one that trains, too, and one that
+trains with `engine.vllm.weights: copy`.
 """
 
 from __future__ import annotations
@@ -76,14 +77,14 @@ def make_model(directory: Path) -> None:
 
 
 @contextmanager
-def stock(model: Path, port: int) -> Iterator[str]:
-    """Stock vLLM with two stages, on the worker that lets it start eagerly on a CPU."""
+def stock(model: Path, port: int, worker: str) -> Iterator[str]:
+    """Stock vLLM with two stages, on a worker of `stock_worker.py`."""
     command = [sys.executable, "-m", "vllm.entrypoints.launchers.api_server.entry", "--model", str(model)]
     command += ["--served-model-name", "model", "--port", str(port), "--dtype", "float32", "--enforce-eager"]
     command += ["--pipeline-parallel-size", str(STAGES), "--distributed-executor-backend", "mp"]
     command += ["--kv-cache-memory-bytes", "250000000", "--max-num-seqs", "8", "--max-num-batched-tokens", "4096"]
-    command += ["--worker-cls", "benchmarks.stock_worker.EagerPipelineWorker"]
-    with started(command, model.parent / "stock.log"):
+    command += ["--worker-cls", f"benchmarks.stock_worker.{worker}"]
+    with started(command, model.parent / f"{worker}.log"):
         address = f"http://127.0.0.1:{port}"
         await_answer(address)
         yield address
@@ -233,8 +234,9 @@ def main() -> None:
     model = base / "model"
     make_model(model)
     results: dict[str, Asked] = {}
-    with stock(model, options.port) as address:
-        results["stock"] = ask(address, model, "model", options.prompts)
+    for name, worker in (("stock", "EagerPipelineWorker"), ("unpacked", "UnpackedWorker")):
+        with stock(model, options.port, worker) as address:
+            results[name] = ask(address, model, "model", options.prompts)
     for name, training, weights in (
         ("serving", False, "shared"),
         ("training", True, "shared"),
@@ -250,13 +252,13 @@ def report(results: dict[str, Asked], base: Path) -> None:
     print(f"{'':10}" + "".join(f"{key:>20}" for key in keys))
     for name, asked in results.items():
         print(f"{name:10}" + "".join(f"{asked.result[key]:20.2f}" for key in keys))
-    stock, serving, training = (results[name].result for name in ("stock", "serving", "training"))
-    print(f"\noutput tokens/s, ours / stock: {serving['output_throughput'] / stock['output_throughput']:.2f}")
-    for key in ("median_itl_ms", "p99_itl_ms"):
-        ratios = (
-            f"ours / stock: {serving[key] / stock[key]:.2f}, training / serving: {training[key] / serving[key]:.2f}"
+    serving, training = (results[name].result for name in ("serving", "training"))
+    print()
+    for key in ("output_throughput", "median_itl_ms", "p99_itl_ms"):
+        stocks = ", ".join(
+            f"ours / {name} {serving[key] / results[name].result[key]:.2f}" for name in ("stock", "unpacked")
         )
-        print(f"{key}, {ratios}")
+        print(f"{key}: {stocks}, training / serving {training[key] / serving[key]:.2f}")
     served, trained = stage_shares(base / "training")
     rest = trained / (1 - served)
     print(f"stage time while serving: {served:.0%} serving, {trained:.0%} training, which is {rest:.0%} of the rest")
@@ -264,19 +266,20 @@ def report(results: dict[str, Asked], base: Path) -> None:
         delay = 1e3 * update_latency(base / name)
         print(f"{name}: {delay:.1f} ms from the last backward to the first batch on new weights")
     for name in ("serving", "training"):
-        ours_ms = 1e3 * statistics.mean(responses(base / name, results[name]))
-        client_ms = results[name].result["mean_e2el_ms"]
-        difference = ours_ms / client_ms - 1
-        print(
-            f"{name}: mean response {client_ms:.1f} ms by the client, {ours_ms:.1f} ms by the run ({difference:+.1%})"
-        )
+        for what, end, key in (
+            ("response", "finished", "mean_e2el_ms"),
+            ("first token", "first_token", "mean_ttft_ms"),
+        ):
+            ours_ms, client_ms = 1e3 * mean_until(end, base / name, results[name]), results[name].result[key]
+            both = f"{client_ms:.1f} ms by the client, {ours_ms:.1f} ms by the run ({ours_ms / client_ms - 1:+.1%})"
+            print(f"{name}: mean {what} {both}")
 
 
-def responses(directory: Path, asked: Asked) -> list[float]:
-    """Response times of the client's counted requests, by the run: those after its warm-up, in the order they came."""
+def mean_until(end: str, directory: Path, asked: Asked) -> float:
+    """Mean seconds from arrival to `end` of the client's counted requests, by the run: the last ones, after its warm-up."""
     served = [task for task in lines(directory / "tasks.jsonl") if task["kind"] == "serving" and task["finished"]]
     counted = sorted(served, key=lambda task: task["arrival"])[-int(asked.result["completed"]) :]
-    return [task["finished"] - task["arrival"] for task in counted]
+    return statistics.mean(task[end] - task["arrival"] for task in counted)
 
 
 if __name__ == "__main__":

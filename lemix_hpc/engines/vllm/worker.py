@@ -28,7 +28,7 @@ class StageWorker(Worker):  # type: ignore[misc]
 
     def load_model(self, *, load_dummy_weights: bool = False) -> None:
         # On CPUs vLLM would repack the weights for its kernels and drop the originals, which training changes.
-        utils.dispatch_cpu_unquantized_gemm = _keep_weights
+        utils.dispatch_cpu_unquantized_gemm = keep_weights
         super().load_model(load_dummy_weights=load_dummy_weights)
         runner = self.model_runner
         if not get_pp_group().is_first_rank and runner.intermediate_tensors is None:
@@ -47,7 +47,8 @@ class StageWorker(Worker):  # type: ignore[misc]
         return output.tensors if isinstance(output, IntermediateTensors) else output
 
 
-def _keep_weights(layer: torch.nn.Module, remove_weight: bool) -> None:  # noqa: ARG001  as vLLM calls it
+def keep_weights(layer: torch.nn.Module, remove_weight: bool) -> None:  # noqa: ARG001  as vLLM calls it
+    """In place of vLLM's choice of a product on CPUs: one that needs no packed copy of the weight."""
     layer.cpu_linear = _linear  # type: ignore[assignment]
 
 
