@@ -1,7 +1,7 @@
 import json
 from pathlib import Path
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
@@ -13,6 +13,7 @@ CONFIG = {"model_type": "llama", "hidden_size": 64, "num_hidden_layers": 2, "num
 OURS, THEIRS = ByteTokenizer(), byte_level_tokenizer()
 
 
+@example("<|end|>")
 @given(st.text())
 def test_both_forms_of_the_byte_level_tokenizer_agree(text: str) -> None:
     assert THEIRS.encode(text) == OURS.encode(text)
@@ -26,6 +27,7 @@ def test_a_model_without_a_checkpoint_gets_what_vllm_reads(tmp_path: Path) -> No
     assert json.loads((directory / "config.json").read_text())["architectures"] == ["LlamaForCausalLM"]
     tokenizer = AutoTokenizer.from_pretrained(directory)
     assert tokenizer.eos_token_id == OURS.eos
+    assert tokenizer.encode("<|end|>") == OURS.encode("<|end|>")
     chat = tokenizer.apply_chat_template(
         [{"role": "user", "content": "hi"}], tokenize=False, add_generation_prompt=True
     )
