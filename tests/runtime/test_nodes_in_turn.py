@@ -93,11 +93,11 @@ class Cluster:
         self.send(node, 0, m.Train(MicroBatch(group, group, 0, 1, 2, 16, tokens, tokens)))
 
     def settle(self, seed: int) -> None:
-        """Give turns in an order of chance until nobody has anything to do."""
+        """Give turns in an order of chance until nobody has anything to do, and nothing is on its way."""
         order, idle = random.Random(seed), set[tuple[int, int]]()
         while len(idle) < len(self.workers):
             chosen = order.choice(sorted(self.workers))
-            if self.workers[chosen]._turn():
+            if self.workers[chosen]._turn() or any(box.mails for box in self.boxes.values()):
                 idle = set()
             else:
                 idle.add(chosen)
