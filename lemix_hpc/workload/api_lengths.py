@@ -8,11 +8,11 @@ from lemix_hpc.config.recipe import Recipe
 from lemix_hpc.workload.openai_batch import DEFAULT_OUTPUT_TOKENS
 from lemix_hpc.workload.tokenizer import ChatTokenizer, Tokenizer, model_config
 
-GENERATING = ("/v1/completions", "/v1/chat/completions", "/v1/responses")
+GENERATING = ("/v1/completions", "/v1/chat/completions")
 """What generates tokens."""
 
 USUAL_CONTEXT = 2048
-_LIMITS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
+_LIMITS = ("max_completion_tokens", "max_tokens")
 
 
 def call_lengths(path: str, body: dict[str, Any], tokenizer: Tokenizer, context: int) -> tuple[int, int]:
@@ -38,10 +38,9 @@ def context_of(recipe: Recipe) -> int:
 
 
 def _prompt_tokens(body: dict[str, Any], tokenizer: Tokenizer) -> int:
-    for key in ("messages", "input"):
-        if isinstance(body.get(key), list):
-            return _chat_tokens(body[key], tokenizer)
-    prompt = body.get("prompt", body.get("input"))
+    if isinstance(body.get("messages"), list):
+        return _chat_tokens(body["messages"], tokenizer)
+    prompt = body.get("prompt")
     if isinstance(prompt, str):
         return len(tokenizer.encode(prompt))
     prompts = prompt if isinstance(prompt, list) else []

@@ -27,8 +27,6 @@ COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
         (CHAT, {"messages": [{"content": [{"type": "text", "text": "hel"}, {"text": "lo"}]}], "max_tokens": 1}, (5, 1)),
         (CHAT, {"messages": [{"content": "a"}], "max_tokens": 9, "max_completion_tokens": 4}, (1, 4)),
         (CHAT, {"messages": [None, 3, {"content": None}, {"content": [1, {"image_url": "x"}]}]}, (1, 99)),
-        ("/v1/responses", {"input": "hello", "max_output_tokens": 8}, (5, 8)),
-        ("/v1/responses", {"input": [{"role": "user", "content": "hello"}]}, (5, 95)),
     ],
 )
 def test_lengths(path: str, body: dict[str, Any], expected: tuple[int, int]) -> None:

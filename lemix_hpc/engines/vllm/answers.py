@@ -9,7 +9,7 @@ import msgspec
 from lemix_hpc.engines.vllm.asgi import Headers
 
 VERSIONS_HEADER = "x-lemix-weight-versions"
-_PRIORITISED = ("/v1/completions", "/v1/chat/completions", "/v1/responses")
+_PRIORITISED = ("/v1/completions", "/v1/chat/completions")
 _EVENT = b"data: "
 
 Versions = tuple[int, int] | None
@@ -49,6 +49,12 @@ def _in_events(data: bytes, versions: tuple[int, int]) -> bytes:
 
 
 def _in_usage(text: bytes, versions: tuple[int, int]) -> bytes:
-    answer: Any = msgspec.json.decode(text)
+    """The answer with versions in its usage object; as it is if it turns out to have none."""
+    try:
+        answer: Any = msgspec.json.decode(text)
+    except msgspec.DecodeError:
+        return text
+    if not isinstance(answer, dict) or not isinstance(answer.get("usage"), dict):
+        return text
     answer["usage"]["weight_versions"] = list(versions)
     return msgspec.json.encode(answer)

@@ -35,6 +35,13 @@ def test_the_word_usage_in_a_text_is_no_usage_object() -> None:
     assert with_versions(0, [], piece, (1, 1)) == ([], piece)
 
 
+@pytest.mark.parametrize(
+    "text", [b'{"usage":{', b'["usage":{}]', b'{"inner":{"usage":{"a":1}}}', b'{"usage":null,"x":{"usage":{}}}']
+)
+def test_what_only_looks_like_a_usage_object_is_passed_on(text: bytes) -> None:
+    assert with_versions(0, [], text, (1, 2)) == ([], text)
+
+
 def test_an_answer_without_generated_tokens_is_passed_on() -> None:
     assert with_versions(404, HEADERS, b"{}", None) == (HEADERS, b"{}")
 
