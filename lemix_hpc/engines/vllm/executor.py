@@ -128,7 +128,6 @@ class StageExecutor(Executor):  # type: ignore[misc]
                 send(link, Bye())
             except OSError:
                 continue  # it has ended already
-        self._links = []
 
     def read_until(self, wanted: _Answer, timeout: float | None) -> None:
         """Take in answers until the wanted one is there. Raises TimeoutError if the stages are silent for too long."""
@@ -157,7 +156,8 @@ class StageExecutor(Executor):  # type: ignore[misc]
                 self._calls[stage].popleft().add(stage, value)
             case Reply(_, error):
                 call = self._calls[stage].popleft()
-                call.set_exception(RuntimeError(f"stage {stage}, {call.what}: {error}"))
+                if not call.done():  # the first stage that fails gives the reason
+                    call.set_exception(RuntimeError(f"stage {stage}, {call.what}: {error}"))
 
     def _send(self, stage: int, message: Any) -> None:
         with self._sending:

@@ -16,7 +16,7 @@ from lemix_hpc.engines.vllm.link import Ask, Bye, Call, Output, Reply, Run, Samp
 class EnginePort:
     """Brings calls to the worker, batches for the first stage, and leave to commit; takes outputs back.
 
-    The connection is accepted when it is first waited for. `samples`: what bounds the tokens of the coming batches.
+    Made once the engine has connected. `samples`: what bounds the tokens of the coming batches.
     """
 
     def __init__(self, directory: Path, stage: int) -> None:

@@ -108,9 +108,11 @@ class NodeServer:
             self._loop.call_soon_threadsafe(gone.set)
 
     def close(self) -> None:
-        """Stop the engine process, and wait for that."""
+        """Stop the engine process, and wait for that. Raises TimeoutError if it does not stop."""
         self._loop.call_soon_threadsafe(self._closing.set)
-        self._thread.join()
+        self._thread.join(self._recipe.engine.timeout_s)
+        if self._thread.is_alive():
+            raise TimeoutError(f"vLLM's engine did not stop within {self._recipe.engine.timeout_s:g} s")
 
     def _start(self, task: int, work: Coroutine[Any, Any, None]) -> None:
         self._tracker.of(task)
