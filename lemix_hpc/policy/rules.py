@@ -53,6 +53,7 @@ class SchedulerConfig:
     oracle: bool = False
     seed: int = 0
     recalibrate: bool = True
+    overhead: float = 0.0
     drift_limit: float = DEFAULT_LIMIT
 
     @property
@@ -113,6 +114,7 @@ class Rules(NamedTuple):
     batch_requests: int
     oracle: bool
     learns: bool
+    overhead: float
 
 
 PATIENCE = 5.0
@@ -157,4 +159,5 @@ def make_rules(config: SchedulerConfig) -> Rules:
         batch_requests=config.batch_requests,
         oracle=config.oracle,
         learns=config.recalibrate,
+        overhead=config.overhead if config.recalibrate else 0.0,
     )

@@ -55,6 +55,7 @@ class Scheduler:
             seed=config.seed,
             expected_output=FIRST_GUESS,
         )
+        self.state.counters[0]["overhead"] = self.rules.overhead
 
     @property
     def drifts(self) -> list[Drift]:

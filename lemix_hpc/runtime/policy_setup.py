@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import TYPE_CHECKING
 
@@ -15,13 +16,15 @@ if TYPE_CHECKING:
     from lemix_hpc.policy.scheduler import Scheduler
 
 
-def make_scheduler(recipe: Recipe, hardware: Hardware, t0: float) -> Scheduler:
-    """The scheduler of a run of this recipe; `t0`: mean unloaded response [s]."""
+def make_scheduler(recipe: Recipe, hardware: Hardware, t0: float, overhead: float = 0.0) -> Scheduler:
+    """The scheduler of a run of this recipe; `t0`: mean unloaded response [s]; `overhead`: what a response takes besides its
+    stages' work, for each pass [s], which is learned from then on."""
     # The compiler behind it takes a second to load, which stages and most leaders need not wait for.
     from lemix_hpc.policy.scheduler import Scheduler
 
     stages = recipe.nodes.stages
     config = scheduler_config(recipe, t0=t0, pieces=hardware.pieces(stages), drift_limit=hardware.drift_limit)
+    config = dataclasses.replace(config, overhead=overhead)
     return Scheduler(config, hardware.forecasts(stages), hardware.kinds)
 
 

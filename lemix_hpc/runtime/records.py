@@ -122,7 +122,7 @@ class RunFacts(msgspec.Struct, frozen=True):
 
     `steps`: optimizer steps over all nodes; `slo_ms`: limits in ms on `ttft`, `tpot` and `response`, those given;
     `drift`: stages whose times left the coefficient file's; `memory`: None where it has no limit;
-    `across_nodes`: None where every node keeps its own updates.
+    `across_nodes`: None where every node keeps its own updates; `overhead_s`: what forecasts added to a pass's work at first.
     """
 
     policy: str
@@ -139,6 +139,7 @@ class RunFacts(msgspec.Struct, frozen=True):
     drift: list[Drift] = []
     memory: MemoryUse | None = None
     across_nodes: SumsOverNodes | None = None
+    overhead_s: float = 0.0
 
 
 class LearnedTimes(msgspec.Struct, frozen=True):

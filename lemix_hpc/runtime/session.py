@@ -10,7 +10,6 @@ from pathlib import Path
 
 from lemix_hpc.config.recipe import Recipe
 from lemix_hpc.engines.model_sizes import describe
-from lemix_hpc.policy.drift import Drift
 from lemix_hpc.policy.latency import LatencyModel, Shape
 from lemix_hpc.policy.scheduler import Scheduler, compile_policy
 from lemix_hpc.profiling.coefficients import CoefficientFile, load_coefficients, save_coefficients
@@ -28,14 +27,12 @@ from lemix_hpc.runtime.recorder import Recorder
 from lemix_hpc.runtime.records import LearnedTimes, Progress, RunFacts
 from lemix_hpc.runtime.training_feed import feed_of
 from lemix_hpc.runtime.wait import ALONE_ON_HOST_S, Waiter
-from lemix_hpc.runtime.warm_up import DECODED, StageTimes, probes
+from lemix_hpc.runtime.warm_up import TYPICAL_TOKENS, ProbeTimes, probes
 from lemix_hpc.workload.api_lengths import context_of
 from lemix_hpc.workload.load import Workload, load_workload
 from lemix_hpc.workload.tasks import Request
 
 COEFFICIENTS = "coefficients.yaml"
-TYPICAL_TOKENS = 128
-"""What requests are taken to ask for, and to be given, before any has come."""
 
 
 def mean_unloaded_response(latency: LatencyModel, requests: Sequence[Request], recipe: Recipe) -> float:
@@ -83,11 +80,13 @@ class Session:
         # While others build theirs; once the run has started, everybody would wait for it.
         compile_policy()
         self._collect(engines_in(self._recipe))
-        hardware = self._hardware(work.requests)
+        times = None if self._recipe.engine.kind == "emulated" else self._warm_up(work.requests)
+        overhead = 0.0 if times is None else times.overhead
+        hardware = self._hardware(times)
         save_coefficients(hardware.believed[0], self._run_dir / COEFFICIENTS)
         reference = hardware.reference.latency(self._layout.stages)
         t0 = mean_unloaded_response(reference, work.requests, self._recipe)
-        scheduler = make_scheduler(self._recipe, hardware, t0)
+        scheduler = make_scheduler(self._recipe, hardware, t0, overhead)
         epoch = self._clock.monotonic()
         self._order(m.Go(epoch), range(self._layout.nodes))
         self._clock.start(epoch)
@@ -98,7 +97,7 @@ class Session:
             self._turn_until(lambda: front.finished, front.turn, front.until_due)
         duration = self._clock.now()
         self._stop(front)
-        self._recorder.facts(self._facts(work, reference, front, duration, scheduler.drifts))
+        self._recorder.facts(self._facts(work, reference, front, duration, scheduler))
         self._recorder.learned(self._learned(scheduler))
         self._recorder.close()
 
@@ -138,7 +137,7 @@ class Session:
                 return describe(self._recipe.model).max_positions
 
     def _facts(
-        self, work: Workload, latency: LatencyModel, front: Front, duration: float, drifts: list[Drift]
+        self, work: Workload, latency: LatencyModel, front: Front, duration: float, scheduler: Scheduler
     ) -> RunFacts:
         recipe = self._recipe
         return RunFacts(
@@ -153,8 +152,9 @@ class Session:
             steps=front.steps,
             malformed_lines=len(work.left_out),
             outside_range=sum(not latency.covers(r.prompt_tokens + r.output_tokens) for r in work.requests),
-            drift=drifts,
+            drift=scheduler.drifts,
             across_nodes=front.rounds.facts() if front.rounds is not None else None,
+            overhead_s=scheduler.rules.overhead,
         )
 
     def _learned(self, scheduler: Scheduler) -> LearnedTimes:
@@ -166,12 +166,12 @@ class Session:
         """The coefficient file that forecasts start from."""
         return self._recipe.policy.coefficients or self._recipe.engine.coefficients
 
-    def _hardware(self, requests: Sequence[Request]) -> Hardware:
+    def _hardware(self, times: ProbeTimes | None) -> Hardware:
         """Stage times of emulated nodes by their files. Nodes that compute are all alike; T0 is a property of the hardware,
         and goes by the engine's own file, whatever forecasts start from."""
-        if self._recipe.engine.kind == "emulated":
+        if times is None:
             return load_hardware(self._recipe)
-        believed, own = self._coefficients(requests), self._recipe.engine.coefficients
+        believed, own = self._coefficients(times), self._recipe.engine.coefficients
         reference = believed if own is None else load_coefficients(own)
         return Hardware(reference, (reference,), (believed,), (0,) * self._layout.nodes)
 
@@ -205,34 +205,28 @@ class Session:
         self._turn_until(lambda: len(mails) >= count, turn)
         return [mail.message for mail in mails]
 
-    def _coefficients(self, requests: Sequence[Request]) -> CoefficientFile:
-        """Stage times from the file that the recipe names, or measured now, on ordinary requests that nobody waits for."""
-        engine = self._recipe.engine
+    def _warm_up(self, requests: Sequence[Request]) -> ProbeTimes:
+        """Run ordinary requests that nobody waits for."""
+        self._tell("warming up")
+        times = ProbeTimes(self._layout.stages)
+        for probe in probes(self._recipe, requests, self._context):
+            sent = self._clock.now()
+            self._mailbox.send(self._layout.leader(probe.node), Inbox.LEADER, probe.request)
+            passes = self._layout.stages * max(1, probe.request.output)
+            reports = self._collect(passes + 1)
+            times.add(probe, sent, [span for report in reports if isinstance(report, m.Work) for span in report.spans])
+        return times
+
+    def _coefficients(self, times: ProbeTimes) -> CoefficientFile:
+        """Stage times from the file that the recipe names, or those just measured."""
         file = self._believed_file
         if file is not None:
             return load_coefficients(file)
-        self._tell("measuring stage times")
         sizes = describe(self._recipe.model)
-        training = self._recipe.training
-        clients = self._recipe.serving is not None and self._recipe.serving.http is not None
-        longest = max(
-            [r.prompt_tokens + r.output_tokens for r in requests]
-            + [training.sequence_length if training else 1, 2 * TYPICAL_TOKENS if clients else 1]
-        )
-        generate = clients or any(r.output_tokens for r in requests)
-        if self._context is not None:
-            longest = min(longest, self._context - DECODED * generate)
-        times = StageTimes(self._layout.stages)
-        for probe in probes(self._layout.nodes, longest, generate=generate):
-            self._mailbox.send(self._layout.leader(probe.node), Inbox.LEADER, probe.request)
-            passes = self._layout.stages * max(1, probe.request.output)
-            for message in self._collect(passes + 1):
-                for span in message.spans if isinstance(message, m.Work) else ():
-                    times.add(probe, span)
         return times.coefficients(
             hardware=platform.processor() or platform.machine(),
             model=sizes.family,
-            dtype=engine.dtype,
+            dtype=self._recipe.engine.dtype,
             layers=sizes.layers,
         )
 

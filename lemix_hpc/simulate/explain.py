@@ -42,7 +42,7 @@ def explain(run_dir: Path, recipe: Recipe, name: str) -> Explained:
     hardware = believed_hardware(run_dir, recipe)
 
     def scheduler() -> Scheduler:
-        return make_scheduler(recipe, hardware, records.facts.t0_s)
+        return make_scheduler(recipe, hardware, records.facts.t0_s, records.facts.overhead_s)
 
     number, again = task.number, scheduler()
     if isinstance(task, ServedTask):

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lemix_hpc.policy.events import PassKind, PassMeasured, Place, RequestArrived
+from lemix_hpc.policy.events import PassKind, PassMeasured, Place, RequestArrived, StageFinished, TaskFinished
 from lemix_hpc.policy.forms import Interpolated, Roofline
 from lemix_hpc.policy.latency import Affine, LatencyModel, Shape, StageTime
 from lemix_hpc.policy.recalibration import LARGEST_GAIN, LARGEST_STEP, Gains, Recalibrated
@@ -206,3 +206,41 @@ def test_without_recalibration_forecasts_keep_to_the_file_and_the_alarm_is_raise
     assert response == pytest.approx(2 * TRUE.scaled(3).seconds(PROMPT))
     assert len(scheduler.drifts) == 2
     assert scheduler.learned[0].error_after < 0.15, "what it would have been is known too"
+
+
+# What a response takes besides its stages' work
+
+ALONE = 2 * TRUE.seconds(PROMPT)
+BESIDES = 0.01
+
+
+def responses(count: int, besides: float, *, recalibrate: bool = True, known: float = 0.0) -> list[float]:
+    """What is predicted of requests that come to an idle node one after the other, and take `besides` more than their work."""
+    config = SchedulerConfig(1, recalibrate=recalibrate, overhead=known)
+    scheduler = Scheduler(config, LatencyModel((TRUE,) * 2, (TRUE,) * 2))
+    predicted = []
+    for number in range(count):
+        now, work = 10.0 * number, ALONE / 2
+        (place,) = scheduler.handle(RequestArrived(now, number, 200, 0))
+        assert isinstance(place, Place)
+        predicted.append(place.response)
+        for stage, start in enumerate((now + besides / 2, now + besides + work)):
+            scheduler.handle(StageFinished(start + work, 0, stage, number, start, start + work))
+        scheduler.handle(TaskFinished(now + besides + 2 * work, 0, number, 0))
+    return predicted
+
+
+def test_forecasts_start_from_the_overhead_that_is_known() -> None:
+    assert responses(1, BESIDES, known=BESIDES) == [pytest.approx(ALONE + BESIDES)]
+    assert responses(1, BESIDES) == [pytest.approx(ALONE)]
+
+
+def test_forecasts_follow_the_overhead() -> None:
+    *_, lower = responses(100, BESIDES, known=3 * BESIDES)
+    *_, higher = responses(100, BESIDES, known=BESIDES / 3)
+    assert lower - ALONE == pytest.approx(BESIDES, rel=0.06)
+    assert higher - ALONE == pytest.approx(BESIDES, rel=0.06)
+
+
+def test_without_recalibration_forecasts_know_no_overhead() -> None:
+    assert responses(50, BESIDES, recalibrate=False, known=BESIDES) == [pytest.approx(ALONE)] * 50

@@ -1,0 +1,82 @@
+"""What the first seconds of a run make of what its probes took."""
+
+import pytest
+
+from lemix_hpc.config.recipe import Engine, Model, Nodes, Recipe
+from lemix_hpc.config.training_section import Training
+from lemix_hpc.policy.latency import Shape
+from lemix_hpc.runtime.messages import WorkSpan
+from lemix_hpc.runtime.warm_up import DECODED, REPEATS, ProbeTimes, probes
+from lemix_hpc.workload.tasks import Request
+from tests.runtime.conftest import tiny_llama
+
+BETWEEN_S = 0.002
+
+
+def recipe(nodes: int, *, training: bool) -> Recipe:
+    section = Training(sequence_length=100) if training else None
+    return Recipe(
+        nodes=Nodes(count=nodes, stages=2), model=Model(config=tiny_llama(2)), engine=Engine(), training=section
+    )
+
+
+def span(stage: int, start: float, end: float) -> WorkSpan:
+    return WorkSpan(0, stage, "serve", [-1], start, end, version=0, batch=1, complete=True)
+
+
+def request(prompt: int, output: int) -> Request:
+    return Request("r0", 0.0, prompt, output)
+
+
+def test_each_length_comes_once_on_every_node_and_is_measured_on_the_first() -> None:
+    found = list(probes(recipe(2, training=False), [request(20, 0)], 1000))
+    assert [(probe.node, probe.request.prompt) for probe in found if not probe.measured] == [
+        (node, length) for node in (0, 1) for length in (8, 16, 20)
+    ]
+    assert [(probe.node, probe.request.prompt) for probe in found if probe.measured] == [
+        (0, 8),
+        (0, 16),
+        (0, 20),
+    ] * REPEATS
+    assert len({probe.request.task for probe in found}) == len(found)
+    assert all(probe.request.task < 0 and probe.request.output == 0 for probe in found)
+
+
+@pytest.mark.parametrize(
+    ("output", "context", "longest"), [(0, 1000, 100), (0, 64, 64), (5, 64, 64 - DECODED), (5, None, 100)]
+)
+def test_probes_are_as_long_as_the_run_needs_and_the_engine_takes(
+    output: int, context: int | None, longest: int
+) -> None:
+    found = list(probes(recipe(1, training=True), [request(10, output)], context))
+    assert max(probe.request.prompt for probe in found) == longest
+    assert {probe.request.output for probe in found} == {DECODED if output else 0}
+
+
+@pytest.mark.parametrize("output", [0, 5])
+def test_stage_times_and_what_comes_besides_are_told_apart(output: int) -> None:
+    times = ProbeTimes(2)
+    truth = (lambda shape: 0.01 + 1e-4 * shape.tokens, lambda shape: 0.02 + 2e-4 * shape.tokens)
+    clock = 5.0
+    for probe in probes(recipe(1, training=False), [request(64, output)], None):
+        sent, spans, prompt = clock, [], probe.request.prompt
+        for done in range(max(1, probe.request.output)):
+            shape = Shape.of((prompt,)) if done == 0 else Shape.of((1,), (prompt + done - 1,))
+            clock += BETWEEN_S
+            for stage in (0, 1):
+                seconds = truth[stage](shape) * (1 if probe.measured else 3)  # cold at first
+                spans.append(span(stage, clock, clock + seconds))
+                clock += seconds
+        times.add(probe, sent, spans[::-1])
+    assert times.overhead == pytest.approx(BETWEEN_S)
+    latency = times.coefficients(hardware="h", model="m", dtype="float32", layers=2).latency(2)
+    for tokens in (8, 30, 64):
+        shape = Shape.of((tokens,))
+        assert latency.forward_times(shape) == pytest.approx([true(shape) for true in truth], rel=1e-3)
+
+
+def test_passes_that_overlap_make_no_negative_overhead() -> None:
+    times = ProbeTimes(1)
+    [*_, probe] = probes(recipe(1, training=False), [request(8, 0)], None)
+    times.add(probe, 1.0, [span(0, 0.9, 1.1)])
+    assert times.overhead == 0.0
