@@ -107,6 +107,7 @@ def test_an_interrupted_job_goes_on_and_measures_no_point_twice(lemix, tiny, tmp
 
 
 @pytest.mark.mpi
+@pytest.mark.slow
 def test_a_local_sweep_runs_one_job_after_the_other(lemix, tiny, tmp_path):
     done = lemix("profile", tiny, "--cluster", "local", "--array", "nodes.stages=1,2", "--set", "training=null")
     assert done.returncode == 0, done.stderr

@@ -117,6 +117,7 @@ def test_weights_are_averaged_while_training_and_serving_go_on(run: MakeRun) -> 
     assert_served_on(averaged)
 
 
+@pytest.mark.slow
 def test_training_nodes_of_a_separated_cluster_take_steps_together(run: MakeRun) -> None:
     training = {"micro_batches_per_step": 1, "micro_batches": 12, "across_nodes": "sync"}
     policy = {"placement": "separate", "training_nodes": 2}

@@ -72,7 +72,7 @@ def served_while_a_step_was_prepared(run: FinishedRun) -> int:
     return found
 
 
-@pytest.mark.parametrize(("zero_stage", "tied"), [(0, False), (1, True)])
+@pytest.mark.parametrize(("zero_stage", "tied"), [pytest.param(0, False, marks=pytest.mark.slow), (1, True)])
 def test_weights_do_not_know_what_was_served_in_between(
     zero_stage: int, tied: bool, run: Callable[..., FinishedRun]
 ) -> None:

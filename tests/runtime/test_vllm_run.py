@@ -66,7 +66,9 @@ def stock_tokens(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     return tokens
 
 
-@pytest.mark.parametrize("stages", [1, 2, 3])
+@pytest.mark.parametrize(
+    "stages", [pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow), 3]
+)
 def test_tokens_through_stages_are_stock_vllms(
     lemix_run: Run, checkpoint: Path, stock_tokens: list[list[int]], stages: int
 ) -> None:
