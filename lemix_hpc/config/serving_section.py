@@ -59,7 +59,7 @@ class Conversations(Section):
 
 
 class Http(Section):
-    """The OpenAI API at the scheduler rank. It lasts `duration_s`, or as long as the allocation."""
+    """The OpenAI API at the scheduler rank. It lasts `duration_s`, or until it is told to end."""
 
     host: str = Field(default="127.0.0.1", description="address to listen on")
     port: int = Field(default=8000, ge=0, le=65535, description="0 takes a free one")
