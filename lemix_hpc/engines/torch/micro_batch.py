@@ -1,7 +1,7 @@
-"""Forward and backward of a training micro-batch in pieces of one decoder layer.
+"""Forward and backward of a training micro-batch in pieces of one block: a decoder layer, or half of one.
 
-The graph is cut at every layer boundary: a layer's input is a detached tensor that shares its producer's storage. Each
-piece then has a backward of its own, and the work can stop between any two.
+The graph is cut between blocks: a block's input is a detached tensor that shares its producer's storage. Each piece then
+has a backward of its own, and the work can stop between any two.
 """
 
 from __future__ import annotations

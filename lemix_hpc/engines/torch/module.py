@@ -35,7 +35,7 @@ class StageModule(nn.Module, ABC):
     @property
     @abstractmethod
     def blocks(self) -> Sequence[nn.Module]:
-        """The decoder layers, in order."""
+        """The decoder layers in order, whole or in parts: the pieces of training, after each of which it may rest."""
 
     @property
     @abstractmethod

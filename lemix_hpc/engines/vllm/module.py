@@ -36,7 +36,9 @@ class FusedLlamaStage(StageModule):
         self._vocabulary = config.vocab_size
         self._epsilon = config.rms_norm_eps
         self.model = nn.Module()
-        self.model.layers = nn.ModuleDict({str(index): _Layer(config, weights, index) for index in layers})
+        decoder = {str(index): _Layer(config, weights, index) for index in layers}
+        self.model.layers = nn.ModuleDict(decoder)
+        self._halves = [half for layer in decoder.values() for half in layer.halves]
         if first or (last and self.tied):
             self.model.embed_tokens = _Weighted(weights, "model.embed_tokens")
         if last:
@@ -47,9 +49,7 @@ class FusedLlamaStage(StageModule):
 
     @property
     def blocks(self) -> Sequence[nn.Module]:
-        layers = self.model.layers
-        assert isinstance(layers, nn.ModuleDict)
-        return list(layers.values())
+        return self._halves
 
     @property
     def embedding(self) -> Any:
@@ -98,24 +98,36 @@ class _Layer(nn.Module):
     def __init__(self, config: Any, weights: Weights, index: int) -> None:
         super().__init__()
         name = f"model.layers.{index}"
-        self._epsilon = config.rms_norm_eps
         self.self_attn = _Attention(config, weights, index)
         self.mlp = _FeedForward(weights, f"{name}.mlp")
         self.input_layernorm = _Weighted(weights, f"{name}.input_layernorm")
         self.post_attention_layernorm = _Weighted(weights, f"{name}.post_attention_layernorm")
+        # In a tuple, since modules would give the parameters a second name.
+        self.halves = (
+            _Half(self.input_layernorm, self.self_attn, config.rms_norm_eps),
+            _Half(self.post_attention_layernorm, self.mlp, config.rms_norm_eps),
+        )
+
+
+class _Half(nn.Module):
+    """One residual branch of a layer, with its norm: so much training a request may have to wait for."""
+
+    def __init__(self, norm: _Weighted, branch: _Attention | _FeedForward, epsilon: float) -> None:
+        super().__init__()
+        self._norm = norm
+        self._branch = branch
+        self._epsilon = epsilon
 
     def forward(
         self,
         hidden: torch.Tensor,
         *,
-        attention_mask: None,  # noqa: ARG002  part of how layers are called
+        attention_mask: None,  # noqa: ARG002  part of how blocks are called
         attend: Attend,
         position_embeddings: tuple[torch.Tensor, torch.Tensor],
     ) -> torch.Tensor:
-        normed = _rms_norm(hidden, self.input_layernorm.weight, self._epsilon)
-        hidden = hidden + self.self_attn(normed, attend, position_embeddings)
-        normed = _rms_norm(hidden, self.post_attention_layernorm.weight, self._epsilon)
-        output: torch.Tensor = hidden + self.mlp(normed)
+        normed = _rms_norm(hidden, self._norm.weight, self._epsilon)
+        output: torch.Tensor = hidden + self._branch(normed, attend, position_embeddings)
         return output
 
 
@@ -149,7 +161,12 @@ class _FeedForward(nn.Module):
         self.gate_up_proj = _Weighted(weights, f"{name}.gate_up_proj")
         self.down_proj = _Weighted(weights, f"{name}.down_proj")
 
-    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self,
+        hidden: torch.Tensor,
+        attend: Attend,  # noqa: ARG002  both branches are called alike
+        rotation: tuple[torch.Tensor, torch.Tensor],  # noqa: ARG002
+    ) -> torch.Tensor:
         gate, up = self.gate_up_proj(hidden).chunk(2, dim=-1)
         output: torch.Tensor = self.down_proj(silu(gate) * up)
         return output
