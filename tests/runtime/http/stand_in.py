@@ -76,6 +76,8 @@ class Node:
                 print(f"abort of {task}", flush=True)
                 if task in self._answers:
                     self._answers[task] = iter([self._done(task, 0)])
+            case m.PlaceRequest() as request:
+                self._warm_up(request)
             case m.Train(micro_batch):
                 self._training.append(micro_batch)
             case m.Go(epoch):
@@ -87,6 +89,14 @@ class Node:
                     self._tell(m.Stopped(self._node, stage))
             case other:
                 raise TypeError(f"not pretended: {other!r}")
+
+    def _warm_up(self, request: m.PlaceRequest) -> None:
+        for _ in range(max(1, request.output)):
+            for stage in range(self._layout.stages):
+                now = self._clock.now()
+                span = m.WorkSpan(self._node, stage, "serve", [request.task], now, now, self._version, -1, True)
+                self._tell(m.Work([span]))
+        self._tell(self._done(request.task, request.output))
 
     def _train(self, micro_batch: Any) -> None:
         now, task = self._clock.now(), micro_batch.id
