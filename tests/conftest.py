@@ -23,13 +23,6 @@ settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """For `--dist loadgroup`: one worker has the Slurm cluster, and modules stay whole, with what they start once."""
-    for item in items:
-        shares = "slurm_cluster" in getattr(item, "fixturenames", ())
-        item.add_marker(pytest.mark.xdist_group("slurm" if shares else item.nodeid.partition("::")[0]))
-
-
 def _trial_data_directory() -> Path:
     return Path(os.environ.get("LEMIX_TRIAL_DATA", REPOSITORY.parent / "shared" / "data")).resolve()
 

@@ -6,6 +6,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ SHORTER = {
     "recipes/quickstart.sbatch": "--set serving.source.duration_s=2",
     "recipes/vllm-http.yaml": "--set serving.http.duration_s=2 --set serving.http.port=0",
     "benchmarks/runtime_overhead.py": "--seconds 2",
-    "lemix profile": "--set profile.lengths=[8,16]",
+    "lemix profile": "--set profile.lengths=[8,16] --set profile.batches=[1] --set profile.contexts=[8]",
     "benchmarks/recalibration.py": "--tasks 20 --rate 20",
     "lemix compare recipes/policy-study.yaml": "--seeds 0 --rates 50 --set serving.source.requests=50",
     "lemix capacity recipes/policy-study.yaml": "--seeds 0 --tolerance 0.5 --set serving.source.requests=200",
@@ -92,6 +93,18 @@ class Reader:
         assert done.returncode == 0, f"{command}\nended with {done.returncode}\n{done.stdout}{done.stderr}"
         return done.stdout
 
+    def await_job(self, submitted: str) -> None:
+        """Wait for a batch job by what `sbatch` said; its own `--wait` looks only every half minute."""
+        job = submitted.rsplit(maxsplit=1)[-1]
+        while (state := self.state_of(job)) in ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING"):
+            time.sleep(0.2)
+        assert state == "COMPLETED", f"job {job} ended as {state}"
+
+    def state_of(self, job: str) -> str:
+        found = re.search(r"JobState=(\S+)", self.type(f"scontrol show job {job}"))
+        assert found is not None, "Slurm remembers ended jobs for some minutes"
+        return found[1]
+
 
 @pytest.fixture(scope="module")
 def reader(slurm_cluster: SlurmCluster, tmp_path_factory: pytest.TempPathFactory) -> Reader:
@@ -110,4 +123,6 @@ def test_commands_run(reader: Reader, command: str) -> None:
         reader.type(f"lemix submit recipe.yaml --cluster local --set '{endless}' --out runs/{run}")
     typed = command.replace("[RECIPE]", "RECIPE").replace("RECIPE", "recipe.yaml").replace("RUN", run)
     typed += "".join(f" {shorter}" for name, shorter in SHORTER.items() if name in command)
-    reader.type(re.sub("^sbatch", "sbatch --wait", typed))
+    said = reader.type(typed)
+    if command.startswith("sbatch"):
+        reader.await_job(said)

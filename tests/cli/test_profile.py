@@ -120,6 +120,7 @@ def test_a_local_sweep_runs_one_job_after_the_other(lemix, tiny, tmp_path):
     assert "llama-164k" in lemix("report", listed["directory"]).stdout
 
 
+@pytest.mark.slow
 @pytest.mark.slurm
 def test_a_job_array_on_the_cluster(lemix, tiny, tmp_path, slurm_cluster, slurm_tmp_path):
     recipe = slurm_tmp_path / "tiny.yaml"

@@ -89,6 +89,7 @@ def test_steps_of_all_nodes_together_are_those_of_one_process(run: MakeRun) -> N
     assert_served_on(together)
 
 
+@pytest.mark.slow
 def test_one_node_may_get_all_groups(run: MakeRun) -> None:
     training = {"micro_batches_per_step": 1, "micro_batches": 9, "across_nodes": "sync"}
     policy = {"placement": "pack", "lanes": 1}

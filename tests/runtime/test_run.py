@@ -252,6 +252,7 @@ def test_turns_of_a_conversation_come_after_the_answers(lemix_run: Run) -> None:
             assert served[f"r{number}"]["arrival"] > served[f"r{number - 1}"]["finished"]
 
 
+@pytest.mark.slow
 def test_all_is_answered_without_serving_first_and_without_yielding(lemix_run: Run) -> None:
     run = lemix_run(
         {
