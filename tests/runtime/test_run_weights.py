@@ -25,7 +25,9 @@ RANKS = Path(__file__).with_name("weights_ranks.py")
 def run(tmp_path: Path) -> Callable[..., FinishedRun]:
     """Trains on two stages; much of the time goes into the steps of a large vocabulary. `serving`: requests come all along."""
 
-    def make(name: str, *, serving: bool, zero_stage: int, tied: bool, **policy: Any) -> FinishedRun:
+    def make(
+        name: str, *, serving: bool, zero_stage: int, tied: bool, engine: str = "torch", **policy: Any
+    ) -> FinishedRun:
         training = sums_training(
             release="sync", sequence_length=16, micro_batches_per_step=2, micro_batches=40, zero_stage=zero_stage
         )
@@ -34,6 +36,7 @@ def run(tmp_path: Path) -> Callable[..., FinishedRun]:
             "name": name,
             "nodes": {"count": 1, "stages": 2},
             "model": {"config": tiny_llama(2, vocab_size=30_000, tie_word_embeddings=tied)},
+            "engine": {"kind": engine},
             "training": training,
             "policy": policy,
         }
@@ -72,11 +75,18 @@ def served_while_a_step_was_prepared(run: FinishedRun) -> int:
     return found
 
 
-@pytest.mark.parametrize(("zero_stage", "tied"), [pytest.param(0, False, marks=pytest.mark.slow), (1, True)])
+@pytest.mark.parametrize(
+    ("engine", "zero_stage", "tied"),
+    [
+        pytest.param("torch", 0, False, marks=pytest.mark.slow),
+        ("torch", 1, True),
+        pytest.param("vllm", 0, False, marks=pytest.mark.slow),
+    ],
+)
 def test_weights_do_not_know_what_was_served_in_between(
-    zero_stage: int, tied: bool, run: Callable[..., FinishedRun]
+    engine: str, zero_stage: int, tied: bool, run: Callable[..., FinishedRun]
 ) -> None:
-    mode: dict[str, Any] = {"zero_stage": zero_stage, "tied": tied}
+    mode: dict[str, Any] = {"engine": engine, "zero_stage": zero_stage, "tied": tied}
     alone = run("alone", serving=False, **mode)
     resting = run("resting", serving=True, **mode)
     through = run("through", serving=True, yield_training=False, **mode)

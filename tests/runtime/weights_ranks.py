@@ -23,5 +23,6 @@ def build_engine_that_writes(recipe: Any, *, node: int, stage: int, **others: An
     return engine
 
 
-main.build_engine = build_engine_that_writes
-run_rank(sys.argv[1])
+if __name__ == "__main__":  # not in processes that vLLM starts
+    main.build_engine = build_engine_that_writes
+    run_rank(sys.argv[1])
