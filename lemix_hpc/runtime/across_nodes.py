@@ -118,7 +118,6 @@ class Averaging:
 
     def prepare(self, message: m.PrepareAverage) -> None:
         """The first stage has begun the update."""
-        self._links.down(message)
         self._updates.open(message.version, self._update())
 
     def _summed(self, ended: Sum) -> Work[None]:

@@ -47,6 +47,11 @@ class StageLinks:
         if not self.place.last:
             self._to_stage(self.place.node, self.place.stage + 1, message, payload)
 
+    def behind(self, message: m.AnyMessage, payload: Payload | None = None) -> None:
+        """To all stages behind this one, each at once: none waits until those before it have had a look."""
+        for stage in range(self.place.stage + 1, self.place.layout.stages):
+            self._to_stage(self.place.node, stage, message, payload)
+
     def up(self, message: m.AnyMessage, payload: Payload | None = None) -> None:
         """To the stage before."""
         self._to_stage(self.place.node, self.place.stage - 1, message, payload)

@@ -51,9 +51,9 @@ def run(recipe: Recipe, run_dir: Path, attempt: int) -> None:
             engine = build_engine(recipe, node=node, stage=stage, device=device, meeting=meeting)
             bell.watch(engine.watched)
             mailbox = Mailbox(comm, Inbox.STAGE, bell, engine.buffer)
-            place, across = _place(recipe, layout, node, stage), partners(recipe)
+            place, across = stage_place(recipe, layout, node, stage), partners(recipe)
             across = across if across is not None and node in across.nodes else None
-            StageWorker(place, engine, mailbox, clock, waiter, _rules(recipe), across).run()
+            StageWorker(place, engine, mailbox, clock, waiter, stage_rules(recipe), across).run()
             engine.close()
             return
         leader = make_leader(recipe, layout, node, Mailbox(comm, Inbox.LEADER, bell), meeting, clock, bell.wake)
@@ -82,13 +82,13 @@ def _meeting_place(comm: MPI.Comm, node: int, *, is_leader: bool) -> Iterator[Pa
         yield Path(ranks.bcast(None))
 
 
-def _place(recipe: Recipe, layout: Layout, node: int, stage: int) -> StagePlace:
+def stage_place(recipe: Recipe, layout: Layout, node: int, stage: int) -> StagePlace:
     parts = split(recipe)
     copies = parts.served_by(node) if parts is not None and node in parts.training else ()
     return StagePlace(layout, node, stage, copies, recipe.policy.copy_every_steps)
 
 
-def _rules(recipe: Recipe) -> StageRules:
+def stage_rules(recipe: Recipe) -> StageRules:
     policy, training = recipe.policy, recipe.training
     sync = training is not None and training.release == "sync"
     return StageRules(

@@ -83,7 +83,7 @@ class Sealed(msgspec.Struct, frozen=True, array_like=True, tag=True):
 
 
 class Prepare(msgspec.Struct, frozen=True, array_like=True, tag=True):
-    """Stage to next stage, with the gradient of tied weights if any: work out the step of `group`, to be `version`."""
+    """First stage to all behind, with the gradient of tied weights if any: work out the step of `group`, to be `version`."""
 
     version: int
     group: int
@@ -131,7 +131,7 @@ class Summed(msgspec.Struct, frozen=True, array_like=True, tag=True):
 
 
 class PrepareAverage(msgspec.Struct, frozen=True, array_like=True, tag=True):
-    """Stage to next stage: work out the average of all nodes' weights, to be `version`."""
+    """First stage to all behind: work out the average of all nodes' weights, to be `version`."""
 
     version: int
 

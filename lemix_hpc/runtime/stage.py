@@ -86,12 +86,7 @@ class StageWorker:
 
     def _turn(self) -> bool:
         """Take in what arrived and run one piece of work. False when there was nothing to do."""
-        mails = self._mailbox.poll()
-        for mail in mails:
-            self._receive(mail)
-        orders = self._engine.orders()
-        for order in orders:
-            self._ordered(order)
+        arrived = self._take_in()
         if self._urgent is None and self._training is None:
             self._updates.settle()
             self._start(self._pick())
@@ -100,7 +95,17 @@ class StageWorker:
         running = self._urgent or self._training
         if running is not None:
             self._advance(running)
-        return running is not None or bool(mails) or bool(orders)
+        return running is not None or arrived
+
+    def _take_in(self) -> bool:
+        """What has arrived, in order. False if nothing has."""
+        mails = self._mailbox.poll()
+        for mail in mails:
+            self._receive(mail)
+        orders = self._engine.orders()
+        for order in orders:
+            self._ordered(order)
+        return bool(mails or orders)
 
     def _finished(self) -> bool:
         idle = self._urgent is None and self._training is None and not len(self._queue)
@@ -204,6 +209,8 @@ class StageWorker:
             next(running.work)
         except StopIteration as end:
             self._worked(running)
+            # It became ready before what this pass makes ready.
+            self._take_in()
             self._complete(running, end.value)
         else:
             self._worked(running)
@@ -221,17 +228,16 @@ class StageWorker:
             self._training = None
         else:
             self._urgent = None
-        version = self._updates.version
-        running.done(result)
-        self._close_stretch(running, complete=True, version=version)
+        self._close_stretch(running, complete=True)
         if self._spans:
             self._links.to_leader(m.Work(self._spans))
         self._spans = []
+        # Whoever hears of an outcome has heard of the work before.
+        running.done(result)
 
-    def _close_stretch(self, stopped: Pass, *, complete: bool, version: int | None = None) -> None:
+    def _close_stretch(self, stopped: Pass, *, complete: bool) -> None:
         place, since = self._place, stopped.since
         assert since is not None, "a stretch is closed once"
-        seen = self._updates.version if version is None else version
         stopped.worked += stopped.until - since
         stopped.since = None
         if stopped.kind == "serve" and not stopped.tasks:
@@ -243,7 +249,7 @@ class StageWorker:
             stopped.tasks,
             since,
             stopped.until,
-            seen,
+            self._updates.version,
             stopped.batch,
             complete,
             stopped.shape,

@@ -121,7 +121,6 @@ class Updates:
 
     def prepare(self, message: m.Prepare, tied: Payload | None) -> None:
         """The first stage has begun a step."""
-        self._links.down(message, tied)
         self.open(message.version, Step(self._engine, message.group, message.grad_norm, tied))
 
     def open(self, version: int, update: Step | Average) -> None:
@@ -212,9 +211,9 @@ class Updates:
             return
         update, version = self._waiting.popleft(), self.version + 1
         if isinstance(update, Step):
-            self._links.down(m.Prepare(version, update.group, update.grad_norm), update.tied)
+            self._links.behind(m.Prepare(version, update.group, update.grad_norm), update.tied)
         else:
-            self._links.down(m.PrepareAverage(version))
+            self._links.behind(m.PrepareAverage(version))
         self.open(version, update)
 
     def _prepare_next(self) -> None:
