@@ -154,6 +154,6 @@ def _place_micro_batch(world: World, setting: Setting, state: State, number: int
         run.begun += 1
     node = state.slots[slot].node
     micro_batch.node, micro_batch.eligible, micro_batch.placed = node, state.slots[slot].eligible, run.now
-    micro_batch.since, micro_batch.epoch = run.now, 0
+    micro_batch.since = run.now
     append(world.queues[3 * node * setting.stages + FORWARDS], world.micro_batches, number)
     touch(world, node)

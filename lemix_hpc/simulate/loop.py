@@ -59,8 +59,10 @@ def advance(world: World, setting: Setting, state: State, rules: Rules) -> int:
             if asked != GOING:
                 return asked
             if run.changed > 0:
+                node = world.changed[run.first_changed]
+                run.first_changed = (run.first_changed + 1) % setting.nodes
                 run.changed -= 1
-                _settle_node(world, setting, world.changed[run.changed])
+                _settle_node(world, setting, node)
                 continue
             if time == math.inf or _over(world):
                 return DONE if _over(world) else STUCK
@@ -136,7 +138,8 @@ def _settle_node(world: World, setting: Setting, node: int) -> None:
         move(world, setting, node)
     supply_first_stage(world, setting, node)
     for stage in range(setting.stages):
-        settle(world, setting, node, stage)
+        if settle(world, setting, node, stage):
+            touch(world, node)
     if setting.limited:
         set_wake(world, setting, node)
 
@@ -166,22 +169,21 @@ def _end(world: World, setting: Setting, state: State, rules: Rules, at: int) ->
 
 @compiled
 def _batch_done(world: World, setting: Setting, state: State, rules: Rules, node: int, stage: int, number: int) -> None:
-    """The leader hears of results before the scheduler hears of the pass."""
+    """The scheduler hears of the pass before it hears of its outcome."""
     last, members = stage == setting.stages - 1, world.members[number]
     size = world.batches[number].size
     if stage == 0:
         world.nodes[node].at_first_stage -= 1
-    if last:
-        take_results(world, setting, node, number)
-        for position in range(size):
-            if world.requests[members[position]].outcome == FINISHED:
-                tell_finished(world, setting, state, rules, node, members[position])
-    else:
-        come(world, number, node * setting.stages + stage + 1)
     for position in range(size):
         tell_passed(world, setting, state, rules, node, stage, members[position], SERVE)
-    if last:
-        free_batch(world, node, number)
+    if not last:
+        come(world, number, node * setting.stages + stage + 1)
+        return
+    take_results(world, setting, node, number)
+    for position in range(size):
+        if world.requests[members[position]].outcome == FINISHED:
+            tell_finished(world, setting, state, rules, node, members[position])
+    free_batch(world, node, number)
 
 
 @compiled

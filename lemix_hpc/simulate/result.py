@@ -7,11 +7,11 @@ from typing import Any
 
 from lemix_hpc.policy.stage_queue import BACKWARD, COMMIT, FORWARD, SERVE
 from lemix_hpc.runtime.records import ServedTask, Span, SpanKind, TrainedTask
-from lemix_hpc.simulate.rows import FINISHED, NONE, Records
+from lemix_hpc.simulate.rows import COPY, FINISHED, NONE, Records
 from lemix_hpc.simulate.world import World
 from lemix_hpc.workload.tasks import Request
 
-KINDS: dict[int, SpanKind] = {SERVE: "serve", COMMIT: "step", BACKWARD: "backward", FORWARD: "forward"}
+KINDS: dict[int, SpanKind] = {SERVE: "serve", COMMIT: "step", BACKWARD: "backward", FORWARD: "forward", COPY: "copy"}
 
 
 def spans(world: World, names: Sequence[str]) -> list[Span]:

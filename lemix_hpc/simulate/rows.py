@@ -11,8 +11,11 @@ NONE = -1
 OPEN, FINISHED, REFUSED = range(3)
 """Outcomes of a task."""
 
-FORWARDS, BACKWARDS, COMMITS = range(3)
-"""The queues of a stage: micro-batches for a forward or a backward, and groups to step."""
+FORWARDS, BACKWARDS, STEPS = range(3)
+"""The queues of a stage: micro-batches for a forward or a backward, and on the first stage groups whose step is not in force."""
+
+COPY = 5
+"""The kind of a span in which a node takes over weights of another one, beside those of `lemix_hpc.policy.stage_queue`."""
 
 Records = NDArray[np.void]
 
@@ -61,7 +64,6 @@ MICRO_BATCH = np.dtype(
         ("group", np.int64),
         ("next", np.int64),
         ("since", np.float64),
-        ("epoch", np.int64),
         ("outcome", np.int64),
         ("node", np.int64),
         ("eligible", np.float64),
@@ -77,7 +79,6 @@ GROUP = np.dtype(
         ("size", np.int64),
         ("begun", np.bool_),
         ("next", np.int64),
-        ("since", np.float64),
         ("step", np.int64),
     ],
     align=True,
@@ -139,15 +140,25 @@ STAGE = np.dtype(
         ("resting_left", np.int64),
         # Root of the heap of batches that wait.
         ("serves", np.int64),
-        # Training's claim to time, weight updates that have come and gone, and micro-batches between their passes.
+        # Training's claim to time, and micro-batches between their passes.
         ("debt", np.float64),
+        ("between", np.int64),
+        # Weight updates, which go by the version that they make: the one in force, the newest that is open here, the newest
+        # that all stages behind are ready for, and the newest that this stage has reported, since when.
+        ("version", np.int64),
+        ("opened", np.int64),
+        ("behind", np.int64),
+        ("told", np.int64),
+        ("told_since", np.float64),
+        # Commit markers that have come in the channel, and those that have gone.
         ("came", np.int64),
         ("went", np.int64),
-        ("version", np.int64),
-        ("between", np.int64),
     ],
     align=True,
 )
+
+MARKER = np.dtype([("version", np.int64), ("since", np.float64)], align=True)
+"""A commit marker in front of a stage, since when."""
 
 SPAN = np.dtype(
     [
@@ -162,7 +173,7 @@ SPAN = np.dtype(
     ],
     align=True,
 )
-"""`kind`: as in `lemix_hpc.policy.stage_queue`."""
+"""`kind`: as in `lemix_hpc.policy.stage_queue`, or COPY."""
 
 ARRIVED, OFFERED, CLOSED, PASSED_STAGE, ENDED, TICKED = range(6)
 """What the policy is told."""
@@ -242,6 +253,7 @@ RUN = np.dtype(
         ("steps", np.int64),
         ("ticked", np.float64),
         ("changed", np.int64),
+        ("first_changed", np.int64),
         ("spans", np.int64),
         ("events", np.int64),
         ("measured", np.bool_),
@@ -249,5 +261,5 @@ RUN = np.dtype(
     align=True,
 )
 """The front. `listed`: requests that come by themselves; `unserved`: those without an outcome; `due`: root of the heap of
-later turns; `changed`: nodes to look at; `came`: batches that have come to any stage; `measured`: the policy has been told how
-long the pass took that ends next."""
+later turns; `changed`: how many nodes to look at, from `first_changed` of their ring on; `came`: batches that have come to any
+stage; `measured`: the policy has been told how long the pass took that ends next."""

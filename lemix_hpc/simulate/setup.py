@@ -7,6 +7,7 @@ import numpy as np
 from lemix_hpc.config.recipe import Recipe
 from lemix_hpc.policy.times import Times, make_times
 from lemix_hpc.profiling.hardware import Hardware
+from lemix_hpc.runtime.policy_setup import split
 from lemix_hpc.simulate.rooms import is_limited
 from lemix_hpc.simulate.world import Setting
 
@@ -18,7 +19,7 @@ def make_times_of(recipe: Recipe, hardware: Hardware) -> Times:
 
 def make_setting(recipe: Recipe, hardware: Hardware, *, endless: bool, logs: bool) -> Setting:
     """What stages and leaders go by; `endless`: training goes on while serving lasts."""
-    training = recipe.training
+    training, apart = recipe.training, split(recipe)
     return Setting(
         nodes=recipe.nodes.count,
         stages=recipe.nodes.stages,
@@ -29,7 +30,10 @@ def make_setting(recipe: Recipe, hardware: Hardware, *, endless: bool, logs: boo
         serving_first=recipe.policy.serving_first,
         yield_training=recipe.policy.yield_training,
         minimum_share=recipe.policy.minimum_training_share,
+        sync=training is not None and training.release == "sync",
         gpipe=training is not None and training.release == "sync" and training.schedule == "gpipe",
+        servers=len(apart.serving) if apart is not None else 0,
+        copy_every=recipe.policy.copy_every_steps,
         endless=endless,
         latency_error=recipe.simulate.latency_error,
         seed=recipe.seed,

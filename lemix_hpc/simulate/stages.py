@@ -15,9 +15,9 @@ from lemix_hpc.policy.times import BACKWARD_PASS, FORWARD_PASS, SERVE_PASS, stag
 from lemix_hpc.simulate.heap import pop, push
 from lemix_hpc.simulate.memory import activations_there, claim_activations, may_leave, must_stay, release_activations
 from lemix_hpc.simulate.noise import spread
-from lemix_hpc.simulate.rows import BACKWARDS, COMMITS, FORWARDS, NONE
+from lemix_hpc.simulate.rows import BACKWARDS, COPY, FORWARDS, NONE, STEPS
 from lemix_hpc.simulate.timers import set_timer
-from lemix_hpc.simulate.world import Setting, World, add_span, append, take
+from lemix_hpc.simulate.world import Setting, World, add_span, append, take, touch
 
 pick = compiled(stage_queue.pick)
 debt_after = compiled(stage_queue.debt_after)
@@ -28,24 +28,29 @@ ROUNDING = 1e-9
 
 
 @compiled
-def settle(world: World, setting: Setting, node: int, stage: int) -> None:
-    """Everything of this instant is there: run what is to run next, or make what runs give way."""
+def settle(world: World, setting: Setting, node: int, stage: int) -> bool:
+    """Everything of this instant is there: run what is to run next, or make what runs give way.
+
+    Whether the stage has told the one before that an update is ready, which has to be looked at again.
+    """
     at = node * setting.stages + stage
     state = world.stages[at]
     if state.kind == SERVE:
-        return
+        return False
     serve = _serve_since(world, at)
     if state.kind != NOTHING:
         if serve < math.inf and setting.yield_training:
             _shorten(world, setting, at)
-        return
+        return False
     if state.resting != NOTHING:
         if serve < math.inf and state.debt <= 0.0:
             _serve(world, setting, node, stage)
         else:
             _resume(world, setting, at, serve < math.inf)
-        return
+        return False
+    reported = False
     while True:
+        reported |= _report(world, setting, node, stage)
         commit, backward = _commit_since(world, at, stage), _backward_since(world, setting, at, stage)
         forward = _forward_since(world, setting, at, stage)
         kind = pick(serve, commit, backward, forward, setting.serving_first, state.debt > 0.0)
@@ -55,12 +60,13 @@ def settle(world: World, setting: Setting, node: int, stage: int) -> None:
             kind = pick(serve, commit, backward, math.inf, setting.serving_first, state.debt > 0.0)
         if kind != COMMIT:
             break
-        _commit(world, setting, node, stage)
+        _publish(world, setting, node, stage)
         serve = _serve_since(world, at)
     if kind == SERVE:
         _serve(world, setting, node, stage)
     elif kind != NOTHING:
         _train(world, setting, node, stage, kind, serve < math.inf)
+    return reported
 
 
 @compiled
@@ -84,11 +90,15 @@ def _serve_since(world: World, at: int) -> float:
 
 @inlined
 def _forward_since(world: World, setting: Setting, at: int, stage: int) -> float:
-    head = world.queues[3 * at + FORWARDS].head
-    if head == NONE or world.micro_batches[head].epoch != world.stages[at].went:
+    """Since when the next micro-batch is there. Forwards wait for updates that have come, and for those about to be
+    committed: with a flush from the end of a group on, else from their report on."""
+    head, state = world.queues[3 * at + FORWARDS].head, world.stages[at]
+    if head == NONE or state.came > state.went:
+        return math.inf
+    if state.opened > state.version if setting.sync else state.told > state.version:
         return math.inf
     size = world.groups[world.micro_batches[head].group].size
-    if world.stages[at].between >= forward_limit(stage, setting.stages, size, setting.gpipe):
+    if state.between >= forward_limit(stage, setting.stages, size, setting.gpipe):
         return math.inf
     since: float = world.micro_batches[head].since
     return since
@@ -96,9 +106,10 @@ def _forward_since(world: World, setting: Setting, at: int, stage: int) -> float
 
 @inlined
 def _backward_since(world: World, setting: Setting, at: int, stage: int) -> float:
-    """Since when the next gradient is there; under GPipe it waits for all forwards of its group."""
-    head = world.queues[3 * at + BACKWARDS].head
-    if head == NONE:
+    """Since when the next gradient is there. Under GPipe it waits for all forwards of its group, and without a flush for an
+    update that is about to be committed: no batch behind that may wait for the pass."""
+    head, state = world.queues[3 * at + BACKWARDS].head, world.stages[at]
+    if head == NONE or (not setting.sync and state.told > state.version):
         return math.inf
     if setting.limited and not activations_there(world, setting, stage, head):
         return math.inf
@@ -110,40 +121,97 @@ def _backward_since(world: World, setting: Setting, at: int, stage: int) -> floa
 
 
 @inlined
-def _commit_since(world: World, at: int, stage: int) -> float:
-    """Since when a weight update is there. The first stage decides on them; elsewhere all work in front comes first."""
-    head = world.queues[3 * at + COMMITS].head
-    if head == NONE:
-        return math.inf
+def _report(world: World, setting: Setting, node: int, stage: int) -> bool:
+    """Report an update that is ready here and behind, which takes no work: to the stage before, or on the first one to
+    itself. Whether the stage before has heard of it."""
+    at = node * setting.stages + stage
+    state = world.stages[at]
+    # A step is prepared when the one before is in force, a copy when it is there.
+    ready = state.opened if node < setting.servers else min(state.opened, state.version + 1)
+    if stage < setting.stages - 1:
+        ready = min(ready, state.behind)
+    if ready <= state.told:
+        return False
+    state.told, state.told_since = ready, world.run[0].now
     if stage > 0:
-        went = world.stages[at].went
-        batch, micro_batch = world.stages[at].serves, world.queues[3 * at + FORWARDS].head
-        if batch != NONE and world.batches[batch].epoch == went:
-            return math.inf
-        if micro_batch != NONE and world.micro_batches[micro_batch].epoch == went:
-            return math.inf
-    since: float = world.groups[head].since
+        world.stages[at - 1].behind = ready
+    return stage > 0
+
+
+@inlined
+def _commit_since(world: World, at: int, stage: int) -> float:
+    """Since when an update is there to be published. The first stage decides on them; elsewhere the batches in front of the
+    marker come first."""
+    state = world.stages[at]
+    if stage == 0:
+        return state.told_since if state.told > state.version else math.inf
+    if state.came == state.went or (state.serves != NONE and world.batches[state.serves].epoch == state.went):
+        return math.inf
+    since: float = world.markers[at, state.went % world.markers.shape[1]].since
     return since
 
 
 @compiled
-def _commit(world: World, setting: Setting, node: int, stage: int) -> None:
-    """Step the weights, which takes no time, and tell the next stage in order with the activations."""
-    at, run = node * setting.stages + stage, world.run[0]
-    state = world.stages[at]
-    group = take(world.queues[3 * at + COMMITS], world.groups)
-    add_span(world, node, stage, NONE, COMMIT, run.now, run.now, state.version, NONE)
-    state.version += 1
+def _publish(world: World, setting: Setting, node: int, stage: int) -> None:
+    """Put an update in force, which takes no time, and tell the next stage in order with the activations."""
+    at, now = node * setting.stages + stage, world.run[0].now
+    state, copied = world.stages[at], node < setting.servers
+    add_span(world, node, stage, NONE, COPY if copied else COMMIT, now, now, state.version, NONE)
     if stage == 0:
-        run.steps += 1
-        run.begun -= 1
-        world.groups[group].step = state.version
+        state.version = state.told
     else:
+        state.version = world.markers[at, state.went % world.markers.shape[1]].version
         state.went += 1
     if stage < setting.stages - 1:
-        world.groups[group].since = run.now
-        world.stages[at + 1].came += 1
-        append(world.queues[3 * (at + 1) + COMMITS], world.groups, group)
+        _mark(world, at + 1, state.version)
+    if not copied:
+        if stage == 0:
+            _stepped(world, setting, node)
+        if state.version % setting.copy_every == 0:
+            _copy(world, setting, node, stage)
+
+
+@compiled
+def _mark(world: World, at: int, version: int) -> None:
+    """A commit marker comes to a stage."""
+    state, room = world.stages[at], world.markers.shape[1]
+    if state.came - state.went == room:
+        raise IndexError("no room for a weight update")
+    marker = world.markers[at, state.came % room]
+    marker.version, marker.since = version, world.run[0].now
+    state.came += 1
+
+
+@compiled
+def _stepped(world: World, setting: Setting, node: int) -> None:
+    """The step of a node's oldest group is in force on the first stage; the next one begins."""
+    at, run = node * setting.stages, world.run[0]
+    group = take(world.queues[3 * at + STEPS], world.groups)
+    world.groups[group].step = world.stages[at].version
+    run.steps += 1
+    run.begun -= 1
+    _begin_step(world, setting, node)
+
+
+@compiled
+def _begin_step(world: World, setting: Setting, node: int) -> None:
+    """Let all stages prepare the next step, if there is one and none is open."""
+    at = node * setting.stages
+    first = world.stages[at]
+    if first.opened > first.version or world.queues[3 * at + STEPS].head == NONE:
+        return
+    for stage in range(setting.stages):
+        world.stages[at + stage].opened = first.version + 1
+
+
+@compiled
+def _copy(world: World, setting: Setting, trainer: int, stage: int) -> None:
+    """Serving nodes get the weights of a training node's stage: trainers take turns, as in `lemix_hpc.policy.rules.Split`."""
+    trainers = setting.nodes - setting.servers
+    for node in range(setting.servers):
+        if setting.servers + node % trainers == trainer:
+            world.stages[node * setting.stages + stage].opened = world.stages[trainer * setting.stages + stage].version
+            touch(world, node)
 
 
 @inlined
@@ -250,7 +318,6 @@ def forward_done(world: World, setting: Setting, node: int, stage: int, number: 
     if stage == setting.stages - 1:
         append(world.queues[3 * at + BACKWARDS], world.micro_batches, number)
     else:
-        micro_batch.epoch = world.stages[at + 1].came
         append(world.queues[3 * (at + 1) + FORWARDS], world.micro_batches, number)
 
 
@@ -270,8 +337,8 @@ def backward_done(world: World, setting: Setting, node: int, stage: int, number:
         stage == setting.stages - 1 or world.at_stage[group, stage].sealed_behind
     ):
         if stage == 0:
-            world.groups[group].since = world.run[0].now
-            append(world.queues[3 * node * setting.stages + COMMITS], world.groups, group)
+            append(world.queues[3 * node * setting.stages + STEPS], world.groups, group)
+            _begin_step(world, setting, node)
             return
         stage -= 1
         world.at_stage[group, stage].sealed_behind = True

@@ -22,6 +22,7 @@ from lemix_hpc.simulate.rows import (
     CLAIM,
     EVENT,
     GROUP,
+    MARKER,
     MICRO_BATCH,
     NODE,
     NONE,
@@ -38,7 +39,8 @@ from lemix_hpc.simulate.timers import Timers, make_timers
 
 
 class Setting(NamedTuple):
-    """What does not change. `pieces`: in how many a training pass is cut; `endless`: training goes on while serving lasts;
+    """What does not change. `pieces`: in how many a training pass is cut; `servers`: that many nodes, the first ones, only
+    serve, and take over weights every `copy_every` steps; `endless`: training goes on while serving lasts;
     `logs`: what the policy is told is written down; `measures`: it is told how long passes took; `limited`: memory has an end;
     `offload_rate`: bytes per second, 0 where nothing can be offloaded."""
 
@@ -51,7 +53,10 @@ class Setting(NamedTuple):
     serving_first: bool
     yield_training: bool
     minimum_share: float
+    sync: bool
     gpipe: bool
+    servers: int
+    copy_every: int
     endless: bool
     latency_error: float
     seed: int
@@ -75,7 +80,7 @@ class Memory(NamedTuple):
 
 
 class World(NamedTuple):
-    """All arrays. A stage is at node * stages + stage of `stages`, its queues at 3 times that of `queues`; a node's
+    """All arrays. A stage is at node * stages + stage of `stages` and `markers`, its queues at 3 times that of `queues`; a node's
     batches at node * MOST_IN_FLIGHT of `batches`, with a row of `members` each. `ready`: requests of a node that generate;
     `lengths`: tokens in a row of each micro-batch. Later turns stand behind all other requests, with an arrival of inf."""
 
@@ -95,6 +100,7 @@ class World(NamedTuple):
     members: NDArray[np.int64]
     stages: Records
     queues: Records
+    markers: Records
     changed: NDArray[np.int64]
     spans: Records
     events: Records
@@ -159,6 +165,8 @@ def make_world(setting: Setting, times: Times, requests: Records, *, spans: int,
         members=np.zeros((len(batch), setting.max_requests), dtype=np.int64),
         stages=stage,
         queues=_queues(3 * stages),
+        # An update waits behind batches; copies of weights may come up to once after each of those.
+        markers=np.zeros((stages, MOST_IN_FLIGHT + 2 if setting.servers else 1), MARKER),
         changed=np.zeros(setting.nodes, dtype=np.int64),
         spans=np.zeros(spans, SPAN),
         events=np.zeros(spans if setting.logs else 0, EVENT),
@@ -230,7 +238,7 @@ def touch(world: World, node: int) -> None:
     if not world.nodes[node].changed:
         world.nodes[node].changed = True
         run = world.run[0]
-        world.changed[run.changed] = node
+        world.changed[(run.first_changed + run.changed) % world.changed.size] = node
         run.changed += 1
 
 

@@ -27,7 +27,10 @@ SETTING = Setting(
     serving_first=True,
     yield_training=True,
     minimum_share=0.0,
+    sync=False,
     gpipe=False,
+    servers=0,
+    copy_every=1,
     endless=False,
     latency_error=0.0,
     seed=0,
@@ -82,7 +85,8 @@ def run(
     `forward` and `backward`: seconds of every pass on every stage; `per_token`: more for every new token; `rooms`: the
     memory of the stages.
     """
-    setting = SETTING._replace(limited=rooms is not None, **changes)
+    sync = (config or {}).get("release") == "sync"
+    setting = SETTING._replace(limited=rooms is not None, sync=sync, **changes)
     forwards, backwards = (Affine(seconds, per_token, 0.0) for seconds in (forward, backward))
     latency = LatencyModel((forwards,) * setting.stages, (backwards,) * setting.stages)
     given = SchedulerConfig(
