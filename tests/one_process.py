@@ -1,0 +1,229 @@
+"""A whole run of emulated stages in one process, on a virtual clock: scheduler, leaders and stage workers are the real ones.
+
+Messages take no time. At one instant all that has ended is told first, and scheduler and leaders act on it; then the
+stages, one after the other, run what is to be run next. A stage that works sees nothing until its piece of work has ended.
+"""
+
+from __future__ import annotations
+
+import functools
+import heapq
+import itertools
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from lemix_hpc.config.recipe import Recipe
+from lemix_hpc.engines.emulated import EmulatedStage
+from lemix_hpc.engines.protocol import Payload
+from lemix_hpc.policy.events import Event
+from lemix_hpc.profiling.hardware import load_hardware
+from lemix_hpc.runtime import messages as m
+from lemix_hpc.runtime.front import Front, FrontSettings
+from lemix_hpc.runtime.http.exchange import Exchange
+from lemix_hpc.runtime.layout import SCHEDULER_RANK, Layout
+from lemix_hpc.runtime.leaders import make_leader
+from lemix_hpc.runtime.mailbox import Inbox, Mail
+from lemix_hpc.runtime.main import stage_place, stage_rules
+from lemix_hpc.runtime.policy_setup import make_scheduler
+from lemix_hpc.runtime.recorder import Recorder
+from lemix_hpc.runtime.records import Progress, ServedTask, Span, TaskRecord, TrainedTask
+from lemix_hpc.runtime.session import mean_unloaded_response
+from lemix_hpc.runtime.stage import StageWorker
+from lemix_hpc.runtime.training_feed import feed_of
+from lemix_hpc.workload.load import load_workload
+
+
+@dataclass
+class Clock:
+    """The cluster's time, and for a stage when the work that it has begun ends."""
+
+    time: list[float]
+    busy_until: float = 0.0
+    reading: float | None = None
+
+    def now(self) -> float:
+        """A mail is taken in when it was sent: in a run, too, mails are taken in one after the other as they came."""
+        return max(self.time[0], self.busy_until) if self.reading is None else self.reading
+
+    def sleep(self, seconds: float) -> None:
+        self.busy_until = self.now() + seconds
+
+    def start(self, epoch: float) -> None:
+        """The run starts at 0."""
+
+    @property
+    def busy(self) -> bool:
+        return self.busy_until > self.time[0]
+
+
+class Mails(list[Mail]):
+    """Mails that set their reader's clock to when each was sent."""
+
+    def __init__(self, due: list[tuple[float, Mail]], clock: Clock) -> None:
+        super().__init__(mail for _, mail in due)
+        self._sent = [sent for sent, _ in due]
+        self._clock = clock
+
+    def __iter__(self) -> Iterator[Mail]:
+        for sent, mail in zip(self._sent, super().__iter__(), strict=True):
+            self._clock.reading = sent
+            yield mail
+        self._clock.reading = None
+
+
+Box = list[tuple[float, int, int, m.AnyMessage, Payload | None]]
+
+
+@dataclass
+class Post:
+    """All that is on its way: by the inbox of a rank, in order of the time at which it was sent, then of the sender."""
+
+    boxes: dict[tuple[int, Inbox], Box] = field(default_factory=dict)
+    sent: int = 0
+
+    def put(
+        self, to: tuple[int, Inbox], time: float, source: int, message: m.AnyMessage, payload: Payload | None
+    ) -> None:
+        self.sent += 1
+        heapq.heappush(self.boxes.setdefault(to, []), (time, source, self.sent, message, payload))
+
+    def take(self, to: tuple[int, Inbox], now: float) -> list[tuple[float, Mail]]:
+        box, due = self.boxes.get(to, []), []
+        while box and box[0][0] <= now:
+            time, source, _, message, payload = heapq.heappop(box)
+            due.append((time, Mail(source, message, payload)))
+        return due
+
+
+class VirtualMailbox:
+    """What `runtime.mailbox.Mailbox` is to a part of the run."""
+
+    in_transit = False
+    sent_all = True
+
+    def __init__(self, post: Post, rank: int, inbox: Inbox, clock: Clock) -> None:
+        self._post = post
+        self._rank = rank
+        self._inbox = inbox
+        self._clock = clock
+
+    def send(self, rank: int, inbox: Inbox, message: m.AnyMessage, payload: Payload | None = None) -> None:
+        self._post.put((rank, inbox), self._clock.now(), self._rank, message, payload)
+
+    def poll(self) -> Mails:
+        return Mails(self._post.take((self._rank, self._inbox), self._clock.now()), self._clock)
+
+
+class MemoryRecorder(Recorder):
+    """Keeps what a run writes about itself."""
+
+    def __init__(self) -> None:
+        self.spans: list[Span] = []
+        self.served: list[ServedTask] = []
+        self.trained: list[TrainedTask] = []
+        self.events: list[Event] = []
+
+    def span(self, span: Span) -> None:
+        self.spans.append(span)
+
+    def task(self, task: TaskRecord) -> None:
+        if isinstance(task, ServedTask):
+            self.served.append(task)
+        else:
+            self.trained.append(task)
+
+    def event(self, event: Event) -> None:
+        self.events.append(event)
+
+    def progress(self, progress: Progress) -> None:
+        """Nobody looks."""
+
+
+class OneProcess:
+    """The run of a recipe whose engine is `emulated`. `records` has what it wrote."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.records = MemoryRecorder()
+        self._time = [0.0]
+        self._post = Post()
+        self._layout = Layout(recipe.nodes.count, recipe.nodes.stages)
+        self._front = self._make_front(recipe)
+        leaders = range(recipe.nodes.count)
+        self._leaders = [self._make_leader(recipe, node) for node in leaders]
+        self._stages = [
+            self._make_stage(recipe, node, stage) for node in leaders for stage in range(recipe.nodes.stages)
+        ]
+
+    def run(self) -> None:
+        """Until everything is served and trained."""
+        while True:
+            self._settle()
+            if self._front.finished:
+                return
+            next_time = min(self._ends(), self._front._arrivals.next, self._front._tick_at)
+            assert self._time[0] < next_time < math.inf, "nothing will ever happen again"
+            self._time[0] = next_time
+
+    def _ends(self) -> float:
+        return min((clock.busy_until for _, clock in self._stages if clock.busy), default=math.inf)
+
+    def _settle(self) -> None:
+        """Everything that happens at this instant."""
+        idle = False
+        while not idle:
+            self._decide()
+            idle, before = True, self._post.sent
+            for worker, clock in self._stages:
+                while not clock.busy and worker._turn():
+                    idle = False
+            # A stage may have nothing to do but to tell others that it has.
+            idle = idle and self._post.sent == before
+
+    def _decide(self) -> None:
+        """Leaders pass on what the stages tell, the scheduler acts on it, and leaders form batches of what it sends."""
+        before = -1
+        while before != (before := self._post.sent + len(self.records.events)):
+            for turn in (*(leader.turn for leader in self._leaders), self._front.turn):
+                turn()
+
+    def _box(self, rank: int, inbox: Inbox, clock: Clock) -> Any:
+        return VirtualMailbox(self._post, rank, inbox, clock)
+
+    def _make_front(self, recipe: Recipe) -> Front:
+        hardware, work = load_hardware(recipe), load_workload(recipe)
+        t0 = mean_unloaded_response(hardware.reference.latency(recipe.nodes.stages), work.requests, recipe)
+        clock = Clock(self._time)
+        mailbox = self._box(SCHEDULER_RANK, Inbox.SCHEDULER, clock)
+        number: Callable[[], int] = functools.partial(next, itertools.count())
+        return Front(
+            self._layout,
+            make_scheduler(recipe, hardware, t0),
+            mailbox,
+            self.records,
+            clock.now,
+            work.requests,
+            feed_of(recipe, work, number),
+            Exchange(self._layout, mailbox, number, recipe.engine.timeout_s),
+            FrontSettings(None, recipe.report.live_interval_s),
+            number,
+        )
+
+    def _make_leader(self, recipe: Recipe, node: int) -> Any:
+        clock = Clock(self._time)
+        box = self._box(self._layout.leader(node), Inbox.LEADER, clock)
+        unused: Any = None
+        return make_leader(recipe, self._layout, node, box, unused, unused, unused)
+
+    def _make_stage(self, recipe: Recipe, node: int, stage: int) -> tuple[StageWorker, Clock]:
+        hardware, clock = load_hardware(recipe), Clock(self._time)
+        latency, pieces = (
+            hardware.latencies(recipe.nodes.stages)[hardware.kinds[node]],
+            hardware.pieces(recipe.nodes.stages),
+        )
+        engine = EmulatedStage(latency, stage, pieces, clock=clock.now, sleep=clock.sleep)
+        box = self._box(self._layout.worker(node, stage), Inbox.STAGE, clock)
+        place, unused = stage_place(recipe, self._layout, node, stage), None
+        run_clock: Any = clock
+        return StageWorker(place, engine, box, run_clock, unused, stage_rules(recipe)), clock  # type: ignore[arg-type]

@@ -1,0 +1,231 @@
+"""Runtime and simulator are one machine written twice: the same recipe runs through both, and what they write is equal."""
+
+from __future__ import annotations
+
+import random
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lemix_hpc.config.recipe import Recipe
+from lemix_hpc.policy.events import Event, GroupOffered, PassMeasured, RequestArrived
+from lemix_hpc.profiling.hardware import load_hardware
+from lemix_hpc.runtime.records import ServedTask, Span, TrainedTask
+from lemix_hpc.simulate.run import Simulated, simulate
+from tests.one_process import MemoryRecorder, OneProcess
+
+PLACEMENTS = [
+    "least-completion", "lemix", "lemix-paper", "pack", "separate", "round-robin", "random", "least-utilised",
+]  # fmt: skip
+
+
+def times(rng: random.Random, stages: int, layers: int) -> dict[str, Any]:
+    """A coefficient file: no two stages take equally long, so that nothing happens at the same time by chance."""
+
+    def stage() -> dict[str, Any]:
+        forward = {
+            "a": rng.uniform(1e-3, 8e-3),
+            "b": rng.uniform(2e-6, 1e-5),
+            "c": rng.uniform(0.0, 1e-9),
+            "d": rng.uniform(0.0, 1e-6),
+        }
+        return {"forward": forward, "backward": rng.uniform(1.0, 3.0)}
+
+    return {
+        "schema": 1,
+        "form": "affine-quadratic",
+        "hardware": "drawn",
+        "model": "drawn",
+        "dtype": "float32",
+        "layers": layers,
+        "stages": [stage() for _ in range(stages)],
+        "provenance": {"source": "drawn for a test"},
+    }
+
+
+@st.composite
+def scenarios(draw: st.DrawFn) -> dict[str, Any]:
+    """A recipe as data; `files` are its coefficient files by name."""
+    rng = random.Random(draw(st.integers(0, 2**32), label="seed of times"))
+    nodes, stages = draw(st.integers(1, 3), label="nodes"), draw(st.integers(1, 3), label="stages")
+    placement = draw(st.sampled_from([p for p in PLACEMENTS if p != "separate" or nodes > 1]), label="placement")
+    layers = stages * draw(st.integers(1, 4), label="layers of a stage")
+    files = {name: times(rng, stages, layers) for name in ("real.yaml", "other.yaml", "believed.yaml")}
+    serves, trains = draw(st.sampled_from([(True, True), (True, True), (True, False), (False, True)]), label="work")
+    recipe: dict[str, Any] = {
+        "seed": draw(st.integers(0, 1000), label="seed"),
+        "nodes": {"count": nodes, "stages": stages},
+        "engine": {
+            "kind": "emulated",
+            "coefficients": "real.yaml",
+            "max_batch_requests": draw(st.sampled_from([1, 2, 8]), label="requests in a batch"),
+            "max_batch_tokens": draw(st.sampled_from([512, 4096]), label="tokens in a batch"),
+        },
+        "policy": draw(policies(placement, nodes), label="policy"),
+    }
+    if nodes > 1 and draw(st.booleans(), label="nodes differ"):
+        recipe["nodes"]["kinds"] = [{"count": 1, "coefficients": "other.yaml"}, {"count": nodes - 1}]
+    if draw(st.booleans(), label="forecasts are wrong"):
+        recipe["policy"]["coefficients"] = "believed.yaml"
+    if serves:
+        recipe["serving"] = draw(servings(nodes), label="serving")
+    if trains:
+        recipe["training"] = draw(trainings(endless=serves), label="training")
+    if draw(st.booleans(), label="the allocation ends"):
+        recipe["cluster"] = {"time": "00:01:00"}
+        recipe["policy"]["drain_reserve_s"] = draw(st.floats(56.0, 59.9), label="drain reserve")
+    return {"recipe": recipe, "files": files}
+
+
+def policies(placement: str, nodes: int) -> st.SearchStrategy[dict[str, Any]]:
+    optional: dict[str, st.SearchStrategy[Any]] = {
+        "order": st.sampled_from(["fcfs", "shortest", "deadline"]),
+        "admission": st.sampled_from(["slack", "paper", "none"]),
+        "serving_first": st.booleans(),
+        "yield_training": st.booleans(),
+        "minimum_training_share": st.sampled_from([0.0, 0.05, 0.5]),
+        "max_hold_s": st.sampled_from([0.0, 0.1, 10.0]),
+        "output_lengths": st.sampled_from(["predicted", "oracle"]),
+        "recalibrate": st.booleans(),
+        "lanes": st.integers(1, 3),
+    }
+    fixed: dict[str, st.SearchStrategy[Any]] = {"placement": st.just(placement)}
+    if placement == "separate":
+        fixed["training_nodes"] = st.integers(1, nodes - 1)
+        fixed["copy_every_steps"] = st.integers(1, 3)
+    return st.fixed_dictionaries(fixed, optional=optional)
+
+
+@st.composite
+def servings(draw: st.DrawFn, nodes: int) -> dict[str, Any]:
+    kind = draw(st.sampled_from(["poisson", "bursty"]))
+    serving: dict[str, Any] = {
+        "source": {
+            "kind": kind,
+            "rate": nodes * draw(st.sampled_from([3.7, 17.3, 61.1])),
+            "requests": draw(st.integers(1, 40)),
+        },
+        "mode": draw(st.sampled_from(["score", "generate"])),
+        "max_new_tokens": draw(st.sampled_from([1, 5, 20])),
+    }
+    if draw(st.booleans(), label="conversations"):
+        serving["conversations"] = {"turns": draw(st.integers(2, 4)), "think_s": 0.1}
+    return serving
+
+
+@st.composite
+def trainings(draw: st.DrawFn, *, endless: bool) -> dict[str, Any]:
+    training: dict[str, Any] = {
+        "release": draw(st.sampled_from(["async", "sync"])),
+        "schedule": draw(st.sampled_from(["1f1b", "gpipe"])),
+        "micro_batches_per_step": draw(st.integers(1, 4)),
+        "micro_batch_size": draw(st.integers(1, 2)),
+        "lengths": "azure-conv",
+    }
+    if not endless or draw(st.booleans(), label="training has an end"):
+        training["micro_batches"] = draw(st.integers(1, 30))
+    return training
+
+
+def load(scenario: dict[str, Any], directory: Path) -> Recipe:
+    """The recipe, its coefficient files written."""
+    for name, content in scenario["files"].items():
+        (directory / name).write_text(yaml.safe_dump(content))
+    recipe = Recipe.model_validate(scenario["recipe"])
+    engine = recipe.engine.model_copy(update={"coefficients": directory / "real.yaml"})
+    policy = recipe.policy
+    if policy.coefficients is not None:
+        policy = policy.model_copy(update={"coefficients": directory / "believed.yaml"})
+    nodes = recipe.nodes
+    if nodes.kinds is not None:
+        kinds = [
+            k.model_copy(update={"coefficients": k.coefficients and directory / "other.yaml"}) for k in nodes.kinds
+        ]
+        nodes = nodes.model_copy(update={"kinds": kinds})
+    return recipe.model_copy(update={"engine": engine, "policy": policy, "nodes": nodes})
+
+
+@settings(max_examples=150)
+@given(scenarios())
+def test_the_same_recipe_runs_alike_through_runtime_and_simulator(scenario: dict[str, Any]) -> None:
+    with tempfile.TemporaryDirectory() as directory:
+        recipe = load(scenario, Path(directory))
+        run = OneProcess(recipe)
+        run.run()
+        simulated = simulate(recipe, events=True)
+        teaches = not load_hardware(recipe).as_believed
+    assert_equal(run.records, simulated, teaches=teaches)
+
+
+def assert_equal(ran: MemoryRecorder, simulated: Simulated, *, teaches: bool) -> None:
+    """`teaches`: the scheduler of the simulation, too, is told how long passes took."""
+    records = simulated.records
+    assert_alike(by_id(ran.served), by_id(records.served))
+    assert_alike(by_id(ran.trained), by_id(records.trained))
+    assert_alike(by_stage(ran.spans), by_stage(records.spans))
+    told = [event for event in ran.events if teaches or not isinstance(event, PassMeasured)]
+    assert_alike(in_order(told), in_order(simulated.events))
+
+
+def by_id(tasks: Iterable[ServedTask | TrainedTask]) -> dict[str, Any]:
+    """Each task by its id, without its number, which is the machine's own, and what emulated stages do not compute."""
+    return {task.id: {**msgspec.structs.asdict(task), "number": None, **_uncomputed(task)} for task in tasks}
+
+
+def _uncomputed(task: ServedTask | TrainedTask) -> dict[str, Any]:
+    return {"output": len(task.output)} if isinstance(task, ServedTask) else {"loss": None}
+
+
+def by_stage(spans: Sequence[Span]) -> dict[tuple[int, int], list[Any]]:
+    """What each stage did, in order."""
+    found: dict[tuple[int, int], list[Any]] = {}
+    for span in spans:
+        found.setdefault((span.node, span.stage), []).append(msgspec.structs.asdict(span))
+    return found
+
+
+def in_order(events: Iterable[Event]) -> list[Event]:
+    """What the scheduler was told, with tasks renumbered in the order of their arrival or offer."""
+    numbers: dict[int, int] = {}
+    return [_renumbered(event, numbers) for event in events]
+
+
+def _renumbered(event: Any, numbers: dict[int, int]) -> Any:
+    if isinstance(event, GroupOffered):
+        return replace(event, tasks=tuple(numbers.setdefault(task, len(numbers)) for task in event.tasks))
+    if isinstance(event, RequestArrived):
+        numbers[event.task] = len(numbers)
+    return replace(event, task=numbers[event.task]) if hasattr(event, "task") else event
+
+
+def assert_alike(one: Any, other: Any, where: str = "") -> None:
+    """Equal, and times within rounding."""
+    for path, mine, theirs in differences(one, other, where):
+        pytest.fail(f"{path}: {mine!r} in the runtime, {theirs!r} in the simulator")
+
+
+def differences(one: Any, other: Any, where: str) -> Iterator[tuple[str, Any, Any]]:
+    if is_dataclass(one) and type(one) is type(other):
+        for name in (each.name for each in fields(one)):
+            yield from differences(getattr(one, name), getattr(other, name), f"{where}.{name}")
+    elif isinstance(one, dict) and isinstance(other, dict):
+        for key in [*one, *(key for key in other if key not in one)]:
+            yield from differences(one.get(key), other.get(key), f"{where}[{key!r}]")
+    elif isinstance(one, list | tuple) and isinstance(other, list | tuple):
+        for number, (mine, theirs) in enumerate(zip(one, other, strict=False)):
+            yield from differences(mine, theirs, f"{where}[{number}]")
+        if len(one) != len(other):
+            yield f"length of {where}", len(one), len(other)
+    elif isinstance(one, float) and isinstance(other, float):
+        if one != pytest.approx(other, rel=1e-9, abs=1e-9, nan_ok=True):
+            yield where, one, other
+    elif one != other:
+        yield where, one, other
