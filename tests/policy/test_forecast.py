@@ -1,10 +1,8 @@
 """The compiled forecast: the golden cases, situations worked out by hand, and agreement with the forecast from scratch."""
 
-import json
 import math
-import os
 from dataclasses import dataclass, replace
-from pathlib import Path
+from operator import itemgetter
 from typing import Any, get_args
 
 import numpy as np
@@ -19,10 +17,9 @@ from lemix_hpc.policy.rules import OrderName, SchedulerConfig, make_rules
 from lemix_hpc.policy.slots import note_assigned, take_slot
 from lemix_hpc.policy.state import NONE, State, make_state
 from lemix_hpc.policy.times import make_times
+from tests.golden.cases import golden_cases
 from tests.policy.mirror import Arrive, Finish, Mirror, Offer, Report, Step, paths_of
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-GOLDEN = Path(os.environ.get("LEMIX_GOLDEN", REPOSITORY.parent / "shared" / "golden")) / "policy_cases.json"
 FIFO = make_rules(SchedulerConfig(nodes=1, serving_first=False))
 
 
@@ -81,23 +78,9 @@ def saw(state: State, task: int, stage: int, start: float, end: float, *, backwa
 # Golden cases
 
 
-@pytest.fixture(scope="module")
-def golden() -> list[dict[str, Any]]:
-    if not GOLDEN.is_file():
-        pytest.skip(f"no golden cases in {GOLDEN}; set LEMIX_GOLDEN to the directory of policy_cases.json")
-    cases: list[dict[str, Any]] = json.loads(GOLDEN.read_text())["cases"]
-    return cases
-
-
-def test_golden_forecasts_and_scores(golden: list[dict[str, Any]], subtests: pytest.Subtests) -> None:
-    cases = [case for case in golden if case["kind"] == "alg1"]
-    assert cases
-    for case in cases:
-        with subtests.test(msg=f"{case['name']}: {case['why']}"):
-            check_golden(case["input"], case["expect"])
-
-
-def check_golden(given_: dict[str, Any], expect_: dict[str, Any]) -> None:
+@pytest.mark.parametrize("case", golden_cases("alg1"), ids=itemgetter("name"))
+def test_golden_forecasts_and_scores(case: dict[str, Any]) -> None:
+    given_, expect_ = case["input"], case["expect"]
     query = golden_job(given_["query"])
     state = node_with(given_["S"], [golden_job(task) for task in given_["history"]])
     fb, fe, idleness = expected(state, query)
@@ -145,22 +128,19 @@ def lengths_of(state: State, length: int, *, density: float, unit: float) -> Non
     node["mean_length"] = length - std * math.sqrt(-2 * math.log(unit))
 
 
-def test_golden_length_consistency(golden: list[dict[str, Any]], subtests: pytest.Subtests) -> None:
-    cases = [case for case in golden if case["kind"] == "lc"]
-    assert cases
-    for case in cases:
-        with subtests.test(msg=case["name"]):
-            state = node_with(1, [])
-            for task, length in enumerate(case["input"]["lengths"]):
-                slot = take_slot(state, task)
-                state.slots[slot]["rows"], state.slots[slot]["prompt"] = 1, length
-                note_assigned(state, FIFO, 0, slot, 0.0)
-            here = state.nodes[0]
-            assert here["mean_length"] == pytest.approx(case["expect"]["mean"])
-            assert math.sqrt(here["squared_lengths"] / here["lengths"]) == pytest.approx(case["expect"]["std"])
-            length = case["input"]["l"]
-            assert length_consistency(state, 0, length, False) == pytest.approx(case["expect"]["unit"])
-            assert length_consistency(state, 0, length, True) == pytest.approx(case["expect"]["pdf"])
+@pytest.mark.parametrize("case", golden_cases("lc"), ids=itemgetter("name"))
+def test_golden_length_consistency(case: dict[str, Any]) -> None:
+    given_, expect_ = case["input"], case["expect"]
+    state = node_with(1, [])
+    for task, length in enumerate(given_["lengths"]):
+        slot = take_slot(state, task)
+        state.slots[slot]["rows"], state.slots[slot]["prompt"] = 1, length
+        note_assigned(state, FIFO, 0, slot, 0.0)
+    here = state.nodes[0]
+    assert here["mean_length"] == pytest.approx(expect_["mean"])
+    assert math.sqrt(here["squared_lengths"] / here["lengths"]) == pytest.approx(expect_["std"])
+    assert length_consistency(state, 0, given_["l"], False) == pytest.approx(expect_["unit"])
+    assert length_consistency(state, 0, given_["l"], True) == pytest.approx(expect_["pdf"])
 
 
 def test_lengths_that_are_all_equal_are_consistent_with_nothing() -> None:

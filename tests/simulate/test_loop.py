@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import itertools
-import json
-import os
 from collections import defaultdict
-from pathlib import Path
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -17,43 +15,37 @@ from hypothesis import strategies as st
 from lemix_hpc.policy.stage_queue import COMMIT
 from lemix_hpc.simulate.rows import FINISHED
 from lemix_hpc.simulate.world import follow, make_requests
+from tests.golden.cases import golden_cases
 from tests.simulate.cluster import Played, run
-
-REPOSITORY = Path(__file__).resolve().parents[2]
-GOLDEN = Path(os.environ.get("LEMIX_GOLDEN", REPOSITORY.parent / "shared" / "golden")) / "policy_cases.json"
-
 
 # The golden cases
 
 
-@pytest.fixture(scope="module")
-def golden() -> list[dict[str, Any]]:
-    if not GOLDEN.exists():
-        pytest.skip(f"no golden cases in {GOLDEN}; set LEMIX_GOLDEN to the directory of policy_cases.json")
-    return [case for case in json.loads(GOLDEN.read_text())["cases"] if case["kind"] == "des"]
-
-
-def test_golden_runs(golden: list[dict[str, Any]], subtests: pytest.Subtests) -> None:
-    assert len(golden) == 2
-    for case in golden:
-        with subtests.test(case["name"]):
-            given_, expect_ = case["input"], case["expect"]
-            training = [task for task in given_["tasks"] if task["train"]]
-            played = run(
-                [(arrival, 1, 0) for arrival in given_["arrivals"]],
-                [[1] for _ in training],
-                forward=training[0]["F"][0],
-                backward=training[0]["B"][0],
-                nodes=given_["N"],
-                stages=given_["S"],
-                serving_first=False,
-                yield_training=False,
-                config={"lanes": 1, "release": given_["pp"]},
-            )
-            numbers = [t["tid"] for t in given_["tasks"] if not t["train"]] + [task["tid"] for task in training]
-            log = [[numbers[task], *rest] for task, *rest in played.log]
-            assert log == expect_["log"]
-            assert max(span[-1] for span in log) == expect_["makespan"]
+@pytest.mark.parametrize("case", golden_cases("des"), ids=itemgetter("name"))
+def test_golden_runs(case: dict[str, Any]) -> None:
+    given_, expect_ = case["input"], case["expect"]
+    training = [task for task in given_["tasks"] if task["train"]]
+    (forward,) = {seconds for task in given_["tasks"] for seconds in task["F"]}
+    (backward,) = {seconds for task in training for seconds in task["B"]}
+    pieces = given_.get("pieces", 1)
+    played = run(
+        [(arrival, 1, 0) for arrival in given_["arrivals"]],
+        [[1] for _ in training],
+        forward=forward,
+        backward=backward,
+        nodes=given_["N"],
+        stages=given_["S"],
+        pieces=pieces,
+        serving_first={"fifo": False, "serving first": True}[given_["order"]],
+        yield_training=pieces > 1,
+        config={"lanes": 1, "release": given_["pp"]},
+    )
+    numbers = [task["tid"] for task in given_["tasks"] if not task["train"]] + [task["tid"] for task in training]
+    log = [[numbers[task], *rest] for task, *rest in played.log]
+    assert log == expect_["log"], case["why"]
+    assert max(span[-1] for span in log) == expect_["makespan"]
+    active = [[span for span in log if span[1] == node] for node in range(given_["N"])]
+    assert sum(max(span[-1] for span in one) - min(span[-2] for span in one) for one in active) == expect_["active_sum"]
 
 
 # Training gives way to serving
