@@ -1,0 +1,520 @@
+"""The scheduler rank's loop on a clock that stands still, with a real scheduler: what it sends, tells the policy and records.
+
+Whole runs over MPI are in test_run.py, the clock of HTTP calls is in http/test_exchange.py.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from lemix_hpc.policy.events import (
+    Event,
+    GroupOffered,
+    PassMeasured,
+    RequestArrived,
+    StageFinished,
+    TaskFinished,
+    Tick,
+    TrainingClosed,
+)
+from lemix_hpc.policy.latency import Affine, LatencyModel, Shape
+from lemix_hpc.policy.rules import SchedulerConfig
+from lemix_hpc.policy.scheduler import Scheduler
+from lemix_hpc.runtime import messages as m
+from lemix_hpc.runtime.event_log import read_events
+from lemix_hpc.runtime.front import Front, FrontSettings
+from lemix_hpc.runtime.http.call import Part
+from lemix_hpc.runtime.http.errors import ApiError
+from lemix_hpc.runtime.http.exchange import Exchange
+from lemix_hpc.runtime.layout import Layout
+from lemix_hpc.runtime.mailbox import Inbox, Mail
+from lemix_hpc.runtime.recorder import Recorder
+from lemix_hpc.runtime.records import Progress, ServedTask, Span, SpanKind, TaskRecord, TrainedTask
+from lemix_hpc.runtime.reduction import Partners
+from lemix_hpc.runtime.training_feed import TrainingFeed
+from lemix_hpc.workload.tasks import ApiCall, Request, TrainingBatch
+
+# Two stages. A request, and each forward, takes 1 s on each of them, a backward 2 s.
+LAYOUT = Layout(2, 2)
+LATENCY = LatencyModel((Affine(1.0, 0, 0),) * 2, (Affine(2.0, 0, 0),) * 2)
+LEADERS = [LAYOUT.leader(node) for node in range(LAYOUT.nodes)]
+SHAPE = Shape.of((8,))
+API = ApiCall("POST", "/v1/completions", (), b"{}")
+
+
+@dataclass
+class Post:
+    """Rank 0's mailbox and clock: what is to arrive, and what was sent since somebody looked."""
+
+    time: float = 0.0
+    arriving: list[m.AnyMessage] = field(default_factory=list)
+    sent: list[tuple[int, Inbox, m.AnyMessage]] = field(default_factory=list)
+
+    def now(self) -> float:
+        return self.time
+
+    def poll(self) -> list[Mail]:
+        mails = [Mail(0, message, None) for message in self.arriving]
+        self.arriving.clear()
+        return mails
+
+    def send(self, rank: int, inbox: Inbox, message: m.AnyMessage) -> None:
+        self.sent.append((rank, inbox, message))
+
+    def taken(self) -> list[tuple[int, Inbox, m.AnyMessage]]:
+        sent, self.sent = self.sent, []
+        return sent
+
+
+@dataclass
+class Caller:
+    """A client's call that has come in at the server, and what its client was given."""
+
+    id: str
+    arrived: float
+    lengths: tuple[int, int] | None
+    api: ApiCall = API
+    node: int = 0
+    number: int | None = None
+    patient: bool = False
+    gone: bool = False
+    got: list[Part | ApiError] = field(default_factory=list)
+
+    def part(self, part: Part) -> None:
+        self.got.append(part)
+
+    def fail(self, error: ApiError) -> None:
+        self.got.append(error)
+
+
+@dataclass
+class Door:
+    """The server: calls that have come, until it is told to take no more."""
+
+    calls: list[Caller] = field(default_factory=list)
+    accepting: bool = True
+
+    def poll(self) -> list[Caller]:
+        calls, self.calls = self.calls, []
+        return calls
+
+    def stop_accepting(self) -> None:
+        self.accepting = False
+
+
+class Rank:
+    """The loop and all around it. `turn` moves the clock, hands messages over and gives one turn."""
+
+    def __init__(
+        self,
+        run_dir: Path,
+        requests: Sequence[Request],
+        feed: Callable[[Callable[[], int]], TrainingFeed] | None,
+        door: Door | None,
+        door_end: float,
+        settings: FrontSettings,
+        config: SchedulerConfig,
+    ) -> None:
+        self._dir = run_dir
+        self.post = Post()
+        self.recorder = Recorder(run_dir)
+        number = itertools.count().__next__
+        post: Any = self.post
+        opened: Any = door
+        self.front = Front(
+            LAYOUT,
+            Scheduler(config, LATENCY),
+            post,
+            self.recorder,
+            self.post.now,
+            requests,
+            feed(number) if feed is not None else None,
+            Exchange(LAYOUT, post, number, 60.0, door=opened, end=door_end),
+            settings,
+            number,
+        )
+
+    def turn(self, at: float, *messages: m.AnyMessage) -> bool:
+        self.post.time = at
+        self.post.arriving += messages
+        return self.front.turn()
+
+    def sent(self) -> list[tuple[int, m.AnyMessage]]:
+        """What went to leaders since the last look; nothing else did."""
+        taken = self.post.taken()
+        assert all(inbox is Inbox.LEADER for _, inbox, _ in taken)
+        return [(rank, message) for rank, _, message in taken]
+
+    def events(self) -> list[Event]:
+        """All that the policy was told."""
+        self.recorder.progress(Progress("running"))  # writes down what is kept back
+        return list(read_events(self._dir))
+
+    def tasks(self) -> list[TaskRecord]:
+        return list(self._lines("tasks.jsonl", TaskRecord))
+
+    def spans(self) -> list[Span]:
+        return list(self._lines("spans.jsonl", Span))
+
+    def _lines(self, name: str, kind: Any) -> Iterator[Any]:
+        self.recorder.progress(Progress("running"))
+        yield from (msgspec.json.decode(line, type=kind) for line in (self._dir / name).read_bytes().splitlines())
+
+    def progress(self) -> Progress:
+        return msgspec.json.decode((self._dir / "progress.json").read_bytes(), type=Progress)
+
+
+Start = Callable[..., Rank]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Sets the loop up with these requests; other arguments change the policy's configuration."""
+    ranks: list[Rank] = []
+
+    def make(
+        *requests: Request,
+        feed: Callable[[Callable[[], int]], TrainingFeed] | None = None,
+        door: Door | None = None,
+        door_end: float = math.inf,
+        context: int | None = None,
+        interval: float = math.inf,
+        partners: Partners | None = None,
+        **changes: Any,
+    ) -> Rank:
+        settings = FrontSettings(context, interval, partners=partners)
+        config: dict[str, Any] = {"nodes": 2, "order": "fcfs", "admission": "none", "recalibrate": False} | changes
+        ranks.append(Rank(tmp_path, requests, feed, door, door_end, settings, SchedulerConfig(**config)))
+        return ranks[-1]
+
+    yield make
+    for rank in ranks:
+        rank.recorder.close()
+
+
+def training(
+    total: int | None, per_group: int = 1, *, text: bool = True
+) -> Callable[[Callable[[], int]], TrainingFeed]:
+    """Groups of micro-batches t0, t1, ... of 2 x 4 tokens."""
+    stream = (TrainingBatch(f"t{index}", 2, 4) for index in itertools.count())
+    return lambda number: TrainingFeed(stream if text else None, per_group=per_group, total=total, number=number)
+
+
+def work(
+    kind: SpanKind, tasks: list[int], stage: int, start: float, end: float, *, node: int = 0, complete: bool = True
+) -> m.Work:
+    return m.Work([m.WorkSpan(node, stage, kind, tasks, start, end, 3, 7, complete, SHAPE, end - start)])
+
+
+def done(task: int, finished: float, output: Sequence[int] = (), *, node: int = 0) -> m.RequestDone:
+    return m.RequestDone(task, node, finished - 1.0, finished, 6.0, 7, list(output), (3, 4))
+
+
+def trained(rank: Rank) -> list[tuple[int, int, int]]:
+    """Micro-batches that went to leaders since the last look: rank, task and group."""
+    return [
+        (to, message.micro_batch.id, message.micro_batch.group)
+        for to, message in rank.sent()
+        if isinstance(message, m.Train)
+    ]
+
+
+# Requests
+
+
+def test_a_request_goes_when_it_is_due_to_the_leader_that_the_policy_chooses(start: Start) -> None:
+    rank = start(Request("r0", 1.0, 3, 0, (4, 5, 6)), Request("r1", 1.25, 3, 2, (7, 8, 9)))
+    assert rank.front.until_due() == 1.0
+    assert not rank.turn(0.5) and rank.sent() == [] and rank.front.until_due() == 0.5
+    assert rank.turn(1.0)
+    assert rank.sent() == [(LEADERS[0], m.PlaceRequest(0, 3, 0, [4, 5, 6], 1.0))]
+    assert rank.turn(1.5), "late, and let in all the same"
+    assert rank.sent() == [(LEADERS[1], m.PlaceRequest(1, 3, 2, [7, 8, 9], 1.5))], "node 0 has something to do"
+    assert rank.front.until_due() == math.inf
+    assert rank.events() == [RequestArrived(1.0, 0, 3, 0), RequestArrived(1.5, 1, 3, 2)]
+    assert not rank.turn(2.0)
+
+
+def test_a_request_that_the_model_cannot_take_is_rejected_before_the_policy_hears_of_it(start: Start) -> None:
+    long, fits = Request("long", 0.0, 8, 3), Request("fits", 0.0, 8, 2)
+    rank = start(long, fits, Request("next", 5.0, 8, 2, after="long", think_s=9.0), context=10)
+    rank.turn(0.0)
+    assert rank.tasks() == [ServedTask("long", "rejected", 0.0, 8)]
+    assert rank.sent() == [(LEADERS[0], m.PlaceRequest(0, 8, 2, [], 0.0))]
+    assert rank.events() == [RequestArrived(0.0, 0, 8, 2)]
+    assert rank.front.until_due() == 5.0, "its author goes on by the recorded time"
+
+
+def test_what_would_outlive_the_allocation_is_refused_and_recorded(start: Start) -> None:
+    rank = start(Request("r0", 1.0, 8, 0), Request("r1", 3.0, 8, 0), Request("r2", 0.0, 8, 0, after="r1"), end=4.5)
+    rank.turn(1.0)
+    assert rank.sent() == [(LEADERS[0], m.PlaceRequest(0, 8, 0, [], 1.0))]
+    rank.turn(3.0)
+    assert rank.sent() == []
+    refused = ServedTask("r1", "rejected", 3.0, 8, number=1)
+    assert rank.tasks() == [refused, ServedTask("r2", "rejected", 3.0, 8, number=2)], "the next turn comes by itself"
+    assert [type(event) for event in rank.events()] == [RequestArrived] * 3
+    assert not rank.front.finished
+    rank.turn(3.5, done(0, 3.5))
+    assert rank.front.finished
+
+
+def test_what_a_stage_reports_is_written_down_and_told_to_the_policy(start: Start) -> None:
+    rank = start(Request("r0", 0.0, 8, 2))
+    rank.turn(0.0)
+    assert rank.turn(2.0, work("serve", [0], 0, 0.25, 1.0))
+    rank.turn(3.0, work("serve", [0], 0, 1.5, 2.5))
+    assert rank.spans() == [
+        Span(0, 0, "r0", "serve", 0.25, 1.0, 3, 7),
+        Span(0, 0, "r0", "serve", 1.5, 2.5, 3, 7),
+    ]
+    assert rank.events()[1:] == [
+        PassMeasured(2.0, 0, 0, "serve", SHAPE, 0.75),
+        StageFinished(2.0, 0, 0, 0, 0.25, 1.0, last=False),
+        PassMeasured(3.0, 0, 0, "serve", SHAPE, 1.0),
+        StageFinished(3.0, 0, 0, 0, 0.25, 2.5),  # of two tokens, the first pass begins it and the second ends it
+    ]
+
+
+def test_of_a_pass_that_rests_the_policy_hears_at_its_end(start: Start) -> None:
+    rank = start(feed=training(1))
+    rank.turn(0.0)
+    rank.turn(1.0, work("forward", [0], 0, 0.0, 0.5, complete=False))
+    assert [type(event) for event in rank.events()] == [GroupOffered]
+    assert rank.spans() == [Span(0, 0, "t0", "forward", 0.0, 0.5, 3, 7)]
+    rank.turn(2.0, work("forward", [0], 0, 1.0, 1.5))
+    assert rank.events()[1:] == [PassMeasured(2.0, 0, 0, "forward", SHAPE, 0.5), StageFinished(2.0, 0, 0, 0, 1.0, 1.5)]
+
+
+def test_weight_updates_are_work_of_no_task(start: Start) -> None:
+    rank = start(Request("r0", 9.0, 8, 0))
+    rank.turn(1.0, m.Work([m.WorkSpan(1, 0, "step", [], 0.0, 0.5, 1, -1, True)]))
+    assert rank.spans() == [Span(1, 0, "", "step", 0.0, 0.5, 1)]
+    assert rank.events() == []
+
+
+def test_an_answered_request_is_recorded_and_its_next_turn_comes_when_its_author_has_thought(start: Start) -> None:
+    rank = start(Request("r0", 0.5, 8, 2), Request("r1", 0.0, 8, 0, after="r0", think_s=2.0))
+    rank.turn(1.0)
+    rank.turn(3.5, done(0, 3.25, [5, 6]))
+    [record] = rank.tasks()
+    assert isinstance(record, ServedTask) and record.predicted_response_s is not None
+    assert msgspec.structs.replace(record, predicted_response_s=None) == ServedTask(
+        "r0",
+        "finished",
+        0.5,
+        8,
+        node=0,
+        placed=1.0,
+        first_token=2.25,
+        finished=3.25,
+        nll=6.0,
+        scored_tokens=7,
+        output=[5, 6],
+        versions=(3, 4),
+        number=0,
+    )
+    assert rank.events()[1:] == [TaskFinished(3.5, 0, 0, output=2)]
+    assert rank.front.until_due() == 1.75 and not rank.front.finished
+    rank.turn(5.25)
+    assert rank.events()[2:] == [RequestArrived(5.25, 1, 8, 0)]
+
+
+def test_a_report_that_comes_after_the_outcome_still_has_a_name_and_is_told(start: Start) -> None:
+    rank = start(Request("r0", 0.0, 8, 2))
+    rank.turn(0.0)
+    rank.turn(2.0, done(0, 2.0, [5, 6]), work("serve", [0], 1, 1.0, 2.0))
+    assert rank.spans() == [Span(0, 1, "r0", "serve", 1.0, 2.0, 3, 7)]
+    assert rank.events()[1:] == [
+        TaskFinished(2.0, 0, 0, output=2),
+        PassMeasured(2.0, 0, 1, "serve", SHAPE, 1.0),
+        StageFinished(2.0, 0, 1, 0, 1.0, 2.0),
+    ]
+    assert rank.front.finished
+
+
+def test_every_request_of_a_batch_has_a_span_and_an_event(start: Start) -> None:
+    rank = start(Request("r0", 0.0, 8, 0), Request("r1", 0.0, 8, 0))
+    rank.turn(0.0)
+    rank.turn(1.0, work("serve", [0, 1], 0, 0.0, 1.0))
+    assert [span.task for span in rank.spans()] == ["r0", "r1"]
+    assert [event.task for event in rank.events() if isinstance(event, StageFinished)] == [0, 1]
+    assert sum(isinstance(event, PassMeasured) for event in rank.events()) == 1, "the batch is one pass"
+
+
+# Training
+
+
+def test_groups_are_offered_ahead_one_for_every_node(start: Start) -> None:
+    rank = start(feed=training(9))
+    for turn in range(6):
+        rank.turn(float(turn))
+    offered = [(event.time, event.group) for event in rank.events() if isinstance(event, GroupOffered)]
+    assert offered == [(0.0, 0), (1.0, 1), (2.0, 2), (3.0, 3)], "two are under way, two wait"
+    assert trained(rank) == [(LEADERS[0], 0, 0), (LEADERS[1], 1, 1)]
+    rank.turn(6.0, work("forward", [0], 0, 5.0, 6.0))
+    assert trained(rank) == [(LEADERS[0], 2, 2)], "its lane is free"
+    assert [event.group for event in rank.events() if isinstance(event, GroupOffered)] == [0, 1, 2, 3, 4]
+
+
+def test_a_group_is_recorded_when_its_losses_ends_and_step_are_known(start: Start) -> None:
+    rank = start(feed=training(2, per_group=2))
+    rank.turn(0.5)
+    assert trained(rank) == [(LEADERS[0], 0, 0)]
+    rank.turn(1.5, work("forward", [0], 0, 0.5, 1.5))
+    assert trained(rank) == [(LEADERS[0], 1, 0)], "the next micro-batch follows where the first has left"
+    for task in (0, 1):
+        rank.turn(2.5 + task, m.Loss(task, 2.0 + task), work("backward", [task], 1, 1.0, 2.0))
+    rank.turn(6.0, work("backward", [0], 0, 4.0, 6.0), m.Stepped(0, 0, 1))
+    assert rank.tasks() == [] and rank.front.steps == 1 and not rank.front.finished
+    rank.turn(8.0, work("backward", [1], 0, 6.0, 7.5))
+    assert rank.tasks() == [
+        TrainedTask("t0", "finished", 0.5, 8, 0, 0.5, 6.0, 2.0, 1, 0),
+        TrainedTask("t1", "finished", 1.5, 8, 0, 1.5, 7.5, 3.0, 1, 1),
+    ]
+    assert rank.front.finished
+    ended = [event for event in rank.events() if isinstance(event, TaskFinished)]
+    assert ended == [TaskFinished(6.0, 0, 0), TaskFinished(8.0, 0, 1)]
+
+
+def test_training_without_an_end_closes_with_serving(start: Start) -> None:
+    rank = start(Request("r0", 0.0, 8, 0), feed=training(None))
+    for turn in range(6):
+        rank.turn(0.1 * turn)
+    rank.turn(2.0, done(0, 2.0))
+    assert rank.events()[-1] == TrainingClosed(2.0)
+    assert not rank.front.finished, "two groups run to their end, those that wait are dropped"
+    for task, node in ((1, 1), (2, 0)):
+        step = m.Stepped(node, task - 1, 1)
+        rank.turn(9.0, work("forward", [task], 0, 2.0, 3.0, node=node), m.Loss(task, 1.0), step)
+        rank.turn(9.0, work("backward", [task], 0, 7.0, 9.0, node=node))
+    assert [(task.id, task.outcome) for task in rank.tasks()] == [(name, "finished") for name in ("r0", "t0", "t1")]
+    assert rank.front.finished
+
+
+def test_training_ends_when_a_group_would_outlive_the_allocation(start: Start) -> None:
+    rank = start(feed=training(9), end=5.0)
+    rank.turn(0.0)
+    assert rank.sent() == [] and not rank.front.finished
+    rank.turn(0.1)
+    assert [type(event) for event in rank.events()] == [GroupOffered, TrainingClosed]
+    assert rank.front.finished and rank.tasks() == []
+
+
+def test_held_training_is_looked_at_again_when_the_policy_asks_for_it(start: Start) -> None:
+    # Each node's request has 1 s to spare, and one piece of a micro-batch on every stage takes 4 s.
+    requests = [Request(f"r{number}", 0.0, 8, 0) for number in range(2)]
+    rank = start(*requests, feed=training(1), admission="slack", max_hold=3.0, pieces=1, t0=2.0, slo_factor=1.5)
+    rank.turn(0.0)
+    assert trained(rank) == [] and rank.front.until_due() == 3.0
+    rank.turn(2.5)
+    assert rank.front.until_due() == 0.5
+    assert rank.turn(3.0)
+    assert trained(rank) == [(LEADERS[0], 2, 0)]
+    assert rank.events()[-1] == Tick(3.0) and rank.front.until_due() == math.inf
+
+
+def test_a_step_of_all_nodes_is_ordered_from_every_stage(start: Start) -> None:
+    rank = start(feed=training(2), partners=Partners("sync", (0, 1)), release="sync")
+    rank.turn(0.0)
+    assert [type(message) for _, _, message in rank.post.taken()] == [m.Train]
+    rank.turn(0.1)
+    (_, _, second), *orders = rank.post.taken()
+    assert isinstance(second, m.Train)
+    assert orders == [
+        (LAYOUT.worker(node, stage), Inbox.STAGE, m.StepTogether(0, [(node, 0.5)]))
+        for node in range(2)
+        for stage in range(2)
+    ]
+    for task, node in ((0, 0), (1, 1)):
+        ends = work("backward", [task], 0, 4.0, 6.0, node=node)
+        rank.turn(6.0, m.Loss(task, 1.0), ends, m.Stepped(node, 0, 1))
+    assert rank.front.steps == 1, "one step of both nodes"
+    assert [task.id for task in rank.tasks()] == ["t0", "t1"] and rank.front.finished
+
+
+def test_sums_over_nodes_are_counted_when_all_stages_have_told(start: Start) -> None:
+    rank = start(feed=training(1), partners=Partners("average", (0, 1)))
+    for node in range(2):
+        for stage in range(2):
+            rank.turn(9.0, m.RingDone(node, stage, 0, 1.0 + stage, 4.0 + node, 100))
+    assert rank.front.rounds is not None
+    facts = rank.front.rounds.facts()
+    assert (facts.mode, facts.count, facts.mean_s, facts.nbytes) == ("average", 1, 4.0, 400)
+
+
+# Calls over HTTP
+
+
+def test_a_call_goes_through_the_policy_to_its_node_and_its_answer_to_the_client(start: Start) -> None:
+    door, caller = Door(), Caller("c0", 0.5, (8, 2))
+    rank = start(door=door, door_end=5.0)
+    assert not rank.turn(0.0) and not rank.front.finished
+    door.calls.append(caller)
+    rank.turn(1.0)
+    assert rank.sent() == [(LEADERS[0], m.HttpCall(0, "POST", "/v1/completions", [], b"{}", 1.0))]
+    assert rank.events() == [RequestArrived(1.0, 0, 8, 2)]
+    rank.turn(3.0, m.HttpPart(0, 200, [], b"x", False), done(0, 3.0, [5, 6]))
+    assert caller.got == [Part(200, [], b"x", False)]
+    assert [(task.id, task.outcome) for task in rank.tasks()] == [("c0", "finished")]
+    assert rank.front.until_due() == 2.0, "the door closes then"
+    rank.turn(5.0)
+    assert rank.front.finished and not door.accepting
+
+
+def test_a_call_that_needs_no_policy_leaves_no_record(start: Start) -> None:
+    door = Door([Caller("models", 0.0, None, node=1)])
+    rank = start(door=door)
+    rank.turn(0.0)
+    assert [to for to, _ in rank.sent()] == [LEADERS[1]]
+    rank.turn(1.0, m.HttpPart(0, 200, [], b"x", False), done(0, 1.0, node=1))
+    assert rank.tasks() == [] and rank.events() == []
+
+
+def test_a_call_is_refused_when_it_would_outlive_the_allocation(start: Start) -> None:
+    caller = Caller("c0", 0.0, (8, 0))
+    rank = start(door=Door([caller]), end=1.0)
+    rank.turn(0.0)
+    [error] = caller.got
+    assert isinstance(error, ApiError) and error.status == 503
+    assert rank.sent() == [] and rank.tasks() == [ServedTask("c0", "rejected", 0.0, 8, number=0)]
+
+
+# The run itself
+
+
+def test_progress_is_shown_every_so_often_and_at_the_end(start: Start) -> None:
+    rank = start(Request("r0", 0.0, 8, 0), Request("r1", 9.0, 8, 0), feed=training(1), interval=1.0)
+    rank.turn(0.0)
+    shown = rank.progress()
+    assert (shown.state, shown.received, shown.requests, shown.training_total) == ("running", 1, 2, 1)
+    rank.turn(0.5, work("serve", [0], 0, 0.0, 0.5), done(0, 0.5), m.Loss(1, 2.5))
+    assert rank.progress() == shown, "not due yet"
+    rank.turn(1.0)
+    shown = rank.progress()
+    assert (shown.served, shown.loss, shown.response_ms_p50) == (1, 2.5, 500.0)
+    assert shown.stage_busy == [[0.5, 0.0], [0.0, 0.0]]
+    rank.front.show(last=True)
+    assert rank.progress().state == "finished"
+
+
+def test_stages_that_have_stopped_are_collected(start: Start) -> None:
+    rank = start()
+    assert rank.front.finished
+    rank.turn(0.0, m.Stopped(0, 1), m.Stopped(1, 0))
+    assert rank.front.stopped == {(0, 1), (1, 0)}
+
+
+@pytest.mark.parametrize("message", [m.EngineReady(0, 0), m.RingDone(0, 0, 0, 0.0, 1.0, 4)])
+def test_a_message_that_nobody_sends_now_ends_the_run(start: Start, message: m.AnyMessage) -> None:
+    rank = start()
+    with pytest.raises(TypeError, match=f"no message for the scheduler: {type(message).__name__}"):
+        rank.turn(0.0, message)

@@ -1,0 +1,206 @@
+"""Groups of training from their offer to their records, without a policy and without ranks."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from lemix_hpc.config.training_section import Training
+from lemix_hpc.policy.events import GroupOffered, Place, TrainingClosed
+from lemix_hpc.runtime.ledger import TaskNames
+from lemix_hpc.runtime.messages import StepTogether
+from lemix_hpc.runtime.recorder import Recorder
+from lemix_hpc.runtime.records import Progress, TrainedTask
+from lemix_hpc.runtime.together import StepsTogether
+from lemix_hpc.runtime.training_feed import TrainingFeed
+from lemix_hpc.runtime.training_tasks import TrainingTasks
+from lemix_hpc.workload.samples import Sample, SampleQueue
+from lemix_hpc.workload.tasks import TrainingBatch
+from lemix_hpc.workload.texts import Document
+from lemix_hpc.workload.tokenizer import ByteTokenizer
+
+
+class Bench:
+    """Training tasks and what is around them. Micro-batches are numbered from 0, and called t0, t1, ... ."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self._dir = run_dir
+        self.recorder = Recorder(run_dir)
+        self.names = TaskNames()
+
+    def tasks(
+        self,
+        total: int | None,
+        per_group: int = 1,
+        *,
+        samples: SampleQueue | None = None,
+        together: StepsTogether | None = None,
+    ) -> TrainingTasks:
+        """Training on the recipe's text, or on what clients send where they do."""
+        stream = (TrainingBatch(f"t{index}", 2, 4) for index in itertools.count()) if samples is None else None
+        number = itertools.count().__next__
+        feed = TrainingFeed(stream, per_group=per_group, total=total, number=number, samples=samples)
+        return TrainingTasks(feed, self.names, self.recorder, together)
+
+    def records(self) -> list[TrainedTask]:
+        self.recorder.progress(Progress("running"))  # writes down what is kept back
+        lines = (self._dir / "tasks.jsonl").read_bytes().splitlines()
+        return [msgspec.json.decode(line, type=TrainedTask) for line in lines]
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[Bench]:
+    made = Bench(tmp_path)
+    yield made
+    made.recorder.close()
+
+
+def place(task: int, node: int = 0, eligible: float = 0.0) -> Place:
+    return Place(task, node, eligible, 1.0, 0.0)
+
+
+def offered(tasks: TrainingTasks, *, ahead: int = 9, served: bool = False) -> list[int]:
+    """Numbers of the groups that are offered now."""
+    groups = []
+    while isinstance(event := tasks.supply(0.0, ahead=ahead, served=served), GroupOffered):
+        groups.append(event.group)
+    return groups
+
+
+def test_without_a_feed_there_is_nothing_to_do(bench: Bench) -> None:
+    tasks = TrainingTasks(None, bench.names, bench.recorder)
+    assert tasks.finished and (tasks.total, tasks.samples_waiting) == (0, 0)
+    assert tasks.supply(1.0, ahead=4, served=True) is None and tasks.orders() == {}
+
+
+def test_a_group_is_offered_as_a_whole_and_named(bench: Bench) -> None:
+    tasks = bench.tasks(5, per_group=3)
+    assert tasks.supply(2.5, ahead=1, served=False) == GroupOffered(2.5, 0, (0, 1, 2), 2, (4, 4, 4))
+    assert dict(bench.names) == {0: "t0", 1: "t1", 2: "t2"}
+    assert tasks.supply(2.5, ahead=1, served=False) is None, "one waits for the policy"
+    tasks.place(place(0), 3.0)
+    assert tasks.supply(4.0, ahead=1, served=False) == GroupOffered(4.0, 1, (3, 4), 2, (4, 4)), "what is left of five"
+
+
+def test_training_of_an_amount_is_over_when_all_of_it_is_recorded(bench: Bench) -> None:
+    tasks = bench.tasks(1)
+    assert offered(tasks) == [0]
+    tasks.place(place(0), 1.0)
+    assert tasks.supply(1.0, ahead=9, served=True) is None and not tasks.finished
+    tasks.learned(0, 2.5)
+    tasks.ended(0, 6.0)
+    assert not tasks.finished and tasks.trained == 0
+    tasks.stepped(0, 0, 1)
+    assert tasks.finished and (tasks.trained, tasks.steps, tasks.total) == (1, 1, 1)
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(["loss", "end", "step"])))
+def test_a_group_is_recorded_whatever_comes_last(bench: Bench, order: tuple[str, ...]) -> None:
+    tasks = bench.tasks(2, per_group=2)
+    offered(tasks)
+    for number in range(2):
+        tasks.place(place(number, node=1, eligible=0.5), 0.75)
+    for what in order:
+        assert bench.records() == []
+        match what:
+            case "loss":
+                tasks.learned(0, 2.0)
+                tasks.learned(1, 3.0)
+            case "end":
+                tasks.ended(1, 5.0)
+                tasks.ended(0, 4.0)
+            case "step":
+                tasks.stepped(1, 0, 7)
+    assert bench.records() == [
+        TrainedTask("t0", "finished", 0.5, 8, 1, 0.75, 4.0, 2.0, 7, 0),
+        TrainedTask("t1", "finished", 0.5, 8, 1, 0.75, 5.0, 3.0, 7, 1),
+    ]
+
+
+def test_the_step_of_another_node_is_not_the_groups_own(bench: Bench) -> None:
+    tasks = bench.tasks(1)
+    offered(tasks)
+    tasks.place(place(0, node=1), 0.0)
+    tasks.learned(0, 2.0)
+    tasks.ended(0, 4.0)
+    tasks.stepped(0, 0, 7)
+    assert bench.records() == []
+
+
+def test_training_without_an_end_ends_with_serving(bench: Bench) -> None:
+    tasks = bench.tasks(None)
+    assert offered(tasks, ahead=2) == [0, 1] and tasks.total is None
+    tasks.place(place(0), 1.0)
+    assert tasks.supply(2.0, ahead=2, served=True) == TrainingClosed(2.0)
+    assert tasks.supply(2.0, ahead=2, served=True) is None, "told once"
+    assert not tasks.finished, "what has begun runs to its end"
+    tasks.learned(0, 2.0)
+    tasks.ended(0, 4.0)
+    tasks.stepped(0, 0, 1)
+    assert tasks.finished
+
+
+def test_an_amount_of_training_goes_on_when_serving_has_ended(bench: Bench) -> None:
+    assert offered(bench.tasks(3), served=True) == [0, 1, 2]
+
+
+def test_training_on_what_clients_send_waits_for_it_and_ends_with_them(bench: Bench) -> None:
+    waiting = SampleQueue(Training(sequence_length=4), ByteTokenizer())
+    tasks = bench.tasks(9, samples=waiting)
+    assert offered(tasks) == [] and not tasks.finished
+    waiting.add([Sample(name, waiting.tokenised(Document("abc"))) for name in "xy"])
+    assert tasks.samples_waiting == 2
+    assert offered(tasks, ahead=1) == [0] and tasks.samples_waiting == 1
+    tasks.place(place(0), 1.0)
+    assert tasks.supply(2.0, ahead=1, served=True) == TrainingClosed(2.0) and waiting.closed
+    tasks.learned(0, 2.0)
+    tasks.ended(0, 4.0)
+    tasks.stepped(0, 0, 1)
+    assert [(record.id, record.samples) for record in bench.records()] == [("posted0", ["x"])]
+
+
+def test_a_refused_group_ends_training(bench: Bench) -> None:
+    tasks = bench.tasks(8, per_group=2)
+    assert offered(tasks, ahead=2) == [0, 1]
+    tasks.place(place(0), 1.0)
+    for number in (2, 3):
+        tasks.refuse(number)
+    assert tasks.supply(2.0, ahead=2, served=False) == TrainingClosed(2.0)
+    assert not tasks.finished, "the group before has begun"
+
+
+def test_a_step_of_all_nodes_takes_as_many_groups_as_there_are_nodes(bench: Bench) -> None:
+    tasks = bench.tasks(3, together=StepsTogether([0, 1]))
+    assert offered(tasks) == [0, 1]
+    for number in range(2):
+        assert tasks.orders() == {}
+        tasks.place(place(number, node=number), 1.0)
+    assert tasks.orders() == {0: StepTogether(0, [(0, 0.5)]), 1: StepTogether(0, [(1, 0.5)])}
+    for number in range(2):
+        tasks.learned(number, 2.0)
+        tasks.ended(number, 4.0)
+    tasks.stepped(0, 0, 1)
+    assert offered(tasks) == [] and (tasks.steps, tasks.trained) == (0, 0), "node 1 has not taken it"
+    tasks.stepped(1, 0, 1)
+    assert (tasks.steps, tasks.trained) == (1, 2)
+    assert offered(tasks) == [2]
+    tasks.place(place(2, node=1), 5.0)
+    assert tasks.orders() == {0: StepTogether(2, []), 1: StepTogether(2, [(2, 1.0)])}, "no more will come"
+
+
+def test_a_step_of_all_nodes_does_without_groups_that_are_refused_or_dropped(bench: Bench) -> None:
+    tasks = bench.tasks(None, together=StepsTogether([0, 1, 2]))
+    assert offered(tasks) == [0, 1, 2]
+    tasks.place(place(0, node=2), 1.0)
+    tasks.refuse(1)
+    assert tasks.orders() == {}, "a group still waits for the policy"
+    assert tasks.supply(2.0, ahead=3, served=False) == TrainingClosed(2.0)
+    assert tasks.orders() == {
+        0: StepTogether(0, []),
+        1: StepTogether(0, []),
+        2: StepTogether(0, [(0, 1.0)]),
+    }
