@@ -12,11 +12,13 @@ COEFFICIENTS = REPOSITORY / "profiling" / "nvidia-a100-80gb" / "llama-2-7b-float
 
 
 @pytest.fixture(autouse=True)
-def own_runs(tmp_path, monkeypatch):
+def own_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs and the list of runs of this test alone."""
     monkeypatch.setenv("LEMIX_RUNS", str(tmp_path / "runs"))
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
 
+
+Command = Callable[..., subprocess.CompletedProcess[str]]
 
 RECIPE = f"""\
 name: toy
@@ -29,7 +31,7 @@ training: {{share: 0.3}}
 
 
 @pytest.fixture
-def recipe(tmp_path) -> Path:
+def recipe(tmp_path: Path) -> Path:
     """The file of a run of a second on two emulated stages, three ranks."""
     path = tmp_path / "recipe.yaml"
     path.write_text(RECIPE)
@@ -37,7 +39,7 @@ def recipe(tmp_path) -> Path:
 
 
 @pytest.fixture
-def lemix(tmp_path) -> Callable[..., subprocess.CompletedProcess[str]]:
+def lemix(tmp_path: Path) -> Command:
     """Runs the installed command in a directory of its own."""
 
     def call(*arguments: object, **env: str) -> subprocess.CompletedProcess[str]:
@@ -50,7 +52,7 @@ def lemix(tmp_path) -> Callable[..., subprocess.CompletedProcess[str]]:
 
 
 @pytest.fixture
-def inside(tmp_path, monkeypatch, capsys) -> Callable[..., subprocess.CompletedProcess[str]]:
+def inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
     """As `lemix`, but in this process: quick where a command starts nothing."""
     from lemix_hpc.cli.main import main
 
