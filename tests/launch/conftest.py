@@ -10,14 +10,14 @@ COEFFICIENTS = REPOSITORY / "profiling" / "nvidia-a100-80gb" / "llama-2-7b-float
 
 
 @pytest.fixture(autouse=True)
-def own_runs(tmp_path, monkeypatch):
+def own_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs and the list of runs of this test alone."""
     monkeypatch.setenv("LEMIX_RUNS", str(tmp_path / "runs"))
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
 
 
 @pytest.fixture
-def recipe():
+def recipe() -> Recipe:
     """A run of a second on two emulated stages, three ranks."""
     return Recipe.model_validate(
         {
@@ -54,7 +54,7 @@ class FakeSlurm:
 
 
 @pytest.fixture
-def fake_slurm(tmp_path, monkeypatch) -> FakeSlurm:
+def fake_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
     directory = tmp_path / "bin"
     directory.mkdir()
     # Only the system's basic tools beside them, without a Slurm that may be installed.

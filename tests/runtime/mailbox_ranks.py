@@ -32,6 +32,7 @@ while any(count < COUNT for count in seen.values()) or not mailbox.sent_all:
         number = seen[mail.source]
         assert mail.message == m.Backward(number), (mail, number)
         if number % 3:
+            assert mail.payload is not None
             data = np.frombuffer(mail.payload.data, dtype=np.float32)
             assert mail.payload.shape == (SIZES[number % len(SIZES)],) == data.shape
             assert (data == mail.source * 1000 + number).all()

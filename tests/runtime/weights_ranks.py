@@ -4,10 +4,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from lemix_hpc.engines.build import build_engine
 from lemix_hpc.launch.entry import run_rank
 from lemix_hpc.runtime import main
-
-build_engine = main.build_engine
 
 
 def build_engine_that_writes(recipe: Any, *, node: int, stage: int, **others: Any) -> Any:
@@ -24,5 +23,5 @@ def build_engine_that_writes(recipe: Any, *, node: int, stage: int, **others: An
 
 
 if __name__ == "__main__":  # not in processes that vLLM starts
-    main.build_engine = build_engine_that_writes
+    main.build_engine = build_engine_that_writes  # type: ignore[attr-defined]
     run_rank(sys.argv[1])

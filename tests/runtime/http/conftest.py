@@ -62,7 +62,10 @@ class Open:
 
     def task(self, id: str) -> dict[str, Any]:
         """A task's record, once it is written."""
-        return self.until(lambda: next((task for task in self.lines("tasks.jsonl") if task["id"] == id), None))
+        found: dict[str, Any] = self.until(
+            lambda: next((task for task in self.lines("tasks.jsonl") if task["id"] == id), None)
+        )
+        return found
 
 
 def recipe_of(http: dict[str, Any] | None = None, **changes: Any) -> dict[str, Any]:

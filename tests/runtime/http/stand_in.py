@@ -134,13 +134,13 @@ class Node:
         words = WORDS[: body.get("max_tokens", 4)]
         chat, usage = call.path.startswith("/v1/chat"), {"prompt_tokens": 1, "completion_tokens": len(words)}
         usage["total_tokens"] = 1 + len(words)
-        common = {"id": f"cmpl-lemix-{call.task}", "created": 1, "model": "stand-in"}
+        common: dict[str, Any] = {"id": f"cmpl-lemix-{call.task}", "created": 1, "model": "stand-in"}
         # What a test wants to see of the call.
         common["system_fingerprint"] = json.dumps([self._node, call.path, call.headers, call.key])
         if body.get("stream"):
             first = True
             for word in words:
-                choice = {"index": 0, "finish_reason": None, "logprobs": None}
+                choice: dict[str, Any] = {"index": 0, "finish_reason": None, "logprobs": None}
                 choice |= {"delta": {"content": word}} if chat else {"text": word}
                 kind = "chat.completion.chunk" if chat else "text_completion"
                 event = json.dumps(common | {"object": kind, "choices": [choice]})
