@@ -1,14 +1,16 @@
 import json
+from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
-from tests.cli.conftest import COEFFICIENTS
+from tests.cli.conftest import COEFFICIENTS, Command
 
 AFFINE = {"a": 3e-4, "b": 2e-6, "c": 1e-9}
 
 
-def written(path, **changes):
+def written(path: Path, **changes: Any) -> Path:
     content = {
         "schema": 1,
         "hardware": "a device",
@@ -35,7 +37,7 @@ RESIDUALS = {
 }
 
 
-def test_show_says_everything_in_plain_units(inside, tmp_path):
+def test_show_says_everything_in_plain_units(inside: Command, tmp_path: Path) -> None:
     stage = {
         "forward": AFFINE,
         "backward": {"form": "quadratic", "eta": 1e-9},
@@ -65,14 +67,14 @@ def test_show_says_everything_in_plain_units(inside, tmp_path):
     )
 
 
-def test_show_json(inside):
+def test_show_json(inside: Command) -> None:
     content = json.loads(inside("coefficients", "show", COEFFICIENTS, "--json").stdout)
     assert content["schema"] == 1
     assert content["per_layer"]["forward"]["form"] == "affine-quadratic"
 
 
 @pytest.mark.parametrize("command", ["show", "check"])
-def test_an_unknown_schema_is_refused(inside, tmp_path, command):
+def test_an_unknown_schema_is_refused(inside: Command, tmp_path: Path, command: str) -> None:
     written(tmp_path / "file.yaml", schema=7)
     done = inside("coefficients", command, "file.yaml")
     assert done.returncode == 2
@@ -92,7 +94,9 @@ TABLE = "batch,length,ms_per_layer\n" + "".join(
         ({"per_layer": None, "stages": [{"forward": AFFINE}] * 2}, None, "in order; 2 stages, no points beside it"),
     ],
 )
-def test_a_file_in_order(inside, tmp_path, changes, table, message):
+def test_a_file_in_order(
+    inside: Command, tmp_path: Path, changes: dict[str, Any], table: str | None, message: str
+) -> None:
     written(tmp_path / "file.yaml", **changes)
     if table:
         (tmp_path / "points.csv").write_text(table)
@@ -117,7 +121,7 @@ RESIDUAL_TIMES = {"forward": {**AFFINE, "a": 6e-4}, "residuals": {"forward": RES
         ({"valid": {"tokens": [9, 1]}}, "tokens: the smallest comes first"),
     ],
 )
-def test_a_file_out_of_order(inside, tmp_path, changes, message):
+def test_a_file_out_of_order(inside: Command, tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     written(tmp_path / "file.yaml", **changes)
     (tmp_path / "points.csv").write_text(TABLE)
     done = inside("coefficients", "check", "file.yaml")
@@ -125,7 +129,7 @@ def test_a_file_out_of_order(inside, tmp_path, changes, message):
     assert message in done.stderr
 
 
-def test_diff_compares_passes_through_all_stages(inside, tmp_path):
+def test_diff_compares_passes_through_all_stages(inside: Command, tmp_path: Path) -> None:
     """One file per layer, the other with two stages that take twice as long together, and no longer than 1000 tokens."""
     written(tmp_path / "a.yaml")
     twice = {key: 8 * value for key, value in AFFINE.items()}
@@ -142,7 +146,7 @@ def test_diff_compares_passes_through_all_stages(inside, tmp_path):
     assert text.endswith("\nThe mean difference is 100.0%, the largest 100.0%.\n")
 
 
-def test_diff_of_files_without_a_common_range(inside, tmp_path):
+def test_diff_of_files_without_a_common_range(inside: Command, tmp_path: Path) -> None:
     written(tmp_path / "a.yaml", valid={"max_length": 8})
     done = inside("coefficients", "diff", "a.yaml", "a.yaml")
     assert done.returncode == 0

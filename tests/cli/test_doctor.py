@@ -1,15 +1,19 @@
 import json
 import os
+import subprocess
+from pathlib import Path
 
 import pytest
 
+from tests.cli.conftest import Command
 
-def findings(done):
+
+def findings(done: subprocess.CompletedProcess[str]) -> dict[str, tuple[str, str]]:
     return {check["name"]: (check["verdict"], check["text"]) for check in json.loads(done.stdout)}
 
 
 @pytest.fixture
-def without_slurm(tmp_path):
+def without_slurm(tmp_path: Path) -> dict[str, str]:
     """A PATH on which nothing of Slurm is found, even where it is installed."""
     tools = tmp_path / "tools"
     tools.mkdir()
@@ -22,7 +26,7 @@ def without_slurm(tmp_path):
 
 
 @pytest.mark.mpi
-def test_a_sound_laptop(lemix, recipe, without_slurm):
+def test_a_sound_laptop(lemix: Command, recipe: Path, without_slurm: dict[str, str]) -> None:
     done = lemix("doctor", recipe, "--json", **without_slurm)
     found = findings(done)
     assert done.returncode == 0, done.stdout
@@ -33,7 +37,7 @@ def test_a_sound_laptop(lemix, recipe, without_slurm):
 
 
 @pytest.mark.mpi
-def test_what_is_broken_is_told_with_exit_code_1(lemix, tmp_path, without_slurm):
+def test_what_is_broken_is_told_with_exit_code_1(lemix: Command, tmp_path: Path, without_slurm: dict[str, str]) -> None:
     (tmp_path / "bad.yaml").write_text("nodes: {count: 0}\n")
     (tmp_path / "file").touch()
     done = lemix("doctor", "bad.yaml", "--json", **without_slurm, LEMIX_RUNS=str(tmp_path / "file" / "runs"))

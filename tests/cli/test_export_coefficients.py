@@ -10,11 +10,11 @@ import yaml
 from lemix_hpc.policy.recalibration import Learned
 from lemix_hpc.profiling.coefficients import load_coefficients
 from lemix_hpc.runtime.records import LearnedTimes
-from tests.cli.conftest import COEFFICIENTS
+from tests.cli.conftest import COEFFICIENTS, Command
 
 
 @pytest.fixture
-def ended_run(recipe, tmp_path) -> Path:
+def ended_run(recipe: Path, tmp_path: Path) -> Path:
     """The directory of a run that has ended; its records are written here, not by ranks."""
     path = tmp_path / "one"
     path.mkdir()
@@ -29,7 +29,7 @@ def ended_run(recipe, tmp_path) -> Path:
     return path
 
 
-def test_the_file_has_what_was_learned_and_says_from_whom(lemix, ended_run, tmp_path):
+def test_the_file_has_what_was_learned_and_says_from_whom(lemix: Command, ended_run: Path, tmp_path: Path) -> None:
     done = lemix("coefficients", "export", ended_run, "--out", "new.yaml")
     assert done.returncode == 0, done.stderr
     assert done.stdout == "Wrote new.yaml\n"
@@ -45,7 +45,9 @@ def test_the_file_has_what_was_learned_and_says_from_whom(lemix, ended_run, tmp_
     }
 
 
-def test_by_default_the_file_has_the_name_of_the_run_and_none_is_overwritten(lemix, ended_run, tmp_path):
+def test_by_default_the_file_has_the_name_of_the_run_and_none_is_overwritten(
+    lemix: Command, ended_run: Path, tmp_path: Path
+) -> None:
     assert lemix("coefficients", "export", ended_run).returncode == 0
     written = (tmp_path / "one.yaml").read_text()
     again = lemix("coefficients", "export", ended_run)
@@ -65,7 +67,7 @@ def test_by_default_the_file_has_the_name_of_the_run_and_none_is_overwritten(lem
         ),
     ],
 )
-def test_a_run_that_learned_nothing(lemix, ended_run, learned, message):
+def test_a_run_that_learned_nothing(lemix: Command, ended_run: Path, learned: bytes | None, message: str) -> None:
     path = ended_run / "learned.json"
     path.unlink() if learned is None else path.write_bytes(learned)
     done = lemix("coefficients", "export", ended_run)
@@ -74,7 +76,7 @@ def test_a_run_that_learned_nothing(lemix, ended_run, learned, message):
 
 
 @pytest.mark.mpi
-def test_a_run_starts_from_what_another_one_learned(lemix, recipe, tmp_path):
+def test_a_run_starts_from_what_another_one_learned(lemix: Command, recipe: Path, tmp_path: Path) -> None:
     wrong = yaml.safe_load(COEFFICIENTS.read_text())
     wrong["per_layer"]["forward"] = {name: 2 * value for name, value in wrong["per_layer"]["forward"].items()}
     (tmp_path / "wrong.yaml").write_text(yaml.safe_dump(wrong))

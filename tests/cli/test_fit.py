@@ -1,16 +1,18 @@
 import json
+from pathlib import Path
 
 import pytest
 import yaml
 
 from lemix_hpc.policy.forms import Roofline
 from lemix_hpc.policy.latency import Shape
+from tests.cli.conftest import Command
 
 LAYER = Roofline(3e-4, 2e-6, 4.0, 1e-9)
 FACTS = ["--hardware", "a device", "--llm", "a model", "--dtype", "float16", "--layers", "8"]
 
 
-def points(tmp_path, header="batch,length,ms_per_layer", **columns):
+def points(tmp_path: Path, header: str = "batch,length,ms_per_layer", **columns: object) -> Path:
     """A table of what `LAYER` takes; `columns` are appended to each line."""
     more = "".join(f",{value}" for value in columns.values())
     lines = [",".join([header, *columns])]
@@ -23,7 +25,7 @@ def points(tmp_path, header="batch,length,ms_per_layer", **columns):
     return path
 
 
-def test_a_table_of_every_form_and_the_chosen_one(inside, tmp_path):
+def test_a_table_of_every_form_and_the_chosen_one(inside: Command, tmp_path: Path) -> None:
     done = inside("fit", points(tmp_path))
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
@@ -34,7 +36,7 @@ def test_a_table_of_every_form_and_the_chosen_one(inside, tmp_path):
     assert lines[6].startswith("* a 300 us, b 2 us/token, p 4, c 1 ns/token^2, d 0/cached token, e ")
 
 
-def test_json_has_the_figures_of_the_chosen_form_and_of_all(inside, tmp_path):
+def test_json_has_the_figures_of_the_chosen_form_and_of_all(inside: Command, tmp_path: Path) -> None:
     done = inside("fit", points(tmp_path), "--json", "--folds", "4", "--seed", "2")
     content = json.loads(done.stdout)
     assert content["model"] == "roofline"
@@ -48,13 +50,13 @@ def test_json_has_the_figures_of_the_chosen_form_and_of_all(inside, tmp_path):
     assert fit["models"]["roofline"]["folds"] == 4
 
 
-def test_the_form_can_be_named(inside, tmp_path):
+def test_the_form_can_be_named(inside: Command, tmp_path: Path) -> None:
     content = json.loads(inside("fit", points(tmp_path), "--json", "--model", "quadratic").stdout)
     assert content["model"] == "quadratic"
     assert content["max_rel_error"] == content["models"]["quadratic"]["max_rel_error"]
 
 
-def test_what_was_fitted_is_written_and_can_be_shown_and_checked(inside, tmp_path):
+def test_what_was_fitted_is_written_and_can_be_shown_and_checked(inside: Command, tmp_path: Path) -> None:
     table = points(tmp_path)
     done = inside("fit", table, *FACTS, "--out", "fitted.yaml", "--source", "made up")
     assert (done.returncode, done.stderr) == (0, "Wrote fitted.yaml\n")
@@ -74,7 +76,7 @@ def test_what_was_fitted_is_written_and_can_be_shown_and_checked(inside, tmp_pat
     )
 
 
-def test_each_stage_and_kind_has_a_fit(inside, tmp_path):
+def test_each_stage_and_kind_has_a_fit(inside: Command, tmp_path: Path) -> None:
     first = points(tmp_path, "batch,length,ms", stage=0, kind="prefill").read_text().splitlines()
     second = points(tmp_path, "batch,length,ms", stage=1, kind="prefill").read_text().splitlines()
     backward = points(tmp_path, "batch,length,ms", stage=1, kind="backward").read_text().splitlines()
@@ -96,13 +98,13 @@ def test_each_stage_and_kind_has_a_fit(inside, tmp_path):
     assert inside("coefficients", "check", "fitted.yaml").returncode == 0
 
 
-def test_a_picture(inside, tmp_path):
+def test_a_picture(inside: Command, tmp_path: Path) -> None:
     done = inside("fit", points(tmp_path), "--plot", "fit.png")
     assert (done.returncode, done.stderr) == (0, "Wrote fit.png\n")
     assert (tmp_path / "fit.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_picture_without_matplotlib(lemix, tmp_path):
+def test_a_picture_without_matplotlib(lemix: Command, tmp_path: Path) -> None:
     """A package of that name that cannot be imported stands in for none."""
     (tmp_path / "hidden").mkdir()
     (tmp_path / "hidden" / "matplotlib.py").write_text("raise ImportError('no matplotlib')\n")
@@ -132,7 +134,7 @@ def test_a_picture_without_matplotlib(lemix, tmp_path):
         ("batch,length,ms_per_layer,stage\n1,16,1,0\n1,32,2,1\n", [], "times per layer are the same for all stages"),
     ],
 )
-def test_mistakes(inside, tmp_path, text, arguments, message):
+def test_mistakes(inside: Command, tmp_path: Path, text: str, arguments: list[str], message: str) -> None:
     (tmp_path / "points.csv").write_text(text)
     done = inside("fit", "points.csv", *arguments)
     assert done.returncode == 2
@@ -140,7 +142,7 @@ def test_mistakes(inside, tmp_path, text, arguments, message):
     assert "Traceback" not in done.stderr
 
 
-def test_doubts_are_warnings(inside, tmp_path):
+def test_doubts_are_warnings(inside: Command, tmp_path: Path) -> None:
     (tmp_path / "points.csv").write_text("batch,length,ms,note\n" + "".join(f"1,{2**n},2.0,x\n" for n in range(4, 12)))
     done = inside("fit", "points.csv")
     assert done.returncode == 0
@@ -152,7 +154,7 @@ def test_doubts_are_warnings(inside, tmp_path):
 
 
 @pytest.mark.trial_data
-def test_published_prompts(lemix, trial_data):
+def test_published_prompts(lemix: Command, trial_data: Path) -> None:
     done = lemix("fit", trial_data / "latency" / "a100-llama2-7b-prefill.csv", "--json")
     content = json.loads(done.stdout)
     assert content["median_rel_error"] <= 0.04

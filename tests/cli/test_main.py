@@ -1,8 +1,10 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import lemix_hpc
+from tests.cli.conftest import Command
 
 HEAVY = (
     "torch",
@@ -23,7 +25,7 @@ HEAVY = (
 SIMULATED = ("simulate", "compare", "capacity", "replay", "explain")
 
 
-def test_help_imports_nothing_heavy():
+def test_help_imports_nothing_heavy() -> None:
     code = (
         "import sys, json; sys.argv = ['lemix', '--help']; from lemix_hpc.cli.main import app\n"
         "try: app()\n"
@@ -35,18 +37,18 @@ def test_help_imports_nothing_heavy():
     assert modules.isdisjoint(HEAVY)
 
 
-def test_version(lemix):
+def test_version(lemix: Command) -> None:
     assert lemix("--version").stdout == f"lemix {lemix_hpc.__version__}\n"
 
 
-def test_every_command_is_explained(lemix):
+def test_every_command_is_explained(lemix: Command) -> None:
     text = lemix("--help").stdout
     for command in ("run", "submit", "ps", "logs", "cancel", "report", "doctor", "fit", "coefficients", *SIMULATED):
         assert f"\n  {command} " in text
         assert lemix(command, "--help").returncode == 0
 
 
-def test_a_mistake_is_a_message_and_exit_code_2(lemix, tmp_path):
+def test_a_mistake_is_a_message_and_exit_code_2(lemix: Command, tmp_path: Path) -> None:
     (tmp_path / "bad.yaml").write_text("engine:\n  kinds: torch\n")
     done = lemix("run", "bad.yaml")
     assert done.returncode == 2

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.conftest import LEMIX
+from tests.cli.conftest import LEMIX, Command
+from tests.conftest import SlurmCluster
 
 DEADLINE_S = 120
 RECIPE = """\
@@ -24,7 +25,7 @@ POINTS = 2 * (8 + 8 + 4)  # of two stages; 128 tokens are more than the model's 
 
 
 @pytest.fixture
-def tiny(tmp_path) -> Path:
+def tiny(tmp_path: Path) -> Path:
     path = tmp_path / "tiny.yaml"
     path.write_text(RECIPE)
     return path
@@ -44,13 +45,13 @@ def jobs(out: Path) -> list[Path]:
 
 
 @pytest.mark.parametrize("sweep", ["nodes.stages", "=1", "nodes.stages=", "nodes.stages=1,,2"])
-def test_a_sweep_has_a_key_and_values(lemix, tiny, sweep):
+def test_a_sweep_has_a_key_and_values(lemix: Command, tiny: Path, sweep: str) -> None:
     done = lemix("profile", tiny, "--cluster", "local", "--array", sweep)
     assert done.returncode == 2
     assert done.stderr.startswith(f"--array {sweep}: write it as section.key=value,value")
 
 
-def test_mistakes_are_told_before_anything_starts(lemix, tiny, tmp_path):
+def test_mistakes_are_told_before_anything_starts(lemix: Command, tiny: Path, tmp_path: Path) -> None:
     done = lemix("profile", tiny, "--cluster", "local", "--array", "nodes.stages=2,40")
     assert done.returncode == 2
     assert "nodes.stages: 40 stages need as many decoder layers" in done.stderr
@@ -58,7 +59,7 @@ def test_mistakes_are_told_before_anything_starts(lemix, tiny, tmp_path):
 
 
 @pytest.mark.mpi
-def test_profile_writes_a_file_that_a_run_takes(lemix, tiny, tmp_path):
+def test_profile_writes_a_file_that_a_run_takes(lemix: Command, tiny: Path, tmp_path: Path) -> None:
     done = lemix("profile", tiny, "--cluster", "local", "--json")
     assert done.returncode == 0, done.stderr
     assert f"{POINTS}/{POINTS}" not in done.stdout
@@ -78,7 +79,7 @@ def test_profile_writes_a_file_that_a_run_takes(lemix, tiny, tmp_path):
 
 
 @pytest.mark.mpi
-def test_an_interrupted_job_goes_on_and_measures_no_point_twice(lemix, tiny, tmp_path):
+def test_an_interrupted_job_goes_on_and_measures_no_point_twice(lemix: Command, tiny: Path, tmp_path: Path) -> None:
     # The pauses leave time to interrupt it, however fast the machine is.
     command = [LEMIX, "profile", str(tiny), "--cluster", "local", "--set", "profile.pause_s=0.05"]
     first = subprocess.Popen(
@@ -108,7 +109,7 @@ def test_an_interrupted_job_goes_on_and_measures_no_point_twice(lemix, tiny, tmp
 
 @pytest.mark.mpi
 @pytest.mark.slow
-def test_a_local_sweep_runs_one_job_after_the_other(lemix, tiny, tmp_path):
+def test_a_local_sweep_runs_one_job_after_the_other(lemix: Command, tiny: Path, tmp_path: Path) -> None:
     done = lemix("profile", tiny, "--cluster", "local", "--array", "nodes.stages=1,2", "--set", "training=null")
     assert done.returncode == 0, done.stderr
     assert sorted(path.name for path in (tmp_path / "profiling").glob("*/*.yaml") if "jobs" not in path.parts) == [
@@ -122,7 +123,9 @@ def test_a_local_sweep_runs_one_job_after_the_other(lemix, tiny, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.slurm
-def test_a_job_array_on_the_cluster(lemix, tiny, tmp_path, slurm_cluster, slurm_tmp_path):
+def test_a_job_array_on_the_cluster(
+    lemix: Command, tiny: Path, tmp_path: Path, slurm_cluster: SlurmCluster, slurm_tmp_path: Path
+) -> None:
     recipe = slurm_tmp_path / "tiny.yaml"
     recipe.write_text(tiny.read_text())
     places = {"LEMIX_RUNS": str(slurm_tmp_path / "runs"), "XDG_STATE_HOME": str(tmp_path / "state")}

@@ -5,15 +5,18 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from tests.cli.conftest import Command
 
 DEADLINE_S = 60
 ENDLESS = "serving.source={kind: constant, rate: 1, requests: 1000}"
 
 
-def wait_for(condition, what):
+def wait_for(condition: Callable[[], object], what: str) -> None:
     end = time.monotonic() + DEADLINE_S
     while not condition():
         assert time.monotonic() < end, f"waited {DEADLINE_S} s for {what}"
@@ -25,7 +28,7 @@ def processes_in(directory: Path) -> list[str]:
     return [line for line in commands.splitlines() if f"local_rank {directory}" in line]
 
 
-def test_semantic_mistakes_have_lines_too(lemix, recipe):
+def test_semantic_mistakes_have_lines_too(lemix: Command, recipe: Path) -> None:
     done = lemix("run", recipe, "--cluster", "local", "--set", "policy.placement=separate", "--set", "nodes.count=1")
     assert done.returncode == 2
     assert done.stderr.startswith("--set policy.placement=separate: policy.placement: separate needs at least 2 nodes")
@@ -45,14 +48,16 @@ def test_semantic_mistakes_have_lines_too(lemix, recipe):
         ),
     ],
 )
-def test_sizes_are_checked_before_anything_starts(lemix, recipe, tmp_path, change, message):
+def test_sizes_are_checked_before_anything_starts(
+    lemix: Command, recipe: Path, tmp_path: Path, change: str, message: str
+) -> None:
     done = lemix("run", recipe.name, "--cluster", "local", "--set", change)
     assert done.returncode == 2
     assert any(line.startswith(message) for line in done.stderr.splitlines()), done.stderr
     assert not (tmp_path / "runs").exists()
 
 
-def test_dry_run_shows_recipe_and_command_and_starts_nothing(lemix, recipe, tmp_path):
+def test_dry_run_shows_recipe_and_command_and_starts_nothing(lemix: Command, recipe: Path, tmp_path: Path) -> None:
     done = lemix("run", recipe, "--cluster", "local", "--dry-run", "--set", "nodes.count=3")
     assert done.returncode == 0
     assert "count: 3" in done.stdout
@@ -61,7 +66,7 @@ def test_dry_run_shows_recipe_and_command_and_starts_nothing(lemix, recipe, tmp_
 
 
 @pytest.mark.mpi
-def test_run_shows_progress_and_prints_the_report(lemix, recipe, tmp_path):
+def test_run_shows_progress_and_prints_the_report(lemix: Command, recipe: Path, tmp_path: Path) -> None:
     done = lemix("run", recipe, "--cluster", "local", "--out", "one")
     assert done.returncode == 0, done.stderr
     assert "served 5/5" in done.stderr
@@ -72,14 +77,14 @@ def test_run_shows_progress_and_prints_the_report(lemix, recipe, tmp_path):
 
 
 @pytest.mark.mpi
-def test_run_as_json_prints_nothing_else(lemix, recipe):
+def test_run_as_json_prints_nothing_else(lemix: Command, recipe: Path) -> None:
     done = lemix("run", recipe, "--cluster", "local", "--json")
     assert done.returncode == 0, done.stderr
     assert isinstance(json.loads(done.stdout), dict)
 
 
 @pytest.mark.mpi
-def test_failure_is_explained_with_exit_code_1(lemix, recipe, tmp_path):
+def test_failure_is_explained_with_exit_code_1(lemix: Command, recipe: Path, tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     config = {
         "model_type": "llama",
@@ -100,7 +105,7 @@ def test_failure_is_explained_with_exit_code_1(lemix, recipe, tmp_path):
 
 
 @pytest.mark.mpi
-def test_submit_ps_logs_cancel(lemix, recipe):
+def test_submit_ps_logs_cancel(lemix: Command, recipe: Path) -> None:
     done = lemix("submit", recipe, "--cluster", "local", "--json", "--set", ENDLESS)
     assert done.returncode == 0, done.stderr
     started = json.loads(done.stdout)
@@ -120,7 +125,7 @@ def test_submit_ps_logs_cancel(lemix, recipe):
 
 
 @pytest.mark.mpi
-def test_a_killed_rank_ends_the_run_and_the_launcher_is_quoted(recipe, tmp_path):
+def test_a_killed_rank_ends_the_run_and_the_launcher_is_quoted(recipe: Path, tmp_path: Path) -> None:
     lemix = str(Path(sys.executable).parent / "lemix")
     following = subprocess.Popen(
         [lemix, "run", str(recipe), "--cluster", "local", "--out", "one", "--set", ENDLESS],
@@ -141,7 +146,7 @@ def test_a_killed_rank_ends_the_run_and_the_launcher_is_quoted(recipe, tmp_path)
 
 @pytest.mark.mpi
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_interrupting_run_ends_every_rank(recipe, tmp_path, number):
+def test_interrupting_run_ends_every_rank(recipe: Path, tmp_path: Path, number: signal.Signals) -> None:
     lemix = str(Path(sys.executable).parent / "lemix")
     following = subprocess.Popen(
         # A test that was started in the background has INT ignored, and hands that down.

@@ -6,25 +6,25 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.conftest import RECIPE
+from tests.cli.conftest import RECIPE, Command
 
 MORE = ("--set", "serving.source.requests=1000", "--set", "serving.source.lengths=lmsys-chat")
 
 
 @pytest.fixture
-def recipe(tmp_path) -> Path:
+def recipe(tmp_path: Path) -> Path:
     path = tmp_path / "recipe.yaml"
     path.write_text(RECIPE.replace("stages: 2", "count: 3, stages: 2").replace("requests: 5", "requests: 60"))
     return path
 
 
 @pytest.fixture
-def simulated(inside, recipe, tmp_path) -> Path:
+def simulated(inside: Command, recipe: Path, tmp_path: Path) -> Path:
     assert inside("simulate", recipe, "--out", "one").returncode == 0
     return tmp_path / "one"
 
 
-def test_a_simulated_run_lies_where_runs_lie(inside, recipe, simulated, tmp_path):
+def test_a_simulated_run_lies_where_runs_lie(inside: Command, recipe: Path, simulated: Path, tmp_path: Path) -> None:
     again = inside("simulate", recipe, "--out", "two")
     assert "simulated engine" in again.stdout
     for name in ("report.json", "spans.jsonl", "tasks.jsonl", "events.jsonl", "facts.json", "recipe.yaml"):
@@ -43,27 +43,27 @@ def test_a_simulated_run_lies_where_runs_lie(inside, recipe, simulated, tmp_path
 
 @pytest.mark.usefixtures("simulated")
 @pytest.mark.parametrize("command", ["logs", "cancel"])
-def test_a_simulated_run_has_no_ranks(inside, command):
+def test_a_simulated_run_has_no_ranks(inside: Command, command: str) -> None:
     done = inside(command, "one")
     assert done.returncode == 2
     assert done.stderr.startswith("one was simulated, ")
 
 
-def test_a_run_that_cannot_be_simulated_leaves_no_directory(inside, recipe, tmp_path):
+def test_a_run_that_cannot_be_simulated_leaves_no_directory(inside: Command, recipe: Path, tmp_path: Path) -> None:
     done = inside("simulate", recipe, "--out", "bad", "--set", "serving.window.start_s=1000")
     assert done.returncode == 2
     assert "Widen serving.window" in done.stderr
     assert not (tmp_path / "bad").exists()
 
 
-def test_the_split_that_is_best_is_told_and_kept(inside, recipe, tmp_path):
+def test_the_split_that_is_best_is_told_and_kept(inside: Command, recipe: Path, tmp_path: Path) -> None:
     done = inside("simulate", recipe, "--set", "policy.placement=separate", "--split", "auto", "--out", "s")
     told = done.stdout.splitlines()[-1]
     assert told in ("Best split: 1 of 3 nodes train.", "Best split: 2 of 3 nodes train.")
     assert f"training_nodes: {told.split()[2]}\n" in (tmp_path / "s" / "recipe.yaml").read_text()
 
 
-def test_compare_prints_writes_and_relates(inside, recipe, tmp_path):
+def test_compare_prints_writes_and_relates(inside: Command, recipe: Path, tmp_path: Path) -> None:
     done = inside(
         *("compare", recipe, "--policies", "pack,separate", "--rates", "20,40", "--training-shares", "0.3,0.5"),
         *("--seeds", "0,1", "--jobs", "1", "--csv", "c.csv", "--json", "c.json"),
@@ -99,13 +99,13 @@ def test_compare_prints_writes_and_relates(inside, recipe, tmp_path):
         (["--set", "training=null", "--training-shares", "0.5"], "training: the recipe trains on nothing"),
     ],
 )
-def test_grids_that_make_no_sense(inside, recipe, arguments, message):
+def test_grids_that_make_no_sense(inside: Command, recipe: Path, arguments: list[str], message: str) -> None:
     done = inside("compare", recipe, *arguments)
     assert done.returncode == 2
     assert done.stderr.startswith(message)
 
 
-def test_capacity_beside_its_bound(inside, recipe):
+def test_capacity_beside_its_bound(inside: Command, recipe: Path) -> None:
     done = inside("capacity", recipe, "--policies", "least-completion,separate", "--tolerance", "0.1", "--json", *MORE)
     assert done.returncode == 0, done.stderr
     together, separate = json.loads(done.stdout)
@@ -115,13 +115,13 @@ def test_capacity_beside_its_bound(inside, recipe):
     assert inside("capacity", recipe, "--attainment", "90").stderr.startswith("--attainment: expected a number above 0")
 
 
-def test_capacity_says_when_there_is_none(inside, recipe):
+def test_capacity_says_when_there_is_none(inside: Command, recipe: Path) -> None:
     done = inside("capacity", recipe, "--slo", "0.01")
     assert "even the lowest rate misses" in done.stdout
 
 
 @pytest.mark.usefixtures("simulated")
-def test_the_same_policy_replays_a_simulated_run_as_it_was(inside):
+def test_the_same_policy_replays_a_simulated_run_as_it_was(inside: Command) -> None:
     done = inside("replay", "one", "--policy", "same", "--json")
     both = json.loads(done.stdout)
     assert both["recorded"] == both["replayed"]
@@ -131,7 +131,7 @@ def test_the_same_policy_replays_a_simulated_run_as_it_was(inside):
 
 
 @pytest.mark.usefixtures("simulated")
-def test_only_the_policy_of_a_recorded_run_can_be_changed(inside):
+def test_only_the_policy_of_a_recorded_run_can_be_changed(inside: Command) -> None:
     done = inside("replay", "one", "--policy", "pack", "--set", "seed=3")
     assert (done.returncode, done.stderr) == (
         2,
@@ -141,7 +141,7 @@ def test_only_the_policy_of_a_recorded_run_can_be_changed(inside):
 
 @pytest.mark.usefixtures("simulated")
 @pytest.mark.parametrize("task", ["r0", "r59", "t0", "t25", "61"])
-def test_decisions_are_explained(inside, task):
+def test_decisions_are_explained(inside: Command, task: str) -> None:
     done = inside("explain", "one", task)
     assert done.returncode == 0, done.stderr
     assert "least-completion chose: node " in done.stdout
@@ -150,7 +150,7 @@ def test_decisions_are_explained(inside, task):
     assert marked.split()[1] == node
 
 
-def test_a_decision_that_the_events_do_not_lead_to(inside, simulated):
+def test_a_decision_that_the_events_do_not_lead_to(inside: Command, simulated: Path) -> None:
     tasks = simulated / "tasks.jsonl"
     first = json.loads(tasks.read_text().splitlines()[0])
     changed = tasks.read_text().replace(f'"node":{first["node"]}', f'"node":{(first["node"] + 1) % 3}', 1)
@@ -160,7 +160,7 @@ def test_a_decision_that_the_events_do_not_lead_to(inside, simulated):
     assert f"leads to node {first['node']}, and tasks.jsonl has it on node " in done.stderr
 
 
-def test_without_events_nothing_is_explained(inside, simulated):
+def test_without_events_nothing_is_explained(inside: Command, simulated: Path) -> None:
     (simulated / "events.jsonl").unlink()
     done = inside("explain", "one", "t3")
     assert done.returncode == 2

@@ -11,13 +11,15 @@ from subprocess import CompletedProcess
 
 import pytest
 
+from tests.conftest import SlurmCluster
+
 pytestmark = pytest.mark.slurm
 
 Command = Callable[..., CompletedProcess[str]]
 
 
 @pytest.fixture
-def on_cluster(lemix, slurm_cluster, slurm_tmp_path, tmp_path) -> Command:
+def on_cluster(lemix: Command, slurm_cluster: SlurmCluster, slurm_tmp_path: Path, tmp_path: Path) -> Command:
     """`lemix` as a user of the cluster, with runs where all nodes see them."""
 
     def call(*arguments: object) -> CompletedProcess[str]:
@@ -28,7 +30,7 @@ def on_cluster(lemix, slurm_cluster, slurm_tmp_path, tmp_path) -> Command:
 
 
 @pytest.fixture
-def shared_recipe(recipe, slurm_tmp_path) -> Path:
+def shared_recipe(recipe: Path, slurm_tmp_path: Path) -> Path:
     """A recipe whose coefficient file all nodes see."""
     text = recipe.read_text()
     [coefficients] = re.findall(r"coefficients: (\S+)}", text)
@@ -38,24 +40,27 @@ def shared_recipe(recipe, slurm_tmp_path) -> Path:
     return path
 
 
-def test_run_over_two_hosts(on_cluster, shared_recipe, slurm_tmp_path):
+def test_run_over_two_hosts(on_cluster: Command, shared_recipe: Path, slurm_tmp_path: Path) -> None:
     out = slurm_tmp_path / "one"
     done = on_cluster("run", shared_recipe, "--cluster", "slurm", "--set", "nodes.count=2", "--out", out)
     assert done.returncode == 0, done.stderr
     assert "5 finished of 5" in done.stdout
     [row] = json.loads(on_cluster("ps", "--json").stdout)
     assert (row["state"], row["directory"]) == ("COMPLETED", str(out))
-    hosts = {re.search(r"on (\w+)", (out / f"logs/attempt-0/rank-{rank}.log").read_text())[1] for rank in range(6)}
+    logs = [(out / f"logs/attempt-0/rank-{rank}.log").read_text() for rank in range(6)]
+    hosts = {re.findall(r"on (\w+)", log)[0] for log in logs}
     assert len(hosts) == 2
 
 
-def test_auto_takes_the_cluster_that_answers(on_cluster, shared_recipe):
+def test_auto_takes_the_cluster_that_answers(on_cluster: Command, shared_recipe: Path) -> None:
     done = on_cluster("run", shared_recipe, "--dry-run")
     assert done.returncode == 0, done.stderr
     assert "#SBATCH --ntasks-per-node=3" in done.stdout
 
 
-def test_dry_run_asks_slurm_and_submits_nothing(on_cluster, shared_recipe, slurm_cluster, slurm_tmp_path):
+def test_dry_run_asks_slurm_and_submits_nothing(
+    on_cluster: Command, shared_recipe: Path, slurm_cluster: SlurmCluster, slurm_tmp_path: Path
+) -> None:
     before = slurm_cluster.run("sacct", "-X", "-n", "-o", "JobID")
     done = on_cluster("run", shared_recipe, "--cluster", "slurm", "--dry-run")
     assert done.returncode == 0
@@ -64,13 +69,13 @@ def test_dry_run_asks_slurm_and_submits_nothing(on_cluster, shared_recipe, slurm
     assert not (slurm_tmp_path / "runs").exists()
 
 
-def test_dry_run_of_an_impossible_job_is_exit_code_2(on_cluster, shared_recipe):
+def test_dry_run_of_an_impossible_job_is_exit_code_2(on_cluster: Command, shared_recipe: Path) -> None:
     done = on_cluster("run", shared_recipe, "--cluster", "slurm", "--dry-run", "--set", "cluster.partition=nowhere")
     assert done.returncode == 2
     assert "invalid partition specified: nowhere" in done.stderr
 
 
-def test_a_refused_job_leaves_no_run(on_cluster, shared_recipe, slurm_tmp_path):
+def test_a_refused_job_leaves_no_run(on_cluster: Command, shared_recipe: Path, slurm_tmp_path: Path) -> None:
     done = on_cluster("submit", shared_recipe, "--cluster", "slurm", "--set", "cluster.partition=nowhere")
     assert done.returncode == 2
     assert done.stderr.startswith("sbatch refused the job: invalid partition specified: nowhere")
@@ -78,7 +83,7 @@ def test_a_refused_job_leaves_no_run(on_cluster, shared_recipe, slurm_tmp_path):
     assert list((slurm_tmp_path / "runs").iterdir()) == []
 
 
-def test_submit_and_cancel(on_cluster, shared_recipe):
+def test_submit_and_cancel(on_cluster: Command, shared_recipe: Path) -> None:
     endless = "serving.source={kind: constant, rate: 1, requests: 1000}"
     started = json.loads(on_cluster("submit", shared_recipe, "--cluster", "slurm", "--set", endless, "--json").stdout)
     [row] = json.loads(on_cluster("ps", "--json").stdout)
@@ -91,7 +96,9 @@ def test_submit_and_cancel(on_cluster, shared_recipe):
     assert row["state"] == "CANCELLED"
 
 
-def test_a_failing_rank_ends_the_job_and_is_named(on_cluster, shared_recipe, slurm_tmp_path):
+def test_a_failing_rank_ends_the_job_and_is_named(
+    on_cluster: Command, shared_recipe: Path, slurm_tmp_path: Path
+) -> None:
     trace = slurm_tmp_path / "trace.csv"
     trace.write_text("TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:15:46.68,374,44\n")
     changes = [f"serving.source={{kind: azure, path: {trace}}}", f"cluster.setup=[rm {trace}]"]
@@ -120,7 +127,7 @@ def pid_of_rank(rank: int, folder: Path) -> int | None:
     return None
 
 
-def test_a_killed_rank_ends_the_job(on_cluster, shared_recipe, slurm_tmp_path):
+def test_a_killed_rank_ends_the_job(on_cluster: Command, shared_recipe: Path, slurm_tmp_path: Path) -> None:
     out = slurm_tmp_path / "one"
     endless = "serving.source={kind: constant, rate: 1, requests: 1000}"
     on_cluster("submit", shared_recipe, "--cluster", "slurm", "--set", endless, "--set", "nodes.count=2", "--out", out)
@@ -128,7 +135,9 @@ def test_a_killed_rank_ends_the_job(on_cluster, shared_recipe, slurm_tmp_path):
     while not (out / "progress.json").exists():
         assert time.monotonic() < end, "the run did not start within 60 s"
         time.sleep(0.1)
-    os.kill(pid_of_rank(4, out / "submitit"), signal.SIGKILL)
+    pid = pid_of_rank(4, out / "submitit")
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
     on_cluster("logs", out, "--follow")  # returns when the job has ended
     [row] = json.loads(on_cluster("ps", "--json").stdout)
     assert row["state"] == "FAILED"
@@ -136,14 +145,14 @@ def test_a_killed_rank_ends_the_job(on_cluster, shared_recipe, slurm_tmp_path):
     assert re.search(r"n\d: tasks? \S+: Killed", said), said  # srun names tasks that were killed together in one
 
 
-def test_doctor_finds_the_cluster_sound(on_cluster, shared_recipe):
+def test_doctor_finds_the_cluster_sound(on_cluster: Command, shared_recipe: Path) -> None:
     done = on_cluster("doctor", shared_recipe, "--json")
     verdicts = {check["name"]: check["verdict"] for check in json.loads(done.stdout)}
     assert done.returncode == 0
     assert all(verdicts[name] == "ok" for name in ("slurm", "srun --mpi", "sacct", "shared directory", "recipe"))
 
 
-def test_doctor_sees_that_runs_are_not_shared(lemix, slurm_cluster, tmp_path):
+def test_doctor_sees_that_runs_are_not_shared(lemix: Command, slurm_cluster: SlurmCluster, tmp_path: Path) -> None:
     # A node's /tmp is its own.
     done = lemix("doctor", "--json", **slurm_cluster.env, LEMIX_RUNS=str(tmp_path))
     [check] = [check for check in json.loads(done.stdout) if check["name"] == "shared directory"]

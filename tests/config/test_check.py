@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,11 +14,11 @@ VLLM = {"model": LLAMA, "engine": {"kind": "vllm"}}
 BATCH = {"source": {"kind": "openai-batch", "path": __file__}}
 
 
-def problems(**sections):
+def problems(**sections: Any) -> list[tuple[str, str]]:
     return [(problem.key, problem.text) for problem in check_recipe(Recipe.model_validate(sections))]
 
 
-def test_a_sound_recipe_has_no_problems(tmp_path):
+def test_a_sound_recipe_has_no_problems(tmp_path: Path) -> None:
     coefficients = tmp_path / "c.yaml"
     coefficients.touch()
     assert (
@@ -130,14 +131,14 @@ CASES = {
 
 
 @pytest.mark.parametrize(("sections", "key", "text"), CASES.values(), ids=CASES.keys())
-def test_one_problem_is_found(sections, key, text):
+def test_one_problem_is_found(sections: dict[str, Any], key: str, text: str) -> None:
     [(found_key, found_text)] = problems(**sections)
     assert found_key == key
     assert found_text.startswith(text)
 
 
 @pytest.mark.parametrize(("training", "key"), [({"share": 0.5}, "training.share"), ({}, "training")])
-def test_training_alone_needs_an_amount(tmp_path, training, key):
+def test_training_alone_needs_an_amount(tmp_path: Path, training: dict[str, Any], key: str) -> None:
     data = tmp_path / "d.jsonl"
     data.touch()
     [(found, text)] = problems(model=LLAMA, training={"data": {"path": data}, **training})
@@ -145,7 +146,7 @@ def test_training_alone_needs_an_amount(tmp_path, training, key):
     assert "give `micro_batches`" in text
 
 
-def test_shared_devices_and_processors_need_no_gpu_per_stage():
+def test_shared_devices_and_processors_need_no_gpu_per_stage() -> None:
     common = {"model": LLAMA, "serving": SERVING, "nodes": {"stages": 4}, "cluster": {"gpus_per_node": 2}}
     assert problems(**common, engine={"share_devices": True}) == []
     assert problems(**common, engine={"device": "cpu"}) == []
@@ -163,17 +164,17 @@ def test_shared_devices_and_processors_need_no_gpu_per_stage():
         (None, None),
     ],
 )
-def test_gpus_in_a_gres(gres, count):
+def test_gpus_in_a_gres(gres: str, count: int | None) -> None:
     assert gpus_per_host(Recipe.model_validate({"cluster": {"gres": gres}})) == count
 
 
-def test_a_file_where_the_checkpoint_should_be(tmp_path: Path):
+def test_a_file_where_the_checkpoint_should_be(tmp_path: Path) -> None:
     [(key, text)] = problems(model={"path": tmp_path}, serving=SERVING)
     assert key == "model.path"
     assert "has no config.json" in text
 
 
-def test_a_missing_file_of_a_kind_is_named():
+def test_a_missing_file_of_a_kind_is_named() -> None:
     sections = {"engine": {"kind": "emulated", "coefficients": __file__}, "serving": SERVING}
     kinds = [{"count": 1}, {"count": 1, "coefficients": "/nowhere/c.yaml"}]
     assert problems(**sections, nodes={"count": 2, "kinds": kinds}) == [

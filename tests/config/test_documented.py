@@ -1,9 +1,12 @@
 """docs/recipes.md names every key of a recipe with its default."""
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 
 from lemix_hpc.config.check import check_recipe
 from lemix_hpc.config.explain import sections_in
@@ -13,7 +16,7 @@ from lemix_hpc.config.recipe import Recipe
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "recipes.md"
 
 
-def keys(model, path=()):
+def keys(model: type[BaseModel], path: tuple[str, ...] = ()) -> Iterator[tuple[str, FieldInfo]]:
     for name, field in model.model_fields.items():
         inner = sections_in(field.annotation)
         yield ".".join((*path, name)), field
@@ -25,11 +28,11 @@ ALL_KEYS = dict(keys(Recipe))
 
 
 @pytest.mark.parametrize("key", ALL_KEYS)
-def test_key_is_documented(key):
+def test_key_is_documented(key: str) -> None:
     assert f"`{key}`" in DOCUMENT.read_text()
 
 
-def test_only_real_keys_are_documented():
+def test_only_real_keys_are_documented() -> None:
     documented = re.findall(r"^\| `([a-z_.0-9]+)` \|", DOCUMENT.read_text(), re.MULTILINE)
     assert set(documented) <= set(ALL_KEYS)
 
@@ -38,7 +41,7 @@ VALUES = [key for key, field in ALL_KEYS.items() if not sections_in(field.annota
 
 
 @pytest.mark.parametrize("key", VALUES)
-def test_default_is_right(key):
+def test_default_is_right(key: str) -> None:
     [shown] = re.findall(rf"^\| `{re.escape(key)}` \| ([^|]*)\|", DOCUMENT.read_text(), re.MULTILINE)
     field = ALL_KEYS[key]
     if field.is_required():
@@ -50,7 +53,7 @@ def test_default_is_right(key):
         assert shown.strip() == f"`{default.lower() if isinstance(field.default, bool) else default}`"
 
 
-def test_example_is_a_sound_recipe(tmp_path):
+def test_example_is_a_sound_recipe(tmp_path: Path) -> None:
     [example] = re.findall(r"```yaml\n(.*?)```", DOCUMENT.read_text(), re.DOTALL)
     beside = tmp_path / "docs"
     beside.mkdir()

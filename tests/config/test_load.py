@@ -36,7 +36,7 @@ def message(tmp_path: Path, text: str, *overrides: str) -> str:
     return str(caught.value).replace(f"{tmp_path}/", "")
 
 
-def test_values_defaults_and_yaml_1_2_scalars(tmp_path):
+def test_values_defaults_and_yaml_1_2_scalars(tmp_path: Path) -> None:
     recipe = load_recipe(write(tmp_path, GOOD))
     assert recipe.nodes.stages == 2
     assert recipe.training.learning_rate == 1e-4
@@ -44,7 +44,9 @@ def test_values_defaults_and_yaml_1_2_scalars(tmp_path):
     assert recipe.engine.max_batch_requests == 8
 
 
-def test_relative_paths_are_taken_from_the_recipe_and_those_of_overrides_from_here(tmp_path, monkeypatch):
+def test_relative_paths_are_taken_from_the_recipe_and_those_of_overrides_from_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     monkeypatch.chdir(elsewhere)
@@ -53,7 +55,7 @@ def test_relative_paths_are_taken_from_the_recipe_and_those_of_overrides_from_he
     assert load_recipe(path, ["engine.coefficients=own.yaml"]).engine.coefficients == elsewhere / "own.yaml"
 
 
-def test_overrides_replace_add_and_are_yaml(tmp_path):
+def test_overrides_replace_add_and_are_yaml(tmp_path: Path) -> None:
     overrides = ["nodes.count=4", "slo.factors=[2, 3]", "serving.window.limit=7", "policy.placement=round-robin"]
     recipe = load_recipe(write(tmp_path, GOOD), overrides)
     assert recipe.nodes.count == 4
@@ -63,7 +65,7 @@ def test_overrides_replace_add_and_are_yaml(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["toy", "1e-4", "1.5", "null", "no"])
-def test_resolved_recipe_reloads_to_an_equal_one(tmp_path, name):
+def test_resolved_recipe_reloads_to_an_equal_one(tmp_path: Path, name: str) -> None:
     recipe = load_recipe(write(tmp_path, GOOD.replace("name: toy", f"name: '{name}'")))
     text = resolved_yaml(recipe)
     assert load_recipe(write(tmp_path, text)) == recipe
@@ -174,7 +176,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize(("text", "expected"), BROKEN.values(), ids=BROKEN.keys())
-def test_message_of_a_broken_recipe(tmp_path, text, expected):
+def test_message_of_a_broken_recipe(tmp_path: Path, text: str, expected: str) -> None:
     assert message(tmp_path, text) == expected
 
 
@@ -199,11 +201,11 @@ BROKEN_OVERRIDES = {
 
 
 @pytest.mark.parametrize(("override", "expected"), BROKEN_OVERRIDES.values(), ids=BROKEN_OVERRIDES.keys())
-def test_message_of_a_broken_override(tmp_path, override, expected):
+def test_message_of_a_broken_override(tmp_path: Path, override: str, expected: str) -> None:
     assert message(tmp_path, GOOD, override) == expected
 
 
-def test_all_mistakes_are_reported_at_once(tmp_path):
+def test_all_mistakes_are_reported_at_once(tmp_path: Path) -> None:
     text = "seed: -1\nnodes: {count: 0, stage: 2}\nengine: {kind: gpu}\n"
     found = message(tmp_path, text, "slo.factors=3").splitlines()
     assert [line.split(": ")[1] for line in found] == [
@@ -215,14 +217,14 @@ def test_all_mistakes_are_reported_at_once(tmp_path):
     ]
 
 
-def test_missing_file_and_directory(tmp_path):
+def test_missing_file_and_directory(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="there is no such recipe file"):
         load_recipe(tmp_path / "none.yaml")
     with pytest.raises(UserError, match="this is a directory"):
         load_recipe(tmp_path)
 
 
-def test_a_merged_mapping_keeps_its_lines(tmp_path):
+def test_a_merged_mapping_keeps_its_lines(tmp_path: Path) -> None:
     text = "model: &m\n  config: {model_type: llama}\nserving:\n  <<: {mode: scor}\n  source: {kind: azure, path: x}\n"
     assert message(tmp_path, text).startswith(
         "recipe.yaml:4: serving.mode: expected 'score' or 'generate', found 'scor'"

@@ -1,10 +1,14 @@
+from collections.abc import Sequence
+from pathlib import Path
+
 import pytest
 
 from lemix_hpc.config.errors import UserError
 from lemix_hpc.config.load import load_recipe
+from lemix_hpc.config.recipe import Recipe
 
 
-def load(tmp_path, text, overrides=()):
+def load(tmp_path: Path, text: str, overrides: Sequence[str] = ()) -> Recipe:
     path = tmp_path / "r.yaml"
     path.write_text(text)
     return load_recipe(path, overrides)
@@ -29,7 +33,7 @@ CASES = {
 
 
 @pytest.mark.parametrize(("text", "key", "told"), CASES.values(), ids=CASES.keys())
-def test_mistake_is_told_once(tmp_path, text, key, told):
+def test_mistake_is_told_once(tmp_path: Path, text: str, key: str, told: list[str]) -> None:
     with pytest.raises(UserError) as error:
         load(tmp_path, text)
     [line] = str(error.value).splitlines()
@@ -37,11 +41,11 @@ def test_mistake_is_told_once(tmp_path, text, key, told):
     assert all(part in line for part in told)
 
 
-def test_thresholds_go_together_only_for_lemix(tmp_path):
+def test_thresholds_go_together_only_for_lemix(tmp_path: Path) -> None:
     assert load(tmp_path, "policy: {placement: lemix-paper, tau: 0.3}").policy.tau == 0.3
     assert load(tmp_path, "policy: {placement: lemix, tau: 1.0, keep: 3.0}").policy.keep == 3.0
 
 
-def test_paths_of_kinds_are_taken_from_the_recipe(tmp_path):
+def test_paths_of_kinds_are_taken_from_the_recipe(tmp_path: Path) -> None:
     recipe = load(tmp_path, "nodes: {count: 1, kinds: [{count: 1, coefficients: c.yaml}]}")
-    assert recipe.nodes.kinds[0].coefficients == tmp_path / "c.yaml"
+    assert recipe.nodes.kinds is not None and recipe.nodes.kinds[0].coefficients == tmp_path / "c.yaml"

@@ -4,34 +4,37 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from lemix_hpc.config.errors import UserError
+from lemix_hpc.config.recipe import Recipe
 from lemix_hpc.launch import local
 from lemix_hpc.launch.cancel import cancel
 from lemix_hpc.launch.launcher import start as launch
 from lemix_hpc.launch.process import is_alive, signal_group, start_time
-from lemix_hpc.launch.rundir import create_run_dir
+from lemix_hpc.launch.rundir import RunDir, create_run_dir
 from lemix_hpc.launch.start import start
 from lemix_hpc.launch.states import read_progress, run_state
 
 DEADLINE_S = 60
 
 
-def wait_for(condition, what):
+def wait_for(condition: Callable[[], object], what: str) -> None:
     end = time.monotonic() + DEADLINE_S
     while not condition():
         assert time.monotonic() < end, f"waited {DEADLINE_S} s for {what}"
         time.sleep(0.05)
 
 
-def processes_of(run) -> list[str]:
+def processes_of(run: RunDir) -> list[str]:
     commands = subprocess.run(["ps", "-eww", "-o", "pid,args"], capture_output=True, text=True, check=True).stdout
     return [line for line in commands.splitlines() if str(run.path) in line]
 
 
-def fake_mpiexec(tmp_path, monkeypatch, version):
+def fake_mpiexec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str) -> str:
     """An mpiexec of some version as the only one, away from this Python's."""
     script = tmp_path / "mpiexec"
     script.write_text(f"#!/bin/sh\necho '{version}'\n")
@@ -49,12 +52,12 @@ def fake_mpiexec(tmp_path, monkeypatch, version):
         ("HYDRA build details: Version: 4.2.0", []),
     ],
 )
-def test_options_fit_the_mpi(tmp_path, monkeypatch, version, options):
+def test_options_fit_the_mpi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str, options: list[str]) -> None:
     mpiexec = fake_mpiexec(tmp_path, monkeypatch, version)
     assert local.mpiexec_command(3, ["x"]) == [mpiexec, "-n", "3", *options, "x"]
 
 
-def test_without_mpiexec_the_way_out_is_named(tmp_path, monkeypatch, recipe):
+def test_without_mpiexec_the_way_out_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipe: Recipe) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
     with pytest.raises(UserError, match=r"pip install 'lemix-hpc\[local-mpi\]'"):
@@ -62,16 +65,17 @@ def test_without_mpiexec_the_way_out_is_named(tmp_path, monkeypatch, recipe):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_local_run_leaves_the_job_that_it_is_started_in(monkeypatch):
+def test_a_local_run_leaves_the_job_that_it_is_started_in(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("SLURM_JOB_ID", "PMIX_RANK", "PMI_RANK", "PMIX_MCA_gds"):
         monkeypatch.setenv(name, "1")
     kept = {name for name in local.environment() if name.startswith(("SLURM_", "PMI"))}
     assert kept == {"PMIX_MCA_gds"}
 
 
-def test_a_process_is_told_from_a_later_one_with_its_pid():
+def test_a_process_is_told_from_a_later_one_with_its_pid() -> None:
     child = subprocess.Popen(["sleep", "60"], start_new_session=True)
     started = start_time(child.pid)
+    assert started is not None
     assert is_alive(child.pid, started)
     assert not signal_group(child.pid, started + 1, signal.SIGTERM)
     assert signal_group(child.pid, started, signal.SIGTERM)
@@ -83,7 +87,7 @@ def test_a_process_is_told_from_a_later_one_with_its_pid():
 
 
 @pytest.mark.mpi
-def test_a_run_completes_with_records_logs_and_report(recipe):
+def test_a_run_completes_with_records_logs_and_report(recipe: Recipe) -> None:
     started = start(recipe, "local", None)
     assert started.process.wait(DEADLINE_S) == 0
     run = started.run
@@ -94,7 +98,7 @@ def test_a_run_completes_with_records_logs_and_report(recipe):
 
 
 @pytest.mark.mpi
-def test_a_failing_rank_is_named_and_ends_all(recipe, tmp_path):
+def test_a_failing_rank_is_named_and_ends_all(recipe: Recipe, tmp_path: Path) -> None:
     source = {"kind": "azure", "path": tmp_path / "missing.csv"}
     broken = type(recipe).model_validate({**recipe.model_dump(), "serving": {"source": source}})
     started = start(broken, "local", None)
@@ -113,7 +117,7 @@ def test_a_failing_rank_is_named_and_ends_all(recipe, tmp_path):
 
 
 @pytest.mark.mpi
-def test_a_wrong_number_of_ranks_is_told(recipe):
+def test_a_wrong_number_of_ranks_is_told(recipe: Recipe) -> None:
     run = create_run_dir(recipe, None)
     process, _ = launch(run, local.launcher(2, run.path))
     assert process.wait(DEADLINE_S) != 0
@@ -121,7 +125,7 @@ def test_a_wrong_number_of_ranks_is_told(recipe):
 
 
 @pytest.mark.mpi
-def test_cancel_ends_every_rank(recipe):
+def test_cancel_ends_every_rank(recipe: Recipe) -> None:
     endless = type(recipe).model_validate(
         {**recipe.model_dump(), "serving": {"source": {"kind": "constant", "rate": 1, "requests": 1000}}}
     )

@@ -1,4 +1,6 @@
 import json
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -8,11 +10,12 @@ from lemix_hpc.config.recipe import Recipe
 from lemix_hpc.launch.profile import fingerprint, for_one_node, open_job, submit_sweep
 from lemix_hpc.launch.rundir import RunRecord
 from lemix_hpc.launch.start import start_in
+from tests.launch.conftest import FakeSlurm
 
 CONFIG = {"model_type": "llama", "num_hidden_layers": 4}
 
 
-def made(**changes) -> Recipe:
+def made(**changes: Any) -> Recipe:
     return Recipe.model_validate({"model": {"config": CONFIG}, "training": {}, **changes})
 
 
@@ -28,7 +31,7 @@ def made(**changes) -> Recipe:
         {"policy": {"placement": "round-robin"}},
     ],
 )
-def test_what_does_not_change_the_times_does_not_change_the_fingerprint(change):
+def test_what_does_not_change_the_times_does_not_change_the_fingerprint(change: dict[str, Any]) -> None:
     assert fingerprint(made(**change)) == fingerprint(made())
 
 
@@ -46,11 +49,11 @@ def test_what_does_not_change_the_times_does_not_change_the_fingerprint(change):
         {"serving": {"mode": "generate", "source": {"kind": "poisson", "rate": 1, "requests": 1}}},
     ],
 )
-def test_what_changes_the_times_changes_the_fingerprint(change):
+def test_what_changes_the_times_changes_the_fingerprint(change: dict[str, Any]) -> None:
     assert fingerprint(made(**change)) != fingerprint(made())
 
 
-def test_one_node_is_profiled_without_the_file_that_is_to_be_made(tmp_path):
+def test_one_node_is_profiled_without_the_file_that_is_to_be_made(tmp_path: Path) -> None:
     coefficients = {"coefficients": tmp_path / "not-there-yet.yaml"}
     many = made(nodes={"count": 4}, cluster={"nodes_per_host": 2}, engine=coefficients, policy={"training_nodes": 2})
     one = for_one_node(LoadedRecipe(many, "recipe.yaml", {})).recipe
@@ -58,7 +61,7 @@ def test_one_node_is_profiled_without_the_file_that_is_to_be_made(tmp_path):
     assert one.policy.training_nodes is None
 
 
-def test_a_job_is_found_again_with_its_points(tmp_path):
+def test_a_job_is_found_again_with_its_points(tmp_path: Path) -> None:
     first = open_job(made(), tmp_path)
     (first.path / "points.csv").write_text("points")
     first.failure.write_text("rank 1 failed")
@@ -73,7 +76,7 @@ def test_a_job_is_found_again_with_its_points(tmp_path):
     assert open_job(made(nodes={"stages": 2}), tmp_path) != first
 
 
-def test_a_job_that_is_at_work_is_left_alone(tmp_path, fake_slurm):
+def test_a_job_that_is_at_work_is_left_alone(tmp_path: Path, fake_slurm: FakeSlurm) -> None:
     run = open_job(made(), tmp_path)
     run.write_record(RunRecord(run.id, "slurm", 0.0, [], "host", "user", "1", 2, job="7"))
     fake_slurm.answers("squeue", "PENDING")
@@ -84,7 +87,7 @@ def test_a_job_that_is_at_work_is_left_alone(tmp_path, fake_slurm):
     assert open_job(made(), tmp_path) == run
 
 
-def test_a_sweep_is_one_array_for_each_shape(tmp_path, fake_slurm):
+def test_a_sweep_is_one_array_for_each_shape(tmp_path: Path, fake_slurm: FakeSlurm) -> None:
     fake_slurm.answers("sbatch", "Submitted batch job 7")
     recipes = [
         made(nodes={"stages": stages}, engine={"dtype": d}) for stages in (1, 2) for d in ("float32", "bfloat16")
@@ -102,12 +105,12 @@ def test_a_sweep_is_one_array_for_each_shape(tmp_path, fake_slurm):
         assert s.run.read_record() == s.record
 
 
-def test_a_sweep_over_what_makes_no_difference_is_refused(tmp_path):
+def test_a_sweep_over_what_makes_no_difference_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="make no difference to what is measured"):
         submit_sweep([made(seed=1), made(seed=2)], tmp_path)
 
 
-def test_start_in_leaves_what_was_there(tmp_path, fake_slurm):
+def test_start_in_leaves_what_was_there(tmp_path: Path, fake_slurm: FakeSlurm) -> None:
     fake_slurm.answers("sbatch", stderr="sbatch: error: no such partition", code=1)
     run = open_job(made(), tmp_path)
     (run.path / "points.csv").write_text("points")

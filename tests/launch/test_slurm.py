@@ -2,6 +2,7 @@ import re
 import shlex
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -9,11 +10,12 @@ from lemix_hpc.config.errors import UserError
 from lemix_hpc.config.recipe import Recipe
 from lemix_hpc.launch import slurm
 from lemix_hpc.launch.cancel import cancel
-from lemix_hpc.launch.start import choose_cluster, start
+from lemix_hpc.launch.start import StartedRun, choose_cluster, start
 from lemix_hpc.launch.states import run_state
+from tests.launch.conftest import FakeSlurm
 
 
-def with_cluster(recipe: Recipe, **cluster) -> Recipe:
+def with_cluster(recipe: Recipe, **cluster: Any) -> Recipe:
     return Recipe.model_validate({**recipe.model_dump(exclude={"cluster"}), "cluster": cluster})
 
 
@@ -28,7 +30,7 @@ def command(script: str) -> list[str]:
 
 
 @pytest.mark.usefixtures("fake_slurm")
-def test_shape_and_resources(recipe, tmp_path):
+def test_shape_and_resources(recipe: Recipe, tmp_path: Path) -> None:
     asked = {
         "partition": "gpu",
         "account": "lab",
@@ -64,7 +66,7 @@ def test_shape_and_resources(recipe, tmp_path):
 
 
 @pytest.mark.usefixtures("fake_slurm")
-def test_ranks_run_under_mpi4py_inside_the_container(recipe, tmp_path):
+def test_ranks_run_under_mpi4py_inside_the_container(recipe: Recipe, tmp_path: Path) -> None:
     told = with_cluster(
         recipe,
         container=["apptainer", "exec", "my image.sif"],
@@ -82,7 +84,7 @@ def test_ranks_run_under_mpi4py_inside_the_container(recipe, tmp_path):
     assert script.index("module load x") < script.index("srun ")
 
 
-def test_submission_is_recorded_with_the_script_that_was_sent(fake_slurm, recipe):
+def test_submission_is_recorded_with_the_script_that_was_sent(fake_slurm: FakeSlurm, recipe: Recipe) -> None:
     fake_slurm.answers("sbatch", "Submitted batch job 12")
     started = start(recipe, "slurm", None)
     assert started.record.job == "12"
@@ -90,7 +92,7 @@ def test_submission_is_recorded_with_the_script_that_was_sent(fake_slurm, recipe
     assert started.run.job_script.read_text() == slurm.script(recipe, started.run.submitit)
 
 
-def test_a_refused_job_tells_why_and_leaves_no_run(fake_slurm, recipe, tmp_path):
+def test_a_refused_job_tells_why_and_leaves_no_run(fake_slurm: FakeSlurm, recipe: Recipe, tmp_path: Path) -> None:
     fake_slurm.answers("sbatch", stderr="sbatch: error: invalid partition specified: nope", code=1)
     with pytest.raises(UserError, match=r"^sbatch refused the job: invalid partition specified: nope; `--dry-run`"):
         start(recipe, "slurm", tmp_path / "run")
@@ -98,12 +100,12 @@ def test_a_refused_job_tells_why_and_leaves_no_run(fake_slurm, recipe, tmp_path)
 
 
 @pytest.fixture
-def submitted(fake_slurm, recipe):
+def submitted(fake_slurm: FakeSlurm, recipe: Recipe) -> StartedRun:
     fake_slurm.answers("sbatch", "Submitted batch job 12")
     return start(recipe, "slurm", None)
 
 
-def test_state_of_a_job_that_waits_or_runs_comes_from_squeue(fake_slurm, submitted):
+def test_state_of_a_job_that_waits_or_runs_comes_from_squeue(fake_slurm: FakeSlurm, submitted: StartedRun) -> None:
     fake_slurm.answers("squeue", "PENDING")
     assert run_state(submitted.run, submitted.record) == "PENDING"
     assert fake_slurm.calls("sacct") == []
@@ -113,14 +115,18 @@ def test_state_of_a_job_that_waits_or_runs_comes_from_squeue(fake_slurm, submitt
     ("answer", "state"),
     [("COMPLETED", "COMPLETED"), ("CANCELLED by 1000", "CANCELLED"), ("NODE_FAIL\nREQUEUED\nTIMEOUT", "TIMEOUT")],
 )
-def test_state_of_an_ended_job_comes_from_sacct(fake_slurm, submitted, answer, state):
+def test_state_of_an_ended_job_comes_from_sacct(
+    fake_slurm: FakeSlurm, submitted: StartedRun, answer: str, state: str
+) -> None:
     fake_slurm.answers("squeue", stderr="slurm_load_jobs error: Invalid job id specified", code=1)
     fake_slurm.answers("sacct", answer)
     assert run_state(submitted.run, submitted.record) == state
 
 
 @pytest.mark.parametrize("sacct", ["absent", "failing"])
-def test_without_accounting_the_state_comes_from_scontrol(fake_slurm, submitted, sacct):
+def test_without_accounting_the_state_comes_from_scontrol(
+    fake_slurm: FakeSlurm, submitted: StartedRun, sacct: str
+) -> None:
     if sacct == "absent":
         fake_slurm.lacks("sacct")
     else:
@@ -129,7 +135,7 @@ def test_without_accounting_the_state_comes_from_scontrol(fake_slurm, submitted,
     assert run_state(submitted.run, submitted.record) == "FAILED"
 
 
-def test_a_job_that_slurm_forgot_is_judged_by_its_files(submitted):
+def test_a_job_that_slurm_forgot_is_judged_by_its_files(submitted: StartedRun) -> None:
     assert run_state(submitted.run, submitted.record) == "UNKNOWN"
     submitted.run.report.touch()
     assert run_state(submitted.run, submitted.record) == "COMPLETED"
@@ -137,7 +143,7 @@ def test_a_job_that_slurm_forgot_is_judged_by_its_files(submitted):
     assert run_state(submitted.run, submitted.record) == "FAILED"
 
 
-def test_cancel_asks_scancel(fake_slurm, submitted):
+def test_cancel_asks_scancel(fake_slurm: FakeSlurm, submitted: StartedRun) -> None:
     cancel(submitted.run, submitted.record)
     assert fake_slurm.calls("scancel") == ["12"]
     fake_slurm.answers("scancel", stderr="scancel: error: Kill job error on job id 12: Access denied", code=1)
@@ -145,7 +151,7 @@ def test_cancel_asks_scancel(fake_slurm, submitted):
         cancel(submitted.run, submitted.record)
 
 
-def test_auto_takes_slurm_only_where_it_answers(fake_slurm):
+def test_auto_takes_slurm_only_where_it_answers(fake_slurm: FakeSlurm) -> None:
     assert choose_cluster("auto") == "slurm"
     fake_slurm.answers("sinfo", code=1)
     assert choose_cluster("auto") == "local"
@@ -155,7 +161,7 @@ def test_auto_takes_slurm_only_where_it_answers(fake_slurm):
         choose_cluster("slurm")
 
 
-def test_test_only_hands_on_what_slurm_says(fake_slurm):
+def test_test_only_hands_on_what_slurm_says(fake_slurm: FakeSlurm) -> None:
     fake_slurm.answers("sbatch", stderr="allocation failure: Requested node configuration is not available", code=1)
     answer = slurm.test_only("#!/bin/sh\n")
     assert not answer.accepted

@@ -1,4 +1,5 @@
 from itertools import product
+from pathlib import Path
 
 import pytest
 
@@ -7,14 +8,14 @@ from lemix_hpc.launch.states import read_progress
 from lemix_hpc.measure.profiler import MESSAGE_BYTES
 from lemix_hpc.measure.rows import OtherRow, PassRow, read_rows
 from lemix_hpc.profiling.points import Unfit, read_points
-from tests.measure.conftest import SMALL, STAGES
+from tests.measure.conftest import SMALL, STAGES, RunJob
 
 
-def key(row):
+def key(row: PassRow) -> tuple[int, str, int, int, int]:
     return row.stage, row.kind, row.batch, row.length, row.context
 
 
-def test_every_point_is_measured_once_and_read_back(run_job, tmp_path):
+def test_every_point_is_measured_once_and_read_back(run_job: RunJob, tmp_path: Path) -> None:
     run_job()
     rows = read_rows(tmp_path / "points.csv", PassRow)
     sizes = {(b, n) for b, n in product([1, 2, 4], [8, 16, 32]) if b * n <= 100}
@@ -29,7 +30,7 @@ def test_every_point_is_measured_once_and_read_back(run_job, tmp_path):
     assert not table.per_layer
 
 
-def test_everything_else_is_noted_once(run_job, tmp_path):
+def test_everything_else_is_noted_once(run_job: RunJob, tmp_path: Path) -> None:
     run_job()
     run_job()
     rows = read_rows(tmp_path / "others.csv", OtherRow)
@@ -43,7 +44,7 @@ def test_everything_else_is_noted_once(run_job, tmp_path):
 
 
 @pytest.mark.parametrize("dies_after", [0, 1, 7, 20])
-def test_an_interrupted_job_goes_on_where_it_stopped(run_job, tmp_path, dies_after):
+def test_an_interrupted_job_goes_on_where_it_stopped(run_job: RunJob, tmp_path: Path, dies_after: int) -> None:
     first = run_job(dies_after=dies_after)
     with (tmp_path / "points.csv").open("a") as file:
         file.write("0,forward,1,8")  # the line that was being written
@@ -55,7 +56,7 @@ def test_an_interrupted_job_goes_on_where_it_stopped(run_job, tmp_path, dies_aft
     assert run_job().asked == []
 
 
-def test_what_does_not_fit_is_recorded_and_bounds_the_rest(run_job, tmp_path):
+def test_what_does_not_fit_is_recorded_and_bounds_the_rest(run_job: RunJob, tmp_path: Path) -> None:
     loopback = run_job(room=40)
     rows = read_rows(tmp_path / "points.csv", PassRow)
     unfit = [row for row in rows if not row.fits]
@@ -74,7 +75,9 @@ def test_what_does_not_fit_is_recorded_and_bounds_the_rest(run_job, tmp_path):
     assert run_job(room=40).asked == []
 
 
-def test_points_beyond_the_time_budget_are_left_out(run_job, tmp_path, capsys):
+def test_points_beyond_the_time_budget_are_left_out(
+    run_job: RunJob, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     loopback = run_job(profile=SMALL.model_copy(update={"time_budget_s": 1e-9}))
     assert loopback.asked == []
     assert "profile.time_budget_s is spent; 44 points are left out" in capsys.readouterr().out
@@ -82,10 +85,11 @@ def test_points_beyond_the_time_budget_are_left_out(run_job, tmp_path, capsys):
     assert len(run_job().asked) == 44
 
 
-def test_progress_counts_points(run_job, tmp_path):
+def test_progress_counts_points(run_job: RunJob, tmp_path: Path) -> None:
     run_job(dies_after=6)
     progress = read_progress(RunDir(tmp_path))
+    assert progress is not None
     assert (progress.state, progress.measured) == ("running", 6)
     assert progress.to_measure > 6
-    assert progress.left_s > 0
+    assert progress.left_s is not None and progress.left_s > 0
     assert "tokens" in progress.message

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 
 from lemix_hpc.measure.profiler import COPY_BYTES
@@ -5,16 +7,16 @@ from lemix_hpc.measure.result import links, stage_memory, write_result
 from lemix_hpc.measure.rows import OtherRow, PassRow
 from lemix_hpc.measure.subject import Subject
 from lemix_hpc.profiling.coefficients import load_coefficients
-from tests.measure.conftest import STAGES
+from tests.measure.conftest import STAGES, RunJob
 
 SUBJECT = Subject("Some Model/v1", "float32", 4, 2, None)
 
 
-def row(kind, batch, length, peak, *, context=0, ms="1"):
+def row(kind: str, batch: int, length: int, peak: int, *, context: int = 0, ms: str = "1") -> PassRow:
     return PassRow(0, kind, batch, length, context, ms, ms, ms, 3, peak, 0.1)
 
 
-def test_memory_is_told_by_what_grows_with_tokens():
+def test_memory_is_told_by_what_grows_with_tokens() -> None:
     rest = 5_000
     passes = [row("backward", batch, length, rest + 300 * batch * length) for batch in (1, 2) for length in (8, 64)]
     passes += [row("decode", 2, 1, rest + 20 * 2 * (context + 1), context=context) for context in (16, 64, 256)]
@@ -25,12 +27,12 @@ def test_memory_is_told_by_what_grows_with_tokens():
     assert memory.kv_bytes_per_token == pytest.approx(20)
 
 
-def test_memory_without_training_has_no_activations():
+def test_memory_without_training_has_no_activations() -> None:
     memory = stage_memory([], [OtherRow(0, "at rest", 7, "", "", "", 1)])
     assert memory.activation_bytes_per_token is None
 
 
-def test_links_are_medians_over_stages():
+def test_links_are_medians_over_stages() -> None:
     rows = [OtherRow(s, "host to device", COPY_BYTES, ms, ms, ms, 5) for s, ms in enumerate(("4", "8", "2"))]
     rows += [OtherRow(0, "message", 1, "0.02", "", "", 9), OtherRow(0, "message", 1 << 24, "10", "", "", 9)]
     found = links(rows)
@@ -40,7 +42,7 @@ def test_links_are_medians_over_stages():
     assert found.message_gb_s == pytest.approx((1 << 24) / 10e-3 / 1e9)
 
 
-def test_the_file_is_found_by_hardware_and_model_and_gives_the_times_back(run_job, tmp_path):
+def test_the_file_is_found_by_hardware_and_model_and_gives_the_times_back(run_job: RunJob, tmp_path: Path) -> None:
     run_job()
     write_result(SUBJECT, "Some CPU (R) @ 3 GHz", STAGES, tmp_path, tmp_path / "out", {"source": "a test"})
     directory = tmp_path / "out" / "some-cpu-r-3-ghz"

@@ -161,11 +161,12 @@ def test_stages_have_times_of_their_own() -> None:
 
 def test_a_backward_takes_twice_the_forward_unless_the_file_says_otherwise() -> None:
     measured = {"a": 9.0, "b": 8.0, "c": 7.0, "d": 0.0}
-    for given_, expected in [
+    cases: list[tuple[dict[str, Any], Affine]] = [
         ({}, Affine(2, 1, 0.5)),
         ({"backward": 3}, Affine(3, 1.5, 0.75)),
         ({"backward": measured}, Affine(9, 8, 7)),
-    ]:
+    ]
+    for given_, expected in cases:
         file = CoefficientFile.model_validate(content(layers=1, per_layer={"forward": FORWARD, **given_}))
         assert file.latency(1).backward == (expected,)
 

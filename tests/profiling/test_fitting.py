@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from lemix_hpc.profiling.points import Measured, read_points
 
 FORWARD = Roofline(3e-4, 2e-6, 4.0, 1e-9, 1e-8)
 BACKWARD = Affine(5e-4, 5e-6, 2e-9)
-FACTS = {
+FACTS: dict[str, Any] = {
     "hardware": "a device",
     "model": "a model",
     "dtype": "float16",

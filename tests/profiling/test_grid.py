@@ -10,7 +10,9 @@ SIZES = st.lists(st.integers(1, 300), min_size=1, max_size=6)
 
 
 @given(SIZES, SIZES, st.lists(st.integers(1, 300), max_size=4), st.none() | st.integers(1, 300), st.booleans())
-def test_every_point_that_is_allowed_is_there_once(batches, lengths, contexts, longest, training):
+def test_every_point_that_is_allowed_is_there_once(
+    batches: list[int], lengths: list[int], contexts: list[int], longest: int | None, training: bool
+) -> None:
     profile = Profile(batches=batches, lengths=lengths, contexts=contexts)
     limit = longest or 10**9
     sizes = {(b, n) for b in batches for n in lengths if n <= limit and b * n <= 1000}
@@ -28,12 +30,12 @@ def test_every_point_that_is_allowed_is_there_once(batches, lengths, contexts, l
 
 
 @given(st.integers(0, 70))
-def test_spread_out_keeps_all_points(count):
+def test_spread_out_keeps_all_points(count: int) -> None:
     points = [GridPoint("forward", 1, length) for length in range(1, count + 1)]
     assert sorted(spread_out(points), key=lambda point: point.length) == points
 
 
-def test_the_first_points_span_the_range():
+def test_the_first_points_span_the_range() -> None:
     points = [GridPoint("forward", 1, length) for length in range(1, 66)]
     first = [point.length for point in spread_out(points)[:5]]
     assert first[:2] == [1, 65]
@@ -42,13 +44,13 @@ def test_the_first_points_span_the_range():
     assert max(gaps) <= 34
 
 
-def test_kinds_take_turns():
+def test_kinds_take_turns() -> None:
     profile = Profile(batches=[1], lengths=[8, 16, 32], contexts=[4, 8, 16])
     kinds = [point.kind for point in design(profile, longest=None, max_tokens=100, training=True)]
     assert kinds == ["forward", "decode", "backward"] * 3
 
 
-def test_exceeds_compares_points_of_one_kind():
+def test_exceeds_compares_points_of_one_kind() -> None:
     point = GridPoint("forward", 2, 64)
     assert GridPoint("forward", 2, 128).exceeds(point)
     assert not GridPoint("forward", 1, 128).exceeds(point)

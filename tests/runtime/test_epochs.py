@@ -1,3 +1,5 @@
+import random
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -21,7 +23,7 @@ def test_serving_may_overtake_training_but_nothing_overtakes_an_update() -> None
 
 
 @given(st.lists(st.sampled_from(["serve", "train", "update"]), max_size=40), st.randoms(use_true_random=False))
-def test_every_item_runs_once_in_its_own_epoch(kinds: list[str], rng) -> None:
+def test_every_item_runs_once_in_its_own_epoch(kinds: list[str], rng: random.Random) -> None:
     queue: EpochQueue[int, int, int] = EpochQueue()
     epoch_of, key_of, epoch = {}, {}, 0
     for item, kind in enumerate(kinds):
@@ -29,7 +31,7 @@ def test_every_item_runs_once_in_its_own_epoch(kinds: list[str], rng) -> None:
         if kind == "serve":
             queue.add_serve(item, key_of[item])
         else:
-            {"train": queue.add_train, "update": queue.add_update}[kind](item)
+            (queue.add_train if kind == "train" else queue.add_update)(item)
         epoch_of[item] = epoch
         epoch += kind == "update"
     ran, updates = [], 0
@@ -41,8 +43,8 @@ def test_every_item_runs_once_in_its_own_epoch(kinds: list[str], rng) -> None:
             item = queue.take_serve() if rng.choice(choices) == "serve" else queue.take_train()
             assert epoch_of[item] == updates
         else:
+            assert queue.update is not None
             item = queue.update
-            assert item is not None
             queue.pass_update()
             updates += 1
         ran.append(item)

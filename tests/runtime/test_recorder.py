@@ -9,7 +9,7 @@ from lemix_hpc.runtime.records import Progress, ServedTask, Span, TaskRecord, Tr
 
 def test_records_read_back_as_they_were_written(tmp_path: Path) -> None:
     span = Span(0, 1, "r0", "serve", 0.5, 0.75, 3, 9)
-    tasks = [
+    tasks: list[TaskRecord] = [
         ServedTask("r0", "finished", 0.1, 12, nll=3.5, scored_tokens=11, versions=(1, 3)),
         TrainedTask("t0", "finished", 0.0, 128, loss=2.5),
     ]

@@ -26,7 +26,7 @@ def poisson(rate: float, requests: int, **changes: Any) -> dict[str, Any]:
 
 
 def mean_nll(served: list[dict[str, Any]]) -> float:
-    return sum(task["nll"] for task in served) / sum(task["scored_tokens"] for task in served)
+    return float(sum(task["nll"] for task in served) / sum(task["scored_tokens"] for task in served))
 
 
 def test_no_batch_ever_sees_two_weight_versions(lemix_run: Run) -> None:

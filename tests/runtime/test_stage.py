@@ -19,6 +19,8 @@ from lemix_hpc.runtime.stage import StageRules, StageWorker
 LATENCY = LatencyModel((Affine(0.04, 0, 0),) * 2, (Affine(0.08, 0, 0),) * 2)
 PIECES = 4
 
+Mails = list[tuple[float, m.AnyMessage]]
+
 
 @dataclass
 class World:
@@ -85,7 +87,7 @@ def rules(
 
 def ran(
     order: StageRules,
-    mails: list[tuple[float, m.AnyMessage]],
+    mails: Mails,
     *,
     prepare: float = 0.0,
     publish: float = 0.0,
@@ -104,7 +106,7 @@ def milliseconds(spans: list[m.WorkSpan], *, steps: bool = False) -> list[tuple[
     return sorted(told, key=lambda span: span[1])
 
 
-TWO_REQUESTS = [(0.0, micro_batch(0)), (0.015, request(1)), (0.03, request(2))]
+TWO_REQUESTS: Mails = [(0.0, micro_batch(0)), (0.015, request(1)), (0.03, request(2))]
 
 
 def test_training_rests_for_all_serving_that_comes_and_goes_on_afterwards() -> None:
@@ -127,7 +129,7 @@ def test_training_that_does_not_yield_keeps_serving_waiting_for_a_whole_pass() -
 
 
 def test_without_serving_first_work_runs_in_the_order_in_which_it_became_ready() -> None:
-    mails = [(0.0, request(1)), (0.01, micro_batch(0)), (0.03, request(2)), (0.1, request(3))]
+    mails: Mails = [(0.0, request(1)), (0.01, micro_batch(0)), (0.03, request(2)), (0.1, request(3))]
     assert milliseconds(ran(rules(serving_first=False, yield_training=False), mails)) == [
         ("serve", 0, 40),
         ("forward", 40, 80),
@@ -141,7 +143,7 @@ def test_without_serving_first_work_runs_in_the_order_in_which_it_became_ready()
 
 def test_training_that_is_owed_time_does_not_rest_until_it_has_it() -> None:
     """A request gives training a claim of 20 ms: three pieces of 10 ms are more than half of 70 ms."""
-    mails = [(0.0, request(1)), (0.0, request(2)), (0.0, micro_batch(0))]
+    mails: Mails = [(0.0, request(1)), (0.0, request(2)), (0.0, micro_batch(0))]
     assert milliseconds(ran(rules(share=0.4), mails)) == [
         ("serve", 0, 40),
         ("forward", 40, 70),
@@ -155,8 +157,8 @@ def test_training_that_is_owed_time_does_not_rest_until_it_has_it() -> None:
 @pytest.mark.parametrize("serving_first", [False, True])
 def test_under_overload_training_gets_its_minimum_share_and_no_more(share: float, serving_first: bool) -> None:
     """Requests come twice as fast as they can be served; serving first, training gets its claim to within a piece."""
-    requests = [(0.02 * n, request(1000 + n)) for n in range(400)]
-    training = [(0.0, micro_batch(n)) for n in range(200)]
+    requests: Mails = [(0.02 * n, request(1000 + n)) for n in range(400)]
+    training: Mails = [(0.0, micro_batch(n)) for n in range(200)]
     spans = ran(rules(share=share, serving_first=serving_first), sorted(requests + training, key=lambda mail: mail[0]))
     until = requests[-1][0]
     trained = sum(span.end - span.start for span in spans if span.kind != "serve" and span.end <= until)
@@ -167,7 +169,13 @@ def test_under_overload_training_gets_its_minimum_share_and_no_more(share: float
 
 def test_weight_commits_count_as_training() -> None:
     """One request of 40 ms gives training a claim of 16 ms; a forward, a backward and a long step repay it many times."""
-    mails = [(0.0, micro_batch(0)), (0.0, micro_batch(1)), (0.11, request(1)), (0.25, request(2)), (0.25, request(3))]
+    mails: Mails = [
+        (0.0, micro_batch(0)),
+        (0.0, micro_batch(1)),
+        (0.11, request(1)),
+        (0.25, request(2)),
+        (0.25, request(3)),
+    ]
     with_step = milliseconds(ran(rules(share=0.4), mails, publish=0.15))
     assert [span for span in with_step if span[0] == "serve"] == [
         ("serve", 120, 160),
@@ -177,7 +185,7 @@ def test_weight_commits_count_as_training() -> None:
 
 
 def test_a_step_is_prepared_in_pieces_that_rest_for_serving_and_published_in_one() -> None:
-    mails = [(0.0, micro_batch(0)), (0.125, request(1)), (0.205, request(2))]
+    mails: Mails = [(0.0, micro_batch(0)), (0.125, request(1)), (0.205, request(2))]
     assert milliseconds(ran(rules(), mails, prepare=0.04, publish=0.01), steps=True) == [
         ("forward", 0, 40),
         ("backward", 40, 120),
@@ -190,13 +198,13 @@ def test_a_step_is_prepared_in_pieces_that_rest_for_serving_and_published_in_one
 
 
 def test_requests_are_served_by_the_old_weights_until_the_step_is_published() -> None:
-    mails = [(0.0, micro_batch(0)), (0.125, request(1)), (0.205, request(2))]
+    mails: Mails = [(0.0, micro_batch(0)), (0.125, request(1)), (0.205, request(2))]
     served = [span for span in ran(rules(), mails, prepare=0.04, publish=0.01) if span.kind == "serve"]
     assert [span.version for span in served] == [0, 1]
 
 
 def test_a_preparation_that_is_owed_time_or_may_not_rest_runs_on() -> None:
-    mails = [(0.0, micro_batch(0)), (0.125, request(1))]
+    mails: Mails = [(0.0, micro_batch(0)), (0.125, request(1))]
     still = milliseconds(ran(rules(yield_training=False), mails, prepare=0.04), steps=True)
     assert still[2:] == [("step", 120, 160), ("serve", 160, 200), ("step", 200, 200)]
     mails = [(0.0, micro_batch(0)), *((0.0, request(number)) for number in range(4)), (0.281, request(9))]
@@ -217,7 +225,7 @@ def test_a_preparation_that_is_owed_time_or_may_not_rest_runs_on() -> None:
 @pytest.mark.parametrize(("sync", "under"), [(True, [0, 1]), (False, [0, 0])])
 def test_synchronous_training_goes_forward_only_after_the_step(sync: bool, under: list[int]) -> None:
     """The next group comes at once, but the stage behind is prepared only at 300 ms."""
-    mails = [
+    mails: Mails = [
         (0.0, micro_batch(0)),
         (0.05, m.Backward(0)),
         (0.05, m.Sealed(0, 1.0)),

@@ -4,7 +4,7 @@ import pytest
 
 from lemix_hpc.config.recipe import Engine, Model, Nodes, Recipe
 from lemix_hpc.config.training_section import Training
-from lemix_hpc.policy.latency import Shape
+from lemix_hpc.policy.latency import Affine, Shape
 from lemix_hpc.runtime.messages import WorkSpan
 from lemix_hpc.runtime.warm_up import DECODED, REPEATS, ProbeTimes, probes
 from lemix_hpc.workload.tasks import Request
@@ -56,7 +56,7 @@ def test_probes_are_as_long_as_the_run_needs_and_the_engine_takes(
 @pytest.mark.parametrize("output", [0, 5])
 def test_stage_times_and_what_comes_besides_are_told_apart(output: int) -> None:
     times = ProbeTimes(2)
-    truth = (lambda shape: 0.01 + 1e-4 * shape.tokens, lambda shape: 0.02 + 2e-4 * shape.tokens)
+    truth = (Affine(0.01, 1e-4, 0.0), Affine(0.02, 2e-4, 0.0))
     clock = 5.0
     for probe in probes(recipe(1, training=False), [request(64, output)], None):
         sent, spans, prompt = clock, [], probe.request.prompt
@@ -64,7 +64,7 @@ def test_stage_times_and_what_comes_besides_are_told_apart(output: int) -> None:
             shape = Shape.of((prompt,)) if done == 0 else Shape.of((1,), (prompt + done - 1,))
             clock += BETWEEN_S
             for stage in (0, 1):
-                seconds = truth[stage](shape) * (1 if probe.measured else 3)  # cold at first
+                seconds = truth[stage].seconds(shape) * (1 if probe.measured else 3)  # cold at first
                 spans.append(span(stage, clock, clock + seconds))
                 clock += seconds
         times.add(probe, sent, spans[::-1])
@@ -72,7 +72,7 @@ def test_stage_times_and_what_comes_besides_are_told_apart(output: int) -> None:
     latency = times.coefficients(hardware="h", model="m", dtype="float32", layers=2).latency(2)
     for tokens in (8, 30, 64):
         shape = Shape.of((tokens,))
-        assert latency.forward_times(shape) == pytest.approx([true(shape) for true in truth], rel=1e-3)
+        assert latency.forward_times(shape) == pytest.approx([true.seconds(shape) for true in truth], rel=1e-3)
 
 
 def test_passes_that_overlap_make_no_negative_overhead() -> None:

@@ -50,7 +50,9 @@ def test_a_rate_moves_the_same_requests_in_time(recipe: Recipe) -> None:
     source = serving.source.model_copy(update={"requests": None, "duration_s": 5.0})
     timed = recipe.model_copy(update={"serving": serving.model_copy(update={"source": source})})
     fixed = with_fixed_requests(timed)
-    slow, fast = (load_requests(r.serving, seed=0, tokenizer=None).requests for r in (fixed, with_rate(fixed, 60.0)))
+    slow, fast = (
+        load_requests(r.serving, seed=0, tokenizer=None).requests for r in (fixed, with_rate(fixed, 60.0)) if r.serving
+    )
     assert [r.arrival for r in fast] == pytest.approx([r.arrival / 2 for r in slow])
     assert [r.prompt_tokens for r in fast] == [r.prompt_tokens for r in slow]
 

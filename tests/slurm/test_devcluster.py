@@ -3,9 +3,12 @@
 import json
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.conftest import SlurmCluster
 
 pytestmark = pytest.mark.slurm
 
@@ -20,7 +23,7 @@ if world.rank == 0:
 """
 
 
-def wait_for(what, check, timeout_s=60):
+def wait_for(what: str, check: Callable[[], object], timeout_s: float = 60) -> None:
     """Poll until ``check`` holds; Slurm's state changes and its accounting arrive in their own time."""
     deadline = time.monotonic() + timeout_s
     while not check():
@@ -28,32 +31,32 @@ def wait_for(what, check, timeout_s=60):
         time.sleep(0.2)
 
 
-def node_states(cluster):
+def node_states(cluster: SlurmCluster) -> dict[str, str]:
     lines = cluster.run("sinfo", "-h", "-N", "-p", "main", "-o", "%N %T").splitlines()
     return dict(line.split() for line in lines)
 
 
-def all_idle(cluster):
+def all_idle(cluster: SlurmCluster) -> bool:
     return node_states(cluster) == dict.fromkeys(("n1", "n2", "n3"), "idle")
 
 
-def submit(cluster, directory, *options, script):
+def submit(cluster: SlurmCluster, directory: Path, *options: str, script: str) -> str:
     path = directory / "job.sh"
     path.write_text(f"#!/bin/sh\n{script}\n")
     return cluster.run("sbatch", "--parsable", f"--output={directory}/%j.out", *options, str(path))
 
 
-def accounted_states(cluster, job_id):
+def accounted_states(cluster: SlurmCluster, job_id: str) -> list[str]:
     return cluster.run("sacct", "-n", "-X", "-P", "-D", "-j", job_id, "-o", "State").splitlines()
 
 
-def cluster_name(cluster):
+def cluster_name(cluster: SlurmCluster) -> str:
     config = cluster.run("scontrol", "show", "config").splitlines()
     return next(line.split("=")[1].strip() for line in config if line.startswith("ClusterName"))
 
 
 @pytest.fixture(scope="module")
-def second_cluster(slurm_cluster, tmp_path_factory):
+def second_cluster(slurm_cluster: SlurmCluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SlurmCluster]:
     cluster = type(slurm_cluster)(tmp_path_factory.mktemp("second") / "state")
     started = cluster.devcluster("up")
     assert started.returncode == 0, started.stderr
@@ -62,23 +65,23 @@ def second_cluster(slurm_cluster, tmp_path_factory):
     assert stopped.returncode == 0, stopped.stderr
 
 
-def controller_pid(cluster):
+def controller_pid(cluster: SlurmCluster) -> str:
     return cluster.run("cat", str(cluster.state / "run" / "slurmctld.pid"))
 
 
-def test_three_nodes_are_idle_in_both_partitions(slurm_cluster):
+def test_three_nodes_are_idle_in_both_partitions(slurm_cluster: SlurmCluster) -> None:
     wait_for("idle nodes", lambda: all_idle(slurm_cluster))
     tiers = slurm_cluster.run("sinfo", "-h", "-o", "%R %D %p").splitlines()
     assert sorted(tiers) == ["main 3 1", "urgent 3 10"]
 
 
-def test_sacct_shows_a_completed_job(slurm_cluster, slurm_tmp_path):
+def test_sacct_shows_a_completed_job(slurm_cluster: SlurmCluster, slurm_tmp_path: Path) -> None:
     job_id = submit(slurm_cluster, slurm_tmp_path, "--wait", script="hostname")
     assert (slurm_tmp_path / f"{job_id}.out").read_text() in ("n1\n", "n2\n", "n3\n")
     wait_for("record of the job", lambda: accounted_states(slurm_cluster, job_id) == ["COMPLETED"])
 
 
-def test_mpi_spans_two_nodes(slurm_cluster, slurm_tmp_path):
+def test_mpi_spans_two_nodes(slurm_cluster: SlurmCluster, slurm_tmp_path: Path) -> None:
     program = slurm_tmp_path / "allreduce.py"
     program.write_text(ALLREDUCE)
     layout = ("-N2", "--ntasks-per-node=3", "--kill-on-bad-exit=1")
@@ -90,7 +93,7 @@ def test_mpi_spans_two_nodes(slurm_cluster, slurm_tmp_path):
     assert [result["hosts"].count(host) for host in (first, second)] == [3, 3]
 
 
-def test_nodes_have_private_tmp_and_resolve_each_other(slurm_cluster, tmp_path):
+def test_nodes_have_private_tmp_and_resolve_each_other(slurm_cluster: SlurmCluster, tmp_path: Path) -> None:
     if not tmp_path.is_relative_to("/tmp"):
         pytest.skip(f"pytest's temporary directory {tmp_path} is not below /tmp")
     assert (
@@ -101,7 +104,7 @@ def test_nodes_have_private_tmp_and_resolve_each_other(slurm_cluster, tmp_path):
     assert lookup.split()[1] == "n2"
 
 
-def test_crashed_and_cut_off_nodes_go_down_and_come_back(slurm_cluster):
+def test_crashed_and_cut_off_nodes_go_down_and_come_back(slurm_cluster: SlurmCluster) -> None:
     slurm_cluster.crash("n2")
     slurm_cluster.cut("n3")
     wait_for("n2 and n3 down", lambda: [node_states(slurm_cluster)[n] for n in ("n2", "n3")] == ["down*", "down*"])
@@ -112,7 +115,7 @@ def test_crashed_and_cut_off_nodes_go_down_and_come_back(slurm_cluster):
     assert slurm_cluster.run("srun", "-w", "n2", "hostname") == "n2"
 
 
-def test_urgent_job_signals_and_requeues_a_job_in_main(slurm_cluster, slurm_tmp_path):
+def test_urgent_job_signals_and_requeues_a_job_in_main(slurm_cluster: SlurmCluster, slurm_tmp_path: Path) -> None:
     signalled = slurm_tmp_path / "signalled"
     # TERM follows the user's signal at once, so it is caught too.
     held = f"trap 'touch {signalled}' USR2; trap 'exit 143' TERM\nsleep 600 & touch {slurm_tmp_path}/ready; wait; wait"
@@ -128,21 +131,21 @@ def test_urgent_job_signals_and_requeues_a_job_in_main(slurm_cluster, slurm_tmp_
     wait_for("idle nodes", lambda: all_idle(slurm_cluster))
 
 
-def test_up_on_a_running_cluster_changes_nothing(slurm_cluster):
+def test_up_on_a_running_cluster_changes_nothing(slurm_cluster: SlurmCluster) -> None:
     before = controller_pid(slurm_cluster)
     again = slurm_cluster.devcluster("up")
     assert (again.returncode, controller_pid(slurm_cluster)) == (0, before)
     assert "already up" in again.stdout
 
 
-def test_second_cluster_runs_beside_the_first(slurm_cluster, second_cluster):
+def test_second_cluster_runs_beside_the_first(slurm_cluster: SlurmCluster, second_cluster: SlurmCluster) -> None:
     assert cluster_name(slurm_cluster) != cluster_name(second_cluster)
     second_cluster.run("srun", "-N3", "touch", str(second_cluster.scratch / "seen-from-a-node"))
     assert (second_cluster.scratch / "seen-from-a-node").exists()
     assert slurm_cluster.run("srun", "-N1", "-w", "n1", "hostname") == "n1"
 
 
-def test_half_a_cluster_is_started_afresh(second_cluster):
+def test_half_a_cluster_is_started_afresh(second_cluster: SlurmCluster) -> None:
     second_cluster.crash("n1")
     mended = second_cluster.devcluster("up")
     assert mended.returncode == 0, mended.stderr
@@ -150,7 +153,7 @@ def test_half_a_cluster_is_started_afresh(second_cluster):
     assert second_cluster.run("srun", "-w", "n1", "hostname") == "n1"
 
 
-def test_down_leaves_nothing_and_may_be_repeated(second_cluster):
+def test_down_leaves_nothing_and_may_be_repeated(second_cluster: SlurmCluster) -> None:
     name = cluster_name(second_cluster)
     interfaces = Path("/sys/class/net")
     assert [path for path in interfaces.iterdir() if path.name.startswith(name)]
@@ -163,7 +166,9 @@ def test_down_leaves_nothing_and_may_be_repeated(second_cluster):
     assert second_cluster.devcluster("down").returncode == 0
 
 
-def test_failed_start_names_the_step_and_takes_everything_down(slurm_cluster, tmp_path, monkeypatch):
+def test_failed_start_names_the_step_and_takes_everything_down(
+    slurm_cluster: SlurmCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     broken = tmp_path / "bin" / "slurmctld"
     broken.parent.mkdir()
     broken.write_text("#!/bin/sh\necho no such plugin; exit 1\n")
@@ -178,7 +183,7 @@ def test_failed_start_names_the_step_and_takes_everything_down(slurm_cluster, tm
     assert "pid" not in cluster.devcluster("status").stdout
 
 
-def test_directory_of_someone_else_is_refused(slurm_cluster, tmp_path):
+def test_directory_of_someone_else_is_refused(slurm_cluster: SlurmCluster, tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("precious")
     refused = type(slurm_cluster)(tmp_path).devcluster("up")
     assert refused.returncode == 2

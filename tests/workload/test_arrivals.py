@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -17,7 +19,7 @@ def rng(seed: int = 0) -> np.random.Generator:
 
 @given(kinds, rates, durations, st.integers(1, 2000), st.integers(0, 99))
 def test_arrivals_are_sorted_seeded_and_end_in_time(
-    kind: str, rate: float, duration: float, requests: int, seed: int
+    kind: Any, rate: float, duration: float, requests: int, seed: int
 ) -> None:
     source = GeneratedSource(kind=kind, rate=rate, duration_s=duration, requests=requests)
     times = arrival_times(source, rng(seed))
@@ -28,7 +30,7 @@ def test_arrivals_are_sorted_seeded_and_end_in_time(
 
 @given(kinds, rates, durations, st.floats(1, 5), st.integers(1, 200))
 def test_a_shorter_run_is_the_beginning_of_a_longer_one(
-    kind: str, rate: float, duration: float, longer: float, requests: int
+    kind: Any, rate: float, duration: float, longer: float, requests: int
 ) -> None:
     long = arrival_times(GeneratedSource(kind=kind, rate=rate, duration_s=duration * longer), rng())
     short = arrival_times(GeneratedSource(kind=kind, rate=rate, duration_s=duration), rng())

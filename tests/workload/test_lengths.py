@@ -4,6 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from lemix_hpc.config.workload_section import LengthTable
 from lemix_hpc.workload.length_tables import TABLES
 from lemix_hpc.workload.lengths import sample_lengths
 from lemix_hpc.workload.lines import Findings
@@ -21,7 +22,7 @@ def test_tables_are_quantiles() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(TABLES))
-def test_samples_have_the_quantiles_of_their_table(name: str) -> None:
+def test_samples_have_the_quantiles_of_their_table(name: LengthTable) -> None:
     lengths = sample_lengths(name, 20_000, np.random.default_rng(0))
     assert lengths.shape == (20_000, 2)
     for column, quantiles in zip(lengths.T, TABLES[name], strict=True):

@@ -174,10 +174,10 @@ def test_gsm8k(trial_data: Path) -> None:
     assert "Janet" in "".join(row_text) and "#### " in "".join(row_text)
 
 
-def test_lengths_are_drawn_from_a_table_and_by_seed():
+def test_lengths_are_drawn_from_a_table_and_by_seed() -> None:
     training = Training(lengths="lmsys-chat", sequence_length=7, micro_batch_size=2)
 
-    def drawn(seed, count):
+    def drawn(seed: int, count: int) -> list[int]:
         batches = list(itertools.islice(stream(training, None, seed), count))
         assert [batch.id for batch in batches] == [f"t{index}" for index in range(count)]
         assert {batch.rows for batch in batches} == {2}

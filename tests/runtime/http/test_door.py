@@ -104,7 +104,7 @@ def test_silence_ends_in_an_error_and_an_abort(run: Open) -> None:
 
 @pytest.mark.parametrize("key", [None, "open", KEY[:-1], f"{KEY}\u00e9"])
 def test_a_wrong_key_stays_out(run: Open, key: str | None) -> None:
-    headers = {} if key is None else {"authorization": f"Bearer {key}".encode("latin-1")}
+    headers = [] if key is None else [(b"authorization", f"Bearer {key}".encode("latin-1"))]
     for method, path in (
         ("POST", "/v1/completions"),
         ("GET", "/v1/models"),

@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 
 from lemix_hpc.config.training_section import Training
-from lemix_hpc.config.workload_section import TextFields
+from lemix_hpc.config.workload_section import TextData, TextFields
 from lemix_hpc.runtime.http.errors import ApiError
 from lemix_hpc.runtime.http.sample_intake import JOURNAL, SampleIntake
 from lemix_hpc.workload.lines import Findings
 from lemix_hpc.workload.samples import SampleQueue
-from lemix_hpc.workload.texts import Document, TextData, read_documents
+from lemix_hpc.workload.texts import Document, read_documents
 from lemix_hpc.workload.tokenizer import ByteTokenizer
 
 

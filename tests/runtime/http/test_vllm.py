@@ -87,7 +87,8 @@ def test_completions_and_chats_with_the_weight_versions_they_span(run: Open) -> 
         )
         answer = raw.parse()
         first, last = map(int, raw.headers["x-lemix-weight-versions"].split("-"))
-        assert answer.usage.completion_tokens == 8 and len(answer.choices[0].logprobs.tokens) == 8
+        logprobs = answer.choices[0].logprobs
+        assert answer.usage.completion_tokens == 8 and logprobs is not None and len(logprobs.tokens or []) == 8
         assert answer.usage.model_extra == {"weight_versions": [first, last]}
         task = run.task(raw.headers["x-request-id"])
         assert (task["outcome"], len(task["output"]), task["versions"]) == ("finished", 8, [first, last])
@@ -125,7 +126,7 @@ def test_streams_end_with_their_usage(run: Open) -> None:
         )
     assert len(events) > 2, "tokens come one by one"
     assert events[-1].usage.completion_tokens == 6
-    first, last = events[-1].usage.model_extra["weight_versions"]
+    first, last = (events[-1].usage.model_extra or {})["weight_versions"]
     assert 0 <= first <= last
 
 
