@@ -29,8 +29,8 @@ def ended_run(recipe: Path, tmp_path: Path) -> Path:
     return path
 
 
-def test_the_file_has_what_was_learned_and_says_from_whom(lemix: Command, ended_run: Path, tmp_path: Path) -> None:
-    done = lemix("coefficients", "export", ended_run, "--out", "new.yaml")
+def test_the_file_has_what_was_learned_and_says_from_whom(inside: Command, ended_run: Path, tmp_path: Path) -> None:
+    done = inside("coefficients", "export", ended_run, "--out", "new.yaml")
     assert done.returncode == 0, done.stderr
     assert done.stdout == "Wrote new.yaml\n"
     file = load_coefficients(tmp_path / "new.yaml")
@@ -46,11 +46,11 @@ def test_the_file_has_what_was_learned_and_says_from_whom(lemix: Command, ended_
 
 
 def test_by_default_the_file_has_the_name_of_the_run_and_none_is_overwritten(
-    lemix: Command, ended_run: Path, tmp_path: Path
+    inside: Command, ended_run: Path, tmp_path: Path
 ) -> None:
-    assert lemix("coefficients", "export", ended_run).returncode == 0
+    assert inside("coefficients", "export", ended_run).returncode == 0
     written = (tmp_path / "one.yaml").read_text()
-    again = lemix("coefficients", "export", ended_run)
+    again = inside("coefficients", "export", ended_run)
     assert again.returncode == 2
     assert again.stderr == "one.yaml exists; name a new file with --out\n"
     assert (tmp_path / "one.yaml").read_text() == written
@@ -67,10 +67,10 @@ def test_by_default_the_file_has_the_name_of_the_run_and_none_is_overwritten(
         ),
     ],
 )
-def test_a_run_that_learned_nothing(lemix: Command, ended_run: Path, learned: bytes | None, message: str) -> None:
+def test_a_run_that_learned_nothing(inside: Command, ended_run: Path, learned: bytes | None, message: str) -> None:
     path = ended_run / "learned.json"
     path.unlink() if learned is None else path.write_bytes(learned)
-    done = lemix("coefficients", "export", ended_run)
+    done = inside("coefficients", "export", ended_run)
     assert done.returncode == 2
     assert message in done.stderr
 

@@ -41,11 +41,11 @@ def test_version(lemix: Command) -> None:
     assert lemix("--version").stdout == f"lemix {lemix_hpc.__version__}\n"
 
 
-def test_every_command_is_explained(lemix: Command) -> None:
-    text = lemix("--help").stdout
+def test_every_command_is_explained(inside: Command) -> None:
+    text = inside("--help").stdout
     for command in ("run", "submit", "ps", "logs", "cancel", "report", "doctor", "fit", "coefficients", *SIMULATED):
         assert f"\n  {command} " in text
-        assert lemix(command, "--help").returncode == 0
+        assert inside(command, "--help").returncode == 0
 
 
 def test_a_mistake_is_a_message_and_exit_code_2(lemix: Command, tmp_path: Path) -> None:

@@ -45,14 +45,14 @@ def jobs(out: Path) -> list[Path]:
 
 
 @pytest.mark.parametrize("sweep", ["nodes.stages", "=1", "nodes.stages=", "nodes.stages=1,,2"])
-def test_a_sweep_has_a_key_and_values(lemix: Command, tiny: Path, sweep: str) -> None:
-    done = lemix("profile", tiny, "--cluster", "local", "--array", sweep)
+def test_a_sweep_has_a_key_and_values(inside: Command, tiny: Path, sweep: str) -> None:
+    done = inside("profile", tiny, "--cluster", "local", "--array", sweep)
     assert done.returncode == 2
     assert done.stderr.startswith(f"--array {sweep}: write it as section.key=value,value")
 
 
-def test_mistakes_are_told_before_anything_starts(lemix: Command, tiny: Path, tmp_path: Path) -> None:
-    done = lemix("profile", tiny, "--cluster", "local", "--array", "nodes.stages=2,40")
+def test_mistakes_are_told_before_anything_starts(inside: Command, tiny: Path, tmp_path: Path) -> None:
+    done = inside("profile", tiny, "--cluster", "local", "--array", "nodes.stages=2,40")
     assert done.returncode == 2
     assert "nodes.stages: 40 stages need as many decoder layers" in done.stderr
     assert not (tmp_path / "profiling").exists()

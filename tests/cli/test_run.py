@@ -28,8 +28,8 @@ def processes_in(directory: Path) -> list[str]:
     return [line for line in commands.splitlines() if f"local_rank {directory}" in line]
 
 
-def test_semantic_mistakes_have_lines_too(lemix: Command, recipe: Path) -> None:
-    done = lemix("run", recipe, "--cluster", "local", "--set", "policy.placement=separate", "--set", "nodes.count=1")
+def test_semantic_mistakes_have_lines_too(inside: Command, recipe: Path) -> None:
+    done = inside("run", recipe, "--cluster", "local", "--set", "policy.placement=separate", "--set", "nodes.count=1")
     assert done.returncode == 2
     assert done.stderr.startswith("--set policy.placement=separate: policy.placement: separate needs at least 2 nodes")
 
@@ -49,16 +49,16 @@ def test_semantic_mistakes_have_lines_too(lemix: Command, recipe: Path) -> None:
     ],
 )
 def test_sizes_are_checked_before_anything_starts(
-    lemix: Command, recipe: Path, tmp_path: Path, change: str, message: str
+    inside: Command, recipe: Path, tmp_path: Path, change: str, message: str
 ) -> None:
-    done = lemix("run", recipe.name, "--cluster", "local", "--set", change)
+    done = inside("run", recipe.name, "--cluster", "local", "--set", change)
     assert done.returncode == 2
     assert any(line.startswith(message) for line in done.stderr.splitlines()), done.stderr
     assert not (tmp_path / "runs").exists()
 
 
-def test_dry_run_shows_recipe_and_command_and_starts_nothing(lemix: Command, recipe: Path, tmp_path: Path) -> None:
-    done = lemix("run", recipe, "--cluster", "local", "--dry-run", "--set", "nodes.count=3")
+def test_dry_run_shows_recipe_and_command_and_starts_nothing(inside: Command, recipe: Path, tmp_path: Path) -> None:
+    done = inside("run", recipe, "--cluster", "local", "--dry-run", "--set", "nodes.count=3")
     assert done.returncode == 0
     assert "count: 3" in done.stdout
     assert "mpiexec -n 9 " in done.stdout
