@@ -470,6 +470,16 @@ def test_a_call_goes_through_the_policy_to_its_node_and_its_answer_to_the_client
     assert rank.front.finished and not door.accepting
 
 
+def test_work_on_a_call_is_a_sign_of_life(start: Start) -> None:
+    rank = start(door=Door([Caller("c0", 1.0, (8, 2))]))
+    rank.turn(1.0)
+    assert rank.front.until_due() == 60.0, "a call may be silent for so long"
+    rank.turn(31.0)
+    assert rank.front.until_due() == 30.0
+    rank.turn(31.0, work("serve", [0], 0, 1.0, 31.0))
+    assert rank.front.until_due() == 60.0
+
+
 def test_a_call_that_needs_no_policy_leaves_no_record(start: Start) -> None:
     door = Door([Caller("models", 0.0, None, node=1)])
     rank = start(door=door)
