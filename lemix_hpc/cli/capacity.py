@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lemix_hpc.cli import lists
+from lemix_hpc.cli import options
 from lemix_hpc.cli.run import Json, Overrides, RecipePath
 from lemix_hpc.cli.simulate import Split, simulated_recipe
 from lemix_hpc.config.errors import UserError
@@ -21,13 +21,13 @@ def capacity(
     recipe: RecipePath,
     slo: Annotated[float, typer.Option(help="Limit on responses, in T0.")] = 5.0,
     attainment: Annotated[float, typer.Option(help="Share of requests that must meet it, at most 1.")] = 0.9,
-    policies: lists.Policies = None,
-    seeds: lists.Seeds = None,
+    policies: options.Policies = None,
+    seeds: options.Seeds = None,
     tolerance: Annotated[float, typer.Option(help="Relative, of the rate that is found.")] = 0.01,
     split: Split = None,
     overrides: Overrides = None,
     as_json: Json = False,
-    jobs: lists.Jobs = None,
+    jobs: options.Jobs = None,
 ) -> None:
     """Find the highest request rate at which enough requests meet their limit; by default for the recipe's policy."""
     for option, value, most in (
@@ -42,18 +42,18 @@ def capacity(
     ready = simulated_recipe(recipe, overrides or [])
     if ready.serving is None:
         raise UserError("serving: the recipe serves nothing, so it has no capacity; add a `serving` section")
-    names = [ready.policy.placement] if policies is None else lists.policy_names(policies, ready.nodes.count)
-    given = lists.seeds(seeds) if seeds else [ready.seed]
+    names = [ready.policy.placement] if policies is None else options.policy_names(policies, ready.nodes.count)
+    given = options.seeds(seeds) if seeds else [ready.seed]
     from rich.console import Console
     from rich.progress import track
 
     from lemix_hpc.simulate.capacity import Search, Target
     from lemix_hpc.simulate.grid import spread
 
-    search = Search(ready, Target(slo, attainment, tuple(given), tolerance), lists.split_of(split))
+    search = Search(ready, Target(slo, attainment, tuple(given), tolerance), options.split_of(split))
     for name in names:
         search.recipes(name)
-    answers = spread(search, names, jobs=lists.processes(jobs))
+    answers = spread(search, names, jobs=options.processes(jobs))
     shown = track(answers, "searching", len(names), console=Console(stderr=True), transient=True)
     found = list(shown)
     if as_json:

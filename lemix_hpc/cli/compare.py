@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lemix_hpc.cli import lists
+from lemix_hpc.cli import options
 from lemix_hpc.cli.run import Overrides, RecipePath
 from lemix_hpc.cli.simulate import Split, simulated_recipe
 from lemix_hpc.config.errors import UserError
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 
 def compare(
     recipe: RecipePath,
-    policies: lists.Policies = "all",
+    policies: options.Policies = "all",
     rates: Annotated[
         str | None, typer.Option(metavar="NUMBERS", help="Requests per second. By default the recipe's.")
     ] = None,
     training_shares: Annotated[
         str | None, typer.Option(metavar="NUMBERS", help="Training among all tasks. By default the recipe's.")
     ] = None,
-    seeds: lists.Seeds = None,
+    seeds: options.Seeds = None,
     baseline: Annotated[
         str | None, typer.Option(metavar="NAME", help="By default separate, or the first policy without it.")
     ] = None,
@@ -37,22 +37,22 @@ def compare(
     overrides: Overrides = None,
     csv: Annotated[Path | None, typer.Option(metavar="FILE", help="Write every single run as a line.")] = None,
     json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write every single run, means and ratios.")] = None,
-    jobs: lists.Jobs = None,
+    jobs: options.Jobs = None,
 ) -> None:
     """Simulate policies under many loads, and print means over the seeds beside a baseline."""
     ready = simulated_recipe(recipe, overrides or [])
-    names = lists.policy_names(policies or "all", ready.nodes.count)
+    names = options.policy_names(policies or "all", ready.nodes.count)
     given_rates, given_shares = (
-        lists.rates(rates) if rates else [],
-        lists.shares(training_shares) if training_shares else [],
+        options.rates(rates) if rates else [],
+        options.shares(training_shares) if training_shares else [],
     )
-    given_seeds, given_split = lists.seeds(seeds) if seeds else [], lists.split_of(split)
+    given_seeds, given_split = options.seeds(seeds) if seeds else [], options.split_of(split)
     from lemix_hpc.cli.wide import print_wide
     from lemix_hpc.simulate.compare import as_csv, as_json, summed_up
     from lemix_hpc.simulate.grid import Grid
 
     base = _baseline(baseline, names)
-    done = _run(Grid(ready, names, given_rates, given_shares, given_seeds, given_split), lists.processes(jobs))
+    done = _run(Grid(ready, names, given_rates, given_shares, given_seeds, given_split), options.processes(jobs))
     rows = summed_up(done, base)
     _write(csv, as_csv(done))
     _write(json, as_json(done, rows, base))

@@ -1,4 +1,4 @@
-"""Lists and bounded numbers on the command line, and messages for those that make no sense."""
+"""Options of several commands, their parsers, and messages for values that make no sense."""
 
 from __future__ import annotations
 
