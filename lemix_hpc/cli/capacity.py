@@ -72,7 +72,7 @@ def _print(found: Sequence[Capacity], slo: float, attainment: float) -> None:
     from rich import box
     from rich.table import Table
 
-    from lemix_hpc.cli.wide import print_wide
+    from lemix_hpc.cli.show import print_wide
     from lemix_hpc.report.table import number, percent
 
     title = f"highest rate at which {percent(attainment)} of requests answer within {slo:g} T0"

@@ -47,7 +47,7 @@ def compare(
         options.shares(training_shares) if training_shares else [],
     )
     given_seeds, given_split = options.seeds(seeds) if seeds else [], options.split_of(split)
-    from lemix_hpc.cli.wide import print_wide
+    from lemix_hpc.cli.show import print_wide
     from lemix_hpc.simulate.compare import as_csv, as_json, summed_up
     from lemix_hpc.simulate.grid import Grid
 

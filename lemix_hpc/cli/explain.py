@@ -23,7 +23,7 @@ def explain(
     nodes: Annotated[int, typer.Option(min=1, help="Show so many nodes, the best ones.")] = 16,
 ) -> None:
     """Show each node's forecast of a task when it was placed, and the decision."""
-    from lemix_hpc.cli.wide import print_wide
+    from lemix_hpc.cli.show import print_wide
     from lemix_hpc.launch.registry import find_run
     from lemix_hpc.simulate.explain import explain as explained
     from lemix_hpc.simulate.recorded import recorded_recipe

@@ -52,7 +52,7 @@ def _print(before: Figures, after: Figures, recorded: tuple[str, str], placement
     from rich import box
     from rich.table import Table
 
-    from lemix_hpc.cli.wide import print_wide
+    from lemix_hpc.cli.show import print_wide
     from lemix_hpc.report.table import ABSENT, number
 
     table = Table(box=box.SIMPLE_HEAD, header_style="dim", pad_edge=False)

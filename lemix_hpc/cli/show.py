@@ -1,11 +1,12 @@
-"""How progress looks, a line or a panel with bars, and what is shown in the end."""
+"""How progress looks, a line or a panel with bars, what is shown in the end, and how wide tables are printed."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Group, RenderableType
+from rich.console import Console, Group, RenderableType
+from rich.measure import Measurement
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
@@ -42,6 +43,13 @@ def render_report(run: RunDir, report: dict[str, Any]) -> RenderableType:
     from lemix_hpc.report.table import render
 
     return render(report)
+
+
+def print_wide(table: Table) -> None:
+    """As wide as it is: a table that is cut or folded cannot be read."""
+    console = Console()
+    wanted = Measurement.get(console, console.options.update(max_width=1000), table).maximum
+    Console(width=max(console.width, wanted)).print(table)
 
 
 def _profile_table(report: dict[str, Any]) -> RenderableType:
