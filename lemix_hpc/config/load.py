@@ -12,9 +12,9 @@ from pydantic import BaseModel, ValidationError
 
 from lemix_hpc.config.document import Dumper, KeyPath, parse_document
 from lemix_hpc.config.errors import UserError
-from lemix_hpc.config.explain import explain, show
 from lemix_hpc.config.problem import Problem
 from lemix_hpc.config.recipe import Recipe
+from lemix_hpc.config.validation_messages import explain, show
 
 SectionT = TypeVar("SectionT", bound=BaseModel)
 

@@ -10,9 +10,9 @@ from pydantic import Field, ValidationError, model_validator
 
 from lemix_hpc.config.document import Dumper, parse_document
 from lemix_hpc.config.errors import UserError
-from lemix_hpc.config.explain import explain, show
 from lemix_hpc.config.load import located
 from lemix_hpc.config.problem import Problem
+from lemix_hpc.config.validation_messages import explain, show
 from lemix_hpc.policy.latency import LatencyModel, StageTime
 from lemix_hpc.profiling.blocks import Block, FormName, NonNegative, Positive, Section, with_forms
 

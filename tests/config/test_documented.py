@@ -9,9 +9,9 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from lemix_hpc.config.check import check_recipe
-from lemix_hpc.config.explain import sections_in
 from lemix_hpc.config.load import load_recipe
 from lemix_hpc.config.recipe import Recipe
+from lemix_hpc.config.validation_messages import sections_in
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "recipes.md"
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lemix_hpc.config.explain import sections_in
+from lemix_hpc.config.validation_messages import sections_in
 from lemix_hpc.profiling.coefficients import CoefficientFile
 
 TEXT = (Path(__file__).resolve().parents[2] / "docs" / "coefficients.md").read_text()
