@@ -1,4 +1,4 @@
-"""The documentation does what it says: links lead somewhere, and every command in it runs."""
+"""The documentation does what it says: links and paths lead somewhere, and every command in it runs."""
 
 import os
 import re
@@ -13,7 +13,7 @@ import pytest
 
 from tests.conftest import REPOSITORY, SlurmCluster
 
-PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+PAGES = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
 COMMAND = re.compile(r"^    ((?:lemix|sbatch|python benchmarks/\S+)(?: .*)?)$", re.MULTILINE)
 # A run that a reader would watch for a while is cut short here.
 SHORTER = {
@@ -55,6 +55,27 @@ def test_links_lead_somewhere(page: Path) -> None:
     links = re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", page.read_text())
     broken = [link for link in links if "://" not in link and not (page.parent / link).exists()]
     assert broken == []
+
+
+def anchors(page: Path) -> set[str]:
+    """What links can name of a page: its headings as GitHub writes them in addresses."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_to_headings_lead_somewhere(page: Path) -> None:
+    links = re.findall(r"\]\(([^)#:]*)#([^)]+)\)", page.read_text())
+    broken = [
+        f"{name}#{anchor}" for name, anchor in links if anchor not in anchors(page.parent / name if name else page)
+    ]
+    assert broken == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_paths_of_the_repository_exist(page: Path) -> None:
+    named = re.findall(r"`((?:lemix_hpc|tests|benchmarks|recipes|profiling|docs|slurm)/[\w./-]+)`", page.read_text())
+    assert [path for path in named if not (REPOSITORY / path).exists()] == []
 
 
 class Reader:
