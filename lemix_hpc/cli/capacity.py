@@ -19,17 +19,17 @@ if TYPE_CHECKING:
 
 def capacity(
     recipe: RecipePath,
-    slo: Annotated[float, typer.Option(help="Limit on responses, in T0.")] = 5.0,
-    attainment: Annotated[float, typer.Option(help="Share of requests that must meet it, at most 1.")] = 0.9,
+    slo: Annotated[float, typer.Option(help="Limit on response times, in T0.")] = 5.0,
+    attainment: Annotated[float, typer.Option(help="Share of requests that must meet the limit, at most 1.")] = 0.9,
     policies: options.Policies = None,
     seeds: options.Seeds = None,
-    tolerance: Annotated[float, typer.Option(help="Relative, of the rate that is found.")] = 0.01,
+    tolerance: Annotated[float, typer.Option(help="Relative width at which the search stops.")] = 0.01,
     split: Split = None,
     overrides: Overrides = None,
     as_json: Json = False,
     jobs: options.Jobs = None,
 ) -> None:
-    """Find the highest request rate at which enough requests meet their limit; by default for the recipe's policy."""
+    """Find the highest request rate at which enough requests meet their limit. By default for the recipe's policy."""
     for option, value, most in (
         ("--slo", slo, None),
         ("--attainment", attainment, 1.0),
@@ -41,7 +41,7 @@ def capacity(
             )
     ready = simulated_recipe(recipe, overrides or [])
     if ready.serving is None:
-        raise UserError("serving: the recipe serves nothing, so it has no capacity; add a `serving` section")
+        raise UserError("serving: the recipe serves no requests, so it has no capacity; add a `serving` section")
     names = [ready.policy.placement] if policies is None else options.policy_names(policies, ready.nodes.count)
     given = options.seeds(seeds) if seeds else [ready.seed]
     from rich.console import Console
@@ -75,14 +75,16 @@ def _print(found: Sequence[Capacity], slo: float, attainment: float) -> None:
     from lemix_hpc.cli.show import print_wide
     from lemix_hpc.report.table import number, percent
 
-    title = f"highest rate at which {percent(attainment)} of requests answer within {slo:g} T0"
+    title = f"highest rate at which {percent(attainment)} of responses take at most {slo:g} T0"
     table = Table(box=box.SIMPLE_HEAD, header_style="dim", pad_edge=False, title=title, title_justify="left")
     for name in ("policy", "requests/s", "attainment", "N S / T0", "share of it", "rates tried", ""):
         table.add_column(name, justify="left" if name in ("policy", "") else "right")
     for one in found:
-        note = {"found": "", "misses": "even the lowest rate misses", "holds": "the highest rate tried holds"}[
-            one.verdict
-        ]
+        note = {
+            "found": "",
+            "misses": "even the lowest rate misses",
+            "holds": "the highest rate tried meets the limit",
+        }[one.verdict]
         sign = {"found": "", "misses": "< ", "holds": "> "}[one.verdict]
         rate, share = sign + number(one.rate), sign + percent(one.share_of_bound)
         table.add_row(one.policy, rate, percent(one.attainment), number(one.bound), share, str(one.tried), note)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
-    help="Look at coefficient files, compare them, and take what a run learned.",
+    help="Show, check and compare coefficient files, and export what a run learned.",
 )
 app.command()(export)
 
@@ -41,7 +41,7 @@ def show(file: FilePath, as_json: Json = False) -> None:
 
 @app.command()
 def check(file: FilePath) -> None:
-    """Check a coefficient file, and that it fits the points beside it. Exit code 2 if not."""
+    """Check a coefficient file, and that it fits the points that it names. Exit code 2 if not."""
     from lemix_hpc.profiling.coefficients import load_coefficients
     from lemix_hpc.profiling.verify import verify
 
@@ -51,7 +51,9 @@ def check(file: FilePath) -> None:
 @app.command()
 def diff(
     first: Annotated[Path, typer.Argument(metavar="FILE", help="A coefficient file.", show_default=False)],
-    second: Annotated[Path, typer.Argument(metavar="OTHER", help="Another one.", show_default=False)],
+    second: Annotated[
+        Path, typer.Argument(metavar="OTHER", help="The coefficient file to compare with.", show_default=False)
+    ],
     as_json: Json = False,
 ) -> None:
     """Compare what two files predict for passes through all stages."""
@@ -118,7 +120,7 @@ def _table(rows: Sequence[Compared]) -> Iterator[str]:
         yield f"{r.kind:<9}{r.batch:>6}{r.length:>8}{r.context:>8}{times}"
     largest = max(rows, key=lambda row: abs(row.change), default=None)
     if largest is None:
-        yield "No pass of the grid is in the range of both files."
+        yield "No pass of the grid is within the measured range of both files."
     else:
         mean = sum(abs(row.change) for row in rows) / len(rows)
         yield f"\nThe mean difference is {mean:.1%}, the largest {abs(largest.change):.1%}."

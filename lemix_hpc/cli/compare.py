@@ -27,19 +27,22 @@ def compare(
         str | None, typer.Option(metavar="NUMBERS", help="Requests per second. By default the recipe's.")
     ] = None,
     training_shares: Annotated[
-        str | None, typer.Option(metavar="NUMBERS", help="Training among all tasks. By default the recipe's.")
+        str | None, typer.Option(metavar="NUMBERS", help="Training micro-batches / all tasks. By default the recipe's.")
     ] = None,
     seeds: options.Seeds = None,
     baseline: Annotated[
-        str | None, typer.Option(metavar="NAME", help="By default separate, or the first policy without it.")
+        str | None,
+        typer.Option(
+            metavar="NAME", help="Policy to compare with. By default separate if it is compared, else the first."
+        ),
     ] = None,
     split: Split = None,
     overrides: Overrides = None,
-    csv: Annotated[Path | None, typer.Option(metavar="FILE", help="Write every single run as a line.")] = None,
-    json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write every single run, means and ratios.")] = None,
+    csv: Annotated[Path | None, typer.Option(metavar="FILE", help="Write one CSV row per run.")] = None,
+    json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write all runs, means and ratios.")] = None,
     jobs: options.Jobs = None,
 ) -> None:
-    """Simulate policies under many loads, and print means over the seeds beside a baseline."""
+    """Simulate policies under many loads, and print means over the seeds with ratios to a baseline."""
     ready = simulated_recipe(recipe, overrides or [])
     names = options.policy_names(policies or "all", ready.nodes.count)
     given_rates, given_shares = (

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 def explain(
     run: RunName,
     task: Annotated[str, typer.Argument(metavar="TASK", help="Id or number of a request or micro-batch.")],
-    nodes: Annotated[int, typer.Option(min=1, help="Show so many nodes, the best ones.")] = 16,
+    nodes: Annotated[int, typer.Option(min=1, help="How many nodes to show, the best first.")] = 16,
 ) -> None:
-    """Show each node's forecast of a task when it was placed, and the decision."""
+    """Show which node a task got, and what was forecast for it on each node at that time."""
     from lemix_hpc.cli.show import print_wide
     from lemix_hpc.launch.registry import find_run
     from lemix_hpc.simulate.explain import explain as explained
@@ -46,11 +46,11 @@ def _story(answer: Explained, recipe: Recipe) -> Iterator[str]:
         yield f"{task.id}: a request of {task.prompt_tokens} tokens, arrived at {task.arrival:.4f} s"
     else:
         yield f"{task.id}: a training micro-batch of {task.tokens} tokens"
-        yield f"The node was chosen for its whole group at {answer.chosen_at:.4f} s, by the group's first micro-batch."
+        yield f"Its accumulation group got its node at {answer.chosen_at:.4f} s, when the first micro-batch was placed."
     if isinstance(decision, Refuse):
-        yield f"{placement} refused it: it was expected to outlive the allocation (policy.drain_reserve_s)."
+        yield f"{placement} refused it: it was expected to end too late for the allocation (policy.drain_reserve_s)."
         return
-    how = "takes turns, whatever the forecasts" if placement in ("round-robin", "random") else "chose"
+    how = "chose without forecasts" if placement in ("round-robin", "random") else "chose"
     yield f"{placement} {how}: node {decision.node}"
     if isinstance(task, ServedTask):
         yield from _response(answer, decision.response, task)
@@ -60,12 +60,12 @@ def _story(answer: Explained, recipe: Recipe) -> Iterator[str]:
 
 def _response(answer: Explained, predicted: float, task: ServedTask) -> Iterator[str]:
     limit = "within" if predicted <= answer.limit else "beyond"
-    yield f"Response: {1e3 * predicted:.1f} ms predicted, {limit} the limit of {1e3 * answer.limit:.1f} ms"
+    yield f"Predicted response: {1e3 * predicted:.1f} ms, {limit} the limit of {1e3 * answer.limit:.1f} ms"
     if task.outcome != "finished" or task.finished is None:
-        yield f"It was {task.outcome}."
+        yield f"Outcome: {task.outcome}"
         return
     real = task.finished - task.arrival
-    yield f"Response: {1e3 * real:.1f} ms really, {1e3 * (real - predicted):+.1f} ms"
+    yield f"Actual response: {1e3 * real:.1f} ms ({1e3 * (real - predicted):+.1f} ms)"
 
 
 def _held(answer: Explained, recipe: Recipe, waited: float) -> Iterator[str]:
@@ -73,18 +73,18 @@ def _held(answer: Explained, recipe: Recipe, waited: float) -> Iterator[str]:
 
     assert isinstance(answer.task, TrainedTask), "requests are not held"
     policy, held = recipe.policy, answer.held
-    yield f"Eligible at {answer.task.eligible:.4f} s, and sent {waited:.4f} s later"
+    yield f"Released at {answer.task.eligible:.4f} s, sent to the node {waited:.4f} s later"
     if held is None:
         return
     if policy.admission == "slack":
         yield (
-            f"It was held because it can keep requests waiting for {1e3 * held.in_the_way:.2f} ms, and the most pressed one "
-            f"of its node was expected to meet its limit by {1e3 * held.slack:.2f} ms only"
+            f"It was held: it can delay requests by {1e3 * held.in_the_way:.2f} ms, and the most urgent request on its node "
+            f"was expected to meet its limit with only {1e3 * held.slack:.2f} ms to spare."
         )
     else:
-        yield "It was held because its own forward was expected to end more than the limit later (policy.admission: paper)"
+        yield "It was held: its own response was expected to exceed the limit (policy.admission: paper)."
     if waited >= policy.max_hold_s:
-        yield f"It went when it had been held as long as policy.max_hold_s = {policy.max_hold_s:g} s lets it."
+        yield f"It was sent after the longest hold, policy.max_hold_s = {policy.max_hold_s:g} s."
 
 
 def _table(answer: Explained, nodes: int) -> Table:

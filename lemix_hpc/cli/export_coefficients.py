@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 def export(
     run: RunName,
     out: Annotated[
-        Path | None, typer.Option("--out", help="The file to write; by default RUN.yaml here.", show_default=False)
+        Path | None,
+        typer.Option(
+            "--out", help="The file to write. By default RUN.yaml in the current directory.", show_default=False
+        ),
     ] = None,
 ) -> None:
     """Write the stage times that a run learned as a new coefficient file."""
@@ -62,7 +65,7 @@ def _read_learned(run: RunDir) -> LearnedTimes:
     except FileNotFoundError:
         raise UserError(f"{run.id} has no {LEARNED}; a run writes it when it ends") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not what a run writes: {error}") from error
+        raise UserError(f"{path}: not a file that a run wrote: {error}") from error
     if not told.learned:
-        raise UserError(f"{run.id} ran nothing that its stage times could be learned from")
+        raise UserError(f"{run.id} learned no stage times: no pass of it was measured")
     return told

@@ -30,21 +30,21 @@ def fit(
     model: Annotated[
         str | None,
         typer.Option(
-            help="quadratic, affine-quadratic, roofline or interpolated; by default cross-validation chooses.",
+            help="quadratic, affine-quadratic, roofline or interpolated. By default cross-validation chooses.",
             show_default=False,
         ),
     ] = None,
     folds: Annotated[
         int,
-        typer.Option(help="Parts of the cross-validation; with as many as there are points, each is left out alone."),
+        typer.Option(help="Folds of the cross-validation. As many folds as points leave out one point at a time."),
     ] = 10,
-    seed: Annotated[int, typer.Option(help="Deals the points into the parts.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed for assigning points to folds.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
     out: Annotated[
         Path | None, typer.Option(metavar="FILE.yaml", help="Write a coefficient file.", show_default=False)
     ] = None,
     plot: Annotated[
-        Path | None, typer.Option(metavar="FILE.png", help="Draw measured against predicted.", show_default=False)
+        Path | None, typer.Option(metavar="FILE.png", help="Plot predicted against measured times.", show_default=False)
     ] = None,
     hardware: Annotated[str | None, typer.Option(help="For --out: the device.", show_default=False)] = None,
     llm: Annotated[str | None, typer.Option(help="For --out: the language model.", show_default=False)] = None,
@@ -54,7 +54,7 @@ def fit(
     ] = None,
     source: Annotated[str | None, typer.Option(help="For --out: where the times are from.", show_default=False)] = None,
 ) -> None:
-    """Fit stage times to measured points, and say how well each form predicts points that it has not seen."""
+    """Fit stage times to measured points, and print how well each form predicts held-out points."""
     from lemix_hpc.profiling.fitting import fit_points
     from lemix_hpc.profiling.plot import check_plot, draw
     from lemix_hpc.profiling.points import read_points
@@ -90,7 +90,7 @@ def _check_facts(facts: Mapping[str, object], out: Path | None) -> None:
 
     missing = [name for name, value in facts.items() if value is None]
     if out is not None and missing:
-        raise UserError(f"--out writes down what was measured; give {', '.join(missing)} too")
+        raise UserError(f"--out: the file says what was measured; give {', '.join(missing)} too")
 
 
 def _by_stage(table: PointTable) -> list[list[Measured]]:
@@ -110,7 +110,7 @@ def _unfit(table: PointTable) -> list[str]:
         return []
     least = min(table.unfit, key=lambda point: (point.batch * point.length, point.context))
     return [
-        f"{len(table.unfit)} points did not fit in memory and play no part; "
+        f"{len(table.unfit)} points did not fit in memory and are left out; "
         f"the smallest has batch {least.batch}, length {least.length}"
     ]
 

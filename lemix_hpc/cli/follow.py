@@ -86,7 +86,7 @@ def _pictures(started: StartedRun) -> Iterator[Picture]:
 def _interrupted(started: StartedRun) -> int:
     """Ctrl-C ends a local run, which this command owns; a Slurm job goes on."""
     if started.process is None:
-        typer.echo(f"\nJob {started.record.job} goes on; `lemix cancel {started.record.id}` ends it.", err=True)
+        typer.echo(f"\nJob {started.record.job} keeps running; `lemix cancel {started.record.id}` ends it.", err=True)
         return EXIT_INTERRUPTED
     typer.echo("\nInterrupted; ending the run.", err=True)
     from lemix_hpc.launch.cancel import end_local
@@ -101,7 +101,7 @@ def _report(started: StartedRun, state: str, *, as_json: bool) -> int:
         _explain_failure(started, state)
         return 1
     if not started.run.report.exists():
-        typer.echo(f"The run is done but {started.run.report} cannot be seen from here.", err=True)
+        typer.echo(f"The run is done, but its report {started.run.report} is not visible on this host.", err=True)
         return 1
     report = json.loads(started.run.report.read_text(encoding="utf-8"))
     if as_json:

@@ -14,9 +14,11 @@ if TYPE_CHECKING:
     from lemix_hpc.policy.rules import PlacementName
     from lemix_hpc.simulate.vary import Split
 
-Policies = Annotated[str | None, typer.Option(metavar="NAMES", help="Such as least-completion,pack; or `all`.")]
-Seeds = Annotated[str | None, typer.Option(metavar="NUMBERS", help="Such as 0,1,2. By default the recipe's.")]
-Jobs = Annotated[int | None, typer.Option(min=1, help="Processes. By default one for each core.")]
+Policies = Annotated[
+    str | None, typer.Option(metavar="NAMES", help="Placements, such as least-completion,pack, or `all`.")
+]
+Seeds = Annotated[str | None, typer.Option(metavar="NUMBERS", help="Seeds, such as 0,1,2. By default the recipe's.")]
+Jobs = Annotated[int | None, typer.Option(min=1, help="Number of processes. By default one per core.")]
 
 
 def policy_names(text: str, nodes: int) -> list[PlacementName]:

@@ -19,10 +19,10 @@ Sweep = Annotated[
     typer.Option(
         "--array",
         metavar="KEY=V1,V2,...",
-        help="Profile once with each value of a key, as a Slurm job array. May be repeated: every combination.",
+        help="Profile once for each value of a key, as a Slurm job array. Repeated: once for each combination.",
     ),
 ]
-Out = Annotated[Path, typer.Option(metavar="DIR", help="Where the results go, and the points measured so far.")]
+Out = Annotated[Path, typer.Option(metavar="DIR", help="Directory for the results and for the points measured so far.")]
 
 
 def profile(
@@ -33,8 +33,8 @@ def profile(
     out: Out = Path("profiling"),
     as_json: Json = False,
 ) -> None:
-    """Measure the recipe's model on the devices here and write a coefficient file. The same command again goes on where it
-    stopped. Exit code 1 if it fails."""
+    """Measure the recipe's model on these devices and write a coefficient file. Run the same command again to continue an
+    interrupted job. Exit code 1 if it fails."""
     sweep = [_prepare(recipe, [*(overrides or []), *values], cluster) for values in _combinations(array or [])]
     from lemix_hpc.cli.follow import follow
     from lemix_hpc.launch.profile import start_profile, submit_sweep

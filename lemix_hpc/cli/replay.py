@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
 def replay(
     run: RunName,
-    policy: Annotated[str, typer.Option(metavar="NAME", help="The placement; `same` for the recorded policy.")],
+    policy: Annotated[str, typer.Option(metavar="NAME", help="Placement to simulate; `same` for the recorded policy.")],
     overrides: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="policy.KEY=VALUE", help="Change another key of the policy. May be repeated."),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Simulate the recorded load of a run under another policy, and print both beside each other."""
+    """Simulate the recorded load of a run under another policy, and print both side by side."""
     from lemix_hpc.launch.registry import find_run
 
     found = find_run(run)

@@ -31,15 +31,18 @@ Overrides = Annotated[
 Cluster = Annotated[
     ClusterChoice | None,
     typer.Option(
-        help="Where to run; by default what the recipe says. `auto`: a job if Slurm answers, else this machine; "
-        "`allocation`: the one this command runs in."
+        help="Where to run. By default what the recipe says. `auto`: a Slurm job if Slurm answers, else this machine. "
+        "`allocation`: the Slurm allocation that this command runs in."
     ),
 ]
 Out = Annotated[
-    Path | None, typer.Option(metavar="DIR", help="The run directory, empty or absent. By default one below ./runs.")
+    Path | None,
+    typer.Option(
+        metavar="DIR", help="The run directory; must be empty or not exist. By default a new one below ./runs."
+    ),
 ]
 DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="Check everything and show what would be started; start nothing.")
+    bool, typer.Option("--dry-run", help="Check everything and show what would be started. Starts nothing.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 
@@ -71,7 +74,7 @@ def submit(
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
-    """Start a run and return at once. `lemix ps`, `lemix logs` and `lemix report` tell the rest."""
+    """Start a run and return at once. Follow it with `lemix ps`, `lemix logs` and `lemix report`."""
     ready, kind = _prepare(recipe, overrides, cluster)
     if dry_run:
         _show_dry_run(ready, kind)
@@ -129,7 +132,7 @@ def _show_job_script(recipe: Recipe, run_dir: Path) -> None:
     text = slurm.script(recipe, run_dir / "submitit")
     typer.echo(f"# job.sbatch\n{text}")
     if not slurm_answers():
-        typer.echo("Slurm does not answer here, so the script was not tested.", err=True)
+        typer.echo("Slurm does not answer here, so it has not checked the script.", err=True)
         return
     answer = slurm.test_only(text)
     typer.echo(answer.message, err=True)

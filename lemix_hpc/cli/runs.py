@@ -21,7 +21,7 @@ RECENT_S = 7 * 86400.0
 
 def ps(
     as_json: Json = False,
-    every: Annotated[bool, typer.Option("--all", help="Also runs that ended more than a week ago.")] = False,
+    every: Annotated[bool, typer.Option("--all", help="Show runs that ended more than a week ago too.")] = False,
 ) -> None:
     """List runs and their states."""
     from lemix_hpc.launch.registry import known_runs
@@ -38,7 +38,7 @@ def ps(
 def logs(
     run: RunName,
     rank: Annotated[int | None, typer.Option(min=0, help="Only this rank's log.")] = None,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the run ends.")] = False,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Print new lines until the run ends.")] = False,
 ) -> None:
     """Print the logs of a run's last attempt."""
     from lemix_hpc.launch.logs import print_logs

@@ -17,7 +17,7 @@ Split = Annotated[
     str | None,
     typer.Option(
         metavar="NODES",
-        help="Placement separate: how many nodes train, or `auto` for the number that meets most limits.",
+        help="For placement separate: how many nodes train. `auto` takes the number that meets the most limits.",
         show_default=False,
     ),
 ]

@@ -55,7 +55,7 @@ def _check_work(recipe: Recipe) -> Iterator[Problem]:
     if serving is None and training is None:
         yield Problem((), "there is nothing to do; give a `serving` section, a `training` section, or both")
     if serving is not None and serving.source is None and serving.http is None:
-        yield Problem(("serving",), "no requests come; give `source`, `http` (the OpenAI API), or both")
+        yield Problem(("serving",), "it has no requests; give `source`, `http` (the OpenAI API), or both")
     if serving is not None and serving.http is not None and recipe.engine.kind != "vllm":
         yield Problem(("serving", "http"), f"needs engine.kind: vllm, and engine.kind is {recipe.engine.kind}")
     yield from _check_batch(recipe)
@@ -71,7 +71,7 @@ def _check_batch(recipe: Recipe) -> Iterator[Problem]:
     if serving.source.kind == "openai-batch":
         for key in ("max_prompt_tokens", "max_new_tokens", "temperature", "conversations"):
             if getattr(serving, key):
-                yield Problem(("serving", key), "vllm answers the lines of a batch file as they are; leave it out")
+                yield Problem(("serving", key), "vLLM answers each line of a batch file as it is; leave this key out")
 
 
 def _check_engine(recipe: Recipe) -> Iterator[Problem]:
@@ -92,7 +92,7 @@ def _check_profiled_engine(recipe: Recipe) -> Iterator[Problem]:
     if recipe.engine.kind == "vllm":
         yield Problem(
             ("engine", "kind"),
-            "vllm cannot be profiled ahead; its runs measure themselves when they start. For the torch engine set torch",
+            "vllm cannot be profiled; its runs measure their stage times at the start. Set torch to profile that engine",
         )
 
 
@@ -150,7 +150,8 @@ def check_placement(recipe: Recipe) -> Iterator[Problem]:
             )
     elif training_nodes is not None:
         yield Problem(
-            ("policy", "training_nodes"), f"only placement separate uses it, and policy.placement is {policy.placement}"
+            ("policy", "training_nodes"),
+            f"only placement separate uses it, and policy.placement is {policy.placement}; leave it out",
         )
 
 
@@ -161,7 +162,7 @@ def _check_training(recipe: Recipe) -> Iterator[Problem]:
     if recipe.serving is None and training.share is not None:
         yield Problem(
             ("training", "share"),
-            "a share of all tasks needs a `serving` section to be shared with; give `micro_batches`",
+            "a share of all tasks needs a `serving` section; without one give `micro_batches`",
         )
     elif recipe.serving is None and training.micro_batches is None:
         yield Problem(
@@ -174,7 +175,8 @@ def _check_training(recipe: Recipe) -> Iterator[Problem]:
     if http is not None and training.share is not None:
         yield Problem(
             ("training", "share"),
-            "nobody knows how many requests clients will send; give `micro_batches`, or neither to train as long as they can",
+            "clients may send any number of requests, so a share has no meaning; give `micro_batches`, or neither to train "
+            "until the endpoint closes",
         )
 
 

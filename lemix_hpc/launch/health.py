@@ -195,4 +195,4 @@ def _call(command: list[str], env: dict[str, str] | None = None) -> subprocess.C
 
 def _last_line(text: str) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1] if lines else "it said nothing"
+    return lines[-1] if lines else "it printed nothing"

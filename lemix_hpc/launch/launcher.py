@@ -41,5 +41,5 @@ def start(run: RunDir, launcher: Launcher) -> tuple[subprocess.Popen[bytes], int
     started = start_time(process.pid)
     if started is None:
         said = run.launcher_log.read_text(encoding="utf-8", errors="replace").strip()
-        raise UserError(f"{launcher.command[0]} ended at once: {said or 'it said nothing'}")
+        raise UserError(f"{launcher.command[0]} ended at once: {said or 'it printed nothing'}")
     return process, started

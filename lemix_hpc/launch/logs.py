@@ -20,7 +20,7 @@ def print_logs(run: RunDir, rank: int | None, *, follow: bool, write: Callable[[
     """
     record = run.read_record()
     if record.cluster == "simulated":
-        raise UserError(f"{run.id} was simulated, so no rank wrote a log; `lemix report {run.id}` tells what it did")
+        raise UserError(f"{run.id} was simulated, so it has no logs; `lemix report {run.id}` prints its report")
     if rank is not None and rank >= record.world_size:
         raise UserError(f"--rank {rank}: the run has ranks 0 to {record.world_size - 1}")
     read: dict[Path, int] = {}

@@ -65,7 +65,7 @@ def submit_sweep(recipes: Sequence[Recipe], out: Path) -> list[StartedRun]:
     from lemix_hpc.launch import slurm
 
     if len({(recipe.name, fingerprint(recipe)) for recipe in recipes}) < len(recipes):
-        raise UserError("--array: some of the values make no difference to what is measured; leave them out")
+        raise UserError("--array: some of the values do not change what is measured; leave them out")
     started: list[StartedRun] = []
     for group in _groups(recipes):
         runs = [open_job(recipe, out) for recipe in group]

@@ -103,7 +103,7 @@ class RunDir:
         try:
             return msgspec.json.decode(self.record.read_bytes(), type=RunRecord)
         except FileNotFoundError:
-            raise UserError(f"{self.path}: not a run directory, there is no run.json in it") from None
+            raise UserError(f"{self.path}: not a run directory: it has no run.json") from None
         except msgspec.DecodeError as error:
             raise UserError(f"{self.record}: not a record that this version can read: {error}") from None
 

@@ -111,7 +111,7 @@ def _read(path: Path) -> PointTable:
     if not points:
         raise UserError(f"{path}: the table has no measured times")
     ignored = [name for name in header if name not in KNOWN + ALSO_PROFILED]
-    warnings = (f"{path}: columns that play no part: {', '.join(ignored)}",) if ignored else ()
+    warnings = (f"{path}: columns that are not used: {', '.join(ignored)}",) if ignored else ()
     return PointTable(tuple(points), tuple(unfit), time == TIMES[0], warnings)
 
 

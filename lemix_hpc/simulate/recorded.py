@@ -40,7 +40,7 @@ def real_hardware(run_dir: Path, recipe: Recipe) -> Hardware:
         try:
             told = msgspec.json.decode(path.read_bytes(), type=LearnedTimes)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise UserError(f"{path}: not what a run writes: {error}") from error
+            raise UserError(f"{path}: not a file that a run wrote: {error}") from error
         if told.learned:
             file = learned_file(file, recipe.nodes.stages, told.learned, {"source": f"learned by run {run_dir.name}"})
     return _alike(file, recipe)

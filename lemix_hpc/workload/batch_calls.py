@@ -47,7 +47,7 @@ def read_batch_calls(path: Path, findings: Findings, tokenizer: Tokenizer, conte
             raise ValueError(f"`url` is {line.url!r}, expected one of {', '.join(GENERATING)}")
         body = decode_json(bytes(line.body), dict[str, Any])
         if body.get("stream"):
-            raise ValueError("`stream` has no place in a batch")
+            raise ValueError("`stream` is not allowed in a batch")
         timed = line.timestamp is not None
         seen.add(line.custom_id)
         prompt, output = call_lengths(line.url, body, tokenizer, context)

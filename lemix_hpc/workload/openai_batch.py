@@ -85,7 +85,7 @@ def _prompt(body: _Body, tokenizer: Tokenizer | None, *, answer: bool) -> tuple[
     if not body.prompt and not body.messages:
         raise ValueError("the prompt is empty")
     if body.n not in (None, 1):
-        raise ValueError(f"`n` is {body.n}, but a request has one answer here")
+        raise ValueError(f"`n` is {body.n}, but only one answer per request is supported")
     if isinstance(body.prompt, list):
         return _checked_ids(body.prompt, tokenizer), len(body.prompt)
     messages = [{"role": message.role, "content": _content(message)} for message in body.messages or []]

@@ -118,7 +118,7 @@ def _check_caps(serving: Serving, kind: str) -> None:
         )
     if serving.prompts is not None and kind == "openai-batch":
         raise UserError(
-            "serving.prompts has no use with an openai-batch source, whose requests bring their own text. Remove it."
+            "serving.prompts is not used with an openai-batch source, whose requests bring their own text. Remove it."
         )
 
 

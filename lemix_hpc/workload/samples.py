@@ -32,7 +32,7 @@ def parse_samples(body: bytes, fields: TextFields) -> list[tuple[int, Document]]
     """
     lines = [(number, line) for number, line in enumerate(body.splitlines(), start=1) if line.strip()]
     if not lines:
-        raise ValueError("there is no sample; send one JSON object, or one in each line")
+        raise ValueError("there is no sample; send one JSON object, or one per line")
     if len(lines) > 1 and _is_one_object(body):
         return [(lines[0][0], _at(lines[0][0], body, fields))]
     return [(number, _at(number, line, fields)) for number, line in lines]

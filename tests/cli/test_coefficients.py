@@ -150,4 +150,4 @@ def test_diff_of_files_without_a_common_range(inside: Command, tmp_path: Path) -
     written(tmp_path / "a.yaml", valid={"max_length": 8})
     done = inside("coefficients", "diff", "a.yaml", "a.yaml")
     assert done.returncode == 0
-    assert "No pass of the grid is in the range of both files." in done.stdout
+    assert "No pass of the grid is within the measured range of both files." in done.stdout

@@ -60,10 +60,10 @@ def test_by_default_the_file_has_the_name_of_the_run_and_none_is_overwritten(
     ("learned", "message"),
     [
         (None, "one has no learned.json; a run writes it when it ends\n"),
-        (b"{", "not what a run writes"),
+        (b"{", "not a file that a run wrote"),
         (
             b'{"source":null,"applied":true,"learned":[]}',
-            "one ran nothing that its stage times could be learned from\n",
+            "one learned no stage times: no pass of it was measured\n",
         ),
     ],
 )

@@ -85,7 +85,7 @@ def test_each_stage_and_kind_has_a_fit(inside: Command, tmp_path: Path) -> None:
     content = json.loads(done.stdout)
     assert [(fit["stage"], fit["kind"]) for fit in content["fits"]] == [(0, "forward"), (1, "forward"), (1, "backward")]
     assert content["warnings"] == [
-        "1 points did not fit in memory and play no part; the smallest has batch 1, length 9999"
+        "1 points did not fit in memory and are left out; the smallest has batch 1, length 9999"
     ]
     assert done.stderr.startswith("warning: 1 points did not fit in memory")
     stages = yaml.safe_load((tmp_path / "fitted.yaml").read_text())["stages"]
@@ -128,7 +128,7 @@ def test_a_picture_without_matplotlib(lemix: Command, tmp_path: Path) -> None:
         (
             "batch,length,ms\n1,16,1\n1,32,2\n",
             ["--out", "f.yaml"],
-            "--out writes down what was measured; give --hardware",
+            "--out: the file says what was measured; give --hardware",
         ),
         ("batch,length,ms,stage\n1,16,1,0\n1,32,2,2\n", [], "stages count from 0 without gaps; found 0, 2"),
         ("batch,length,ms_per_layer,stage\n1,16,1,0\n1,32,2,1\n", [], "times per layer are the same for all stages"),
@@ -147,7 +147,7 @@ def test_doubts_are_warnings(inside: Command, tmp_path: Path) -> None:
     done = inside("fit", "points.csv")
     assert done.returncode == 0
     assert done.stderr.splitlines() == [
-        "warning: points.csv: columns that play no part: note",
+        "warning: points.csv: columns that are not used: note",
         "warning: forward: all points have batch 1; predictions for other batch sizes are extrapolated",
         "warning: forward: all times are equal; check the clock they were measured with",
     ]

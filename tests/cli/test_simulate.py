@@ -148,6 +148,7 @@ def test_decisions_are_explained(inside: Command, task: str) -> None:
     node = done.stdout.split("chose: node ")[1].split()[0]
     [marked] = [line for line in done.stdout.splitlines() if line.startswith(" > ")]
     assert marked.split()[1] == node
+    assert ("Actual response: " in done.stdout) == task.startswith("r")
 
 
 def test_a_decision_that_the_events_do_not_lead_to(inside: Command, simulated: Path) -> None:

@@ -34,12 +34,12 @@ CASES = {
     "a share of clients' requests": (
         VLLM | {"serving": {"http": {}}, "training": {"share": 0.5}},
         "training.share",
-        "nobody knows how many requests clients will send; give `micro_batches`",
+        "clients may send any number of requests, so a share has no meaning; give `micro_batches`",
     ),
     "a batch cut by the recipe": (
         VLLM | {"serving": BATCH | {"max_new_tokens": 3}},
         "serving.max_new_tokens",
-        "vllm answers the lines of a batch file as they are",
+        "vLLM answers each line of a batch file as it is",
     ),
     "training text that nobody brings": (
         VLLM | {"serving": BATCH, "training": {}},

@@ -106,7 +106,7 @@ def test_a_sweep_is_one_array_for_each_shape(tmp_path: Path, fake_slurm: FakeSlu
 
 
 def test_a_sweep_over_what_makes_no_difference_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="make no difference to what is measured"):
+    with pytest.raises(UserError, match="do not change what is measured"):
         submit_sweep([made(seed=1), made(seed=2)], tmp_path)
 
 

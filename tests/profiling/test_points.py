@@ -70,7 +70,7 @@ def test_what_a_profile_adds_is_nothing_to_warn_of(tmp_path: Path) -> None:
 def test_other_columns_are_named_and_play_no_part(tmp_path: Path) -> None:
     found = read(tmp_path, "batch,length,ms,clock,note\n1,16,0.5,0.1,3\n")
     assert found.points == (Measured(1, 16, 0.0005),)
-    assert found.warnings == (f"{tmp_path}/points.csv: columns that play no part: clock, note",)
+    assert found.warnings == (f"{tmp_path}/points.csv: columns that are not used: clock, note",)
 
 
 def test_several_tables_are_one(tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ def test_lines_are_calls_with_their_bodies_untouched(write_jsonl: Callable[..., 
     [
         (line("a", prompt="x"), "a", "custom_id 'a' was used before"),
         (line("z", "/v1/embeddings"), "z", "`url` is '/v1/embeddings', expected one of /v1/completions"),
-        (line("z", stream=True, prompt="x"), "z", "`stream` has no place in a batch"),
+        (line("z", stream=True, prompt="x"), "z", "`stream` is not allowed in a batch"),
         (line("z") | {"method": "GET"}, "z", "Invalid enum value 'GET'"),
         (line("z") | {"body": "text"}, "z", "Expected `object`"),
         (line("z") | {"timestamp": 1.0}, "z", "`timestamp` must be on every line or on none"),

@@ -164,7 +164,7 @@ def test_batch_requests_bring_their_own_text(write_jsonl: Callable[..., Path]) -
     scored = serve(source, text=True, mode="score").requests
     assert scored[1].tokens == (ByteTokenizer.eos, ord("x")) and scored[1].prompt_tokens == 2
     assert [(r.prompt_tokens, r.tokens) for r in serve(source).requests] == [(4, ()), (2, ())]
-    with pytest.raises(UserError, match=r"serving.prompts has no use with an openai-batch source"):
+    with pytest.raises(UserError, match=r"serving.prompts is not used with an openai-batch source"):
         serve(source, text=True, prompts=TextData(path=path))
 
 
