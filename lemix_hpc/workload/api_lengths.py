@@ -1,4 +1,4 @@
-"""How long a call of the OpenAI API is, as far as that can be told before a server has read it."""
+"""The length of a call of the OpenAI API in tokens, as far as it is known before a server has read the call."""
 
 from __future__ import annotations
 
@@ -9,16 +9,18 @@ from lemix_hpc.workload.openai_batch import DEFAULT_OUTPUT_TOKENS
 from lemix_hpc.workload.tokenizer import ChatTokenizer, Tokenizer, model_config
 
 GENERATING = ("/v1/completions", "/v1/chat/completions")
-"""What generates tokens."""
+"""The calls that generate tokens."""
 
 USUAL_CONTEXT = 2048
 _LIMITS = ("max_completion_tokens", "max_tokens")
 
 
 def call_lengths(path: str, body: dict[str, Any], tokenizer: Tokenizer, context: int) -> tuple[int, int]:
-    """Tokens of the prompt or prompts together, and of one answer at most; `context`: tokens that the model takes.
+    """(tokens of the prompt or of all prompts together, most tokens of one answer), each at least 1.
 
-    What a server will refuse has the length of what can be read of it, at least one token.
+    `path`: one of `GENERATING`; `body`: the decoded JSON; `context`: tokens that the model takes at once. The prompt is
+    at most `context`, and the answer at most what the prompt leaves of it. For a body that the server will refuse, only
+    the readable parts count. Defaults are OpenAI's: 16 tokens for a completion, the rest of the context for a chat.
     """
     prompt = min(max(1, _prompt_tokens(body, tokenizer)), context)
     limits = [limit for name in _LIMITS if isinstance(limit := body.get(name), int) and not isinstance(limit, bool)]
@@ -27,7 +29,10 @@ def call_lengths(path: str, body: dict[str, Any], tokenizer: Tokenizer, context:
 
 
 def context_of(recipe: Recipe) -> int:
-    """Tokens that vLLM takes at once: its own setting, or the model's positions."""
+    """Tokens that vLLM takes at once: its `max_model_len`, or the model's positions.
+
+    Raises UserError if the model's config cannot be read.
+    """
     config = model_config(recipe.model)
     sizes = (
         recipe.engine.vllm.args.get("max_model_len"),

@@ -1,4 +1,5 @@
-"""Arrival processes: sorted times in seconds from 0, ending before `duration_s` or after `requests`, whichever is first.
+"""Arrival processes. All return sorted times in seconds from 0, shape (n,), which end before `duration_s` or after
+`requests`, whichever is first. Rates are in requests per second.
 
 For one seed a shorter run is the beginning of a longer one.
 """
@@ -16,7 +17,7 @@ _BLOCK = 1024
 
 
 def arrival_times(source: GeneratedSource, rng: np.random.Generator) -> NDArray[np.float64]:
-    """Arrivals of a generated workload, shape (n,). `n` may be 0 if the duration is short for the rate."""
+    """Arrivals of a generated workload, seconds, shape (n,). n may be 0 if the duration is short for the rate."""
     duration = math.inf if source.duration_s is None else source.duration_s
     match source.kind:
         case "poisson":
@@ -53,7 +54,10 @@ def bursty(
 def daily(
     rate: float, swing: float, period_s: float, duration_s: float, requests: int | None, rng: np.random.Generator
 ) -> NDArray[np.float64]:
-    """A Poisson process of rate * (1 - swing * cos(2 pi t / period)): lowest at the start, `rate` in the mean; by thinning."""
+    """A Poisson process of rate * (1 - swing * cos(2 pi t / period_s)): lowest at the start, `rate` in the mean.
+
+    Drawn by thinning (Lewis and Shedler, Naval Research Logistics Quarterly 26, 1979).
+    """
     highest = rate * (1.0 + swing)
     blocks: list[NDArray[np.float64]] = []
     last, count = 0.0, 0

@@ -28,9 +28,9 @@ class _Name(msgspec.Struct):
 
 
 def read_batch_calls(path: Path, findings: Findings, tokenizer: Tokenizer, context: int) -> Iterator[TraceRow]:
-    """Calls in file order, with their lengths for the policy. A line that is wrong is left out, and in `findings.bad_lines`.
+    """Calls in file order, with their lengths in tokens (see `call_lengths`) and `timestamp` in seconds, 0 without one.
 
-    `timestamp` is as in `read_openai_batch`.
+    An invalid line is left out and added to `findings`. Raises UserError if the file cannot be read or has no valid line.
     """
     expected = "an OpenAI batch file, JSON lines with `custom_id`, `method`, `url` and `body`"
     seen: set[str] = set()
@@ -60,7 +60,7 @@ def read_batch_calls(path: Path, findings: Findings, tokenizer: Tokenizer, conte
 
 
 def name_of(line: bytes) -> str | None:
-    """The `custom_id` of a line that may be wrong in other ways."""
+    """The `custom_id` of a line that may be invalid otherwise; None if it cannot be read."""
     try:
         return msgspec.json.decode(line, type=_Name).custom_id
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):

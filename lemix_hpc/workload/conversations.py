@@ -14,10 +14,11 @@ from lemix_hpc.workload.tasks import Request
 def in_conversations(
     requests: Sequence[Request], conversations: Conversations, longest: int | None, rng: np.random.Generator
 ) -> tuple[Request, ...]:
-    """Join every `turns` requests that follow one another into a conversation; the last one may be shorter.
+    """Join every `turns` consecutive requests into a conversation; the last one may be shorter.
 
-    A turn's prompt has everything said before in front, of which the last `longest` tokens stay. What a model will answer
-    is not known beforehand: where tokens matter, those of the prompt before stand for the answer.
+    A turn's prompt begins with all earlier turns, and is cut to its last `longest` tokens. The model's answers are not known
+    in advance: where tokens matter, tokens of the earlier prompt take their place. `rng` draws the seconds between an
+    answer and the next turn, exponential with mean `think_s`.
     """
     thinking = rng.exponential(conversations.think_s, size=len(requests)).tolist()
     joined: list[Request] = []

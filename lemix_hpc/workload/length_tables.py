@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 
 class Quantiles(NamedTuple):
-    """Lengths in tokens at 21 evenly spaced levels from 0 to 100 %."""
+    """Lengths in tokens at 21 evenly spaced levels from 0 to 100 %; neither falls from one level to the next."""
 
     prompt: tuple[float, ...]
     output: tuple[float, ...]

@@ -1,4 +1,4 @@
-"""Text files of one record per line, read so that a bad line is reported and never stops the run or disappears."""
+"""Text files with one record per line. A bad line is skipped and reported, and does not stop the run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _BOM = b"\xef\xbb\xbf"
 
 @dataclass(frozen=True, slots=True)
 class BadLine:
-    """A line that was left out, as it stands in the file, and why."""
+    """A line that was left out: its bytes without line end, and why."""
 
     content: bytes
     reason: str
@@ -26,7 +26,8 @@ class BadLine:
 
 @dataclass
 class Findings:
-    """What reading left out: a message per malformed line, these lines, and the requests that the trace records as failed."""
+    """What reading left out: a message per malformed line, the lines themselves, and the number of requests that the trace
+    records as failed."""
 
     malformed: list[str] = field(default_factory=list)
     bad_lines: list[BadLine] = field(default_factory=list)
@@ -34,9 +35,9 @@ class Findings:
 
 
 def numbered_lines(path: Path, expected: str) -> Iterator[tuple[int, bytes]]:
-    """The lines of a file that are not blank, counted from 1, without byte order mark and line ends.
+    """(line number from 1, line) of every line that is not blank, without byte order mark and line end.
 
-    `expected` completes "expected ..." in the UserError for a file that cannot be read or holds nothing.
+    Raises UserError for a file that cannot be read or has only blank lines; `expected` completes its "expected ...".
     """
     empty = True
     try:
@@ -60,9 +61,10 @@ def parsed(
     expected: str,
     findings: Findings,
 ) -> Iterator[tuple[int, T]]:
-    """(line number, record) of every line that `parse` accepts; it raises ValueError for the others.
+    """(line number, record) of every line that `parse` accepts. `parse` raises ValueError for the others, which are added to
+    `findings`.
 
-    Raises UserError after the last line if none was accepted.
+    Raises UserError after the last line if none was accepted; `expected` completes its "expected ...".
     """
     read, rejected = 0, 0
     first_problem = ""
@@ -88,7 +90,7 @@ def parsed(
 
 
 def decode_json(text: str | bytes, kind: type[T]) -> T:
-    """One JSON value of a type that msgspec can check; ValueError says what is wrong and where."""
+    """One JSON value of a type that msgspec can check. Raises ValueError, which says what is wrong and where."""
     try:
         return msgspec.json.decode(text, type=kind)
     except msgspec.ValidationError as error:

@@ -1,4 +1,4 @@
-"""Everything that a run is to do, from its recipe."""
+"""The whole workload of a run, from its recipe."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from lemix_hpc.workload.training import MicroBatchStream, stream
 
 @dataclass(frozen=True)
 class Workload:
-    """Requests in order of arrival, micro-batches without end, and a message for every line that was left out.
+    """Requests in order of arrival, an endless stream of micro-batches, and a message for every line that was left out.
 
-    `batches` None: nothing is trained, or only what clients will send. `bad_calls`: lines of a batch file of API calls.
+    `batches` is None if nothing is trained, or only samples that clients will send. `bad_calls`: invalid lines of a batch file
+    whose lines go to vLLM as they are.
     """
 
     requests: tuple[Request, ...]
@@ -29,7 +30,8 @@ class Workload:
 def load_workload(recipe: Recipe) -> Workload:
     """Read all files of the recipe's serving and training sections.
 
-    Engines that do not compute get lengths without tokens. Raises UserError for files that hold nothing valid.
+    Engines that do not compute get lengths without tokens. Raises UserError for files that cannot be read or have no valid
+    line, and for a window without requests.
     """
     tokenizer = load_tokenizer(recipe.model) if recipe.engine.kind != "emulated" else None
     serving, training = recipe.serving, recipe.training

@@ -50,10 +50,11 @@ class _Line(msgspec.Struct):
 def read_openai_batch(
     path: Path, findings: Findings, *, tokenizer: Tokenizer | None, default_output_tokens: int, answer: bool
 ) -> Iterator[TraceRow]:
-    """Requests in file order; without a tokenizer `tokens` is empty and the length of a text is an estimate.
+    """Requests in file order. Without a tokenizer `tokens` is empty, and the length of a text is an estimate.
 
-    `answer`: whether a conversation ends in a call for the assistant's turn. `timestamp` (seconds) is an addition to
-    OpenAI's format; all lines have it or none, and without it every request comes at 0.
+    `default_output_tokens`: for lines without a limit. `answer`: whether chat prompts open the assistant's turn at the end.
+    `timestamp` (seconds) is an addition to OpenAI's format: all lines have it or none, and without it every request comes
+    at 0. An invalid line is left out and added to `findings`. Raises UserError if the file cannot be read or has no valid line.
     """
     expected = "an OpenAI batch file, JSON lines with `custom_id` and `body`"
     seen: set[str] = set()

@@ -27,10 +27,10 @@ _RANDOM_STREAM = 1 << 18
 
 @dataclass(frozen=True)
 class Loaded:
-    """Requests in order of arrival, later turns of conversations in that of their source, and what was left out.
+    """Requests in order of arrival (later turns of conversations in the order of their source), and what was left out.
 
     `malformed` has one message per bad line: file, line number, what is wrong. `failed` counts the requests that the
-    trace itself records as failed (BurstGPT).
+    trace itself records as failed (BurstGPT). `bad_lines` has the bad lines themselves.
     """
 
     requests: tuple[Request, ...]
@@ -42,12 +42,11 @@ class Loaded:
 def load_requests(
     serving: Serving, *, seed: int, tokenizer: Tokenizer | None, calls_within: int | None = None
 ) -> Loaded:
-    """All requests of a run; with no tokenizer only their lengths matter and `tokens` is empty.
+    """All requests of a run. Without a tokenizer only their lengths matter, and `tokens` is empty.
 
-    `calls_within`: batch files are calls for servers whose model takes so many tokens at once.
-
-    `serving` has a source. The same recipe, seed and files give the same requests. Raises UserError for files that hold no
-    valid request, for an empty window, and for caps that leave nothing to do.
+    `calls_within`: lines of a batch file are calls for servers whose model takes so many tokens at once; None: they are
+    prompts. The same recipe, seed and files give the same requests. Raises UserError for files that cannot be read or have no
+    valid request, for an empty window, and for caps that leave nothing to do; ValueError if `serving` has no source.
     """
     source = serving.source
     if source is None:
@@ -82,10 +81,11 @@ def load_requests(
 def replayed(
     rows: Iterable[TraceRow], window: Window, rate_scale: float, name: str, *, origin: float = np.inf
 ) -> list[TraceRow]:
-    """The rows of the window in order of time, which becomes seconds of the run.
+    """The rows of the window, sorted by time, with times in seconds of the run.
 
-    Time 0 of the trace is its earliest row, or `origin` if that is earlier; the window is [start_s, end_s) of that clock
-    and its start is time 0 of the run. Equal times keep the file's order. Raises UserError if no row is left.
+    Time 0 of the trace is its earliest row, or `origin` if that is earlier. The window is [start_s, end_s) of that clock, and
+    its start is time 0 of the run; all times are divided by `rate_scale`. Equal times keep the file's order. `name` is the
+    source in the UserError that is raised if no row is left.
     """
     first, last = origin, -np.inf
     candidates: list[TraceRow] = []

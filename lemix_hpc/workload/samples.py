@@ -1,4 +1,4 @@
-"""Training samples that clients send while a run lasts, cut into micro-batches as soon as training asks for some."""
+"""Training samples that clients send during a run, cut into micro-batches when training asks for one."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from lemix_hpc.workload.training import Labelled, has_labels, labelled, padded
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """`tokens`: tokens and labels, shape (2, number of tokens)."""
+    """One sample. `tokens`: tokens and labels, int32, shape (2, number of tokens)."""
 
     id: str
     tokens: Labelled
 
 
 def parse_samples(body: bytes, fields: TextFields) -> list[tuple[int, Document]]:
-    """One JSON object over as many lines as it likes, or one in each line: (line, document).
+    """(line number from 1, document) of one JSON object over any number of lines, or of one object per line.
 
-    Raises ValueError naming the line and what is wrong with it; ValueError also when there is none.
+    Raises ValueError if a line is invalid, naming the line and what is wrong with it, and if there is no sample.
     """
     lines = [(number, line) for number, line in enumerate(body.splitlines(), start=1) if line.strip()]
     if not lines:
@@ -54,10 +54,10 @@ def _at(number: int, text: bytes, fields: TextFields) -> Document:
 
 
 class SampleQueue:
-    """Samples go in at one end, from any thread, and come out in order as micro-batches, for the scheduler's loop alone.
+    """Samples are added from any thread and come out in order as micro-batches, in the scheduler loop alone.
 
-    Rows are cut as the recipe's `packing` says. A micro-batch that lacks text is filled with end-of-text tokens that are not
-    learnt, so that nobody waits for other people's samples.
+    Rows are cut as the recipe's `packing` says. A micro-batch with too little text is padded with end-of-text tokens that
+    are not learnt, so that no sample waits for others.
     """
 
     def __init__(self, training: Training, tokenizer: Tokenizer) -> None:
@@ -66,10 +66,10 @@ class SampleQueue:
         self._pending: deque[Sample] = deque()
         self._batches = 0
         self.closed = False
-        """Whether nobody will ask for more."""
+        """Whether training has ended, so that no more micro-batches will be asked for."""
 
     def tokenised(self, document: Document) -> Labelled:
-        """A document as it will be learnt. Raises ValueError if nothing of it would be."""
+        """Tokens and labels of a document, int32, shape (2, tokens). Raises ValueError if no token of it would be learnt."""
         tokens = labelled(document, self._tokenizer)
         length = self._training.sequence_length
         if self._training.packing == "padded" and not has_labels(padded(tokens, length, self._tokenizer.eos)):
@@ -79,15 +79,16 @@ class SampleQueue:
         return tokens
 
     def add(self, samples: Sequence[Sample]) -> None:
+        """Append samples, in the order in which they are to be learnt."""
         self._pending.extend(samples)
 
     @property
     def pending(self) -> int:
-        """Samples of which something has not been handed out."""
+        """The number of samples that are not yet completely in micro-batches."""
         return len(self._pending)
 
     def next(self) -> TrainingBatch | None:
-        """The next micro-batch, None when there is nothing left to learn."""
+        """The next micro-batch, "posted0", "posted1", ...; None if no sample is left."""
         size, length = self._training.micro_batch_size, self._training.sequence_length
         while self._pending:
             cut = list(self._rows(size))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class ApiCall:
-    """A call of the OpenAI API, for a node's own server to answer. `path` has the query, too."""
+    """A call of the OpenAI API, for a node's own server to answer. `path` includes the query."""
 
     method: str
     path: str
@@ -20,9 +20,9 @@ class Request:
     """One inference request.
 
     `arrival` is in seconds from the start of the run. `tokens` is empty where only lengths matter (emulated stages);
-    otherwise it has `prompt_tokens` entries. `output_tokens` is 0 for prompt scoring. A request that comes `after` another,
-    given by its id, comes `think_s` seconds after the answer to that one, whatever its `arrival`. A request that is a `call`
-    has no `tokens`: its lengths are what can be told before a server has read it.
+    otherwise it has `prompt_tokens` entries. `output_tokens` is 0 for prompt scoring. If `after` has the id of another
+    request, this one arrives `think_s` seconds after the answer to that one, whatever its `arrival`. A request with a `call`
+    has no `tokens`; its lengths are those of `call_lengths`.
     """
 
     id: str
@@ -40,8 +40,8 @@ class TrainingBatch:
     """One micro-batch: `rows` sequences of `length` tokens.
 
     `tokens` and `labels` are int32 in C order, (rows, length), as bytes; empty where only sizes matter. A label is the
-    token at the same position, or -100 where no loss is taken (padding, prompts): the shift by one is the engine's.
-    `samples`: ids of what clients sent and is in here.
+    token at the same position, or -100 where no loss is taken (padding, prompts); the engine shifts them by one.
+    `samples`: ids of the clients' samples in it.
     """
 
     id: str

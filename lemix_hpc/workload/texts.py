@@ -11,14 +11,17 @@ from lemix_hpc.workload.lines import Findings, decode_json, numbered_lines, pars
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """`prompt` is only context; `text` is what a model should learn to write. They follow each other as they are."""
+    """`prompt` is only context; `text` is what a model is to learn. They are joined without a separator."""
 
     text: str
     prompt: str = ""
 
 
 def read_documents(data: TextData, findings: Findings) -> list[Document]:
-    """All valid documents in file order. Raises UserError if there is none."""
+    """All valid documents in file order; invalid lines are added to `findings`.
+
+    Raises UserError if the file cannot be read or has no valid line.
+    """
     expected = f"JSON lines with {_wanted(data.fields)}"
 
     def parse(text: str) -> Document:
@@ -29,7 +32,7 @@ def read_documents(data: TextData, findings: Findings) -> list[Document]:
 
 
 def parse_document(text: str | bytes, fields: TextFields) -> Document:
-    """The document in a JSON object. Raises ValueError for anything else."""
+    """The document in a JSON object. Raises ValueError, which says what is wrong, for anything else."""
     record = decode_json(text, dict[str, Any])
     wanted = _wanted(fields)
     pair = fields.prompt is not None or (fields.text is None and "text" not in record)

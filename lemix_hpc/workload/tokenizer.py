@@ -25,7 +25,7 @@ _TOKENIZER_FILES = (
 
 
 class Tokenizer(Protocol):
-    """Ids from 0 to `vocab_size` - 1; `eos` ends a text, and also starts and pads one where nothing else does."""
+    """Ids from 0 to `vocab_size` - 1. `eos` ends a text; it also pads texts, and precedes prompts that are too short."""
 
     vocab_size: int
     eos: int
@@ -34,20 +34,22 @@ class Tokenizer(Protocol):
         """Token ids of the text alone, without special tokens around it."""
         ...
 
-    def decode(self, tokens: Iterable[int]) -> str: ...
+    def decode(self, tokens: Iterable[int]) -> str:
+        """The text of token ids."""
+        ...
 
 
 @runtime_checkable
 class ChatTokenizer(Tokenizer, Protocol):
-    """A tokenizer that knows how its model was taught to see a conversation."""
+    """A tokenizer with a chat template."""
 
     def encode_chat(self, messages: Messages, *, answer: bool) -> list[int]:
-        """Token ids of a conversation; `answer` asks for the assistant's turn. ValueError if it does not fit."""
+        """Token ids of a conversation; `answer` opens the assistant's turn. Raises ValueError if the template refuses it."""
         ...
 
 
 class ByteTokenizer:
-    """UTF-8 bytes as ids 0..255, and 256 for the end of a text. Needs no files; lossless on every valid text."""
+    """UTF-8 bytes as ids 0..255, and 256 for the end of a text. Needs no files, and is lossless for all valid text."""
 
     vocab_size = 257
     eos = 256
@@ -56,7 +58,7 @@ class ByteTokenizer:
         return list(text.encode())
 
     def decode(self, tokens: Iterable[int]) -> str:
-        """Ids above 255 are left out: a model may have a larger vocabulary than there are bytes."""
+        """The text of token ids. Ids above 255 are left out: a model may have a larger vocabulary than there are bytes."""
         return bytes(token for token in tokens if token < 256).decode(errors="replace")
 
 
@@ -94,7 +96,7 @@ class HuggingFaceChatTokenizer(HuggingFaceTokenizer):
 
 
 def load_tokenizer(model: Model) -> Tokenizer:
-    """The checkpoint's own tokenizer, or the byte-level one for checkpoints without and for models made from a config.
+    """The checkpoint's own tokenizer, or the byte-level one if it has none or the model is made from a config.
 
     Raises UserError if the checkpoint cannot be read or the model's vocabulary is too small for the tokenizer.
     """

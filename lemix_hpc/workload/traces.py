@@ -1,6 +1,7 @@
-"""Readers of published request traces: when each request came, how long its prompt and its answer were.
+"""Readers of published request traces: the arrival of each request, and the lengths of its prompt and its answer.
 
-Each reader yields rows in file order, with times in seconds of the trace's own clock, and reports bad lines.
+Each reader yields rows in file order, with times in seconds of the trace's own clock. Invalid lines are left out and added to
+`findings`. All raise UserError if the file cannot be read, lacks a column, or has no valid line.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ _NEAR = datetime(2023, 1, 1, tzinfo=UTC)
 
 @dataclass(frozen=True, slots=True)
 class TraceRow:
-    """One request of a trace. `id`, `tokens` and `call` are empty unless the trace itself has them."""
+    """One request of a trace: seconds, and numbers of tokens. `id`, `tokens` and `call` are empty unless the trace has them."""
 
     time: float
     prompt_tokens: int
@@ -36,14 +37,14 @@ class TraceRow:
 
 
 def read_azure(path: Path, findings: Findings) -> Iterator[TraceRow]:
-    """Azure LLM inference traces of 2023 and 2024; timestamps without a zone are taken as UTC."""
+    """Azure LLM inference traces of 2023 and 2024 (Azure/AzurePublicDataset). Timestamps without a zone are UTC."""
     columns = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
     for time, prompt, output in _csv_records(path, "an Azure LLM trace", columns, findings, _iso_seconds):
         yield TraceRow(time, prompt, output)
 
 
 def read_burstgpt(path: Path, findings: Findings) -> Iterator[TraceRow]:
-    """BurstGPT traces.
+    """BurstGPT traces (HPMLL/BurstGPT; Wang et al., "BurstGPT", KDD 2025).
 
     Rows with 0 response tokens are requests that failed, as the publisher says; they are counted and left out, which
     makes `BurstGPT_1.csv` the same workload as the publisher's `BurstGPT_without_fails_1.csv`.
@@ -63,7 +64,7 @@ class _MooncakeLine(msgspec.Struct):
 
 
 def read_mooncake(path: Path, findings: Findings) -> Iterator[TraceRow]:
-    """Mooncake traces: JSON lines with the timestamp in milliseconds. Prefix-block hashes are not used."""
+    """Mooncake traces (kvcache-ai/Mooncake): JSON lines with timestamps in milliseconds. Prefix-block hashes are not used."""
     expected = "a Mooncake trace, JSON lines with `timestamp` (ms), `input_length` and `output_length`"
 
     def parse(text: str) -> TraceRow:

@@ -30,7 +30,7 @@ _LENGTHS_KEY = 3
 
 @dataclass(frozen=True)
 class TrainingData:
-    """One epoch. `malformed` has one message per bad line; `documents` counts the valid ones."""
+    """One epoch. `malformed` has one message per bad line; `documents` is the number of valid ones."""
 
     batches: tuple[TrainingBatch, ...]
     malformed: tuple[str, ...]
@@ -38,22 +38,23 @@ class TrainingData:
 
 
 def load_training(training: Training, *, tokenizer: Tokenizer | None, seed: int) -> TrainingData:
-    """The first epoch of `stream`. Without a tokenizer, where all micro-batches are alike, an epoch is one of them."""
+    """The first epoch of `stream`, with the same errors. Without a tokenizer an epoch is one micro-batch: all are alike."""
     source = stream(training, tokenizer, seed)
     return TrainingData(tuple(source.epoch(0)), source.malformed, source.documents)
 
 
 def stream(training: Training, tokenizer: Tokenizer | None, seed: int) -> MicroBatchStream:
-    """Endless micro-batches "t0", "t1", ... over as many epochs as are asked for."""
+    """Endless micro-batches "t0", "t1", ... over as many epochs as it takes. Raises UserError as `MicroBatchStream` does."""
     return MicroBatchStream(training, tokenizer, seed)
 
 
 class MicroBatchStream(Iterator[TrainingBatch]):
-    """Micro-batches over endless epochs, documents in another seeded order in each.
+    """Micro-batches over endless epochs, each with its own seeded order of documents.
 
-    The file is read at once, so that its mistakes show before a run starts (UserError, `malformed`); a document is
-    tokenised when it is first needed. Without a tokenizer only sizes matter and the data are not read: all micro-batches
-    have `sequence_length`, or each its own length drawn from the table `lengths`.
+    The whole file is read at the start, so that its mistakes show before a run: UserError for a missing, unreadable or
+    empty file and for one without a valid line, `malformed` for other lines. A document is tokenised when it is first needed.
+    An epoch without a micro-batch is a UserError when it is reached. Without a tokenizer only sizes matter, and the data are
+    not read: all micro-batches have `sequence_length`, or each a length of its own, drawn from the table `lengths`.
     """
 
     def __init__(self, training: Training, tokenizer: Tokenizer | None, seed: int) -> None:
@@ -151,7 +152,7 @@ def _drawn_lengths(table: LengthTable, seed: int) -> Iterator[int]:
 
 
 def packed(documents: Iterable[Labelled], length: int) -> Iterator[Labelled]:
-    """The documents as one sequence cut into rows of shape (2, length); an incomplete last row is dropped."""
+    """The documents as one sequence, cut into rows of shape (2, length). An incomplete last row is dropped."""
     rest = np.empty((2, 0), np.int32)
     for document in documents:
         rest = np.concatenate([rest, document], axis=1)
@@ -162,7 +163,7 @@ def packed(documents: Iterable[Labelled], length: int) -> Iterator[Labelled]:
 
 
 def padded(document: Labelled, length: int, eos: int) -> Labelled:
-    """One document as one row of shape (2, length): cut, or filled with `eos` that has no label."""
+    """One document as one row of shape (2, length): cut, or padded with `eos` tokens that have no label."""
     row = np.empty((2, length), np.int32)
     row[0], row[1] = eos, _NO_LABEL
     kept = min(length, document.shape[1])
@@ -171,12 +172,12 @@ def padded(document: Labelled, length: int, eos: int) -> Labelled:
 
 
 def has_labels(row: Labelled) -> bool:
-    """Whether there is something to learn in a row: its first token is not, having nothing before it."""
+    """Whether a row of shape (2, length) has a token to learn. Its first token does not count: nothing precedes it."""
     return bool((row[1, 1:] != _NO_LABEL).any())
 
 
 def labelled(document: Document, tokenizer: Tokenizer) -> Labelled:
-    """Tokens and labels of a document and its end; the prompt has no labels."""
+    """Tokens and labels, shape (2, tokens), of a document and the end-of-text token; the prompt has no labels (-100)."""
     prompt = tokenizer.encode(document.prompt)
     text = [*tokenizer.encode(document.text), tokenizer.eos]
     return np.array([prompt + text, [_NO_LABEL] * len(prompt) + text], dtype=np.int32)
