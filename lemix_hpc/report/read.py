@@ -1,4 +1,4 @@
-"""The records of a run, read from its directory."""
+"""The reader of a run's records."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class RunRecords:
-    """What a run wrote about itself; times in seconds since its start."""
+    """The records of one run, in the order of its files; times in seconds since its start."""
 
     facts: RunFacts
     spans: list[Span]
@@ -26,9 +26,9 @@ class RunRecords:
 
 
 def read_run(run_dir: Path) -> RunRecords:
-    """Read `facts.json`, `spans.jsonl` and `tasks.jsonl`; raise UserError where one is missing or broken."""
+    """Read `facts.json`, `spans.jsonl` and `tasks.jsonl`. Raises UserError if one is missing, unreadable or broken."""
     if not run_dir.is_dir():
-        raise UserError(f"There is no run directory {run_dir}. Give the directory that a run has written to.")
+        raise UserError(f"There is no run directory {run_dir}. Give the directory of a run.")
     facts = _read_facts(run_dir / "facts.json")
     spans = _read_lines(run_dir / "spans.jsonl", msgspec.json.Decoder(Span).decode)
     tasks = _read_lines(run_dir / "tasks.jsonl", _decode_task(msgspec.json.Decoder(TaskRecord)))
@@ -50,7 +50,7 @@ def _open(path: Path) -> bytes:
     except OSError as error:
         reason = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
         raise UserError(
-            f"{path} {reason}. A report needs facts.json, spans.jsonl and tasks.jsonl, complete once the run has ended."
+            f"{path} {reason}. A report needs facts.json, spans.jsonl and tasks.jsonl, which a run completes at its end."
         ) from error
 
 
@@ -62,7 +62,7 @@ def _read_lines(path: Path, decode: Callable[[bytes], T]) -> list[T]:
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise UserError(
                 f"{path}, line {number}: expected one whole JSON record: {error}. The run may have been cut off while "
-                "it wrote this line; without the line the report can be made."
+                "it wrote this line; remove it to make the report from the rest."
             ) from error
     return records
 

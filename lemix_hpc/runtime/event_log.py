@@ -1,6 +1,6 @@
-"""What the scheduler of a run was told, in order (`events.jsonl`).
+"""The events that the policy of a run handled, in order (`events.jsonl`).
 
-Fed to a new scheduler with the run's recipe and coefficients, it gives the decisions of the run again.
+A new scheduler with the run's recipe and coefficients makes the same decisions from them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,10 @@ def encode(event: Event) -> bytes:
 
 
 def read_events(run_dir: Path) -> Iterator[Event]:
-    """The events of a run as they were told. Raises UserError where the file is missing or broken, when it gets there."""
+    """The events of a run in order, read one by one.
+
+    Raises UserError if the file is missing, and at a broken line when it is reached.
+    """
     path = run_dir / EVENTS
     decoders = {kind.__name__: msgspec.json.Decoder(kind) for kind in get_args(Event)}
     line = msgspec.json.Decoder(dict[str, msgspec.Raw])
@@ -34,7 +37,7 @@ def read_events(run_dir: Path) -> Iterator[Event]:
     except OSError as error:
         reason = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
         raise UserError(
-            f"{path} {reason}. It holds what the scheduler of a run was told; give the directory that a run has written to."
+            f"{path} {reason}. It has the events that the policy of a run handled; give the directory of a run."
         ) from error
 
 
@@ -50,6 +53,6 @@ def _decode(
     except (msgspec.DecodeError, UnicodeDecodeError, ValueError, KeyError) as error:
         raise UserError(
             f"{where}: expected one event, as {{TYPE: {{...}}}} with a type out of {', '.join(decoders)}: {error}. The run may "
-            "have been cut off while it wrote this line; without the line and those behind it the file can be read."
+            "have been cut off while it wrote this line; remove it and all later lines to read the rest."
         ) from error
     return event

@@ -1,4 +1,4 @@
-"""The files that a run writes about itself: spans, tasks, events, facts and live progress."""
+"""The writer of a run's records: spans, tasks, events, facts and live progress."""
 
 from __future__ import annotations
 
@@ -20,7 +20,11 @@ LEARNED = "learned.json"
 
 
 class Recorder:
-    """Append-only JSON lines, flushed with every progress update; progress and facts are replaced as a whole."""
+    """Writes the files of one run into `run_dir`, which must exist. Every method may raise OSError.
+
+    Spans, tasks and events are appended as JSON lines, flushed with every progress update and at the end. Progress, facts
+    and what was learned are files that are replaced as a whole.
+    """
 
     def __init__(self, run_dir: Path) -> None:
         self._dir = run_dir
@@ -33,46 +37,53 @@ class Recorder:
         return (self._dir / name).open("wb")
 
     def span(self, span: Span) -> None:
+        """Append to `spans.jsonl`."""
         self._spans.write(self._encoder.encode(span) + b"\n")
 
     def work(self, span: WorkSpan, tasks: Sequence[str]) -> None:
-        """One stretch of work, for each of its tasks by their ids; for nobody's if there are none."""
+        """One span for each of the tasks, given by id; a single one with an empty `task` if there are none."""
         for task in tasks or [""]:
             self.span(Span(span.node, span.stage, task, span.kind, span.start, span.end, span.version, span.batch))
 
     def task(self, task: TaskRecord) -> None:
+        """Append to `tasks.jsonl`."""
         self._tasks.write(self._encoder.encode(task) + b"\n")
 
     def event(self, event: Event) -> None:
+        """Append to `events.jsonl`."""
         self._events.write(event_log.encode(event))
 
     def progress(self, progress: Progress) -> None:
+        """Replace `progress.json`, and flush all lines so far."""
         self._spans.flush()
         self._tasks.flush()
         self._events.flush()
         replace(self._dir / "progress.json", self._encoder.encode(progress))
 
     def facts(self, facts: RunFacts) -> None:
+        """Replace `facts.json`."""
         replace(self._dir / "facts.json", msgspec.json.format(self._encoder.encode(facts)))
 
     def learned(self, learned: LearnedTimes) -> None:
+        """Replace `learned.json`."""
         replace(self._dir / LEARNED, msgspec.json.format(self._encoder.encode(learned)))
 
     def close(self) -> None:
+        """Flush and close all files."""
         self._spans.close()
         self._tasks.close()
         self._events.close()
 
 
 def replace(path: Path, content: bytes) -> None:
-    """Write a file so that a reader sees the old content or the new, never a part."""
+    """Write a file so that a reader sees the old content or the new, never a part. Raises OSError."""
     partial = path.with_name(path.name + ".partial")
     partial.write_bytes(content)
     partial.replace(path)
 
 
 class LiveFigures:
-    """Running figures for the live view: recent responses and losses, and how busy each stage was since the last look."""
+    """Running figures for the live view: recent responses [s] and losses, and how busy each stage was since the last look."""
 
     def __init__(self, nodes: int, stages: int) -> None:
         self._busy = [[0.0] * stages for _ in range(nodes)]

@@ -1,4 +1,4 @@
-"""What a run writes about itself, one JSON object per line. All times are in seconds since the start of the run."""
+"""The records in the files of a run. All times are in seconds since the start of the run."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ Outcome = Literal["finished", "rejected", "lost", "aborted"]
 
 
 class Span(msgspec.Struct, frozen=True):
-    """One stretch of work on one stage for one task (`spans.jsonl`).
+    """Uninterrupted work on one stage for one task (`spans.jsonl`).
 
-    A batch of k requests gives k spans with the same `batch` and times; a training pass that stopped in between gives one
-    span per stretch. `task` is empty for steps and weight copies. `version` is the weight version that the work saw.
+    A batch of k requests gives k spans with the same `batch` and times. A training pass that rested for serving gives one
+    span before and one after each rest. `task` is the task's id, empty for steps and weight copies. `version` is the weight
+    version that the work used. `batch` is -1 for everything but serving.
     """
 
     node: int
@@ -32,9 +33,11 @@ class Span(msgspec.Struct, frozen=True):
 
 
 class ServedTask(msgspec.Struct, frozen=True, tag="serving", tag_field="kind"):
-    """One request (`tasks.jsonl`). Fields that it never reached are None. `versions`: first and last weight version.
+    """One request (`tasks.jsonl`). Fields for events that did not happen are None.
 
-    `number` is its task in `events.jsonl`.
+    `placed`: when the policy chose its node. `nll`: negative log-likelihood of the prompt, the sum over its `scored_tokens` in
+    nats. `output`: token ids. `versions`: first and last weight version. `predicted_response_s`: the forecast when it was
+    placed, seconds. `number` is its task in `events.jsonl`.
     """
 
     id: str
@@ -54,8 +57,10 @@ class ServedTask(msgspec.Struct, frozen=True, tag="serving", tag_field="kind"):
 
 
 class TrainedTask(msgspec.Struct, frozen=True, tag="training", tag_field="kind"):
-    """One training micro-batch (`tasks.jsonl`). `eligible`: when the release rule let it go; `placed`: when it went.
+    """One training micro-batch (`tasks.jsonl`). Fields for events that did not happen are None.
 
+    `eligible`: when it was released; `placed`: when it was sent to its node, after a hold if there was one. `tokens`: rows x
+    length. `loss`: mean over its labelled tokens, nats per token. `step`: the weight version that its optimizer step made.
     `number` is its task in `events.jsonl`; `samples`: ids of the clients' samples in it, as in `samples.jsonl`.
     """
 
@@ -76,7 +81,7 @@ TaskRecord = ServedTask | TrainedTask
 
 
 class MemoryWaits(msgspec.Struct, frozen=True):
-    """Waits for memory that lasted: seconds, None without any."""
+    """Waits for memory longer than 0: their number, and their mean and longest in seconds, None without any."""
 
     count: int
     mean_s: float | None
@@ -84,7 +89,7 @@ class MemoryWaits(msgspec.Struct, frozen=True):
 
 
 class StageMemoryShares(msgspec.Struct, frozen=True):
-    """The most that a stage held of its capacity, in all and of each kind; the kinds peak at different times."""
+    """The largest use of a stage's memory / its capacity: in all (`peak`) and of each kind. Kinds peak at different times."""
 
     peak: float
     resting: float
@@ -93,7 +98,7 @@ class StageMemoryShares(msgspec.Struct, frozen=True):
 
 
 class MemoryUse(msgspec.Struct, frozen=True):
-    """What limited memory has cost. `stages`: first to last, each of the node where it was fullest."""
+    """What limited memory has cost. `stages`: first to last, each figure from the node where it was largest."""
 
     stages: list[StageMemoryShares]
     serving_waits: MemoryWaits
@@ -105,9 +110,10 @@ class MemoryUse(msgspec.Struct, frozen=True):
 
 
 class SumsOverNodes(msgspec.Struct, frozen=True):
-    """Averages (`average`) or steps (`sync`) of all nodes that came into force everywhere.
+    """Averages (`average`) or steps (`sync`) of all nodes that were committed on every stage.
 
-    `mean_s`, `max_s`: from the first stage's snapshot or gradient to the last stage's commit; `nbytes`: sent by all stages.
+    `mean_s`, `max_s`: seconds from the first stage's snapshot or gradient to the last stage's commit, None without any;
+    `nbytes`: bytes that all stages sent.
     """
 
     mode: Literal["average", "sync"]
@@ -118,11 +124,13 @@ class SumsOverNodes(msgspec.Struct, frozen=True):
 
 
 class RunFacts(msgspec.Struct, frozen=True):
-    """What the report needs beside spans and tasks (`facts.json`).
+    """What the report needs in addition to spans and tasks (`facts.json`).
 
-    `steps`: optimizer steps over all nodes; `slo_ms`: limits in ms on `ttft`, `tpot` and `response`, those given;
-    `drift`: stages whose times left the coefficient file's; `memory`: None where it has no limit;
-    `across_nodes`: None where every node keeps its own updates; `overhead_s`: what forecasts added to a pass's work at first.
+    `slo_factors`: limits on responses, in T0; `steps`: optimizer steps over all nodes; `slo_ms`: those limits on `ttft`,
+    `tpot` and `response` that the recipe gives, ms; `malformed_lines`: lines of input files that were left out;
+    `outside_range`: requests longer than the coefficient file's range; `drift`: alarms on stage times; `memory`: None if it
+    has no limit; `across_nodes`: None if every node keeps its own updates; `overhead_s`: what forecasts added, at the start,
+    to the stage times of each pass of a response.
     """
 
     policy: str
@@ -143,9 +151,10 @@ class RunFacts(msgspec.Struct, frozen=True):
 
 
 class LearnedTimes(msgspec.Struct, frozen=True):
-    """What a run learned about stage times (`learned.json`), on top of the `coefficients.yaml` beside it.
+    """What a run learned about stage times (`learned.json`): corrections to the `coefficients.yaml` beside it.
 
-    `source`: the file that the run started from, None when it measured itself. `applied`: whether forecasts made use of it.
+    `source`: the coefficient file that the run started with, None if it measured at the start. `applied`: whether forecasts
+    used the corrections (`policy.recalibrate`).
     """
 
     source: str | None
@@ -154,9 +163,11 @@ class LearnedTimes(msgspec.Struct, frozen=True):
 
 
 class Progress(msgspec.Struct, frozen=True):
-    """A live picture of the run (`progress.json`, replaced as a whole every so often). `address`: of its OpenAI API.
+    """The live figures of a run (`progress.json`, replaced as a whole every `report.live_interval_s`).
 
-    `measured` of `to_measure` points, and `left_s` seconds to go, are there while profiling.
+    `address`: of its OpenAI API. `loss`: mean of the last micro-batches, nats per token. `stage_busy`: busy share of every
+    stage since the last update, 0..1, by node and stage. `measured` of `to_measure` points and `left_s` seconds are for
+    profiling jobs.
     """
 
     state: Literal["starting", "running", "finished", "failed"]
