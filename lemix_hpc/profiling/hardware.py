@@ -54,8 +54,8 @@ def load_hardware(recipe: Recipe) -> Hardware:
         path = kind.coefficients or recipe.engine.coefficients or recipe.policy.coefficients
         if path is None:
             raise UserError(
-                "engine.coefficients: stages that do not compute take their times from a coefficient file. Name one: "
-                "`lemix profile` measures it, and a run that has measured itself has left its own, coefficients.yaml, in "
+                "engine.coefficients: stages that do not compute take their times from a coefficient file. Give one: "
+                "`lemix profile` makes one, and a run without a file writes what it measured to coefficients.yaml in "
                 "its directory."
             )
         real.append(load_coefficients(path))

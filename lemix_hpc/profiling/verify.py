@@ -22,14 +22,14 @@ def verify(file: CoefficientFile, path: Path) -> str:
     """
     stages = len(file.stages) if file.stages else 1
     if stages > file.layers:
-        raise UserError(f"{path}: {stages} stages cannot hold {file.layers} layers, one each at least")
+        raise UserError(f"{path}: {stages} stages need at least {stages} layers, and the file has {file.layers}")
     latency = file.latency(stages)
     if file.points is None:
         return f"in order; {stages if file.stages else 'any number of'} stages, no points beside it"
     table = read_points([path.parent / file.points])
     if table.per_layer != (file.per_layer is not None):
         raise UserError(
-            f"{path}: {file.points} has times of {'layers' if table.per_layer else 'stages'}, the file has not"
+            f"{path}: {file.points} has times of {'layers' if table.per_layer else 'stages'}, and the file does not"
         )
     # Times per layer are those of a model with one layer.
     scale = file.layers if table.per_layer else 1

@@ -38,7 +38,7 @@ def explain(run_dir: Path, recipe: Recipe, name: str) -> Explained:
     records = read_run(run_dir)
     task = _find(records, name)
     if task.number is None:
-        raise UserError(f"{name} was rejected before the policy was told of it: it is too long for the model")
+        raise UserError(f"{name} was rejected before it reached the policy: it is too long for the model")
     hardware = believed_hardware(run_dir, recipe)
 
     def scheduler() -> Scheduler:

@@ -65,7 +65,7 @@ def with_fixed_requests(recipe: Recipe) -> Recipe:
 def with_share(recipe: Recipe, share: float) -> Recipe:
     """The recipe with so many training micro-batches among all tasks."""
     if recipe.training is None:
-        raise UserError("training: the recipe trains on nothing, so there is no share to set; add a `training` section")
+        raise UserError("training: the recipe has no training, so there is no share to set; add a `training` section")
     training = recipe.training.model_copy(update={"share": share, "micro_batches": None})
     return recipe.model_copy(update={"training": training})
 
@@ -83,7 +83,7 @@ def with_limit(recipe: Recipe, factor: float) -> Recipe:
 
 def _serving(recipe: Recipe) -> Serving:
     if recipe.serving is None:
-        raise UserError("serving: the recipe serves nothing, so there is no rate to set; add a `serving` section")
+        raise UserError("serving: the recipe serves no requests, so there is no rate to set; add a `serving` section")
     return recipe.serving
 
 
@@ -96,5 +96,5 @@ def _last_arrival(recipe: Recipe) -> tuple[float, int]:
     requests = load_requests(_serving(recipe), seed=recipe.seed, tokenizer=None).requests
     last = requests[-1].arrival
     if last <= 0.0:
-        raise UserError("serving.source: all requests come at once, which is no rate; give more of them")
+        raise UserError("serving.source: all requests arrive at once, so they have no rate; give more of them")
     return last, len(requests)

@@ -110,7 +110,10 @@ RESIDUAL_TIMES = {"forward": {**AFFINE, "a": 6e-4}, "residuals": {"forward": RES
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"layers": 1, "per_layer": None, "stages": [{"forward": AFFINE}] * 2}, "2 stages cannot hold 1 layers"),
+        (
+            {"layers": 1, "per_layer": None, "stages": [{"forward": AFFINE}] * 2},
+            "2 stages need at least 2 layers, and the file has 1",
+        ),
         ({"points": "none.csv"}, "none.csv: cannot be read"),
         ({"points": "points.csv", "per_layer": RESIDUAL_TIMES}, "forward: points.csv is off by"),
         (

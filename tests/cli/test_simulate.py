@@ -96,7 +96,7 @@ def test_compare_prints_writes_and_relates(inside: Command, recipe: Path, tmp_pa
         (["--split", "3"], "policy separate: at least one of 3 nodes must serve"),
         (["--policies", "pack", "--baseline", "lemix"], "--baseline: lemix is not among the policies"),
         (["--policies", "lemix", "--set", "policy.tau=1"], "policy lemix: placement lemix uses `tau` with `keep`"),
-        (["--set", "training=null", "--training-shares", "0.5"], "training: the recipe trains on nothing"),
+        (["--set", "training=null", "--training-shares", "0.5"], "training: the recipe has no training"),
     ],
 )
 def test_grids_that_make_no_sense(inside: Command, recipe: Path, arguments: list[str], message: str) -> None:

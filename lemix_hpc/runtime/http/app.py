@@ -164,7 +164,7 @@ async def _left(request: Request, error: Exception) -> Response:  # noqa: ARG001
 
 async def _broken(request: Request, error: Exception) -> Response:  # noqa: ARG001
     # Its traceback goes to the rank's log.
-    fault = ApiError(500, "The endpoint has made a mistake; the run's log has more.", "server_error")
+    fault = ApiError(500, "Internal error of the endpoint; the run's log has the details.", "server_error")
     return await _told(request, fault)
 
 

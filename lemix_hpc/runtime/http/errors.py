@@ -48,7 +48,7 @@ def unauthorised() -> ApiError:
 
 
 def too_large(limit_mb: float) -> ApiError:
-    return ApiError(413, f"The request is larger than the {limit_mb:g} MB that are taken.", "invalid_request_error")
+    return ApiError(413, f"The request is larger than the limit of {limit_mb:g} MB.", "invalid_request_error")
 
 
 def too_many(limit: int) -> ApiError:
@@ -57,7 +57,7 @@ def too_many(limit: int) -> ApiError:
 
 
 def closing() -> ApiError:
-    return ApiError(503, "This run takes no more requests: it ends.", "service_unavailable_error", retry_after=60)
+    return ApiError(503, "This run is ending and takes no more requests.", "service_unavailable_error", retry_after=60)
 
 
 def no_answer(seconds: float) -> ApiError:
