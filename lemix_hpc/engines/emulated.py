@@ -7,9 +7,9 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from lemix_hpc.engines.led import LedByLeader
 from lemix_hpc.engines.protocol import (
     GroupGradient,
+    LedByLeader,
     MicroBatch,
     Payload,
     SequenceResult,

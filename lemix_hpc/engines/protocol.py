@@ -224,3 +224,17 @@ class StageEngine(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+class LedByLeader:
+    """The part of `StageEngine` that concerns a scheduler of the engine's own, for engines without one."""
+
+    def orders(self) -> Sequence[EngineOrder]:
+        return ()
+
+    def ask_to_commit(self) -> bool:
+        return False
+
+    @property
+    def watched(self) -> Sequence[int]:
+        return ()

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lemix_hpc.engines.led import LedByLeader
-from lemix_hpc.engines.protocol import Payload, SequenceResult, ServeBatch, Work
+from lemix_hpc.engines.protocol import LedByLeader, Payload, SequenceResult, ServeBatch, Work
 from lemix_hpc.engines.torch import serving
 from lemix_hpc.engines.torch.kv import KeyValueCache
 from lemix_hpc.engines.torch.module import StageModule
