@@ -14,14 +14,14 @@ from lemix_hpc.engines.model_sizes import describe, model_config
 from lemix_hpc.engines.torch import attention
 from lemix_hpc.engines.torch.devices import mpi_sends_device_memory
 from lemix_hpc.engines.torch.gpt2 import GPT2Stage
-from lemix_hpc.engines.torch.kv import KeyValueCache
+from lemix_hpc.engines.torch.kv_cache import KeyValueCache
 from lemix_hpc.engines.torch.llama import LlamaStage
 from lemix_hpc.engines.torch.module import StageModule
 from lemix_hpc.engines.torch.optimizer import StageOptimizer
 from lemix_hpc.engines.torch.partition import layer_ranges
+from lemix_hpc.engines.torch.payloads import DTYPES, Wire
 from lemix_hpc.engines.torch.stage import TorchStage
 from lemix_hpc.engines.torch.weights import Checkpoint, RandomWeights, WeightSource
-from lemix_hpc.engines.torch.wire import DTYPES, Wire
 
 
 def build_stage(recipe: Recipe, *, stage: int, device: str) -> TorchStage:

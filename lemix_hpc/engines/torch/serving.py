@@ -16,7 +16,7 @@ from torch.nn.functional import cross_entropy
 
 from lemix_hpc.engines.protocol import SequenceResult, ServeBatch, ServeSequence, Work
 from lemix_hpc.engines.torch.attention import causal_attention
-from lemix_hpc.engines.torch.kv import KeyValueCache
+from lemix_hpc.engines.torch.kv_cache import KeyValueCache
 from lemix_hpc.engines.torch.module import StageModule
 
 _LOGITS_ROWS = 512

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 from lemix_hpc.engines.protocol import LedByLeader, Payload, SequenceResult, ServeBatch, Work
 from lemix_hpc.engines.torch import serving
-from lemix_hpc.engines.torch.kv import KeyValueCache
+from lemix_hpc.engines.torch.kv_cache import KeyValueCache
 from lemix_hpc.engines.torch.module import StageModule
 from lemix_hpc.engines.torch.optimizer import StageOptimizer
+from lemix_hpc.engines.torch.payloads import Wire
 from lemix_hpc.engines.torch.training import StageTraining
-from lemix_hpc.engines.torch.wire import Wire
 
 
 class TorchStage(LedByLeader, StageTraining):

@@ -10,13 +10,13 @@ import numpy as np
 import torch
 
 from lemix_hpc.engines.protocol import GroupGradient, MicroBatch, Payload, Vector, Work
+from lemix_hpc.engines.torch import flat_vectors
 from lemix_hpc.engines.torch import micro_batch as passes
-from lemix_hpc.engines.torch import vectors
 from lemix_hpc.engines.torch.gradients import GroupGradients
 from lemix_hpc.engines.torch.micro_batch import Labels, Segment
 from lemix_hpc.engines.torch.module import StageModule
 from lemix_hpc.engines.torch.optimizer import StageOptimizer
-from lemix_hpc.engines.torch.wire import Wire
+from lemix_hpc.engines.torch.payloads import Wire
 
 T = TypeVar("T")
 
@@ -142,22 +142,22 @@ class StageTraining:
 
     @property
     def parameters(self) -> int:
-        return vectors.length(self._parameters)
+        return flat_vectors.length(self._parameters)
 
     def sum_gradients(self, shares: Sequence[tuple[int, float]], into: Vector) -> Work[None]:
-        return self._paced(vectors.sum_gradients(self._gradients, shares, into))
+        return self._paced(flat_vectors.sum_gradients(self._gradients, shares, into))
 
     def set_gradient(self, group: int, vector: Vector) -> Work[None]:
-        return self._paced(vectors.set_gradient(self._gradients, self._parameters, group, vector))
+        return self._paced(flat_vectors.set_gradient(self._gradients, self._parameters, group, vector))
 
     def read_master(self, into: Vector) -> Work[None]:
-        return self._paced(vectors.read(self._stepped_by().master(), into))
+        return self._paced(flat_vectors.read(self._stepped_by().master(), into))
 
     def prepare_average(self, snapshot: Vector, total: Vector, nodes: int) -> Work[None] | None:
         optimizer = self._stepped_by()
         self._averaged = total
         in_place = optimizer.keeps_master
-        return self._paced(vectors.average(optimizer.master(), snapshot, total, nodes, in_place=in_place))
+        return self._paced(flat_vectors.average(optimizer.master(), snapshot, total, nodes, in_place=in_place))
 
     def publish_average(self) -> Work[None]:
         """The weights change without a stop in between."""
@@ -166,7 +166,7 @@ class StageTraining:
         if optimizer.keeps_master:
             optimizer.publish_master()
         else:
-            vectors.write(self._averaged, self._parameters)
+            flat_vectors.write(self._averaged, self._parameters)
         self._averaged = None
         self._settle()
         return

@@ -16,8 +16,8 @@ from lemix_hpc.engines.torch.build import hugging_face_config, weight_source
 from lemix_hpc.engines.torch.devices import mpi_sends_device_memory
 from lemix_hpc.engines.torch.optimizer import StageOptimizer
 from lemix_hpc.engines.torch.partition import layer_ranges
+from lemix_hpc.engines.torch.payloads import Wire
 from lemix_hpc.engines.torch.solo_world import group_of_this_rank
-from lemix_hpc.engines.torch.wire import Wire
 from lemix_hpc.engines.vllm.aliasing import share
 from lemix_hpc.engines.vllm.hugging_face import CopiedWeights, fill
 from lemix_hpc.engines.vllm.module import FusedLlamaStage

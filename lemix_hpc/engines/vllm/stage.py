@@ -13,8 +13,8 @@ from vllm.v1.worker.worker_base import WorkerWrapperBase
 
 from lemix_hpc.engines.protocol import EngineOrder, Payload, SequenceResult, ServeBatch, Work
 from lemix_hpc.engines.torch.optimizer import StageOptimizer
+from lemix_hpc.engines.torch.payloads import Wire
 from lemix_hpc.engines.torch.training import StageTraining
-from lemix_hpc.engines.torch.wire import Wire
 from lemix_hpc.engines.vllm.hugging_face import CopiedWeights
 from lemix_hpc.engines.vllm.link import Call
 from lemix_hpc.engines.vllm.module import FusedLlamaStage

@@ -14,9 +14,9 @@ from lemix_hpc.config.training_section import Training
 from lemix_hpc.engines.protocol import MicroBatch
 from lemix_hpc.engines.torch.llama import LlamaStage
 from lemix_hpc.engines.torch.optimizer import StageOptimizer
+from lemix_hpc.engines.torch.payloads import Wire
 from lemix_hpc.engines.torch.training import StageTraining
 from lemix_hpc.engines.torch.weights import RandomWeights
-from lemix_hpc.engines.torch.wire import Wire
 from lemix_hpc.engines.vllm.aliasing import check_sharing, share
 from lemix_hpc.engines.vllm.hugging_face import fill, unfused
 from lemix_hpc.engines.vllm.model_files import byte_level_tokenizer

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from lemix_hpc.engines.torch.kv import KeyValueCache
+from lemix_hpc.engines.torch.kv_cache import KeyValueCache
 
 
 @pytest.fixture

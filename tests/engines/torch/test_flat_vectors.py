@@ -8,7 +8,7 @@ import torch
 
 from lemix_hpc.config.recipe import Recipe
 from lemix_hpc.engines.protocol import Vector, Work
-from lemix_hpc.engines.torch import vectors
+from lemix_hpc.engines.torch import flat_vectors
 from lemix_hpc.engines.torch.build import build_stage
 from lemix_hpc.engines.torch.gradients import GroupGradients
 from lemix_hpc.engines.torch.stage import TorchStage
@@ -43,20 +43,20 @@ def step(stage: TorchStage, group: int, seed: int) -> None:
 
 @pytest.mark.parametrize("pieces", [7, 1 << 18])
 def test_the_gradients_of_groups_are_summed_by_their_shares(monkeypatch: pytest.MonkeyPatch, pieces: int) -> None:
-    monkeypatch.setattr(vectors, "PIECE", pieces)
+    monkeypatch.setattr(flat_vectors, "PIECE", pieces)
     parameters = [torch.zeros(5, 3), torch.zeros(4)]
     gradients = GroupGradients(parameters)
     gradients.add(3, parameters[0], torch.ones(5, 3))
     gradients.add(4, parameters[0], torch.full((5, 3), 10.0))
     gradients.add(4, parameters[1], torch.full((4,), 20.0))
     total = np.full(19, np.nan, dtype=np.float32)
-    finish(vectors.sum_gradients(gradients, [(3, 0.25), (4, 0.5)], total))
+    finish(flat_vectors.sum_gradients(gradients, [(3, 0.25), (4, 0.5)], total))
     assert total.tolist() == [5.25] * 15 + [10.0] * 4
-    finish(vectors.set_gradient(gradients, parameters, 9, total))
+    finish(flat_vectors.set_gradient(gradients, parameters, 9, total))
     first, second = gradients.take(9)
     assert first.tolist() == [[5.25] * 3] * 5
     assert second.tolist() == [10.0] * 4
-    finish(vectors.sum_gradients(gradients, [], total))
+    finish(flat_vectors.sum_gradients(gradients, [], total))
     assert not total.any()
 
 
@@ -98,7 +98,7 @@ def test_without_steps_in_between_weights_become_the_mean_to_the_last_bit(
 
 
 def test_reading_and_averaging_stop_in_between(tiny_recipe: TinyRecipe, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vectors, "PIECE", 1000)
+    monkeypatch.setattr(flat_vectors, "PIECE", 1000)
     stage = build_stage(tiny_recipe("llama", learning_rate=1e-3), stage=0, device="cpu")
     vector = np.empty(stage.parameters, dtype=np.float32)
     stops = sum(1 for _ in stage.read_master(vector))

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from lemix_hpc.engines.torch.wire import Wire
+from lemix_hpc.engines.torch.payloads import Wire
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
