@@ -21,8 +21,8 @@ from lemix_hpc.engines.torch.solo_world import group_of_this_rank
 from lemix_hpc.engines.vllm.aliasing import share
 from lemix_hpc.engines.vllm.hugging_face import CopiedWeights, fill
 from lemix_hpc.engines.vllm.module import FusedLlamaStage
-from lemix_hpc.engines.vllm.port import EnginePort
 from lemix_hpc.engines.vllm.stage import VllmStage
+from lemix_hpc.engines.vllm.stage_socket import EnginePort
 
 START_TIMEOUT_S = 600.0
 

@@ -23,9 +23,9 @@ from vllm.v1.executor.abstract import Executor
 from vllm.v1.outputs import EMPTY_MODEL_RUNNER_OUTPUT
 
 from lemix_hpc.engines.protocol import LeaveToCommit, ServeBatch, ServeSequence
-from lemix_hpc.engines.vllm.clock import WeightClock
-from lemix_hpc.engines.vllm.link import Ask, Bye, Call, Output, Reply, Run, Sample, connect, receive, send
-from lemix_hpc.engines.vllm.names import task_of
+from lemix_hpc.engines.vllm.engine_ipc import Ask, Bye, Call, Output, Reply, Run, Sample, connect, receive, send
+from lemix_hpc.engines.vllm.request_ids import task_of
+from lemix_hpc.engines.vllm.weight_version import WeightClock
 
 START_TIMEOUT_S = 1800.0
 """Until the first batch: a stage may have to read gigabytes of weights."""

@@ -17,7 +17,7 @@ from vllm.v1.engine import EngineCoreOutputs
 from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request
 
-from lemix_hpc.engines.vllm.clock import WeightClock
+from lemix_hpc.engines.vllm.weight_version import WeightClock
 
 VERSIONS = "weight_versions"
 """Where a request's output names the first and last version it saw, in the one free-form field that vLLM hands through."""

@@ -23,9 +23,9 @@ from vllm.v1.engine.async_llm import AsyncLLM
 
 from lemix_hpc.config.recipe import Recipe
 from lemix_hpc.engines.vllm import asgi
-from lemix_hpc.engines.vllm.answers import with_priority, with_versions
 from lemix_hpc.engines.vllm.args import server_args
-from lemix_hpc.engines.vllm.names import request_id
+from lemix_hpc.engines.vllm.request_ids import request_id
+from lemix_hpc.engines.vllm.response_versions import with_priority, with_versions
 from lemix_hpc.engines.vllm.tracking import Served, Tracker
 
 HEALTH_INTERVAL_S = 1.0

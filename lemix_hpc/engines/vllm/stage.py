@@ -15,10 +15,10 @@ from lemix_hpc.engines.protocol import EngineOrder, Payload, SequenceResult, Ser
 from lemix_hpc.engines.torch.optimizer import StageOptimizer
 from lemix_hpc.engines.torch.payloads import Wire
 from lemix_hpc.engines.torch.training import StageTraining
+from lemix_hpc.engines.vllm.engine_ipc import Call
 from lemix_hpc.engines.vllm.hugging_face import CopiedWeights
-from lemix_hpc.engines.vllm.link import Call
 from lemix_hpc.engines.vllm.module import FusedLlamaStage
-from lemix_hpc.engines.vllm.port import EnginePort
+from lemix_hpc.engines.vllm.stage_socket import EnginePort
 
 BETWEEN_STAGES = ("hidden_states", "residual")
 """What vLLM's Llama-like models hand to the next stage, each (tokens, hidden)."""

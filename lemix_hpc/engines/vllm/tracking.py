@@ -9,7 +9,7 @@ from typing import Any
 from vllm.v1.engine import EngineCoreOutput
 from vllm.v1.engine.async_llm import AsyncLLM
 
-from lemix_hpc.engines.vllm.names import task_of
+from lemix_hpc.engines.vllm.request_ids import task_of
 from lemix_hpc.engines.vllm.scheduler import VERSIONS
 
 

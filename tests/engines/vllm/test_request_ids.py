@@ -1,6 +1,6 @@
 import pytest
 
-from lemix_hpc.engines.vllm.names import request_id, task_of
+from lemix_hpc.engines.vllm.request_ids import request_id, task_of
 
 
 @pytest.mark.parametrize("task", [0, 7, 123456, -3])

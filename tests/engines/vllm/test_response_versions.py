@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from lemix_hpc.engines.vllm.answers import VERSIONS_HEADER, with_priority, with_versions
+from lemix_hpc.engines.vllm.response_versions import VERSIONS_HEADER, with_priority, with_versions
 
 USAGE = {"id": "x", "usage": {"prompt_tokens": 2, "total_tokens": 3}}
 HEADERS = [("content-type", "application/json"), ("content-length", "10")]

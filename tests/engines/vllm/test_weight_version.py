@@ -1,6 +1,6 @@
 import threading
 
-from lemix_hpc.engines.vllm.clock import WeightClock
+from lemix_hpc.engines.vllm.weight_version import WeightClock
 
 
 def test_a_new_version_waits_until_the_batch_being_scheduled_has_departed() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lemix_hpc.engines.protocol import EngineOrder, LeaveToCommit
-from lemix_hpc.engines.vllm.link import Ask, Bye, Call, Output, Reply, Run, Sample, arrived, listen, receive, send
+from lemix_hpc.engines.vllm.engine_ipc import Ask, Bye, Call, Output, Reply, Run, Sample, arrived, listen, receive, send
 
 
 class EnginePort:

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from lemix_hpc.engines.protocol import LeaveToCommit, ServeBatch, ServeSequence
-from lemix_hpc.engines.vllm.link import Ask, Bye, Call, Output, Reply, Run, Sample, connect, receive, send
-from lemix_hpc.engines.vllm.port import EnginePort
+from lemix_hpc.engines.vllm.engine_ipc import Ask, Bye, Call, Output, Reply, Run, Sample, connect, receive, send
+from lemix_hpc.engines.vllm.stage_socket import EnginePort
 
 BATCH = ServeBatch(0, [ServeSequence(1, 5, 0, True, [])], plan=b"plan", version=3)
 
