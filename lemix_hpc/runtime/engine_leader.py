@@ -78,7 +78,7 @@ class EngineLeader:
         match event:
             case server.Ready():
                 return m.EngineReady(self._node, -1)
-            case server.Part(task, status, headers, body, more):
+            case server.ResponsePart(task, status, headers, body, more):
                 return m.HttpPart(task, status, headers, body, more)
             case server.Done(task, first_token, finished, nll, scored, output, versions):
                 return m.RequestDone(task, self._node, first_token, finished, nll, scored, output, versions)

@@ -37,7 +37,7 @@ class Ready:
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class ResponsePart:
     """A piece of the answer to a call; see `lemix_hpc.runtime.messages.HttpPart`."""
 
     task: int
@@ -60,7 +60,7 @@ class Done:
     versions: tuple[int, int]
 
 
-Event = Ready | Part | Done
+Event = Ready | ResponsePart | Done
 
 
 class NodeServer:
@@ -96,7 +96,7 @@ class NodeServer:
         self._start(task, self._generate(task, tokens, output, temperature, key))
 
     def call(self, task: int, method: str, path: str, headers: asgi.Headers, body: bytes, key: float) -> None:
-        """Answer an HTTP call. Ends in the last `Part` and a `Done`."""
+        """Answer an HTTP call. Ends in the last `ResponsePart` and a `Done`."""
         gone = self._running[task] = asyncio.Event()
         self._start(task, self._call(task, gone, method, path, headers, body, key))
 
@@ -197,7 +197,7 @@ class NodeServer:
 
         def respond(status: int, named: asgi.Headers, data: bytes, more: bool) -> None:
             named, data = with_versions(status, named, data, served.versions)
-            self._tell(Part(task, status, named, data, more))
+            self._tell(ResponsePart(task, status, named, data, more))
 
         named = [(name, value) for name, value in headers if name.lower() not in ("x-request-id", "content-length")]
         named.append(("x-request-id", request_id(task)))
