@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from lemix_hpc.config.document import KeyPath
+from lemix_hpc.config.engine_kinds import ENGINE_KINDS
 from lemix_hpc.config.problem import Problem
 from lemix_hpc.config.recipe import Recipe
 from lemix_hpc.config.serving_section import TraceSource
@@ -56,32 +57,38 @@ def _check_work(recipe: Recipe) -> Iterator[Problem]:
         yield Problem((), "there is nothing to do; give a `serving` section, a `training` section, or both")
     if serving is not None and serving.source is None and serving.http is None:
         yield Problem(("serving",), "it has no requests; give `source`, `http` (the OpenAI API), or both")
-    if serving is not None and serving.http is not None and recipe.engine.kind != "vllm":
-        yield Problem(("serving", "http"), f"needs engine.kind: vllm, and engine.kind is {recipe.engine.kind}")
+    if serving is not None and serving.http is not None and not recipe.engine.serves_http:
+        serving_http = " or ".join(name for name, kind in ENGINE_KINDS.items() if kind.serves_http)
+        yield Problem(
+            ("serving", "http"), f"needs engine.kind: {serving_http}, and engine.kind is {recipe.engine.kind}"
+        )
     yield from _check_batch(recipe)
     if training is not None and training.offload_optimizer and training.zero_stage == 0:
         yield Problem(("training", "offload_optimizer"), "needs ZeRO; set training.zero_stage: 1")
 
 
 def _check_batch(recipe: Recipe) -> Iterator[Problem]:
-    """The lines of a batch file go to vLLM as they are, and say themselves what they want."""
+    """To an engine that answers API calls the lines of a batch file go as they are, and say themselves what they want."""
     serving = recipe.serving
-    if recipe.engine.kind != "vllm" or serving is None or serving.source is None:
+    if not recipe.engine.serves_http or serving is None or serving.source is None:
         return
     if serving.source.kind == "openai-batch":
         for key in ("max_prompt_tokens", "max_new_tokens", "temperature", "conversations"):
             if getattr(serving, key):
-                yield Problem(("serving", key), "vLLM answers each line of a batch file as it is; leave this key out")
+                yield Problem(
+                    ("serving", key),
+                    f"{recipe.engine.kind} answers each line of a batch file as it is; leave this key out",
+                )
 
 
 def _check_engine(recipe: Recipe) -> Iterator[Problem]:
     engine, model = recipe.engine, recipe.model
-    if engine.kind == "emulated" and engine.coefficients is None:
+    if not engine.computes and engine.coefficients is None:
         yield Problem(
             ("engine", "coefficients"),
-            "missing; the emulated engine takes its times from a coefficient file (`profiling/`)",
+            f"missing; the {engine.kind} engine takes its times from a coefficient file (`profiling/`)",
         )
-    if engine.kind != "emulated" and model.path is None and model.config is None:
+    if engine.computes and model.path is None and model.config is None:
         yield Problem(
             ("model",),
             f"the {engine.kind} engine needs a model; give `path` (a checkpoint directory) or `config` (initialised at random)",
@@ -89,10 +96,11 @@ def _check_engine(recipe: Recipe) -> Iterator[Problem]:
 
 
 def _check_profiled_engine(recipe: Recipe) -> Iterator[Problem]:
-    if recipe.engine.kind == "vllm":
+    if recipe.engine.has_scheduler:
         yield Problem(
             ("engine", "kind"),
-            "vllm cannot be profiled; its runs measure their stage times at the start. Set torch to profile that engine",
+            f"{recipe.engine.kind} cannot be profiled ahead; its runs measure themselves when they start. "
+            "For the torch engine set torch",
         )
 
 
@@ -107,10 +115,9 @@ def _check_shape(recipe: Recipe) -> Iterator[Problem]:
 
 
 def _check_emulated(recipe: Recipe) -> Iterator[Problem]:
-    kind = recipe.engine.kind
-    if kind == "emulated":
+    if not recipe.engine.computes:
         return
-    way_out = f"and engine.kind is {kind}; leave it out, or set engine.kind: emulated"
+    way_out = f"and engine.kind is {recipe.engine.kind}; leave it out, or set engine.kind: emulated"
     if recipe.nodes.kinds is not None:
         yield Problem(
             ("nodes", "kinds"), f"only `lemix simulate` and the emulated engine have nodes of several kinds, {way_out}"
@@ -121,7 +128,7 @@ def _check_emulated(recipe: Recipe) -> Iterator[Problem]:
 
 def _check_devices(recipe: Recipe) -> Iterator[Problem]:
     gpus, engine = gpus_per_host(recipe), recipe.engine
-    if gpus is None or engine.share_devices or engine.kind == "emulated" or engine.device == "cpu":
+    if gpus is None or engine.share_devices or not engine.computes or engine.device == "cpu":
         return
     needed = recipe.nodes.stages * recipe.cluster.nodes_per_host
     if gpus != needed:
@@ -170,7 +177,7 @@ def _check_training(recipe: Recipe) -> Iterator[Problem]:
             "without a `serving` section training has no end; give `micro_batches`, how many to train on in all",
         )
     http = recipe.serving.http if recipe.serving is not None else None
-    if recipe.engine.kind != "emulated" and training.data is None and http is None:
+    if recipe.engine.computes and training.data is None and http is None:
         yield Problem(("training", "data"), f"missing; the {recipe.engine.kind} engine needs text to train on")
     if http is not None and training.share is not None:
         yield Problem(

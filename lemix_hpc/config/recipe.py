@@ -8,7 +8,9 @@ from __future__ import annotations
 from typing import Any, Literal, Self
 
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic_core import PydanticKnownError
 
+from lemix_hpc.config.engine_kinds import ENGINE_KINDS
 from lemix_hpc.config.policy_section import Policy
 from lemix_hpc.config.section import FilePath, Section
 from lemix_hpc.config.serving_section import Serving
@@ -103,7 +105,7 @@ class Vllm(Section):
 
 
 class Engine(Section):
-    kind: Literal["emulated", "torch", "vllm"] = "torch"
+    kind: str = "torch"
     coefficients: FilePath | None = Field(
         default=None, description="coefficient file; `torch` measures at start when absent"
     )
@@ -115,6 +117,29 @@ class Engine(Section):
     wait: Literal["auto", "spin", "backoff"] = "auto"
     timeout_s: PositiveFloat = Field(default=120.0, description="a stage that does not answer for so long has failed")
     vllm: Vllm = Vllm()
+
+    @field_validator("kind", mode="before")
+    @classmethod
+    def _kind_is_known(cls, value: Any) -> str:
+        if isinstance(value, str) and value in ENGINE_KINDS:
+            return value
+        *others, last = map(repr, ENGINE_KINDS)
+        raise PydanticKnownError("literal_error", {"expected": f"{', '.join(others)} or {last}"})
+
+    @property
+    def computes(self) -> bool:
+        """Whether it has weights and takes tokens, and so needs a model and a device."""
+        return ENGINE_KINDS[self.kind].computes
+
+    @property
+    def has_scheduler(self) -> bool:
+        """Whether it forms its batches itself, instead of the node's leader."""
+        return ENGINE_KINDS[self.kind].has_scheduler
+
+    @property
+    def serves_http(self) -> bool:
+        """Whether it answers calls of the OpenAI API."""
+        return ENGINE_KINDS[self.kind].serves_http
 
 
 class Slo(Section):

@@ -2,29 +2,36 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from lemix_hpc.config.engine_kinds import ENGINE_KINDS
 from lemix_hpc.config.errors import UserError
 from lemix_hpc.config.recipe import Recipe
 from lemix_hpc.engines.meter import HostMeter, Meter
 from lemix_hpc.engines.protocol import StageEngine
-from lemix_hpc.profiling.hardware import load_hardware
 
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """What a stage computes on: torch's name for it, and what tells a GPU from all others of the host."""
+    """What a stage computes on: torch's name for it, and what tells a GPU from all others of the host.
+
+    A stage that computes nothing has the engine's name here.
+    """
 
     name: str
     gpu: str | None = None
 
 
 def choose_device(recipe: Recipe, local_stage: int) -> Device:
-    """The device of the stage rank that is number `local_stage` among those of its host."""
-    if recipe.engine.kind == "emulated":
-        return Device("emulated")
+    """The device of the stage rank that is number `local_stage` among those of its host.
+
+    Raises UserError if the recipe asks for a GPU and none is visible.
+    """
+    if not recipe.engine.computes:
+        return Device(recipe.engine.kind)
     from lemix_hpc.engines.torch import devices
 
     name = devices.choose_device(recipe.engine, local_stage)
@@ -42,23 +49,15 @@ def check_sharing(recipe: Recipe, devices: Sequence[Device | None]) -> None:
 
 
 def build_engine(recipe: Recipe, *, node: int, stage: int, device: Device, meeting: Path | None = None) -> StageEngine:
-    """The engine of one stage. `meeting`: a directory that the ranks of its node share; vLLM needs one."""
-    if recipe.engine.kind == "emulated":
-        from lemix_hpc.engines.emulated import EmulatedStage
+    """The engine of one stage: stage `stage` of node `node`, on `device`.
 
-        hardware, stages = load_hardware(recipe), recipe.nodes.stages
-        return EmulatedStage(hardware.latencies(stages)[hardware.kinds[node]], stage, hardware.pieces(stages))
-    if recipe.engine.kind == "vllm":
-        from lemix_hpc.engines.vllm.environment import prepare
-
-        prepare()
-        assert meeting is not None, "a node's ranks meet before its engines are built"
-        from lemix_hpc.engines.vllm import build as vllm_build
-
-        return vllm_build.build_stage(recipe, stage=stage, device=device.name, meeting=meeting)
-    from lemix_hpc.engines.torch.build import build_stage
-
-    return build_stage(recipe, stage=stage, device=device.name)
+    Calls `build_stage` of the engine's package with the same arguments, but for the device's name alone. `meeting`: a
+    directory that the ranks of the node share, for engines that have processes of their own. Raises UserError for a recipe
+    that the engine cannot run.
+    """
+    package = importlib.import_module(ENGINE_KINDS[recipe.engine.kind].package)
+    engine: StageEngine = package.build_stage(recipe, node=node, stage=stage, device=device.name, meeting=meeting)
+    return engine
 
 
 def build_meter(device: Device) -> Meter:

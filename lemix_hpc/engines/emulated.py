@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
+from lemix_hpc.config.recipe import Recipe
 from lemix_hpc.engines.protocol import (
     GroupGradient,
     LedByLeader,
@@ -19,8 +21,18 @@ from lemix_hpc.engines.protocol import (
     Work,
 )
 from lemix_hpc.policy.latency import LatencyModel, Shape
+from lemix_hpc.profiling.hardware import load_hardware
 
 NOTHING = Payload((), "uint8", memoryview(b""))
+
+
+def build_stage(recipe: Recipe, *, node: int, stage: int, device: str, meeting: Path | None) -> EmulatedStage:  # noqa: ARG001
+    """Stage `stage` of node `node`, as fast as the coefficient file of that node's kind says.
+
+    Raises UserError for a file that cannot be read or is for another number of stages.
+    """
+    hardware, stages = load_hardware(recipe), recipe.nodes.stages
+    return EmulatedStage(hardware.latencies(stages)[hardware.kinds[node]], stage, hardware.pieces(stages))
 
 
 class EmulatedStage(LedByLeader, StageEngine):

@@ -84,12 +84,7 @@ def _model(loaded: LoadedRecipe) -> Iterator[Problem]:
 
 def _device(loaded: LoadedRecipe, cluster: str) -> Iterator[Problem]:
     engine = loaded.recipe.engine
-    if (
-        cluster == "local"
-        and engine.kind != "emulated"
-        and engine.device == "cuda"
-        and not Path("/dev/nvidiactl").exists()
-    ):
+    if cluster == "local" and engine.computes and engine.device == "cuda" and not Path("/dev/nvidiactl").exists():
         yield Problem(
             ("engine", "device"), "this machine has no NVIDIA GPU; set engine.device: cpu, or run under Slurm"
         )

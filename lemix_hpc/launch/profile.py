@@ -30,7 +30,7 @@ def for_one_node(loaded: LoadedRecipe) -> LoadedRecipe:
         "cluster": recipe.cluster.model_copy(update={"nodes_per_host": 1}),
         "policy": Policy(),
     }
-    if recipe.engine.kind != "emulated":
+    if recipe.engine.computes:
         changes["engine"] = recipe.engine.model_copy(update={"coefficients": None})
     return LoadedRecipe(recipe.model_copy(update=changes), loaded.source, loaded.places)
 

@@ -23,7 +23,7 @@ LIBRARIES = ("torch", "transformers", "deepspeed", "mpi4py", "numpy")
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """`longest` is the model's number of positions, None where the emulated engine has no such limit."""
+    """`longest` is the model's number of positions, None where there is no such limit."""
 
     model: str
     dtype: str
@@ -34,7 +34,7 @@ class Subject:
 
 def subject_of(recipe: Recipe, *, on_gpu: bool) -> Subject:
     """What the recipe's engine computes."""
-    if recipe.engine.kind == "emulated":
+    if not recipe.engine.computes:
         assert recipe.engine.coefficients is not None, "checked before anything starts"
         file = load_coefficients(recipe.engine.coefficients)
         return Subject(file.model, file.dtype, file.layers, 2, file.valid.max_length)
@@ -48,9 +48,9 @@ def subject_of(recipe: Recipe, *, on_gpu: bool) -> Subject:
 
 
 def hardware_name(recipe: Recipe, device: Device) -> str:
-    """The GPU's name, or the processor's."""
-    if recipe.engine.kind == "emulated":
-        return "emulated"
+    """The GPU's name, or the processor's; the engine's own where it computes nothing."""
+    if not recipe.engine.computes:
+        return recipe.engine.kind
     if device.gpu is not None:
         import torch
 

@@ -37,7 +37,7 @@ def make_leader(
     """The leader of a node whose ranks share the directory `meeting`. `wake` ends this rank's sleep, from any thread."""
     temperature = recipe.serving.temperature if recipe.serving else 0.0
     engine = recipe.engine
-    if engine.kind != "vllm":
+    if not engine.has_scheduler:
         return Leader(
             layout,
             node,
@@ -57,6 +57,6 @@ def make_leader(
 
 
 def engines_in(recipe: Recipe) -> int:
-    """How many engines report that they are ready: one in each stage, and vLLM's own in each node."""
+    """How many engines report that they are ready: one in each stage, and in each node one that has a scheduler."""
     nodes = recipe.nodes
-    return nodes.count * (nodes.stages + (recipe.engine.kind == "vllm"))
+    return nodes.count * (nodes.stages + recipe.engine.has_scheduler)

@@ -40,8 +40,8 @@ def run(recipe: Recipe, run_dir: Path, attempt: int) -> None:
     host = comm.Split_type(MPI.COMM_TYPE_SHARED)
     bell = hang_doorbell(comm, host)
     stage, node = layout.stage_of(rank), layout.node_of(rank)
-    # The threads of vLLM's and our own web server cannot run while the leader's loop spins.
-    threads = stage is None and recipe.engine.kind == "vllm"
+    # The threads of the engine's and our own web server cannot run while the leader's loop spins.
+    threads = stage is None and recipe.engine.has_scheduler
     waiter = make_waiter(comm, host, bell, "backoff" if threads else recipe.engine.wait)
     stages_before = sum(host.allgather(stage is not None)[: host.Get_rank()])
     device = choose_device(recipe, stages_before) if stage is not None else None

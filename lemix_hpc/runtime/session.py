@@ -80,7 +80,7 @@ class Session:
         # While others build theirs; once the run has started, everybody would wait for it.
         compile_policy()
         self._collect(engines_in(self._recipe))
-        times = None if self._recipe.engine.kind == "emulated" else self._warm_up(work.requests)
+        times = self._warm_up(work.requests) if self._recipe.engine.computes else None
         overhead = 0.0 if times is None else times.overhead
         hardware = self._hardware(times)
         save_coefficients(hardware.believed[0], self._run_dir / COEFFICIENTS)
@@ -128,13 +128,10 @@ class Session:
     @property
     def _context(self) -> int | None:
         """The longest prompt and output together that the engine takes, None without a limit."""
-        match self._recipe.engine.kind:
-            case "emulated":
-                return None
-            case "vllm":
-                return context_of(self._recipe)
-            case _:
-                return describe(self._recipe.model).max_positions
+        engine = self._recipe.engine
+        if not engine.computes:
+            return None
+        return context_of(self._recipe) if engine.serves_http else describe(self._recipe.model).max_positions
 
     def _facts(
         self, work: Workload, latency: LatencyModel, front: Front, duration: float, scheduler: Scheduler

@@ -141,7 +141,7 @@ def best_split(recipe: Recipe, run: Callable[[Recipe], Simulated]) -> Simulated:
 
 def _fitting(recipe: Recipe, requests: tuple[Request, ...]) -> tuple[list[Request], list[ServedTask]]:
     """Requests that the model has positions for, and the records of the others."""
-    context = None if recipe.engine.kind == "emulated" else describe(recipe.model).max_positions
+    context = describe(recipe.model).max_positions if recipe.engine.computes else None
     if context is None:
         return list(requests), []
     fitting = [r for r in requests if r.prompt_tokens + r.output_tokens <= context]

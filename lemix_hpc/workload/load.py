@@ -33,11 +33,11 @@ def load_workload(recipe: Recipe) -> Workload:
     Engines that do not compute get lengths without tokens. Raises UserError for files that cannot be read or have no valid
     line, and for a window without requests.
     """
-    tokenizer = load_tokenizer(recipe.model) if recipe.engine.kind != "emulated" else None
+    tokenizer = load_tokenizer(recipe.model) if recipe.engine.computes else None
     serving, training = recipe.serving, recipe.training
     loaded = Loaded((), ())
     if serving is not None and serving.source is not None:
-        within = context_of(recipe) if recipe.engine.kind == "vllm" else None
+        within = context_of(recipe) if recipe.engine.serves_http else None
         loaded = load_requests(serving, seed=recipe.seed, tokenizer=tokenizer, calls_within=within)
     only_posted = serving is not None and serving.http is not None and training is not None and training.data is None
     batches = None if training is None or only_posted else stream(training, tokenizer, recipe.seed)
