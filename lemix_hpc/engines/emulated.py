@@ -4,26 +4,14 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 from lemix_hpc.config.recipe import Recipe
-from lemix_hpc.engines.protocol import (
-    GroupGradient,
-    LedByLeader,
-    MicroBatch,
-    Payload,
-    SequenceResult,
-    ServeBatch,
-    StageEngine,
-    Vector,
-    Work,
-)
+from lemix_hpc.engines.protocol import MicroBatch, Payload, SequenceResult, ServeBatch, Work
+from lemix_hpc.engines.weightless import NOTHING, WeightlessStage
 from lemix_hpc.policy.latency import LatencyModel, Shape
 from lemix_hpc.profiling.hardware import load_hardware
-
-NOTHING = Payload((), "uint8", memoryview(b""))
 
 
 def build_stage(recipe: Recipe, *, node: int, stage: int, device: str, meeting: Path | None) -> EmulatedStage:  # noqa: ARG001
@@ -35,7 +23,7 @@ def build_stage(recipe: Recipe, *, node: int, stage: int, device: str, meeting: 
     return EmulatedStage(hardware.latencies(stages)[hardware.kinds[node]], stage, hardware.pieces(stages))
 
 
-class EmulatedStage(LedByLeader, StageEngine):
+class EmulatedStage(WeightlessStage):
     """One emulated device. `layers` is in how many pieces a training pass is cut; it can rest between two of them.
 
     Within a pass the device is never starved: the next layer starts when the last one ended, as queued kernels do, however
@@ -74,9 +62,6 @@ class EmulatedStage(LedByLeader, StageEngine):
             return NOTHING
         return [SequenceResult(s.request, 0.0, 0, -1 if s.generate else None) for s in sequences]
 
-    def forget(self, requests: Sequence[int]) -> None:
-        """Nothing is kept for requests."""
-
     def forward(self, micro_batch: MicroBatch, hidden: Payload | None) -> Work[Payload | float]:  # noqa: ARG002
         shape = Shape.of([micro_batch.length] * micro_batch.rows)
         self._shapes[micro_batch.id] = shape
@@ -86,58 +71,6 @@ class EmulatedStage(LedByLeader, StageEngine):
     def backward(self, micro_batch: int, grad: Payload | None) -> Work[Payload | None]:  # noqa: ARG002
         yield from self._occupy(self._backward.seconds(self._shapes.pop(micro_batch)), self._layers)
         return None if self._first else NOTHING
-
-    @property
-    def holds_graph(self) -> bool:
-        return False
-
-    def seal(self, group: int, tied: Payload | None) -> GroupGradient:  # noqa: ARG002
-        return GroupGradient(0.0)
-
-    def prepare(self, group: int, grad_norm: float, tied: Payload | None) -> Work[None] | None:  # noqa: ARG002
-        """Nothing to work out: stage times have none for the optimizer, neither here nor in the simulator."""
-        return None
-
-    def publish(self, group: int) -> Work[None]:  # noqa: ARG002
-        """Takes no time."""
-        yield from ()
-
-    def read_weights(self) -> list[Payload]:
-        return []
-
-    def write_weights(self, weights: list[Payload]) -> None:
-        """There are no weights to replace."""
-
-    @property
-    def parameters(self) -> int:
-        return 0
-
-    def sum_gradients(self, shares: Sequence[tuple[int, float]], into: Vector) -> Work[None]:  # noqa: ARG002
-        yield from ()
-
-    def set_gradient(self, group: int, vector: Vector) -> Work[None]:  # noqa: ARG002
-        yield from ()
-
-    def read_master(self, into: Vector) -> Work[None]:  # noqa: ARG002
-        yield from ()
-
-    def prepare_average(self, snapshot: Vector, total: Vector, nodes: int) -> Work[None] | None:  # noqa: ARG002
-        return None
-
-    def publish_average(self) -> Work[None]:
-        yield from ()
-
-    def sample(self, rows: int, length: int) -> Payload:  # noqa: ARG002
-        return NOTHING
-
-    def sample_tied(self) -> Payload | None:
-        return None
-
-    def buffer(self, nbytes: int) -> Any:
-        return memoryview(bytearray(nbytes))
-
-    def close(self) -> None:
-        """Nothing is held."""
 
     def _occupy(self, seconds: float, pieces: int) -> Iterator[None]:
         mine = object()
