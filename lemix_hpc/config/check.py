@@ -99,8 +99,8 @@ def _check_profiled_engine(recipe: Recipe) -> Iterator[Problem]:
     if recipe.engine.has_scheduler:
         yield Problem(
             ("engine", "kind"),
-            f"{recipe.engine.kind} cannot be profiled ahead; its runs measure themselves when they start. "
-            "For the torch engine set torch",
+            f"{recipe.engine.kind} cannot be profiled; its runs measure their stage times at the start. Set torch to "
+            "profile that engine",
         )
 
 

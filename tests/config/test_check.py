@@ -39,7 +39,7 @@ CASES = {
     "a batch cut by the recipe": (
         VLLM | {"serving": BATCH | {"max_new_tokens": 3}},
         "serving.max_new_tokens",
-        "vLLM answers each line of a batch file as it is",
+        "vllm answers each line of a batch file as it is",
     ),
     "training text that nobody brings": (
         VLLM | {"serving": BATCH, "training": {}},

@@ -195,7 +195,7 @@ def test_text_that_makes_no_micro_batch_is_refused(write: Write, tmp_path: Path)
 def test_profiling_needs_no_work_and_engines_that_can_be_profiled(write: Write) -> None:
     preflight_profile(write(COMPUTES), "local")
     vllm = write(f"model: {{{LLAMA}}}", "engine: {kind: vllm, device: cpu}")
-    with pytest.raises(UserError, match=r"r\.yaml:2: engine\.kind: vllm cannot be profiled ahead"):
+    with pytest.raises(UserError, match=r"r\.yaml:2: engine\.kind: vllm cannot be profiled"):
         preflight_profile(vllm, "local")
 
 

@@ -49,7 +49,13 @@ class StageWorker(Worker):  # type: ignore[misc]
 
 def keep_weights(layer: torch.nn.Module, remove_weight: bool) -> None:  # noqa: ARG001  as vLLM calls it
     """In place of vLLM's choice of a product on CPUs: one that needs no packed copy of the weight."""
-    layer.cpu_linear = _linear  # type: ignore[assignment]
+    by_onednn = onednn_multiplies(layer.weight.dtype)  # type: ignore[arg-type]
+    layer.cpu_linear = _linear if by_onednn else torch.nn.functional.linear  # type: ignore[assignment]
+
+
+def onednn_multiplies(dtype: torch.dtype) -> bool:
+    """Whether oneDNN has matrix products of this type on this processor: for bfloat16 it needs AVX-512, on x86."""
+    return dtype != torch.bfloat16 or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def _linear(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
