@@ -22,7 +22,11 @@ Vector = NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class Payload:
-    """A tensor between two stages: `data` is any contiguous buffer that mpi4py can send (host or device memory)."""
+    """A tensor between two stages.
+
+    `data` is any contiguous buffer that mpi4py can send, in host or device memory: the elements in C order. `dtype` is the
+    engine's own name of their type, such as "float32"; `nbytes` their size in bytes.
+    """
 
     shape: tuple[int, ...]
     dtype: str
@@ -34,10 +38,11 @@ class Payload:
 
 
 class ServeSequence(msgspec.Struct, frozen=True, array_like=True):
-    """One request's part in a batch: `length` new tokens on top of `cached` ones.
+    """One request's part in a batch: `length` new tokens on top of `cached` ones, of which keys and values were kept.
 
-    `tokens` holds the new token ids (the whole prompt in prefill, one token in decode), or nothing for stages that do not
-    compute. `generate` asks for a next token; otherwise the tokens are scored.
+    `request` is the task's number in the run. `tokens` holds the `length` new token ids (the whole prompt in prefill, one
+    token in decode), or nothing for stages that do not compute. `generate` asks for a next token; otherwise the tokens are
+    scored, and none may be cached.
     """
 
     request: int
@@ -48,7 +53,7 @@ class ServeSequence(msgspec.Struct, frozen=True, array_like=True):
 
 
 class ServeBatch(msgspec.Struct, frozen=True, array_like=True):
-    """The sequences that one iteration runs together. `temperature` 0 is greedy.
+    """The sequences that one iteration runs together. `id` counts the node's batches; `temperature` 0 is greedy.
 
     An engine with a scheduler of its own says in `plan` what to run, and in `version` under which weights it planned that.
     """
@@ -74,9 +79,10 @@ class SequenceResult(msgspec.Struct, frozen=True, array_like=True):
 
 
 class MicroBatch(msgspec.Struct, frozen=True, array_like=True):
-    """One training micro-batch, and its place in the group that makes one optimizer step.
+    """One training micro-batch, and its place in the gradient-accumulation group that makes one optimizer step.
 
-    `tokens` and `labels` are int32 (rows, length) as bytes, see `lemix_hpc.workload.tasks.TrainingBatch`.
+    It is number `index` of the `group_size` micro-batches of `group`. `tokens` and `labels` are int32 in C order,
+    (rows, length), as bytes; empty for stages that do not compute. See `lemix_hpc.workload.tasks.TrainingBatch`.
     """
 
     id: int
@@ -91,9 +97,10 @@ class MicroBatch(msgspec.Struct, frozen=True, array_like=True):
 
 @dataclass(frozen=True, slots=True)
 class GroupGradient:
-    """A group's gradient on one stage, set aside until its step: the squared norm, and what tied weights exchange.
+    """A group's gradient on one stage, set aside until its step: the squared L2 norm, and what tied weights exchange.
 
-    `tied` is the gradient of weights that the first and last stage share, None where nothing is shared.
+    `tied` is the float32 gradient, (vocabulary, hidden), of the embedding that the first and last stage share; None where
+    nothing is shared.
     """
 
     square_norm: float
@@ -111,13 +118,16 @@ EngineOrder = ServeBatch | LeaveToCommit
 class StageEngine(Protocol):
     """One stage of one node. Not thread-safe; calls come from the stage worker's loop alone.
 
-    The first stage gets no `hidden`, the last returns results instead of activations. With one stage both hold.
+    The first stage gets no `hidden`, the last returns results instead of activations. With one stage both hold. `hidden` and
+    its gradient have the shape that the engine's own stages agree on, such as (1, tokens, hidden) for a serving batch and
+    (rows, length, hidden) for a micro-batch. Whatever a method raises ends the run, with the words of the exception.
     """
 
     def serve(self, batch: ServeBatch, hidden: Payload | None) -> Work[Payload | list[SequenceResult] | None]:
-        """Forward of a serving batch: activations for the next stage, or the results on the last.
+        """Forward of a serving batch: activations for the next stage, or the results on the last, in the batch's order.
 
-        None on the last stage: the engine hands the results on itself.
+        None on the last stage: the engine hands the results on itself. Raises ValueError for a sequence that is longer than
+        the model's positions.
         """
         ...
 
@@ -126,11 +136,16 @@ class StageEngine(Protocol):
         ...
 
     def forward(self, micro_batch: MicroBatch, hidden: Payload | None) -> Work[Payload | float]:
-        """Training forward: activations for the next stage, or on the last the mean loss over the labels (NaN where none)."""
+        """Training forward: activations for the next stage, or on the last the mean cross-entropy, in nats, over the labels
+        (NaN where none). Raises ValueError for sequences that are longer than the model's positions."""
         ...
 
     def backward(self, micro_batch: int, grad: Payload | None) -> Work[Payload | None]:
-        """Backward of a forward done before; returns the gradient for the previous stage, None on the first."""
+        """Backward of the forward of the micro-batch with this id; returns the gradient for the previous stage, None on the
+        first. `grad` comes from the next stage, None on the last: there the loss counts with 1 / `group_size`.
+
+        Raises KeyError for a micro-batch whose forward did not run here.
+        """
         ...
 
     @property
@@ -143,14 +158,16 @@ class StageEngine(Protocol):
 
         `tied` is what `seal` returned on the stage after this one. The last stage returns its part of the gradient of tied
         weights (not in the norm), inner stages hand it on, the first adds its own, counts the sum in the norm and returns it.
+        Raises ValueError if weights are tied and the first stage gets no `tied`.
         """
         ...
 
     def prepare(self, group: int, grad_norm: float, tied: Payload | None) -> Work[None] | None:
         """Work out the optimizer step of a sealed group; serving, forwards and backwards go on under the old weights.
 
-        The gradient is clipped by `grad_norm`, the norm over all stages; `tied` as returned by the first stage. One group
-        at a time is between `prepare` and `publish`. None: there is nothing to work out.
+        The gradient is clipped by `grad_norm`, its L2 norm over all stages; `tied` as returned by the first stage. One group
+        at a time is between `prepare` and `publish`. None: there is nothing to work out. Raises ValueError if the recipe
+        trains nothing, or if weights are tied and there is no `tied`.
         """
         ...
 
@@ -159,35 +176,43 @@ class StageEngine(Protocol):
         ...
 
     def read_weights(self) -> list[Payload]:
-        """This stage's weights, to be copied to another node. The payloads are views, or snapshots on the host."""
+        """This stage's weights, to be copied to another node: one payload per parameter, in an order that is the same on every
+        node. They are views, or snapshots on the host."""
         ...
 
     def write_weights(self, weights: list[Payload]) -> None:
-        """Replace this stage's weights by those read from the same stage of another node."""
+        """Replace this stage's weights by those read from the same stage of another node. Raises ValueError if they are not
+        as many."""
         ...
 
     @property
     def parameters(self) -> int:
-        """The length of the vectors below: one element for every weight of this stage."""
+        """The length of the vectors below: one element for every scalar weight of this stage."""
         ...
 
     def sum_gradients(self, shares: Sequence[tuple[int, float]], into: Vector) -> Work[None]:
-        """Sum the gradients of groups that all ran their backwards here, each times its share; zeros without any.
+        """Sum the gradients of groups that all ran their backwards here, each times its share, into a vector of `parameters`
+        elements; zeros without any. `shares` are pairs of group and factor.
 
         The groups are over; none of them is sealed.
         """
         ...
 
     def set_gradient(self, group: int, vector: Vector) -> Work[None]:
-        """Make a vector the gradient of `group`, which may be sealed then. The vector must not be used any more."""
+        """Make a vector of `parameters` elements the gradient of `group`, which may be sealed then. The vector must not be used
+        any more."""
         ...
 
     def read_master(self, into: Vector) -> Work[None]:
-        """The weights in float32, as the optimizer keeps them. None may be prepared or published before this has ended."""
+        """The weights in float32, as the optimizer keeps them, into a vector of `parameters` elements.
+
+        No update may be prepared or published before this has ended.
+        """
         ...
 
     def prepare_average(self, snapshot: Vector, total: Vector, nodes: int) -> Work[None] | None:
-        """Work out weights that are moved by total / nodes - snapshot, both as read from `read_master`.
+        """Work out weights that are moved by total / nodes - snapshot, vectors of `parameters` elements: this node's
+        `snapshot` as `read_master` gave it, and the `total` of all `nodes` nodes' snapshots, which may be overwritten.
 
         As with `prepare`, what is served does not change, and one update at a time is between this and `publish_average`.
         """
@@ -206,12 +231,12 @@ class StageEngine(Protocol):
         ...
 
     def buffer(self, nbytes: int) -> Any:
-        """Memory to receive a payload of `nbytes` in, where this engine's compute can use it without a needless copy."""
+        """Memory to receive a payload of `nbytes` bytes in, where this engine's compute can use it without a needless copy."""
         ...
 
     def orders(self) -> Sequence[EngineOrder]:
-        """What the engine's own scheduler has sent to this stage since the last call, in order. None where there is none:
-        then batches come from the leader."""
+        """What the engine's own scheduler has sent to this stage since the last call, in order. Nothing where there is no such
+        scheduler: then batches come from the leader. Raises RuntimeError if that scheduler's process has ended."""
         ...
 
     def ask_to_commit(self) -> bool:
@@ -220,10 +245,12 @@ class StageEngine(Protocol):
 
     @property
     def watched(self) -> Sequence[int]:
-        """Descriptors that become readable when there may be `orders`."""
+        """File descriptors that become readable when there may be `orders`."""
         ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Free what the stage holds outside of its own memory; the last call."""
+        ...
 
 
 class LedByLeader:
