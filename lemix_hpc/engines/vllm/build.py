@@ -22,7 +22,7 @@ from lemix_hpc.engines.vllm.aliasing import share
 from lemix_hpc.engines.vllm.hugging_face import CopiedWeights, fill
 from lemix_hpc.engines.vllm.module import FusedLlamaStage
 from lemix_hpc.engines.vllm.stage import VllmStage
-from lemix_hpc.engines.vllm.stage_socket import EnginePort
+from lemix_hpc.engines.vllm.stage_socket import StageSocket
 
 START_TIMEOUT_S = 600.0
 
@@ -36,8 +36,8 @@ def build_stage(recipe: Recipe, *, stage: int, device: str, meeting: Path) -> Vl
     ranges = layer_ranges(sizes, recipe.nodes.stages)
     # Both engines cut the model in the same places.
     os.environ["VLLM_PP_LAYER_PARTITION"] = ",".join(str(len(layers)) for layers in ranges)
-    port = EnginePort(meeting, stage)
-    call = port.wait_for_start(START_TIMEOUT_S)
+    socket = StageSocket(meeting, stage)
+    call = socket.wait_for_start(START_TIMEOUT_S)
     worker = _start_worker(call.args[0], stage, len(ranges), meeting)
     place = torch.device(device)
     config = hugging_face_config(recipe.model)
@@ -54,9 +54,9 @@ def build_stage(recipe: Recipe, *, stage: int, device: str, meeting: Path) -> Vl
     optimizer = None if training is None else StageOptimizer(module, training, process_group=alone)
     if not copied:
         share(served, module)
-    port.started()
+    socket.started()
     return VllmStage(
-        port,
+        socket,
         worker,
         module,
         Wire(place, device_buffers=place.type == "cuda" and mpi_sends_device_memory()),

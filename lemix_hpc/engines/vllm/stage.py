@@ -18,18 +18,18 @@ from lemix_hpc.engines.torch.training import StageTraining
 from lemix_hpc.engines.vllm.engine_ipc import Call
 from lemix_hpc.engines.vllm.hugging_face import CopiedWeights
 from lemix_hpc.engines.vllm.module import FusedLlamaStage
-from lemix_hpc.engines.vllm.stage_socket import EnginePort
+from lemix_hpc.engines.vllm.stage_socket import StageSocket
 
 BETWEEN_STAGES = ("hidden_states", "residual")
 """What vLLM's Llama-like models hand to the next stage, each (tokens, hidden)."""
 
 
 class VllmStage(StageTraining):
-    """Implements `lemix_hpc.engines.protocol.StageEngine`. Batches come from vLLM's engine process, through the port."""
+    """Implements `lemix_hpc.engines.protocol.StageEngine`. Batches come from vLLM's engine process, through its socket."""
 
     def __init__(
         self,
-        port: EnginePort,
+        socket: StageSocket,
         worker: WorkerWrapperBase,
         module: FusedLlamaStage,
         wire: Wire,
@@ -40,7 +40,7 @@ class VllmStage(StageTraining):
         max_positions: int | None,
     ) -> None:
         super().__init__(module, wire, optimizer, keep_graphs=keep_graphs, max_positions=max_positions)
-        self._port = port
+        self._socket = socket
         self._worker = worker
         self._copied = copied
 
@@ -54,11 +54,11 @@ class VllmStage(StageTraining):
             return self._wire.payload(torch.stack([output[name] for name in BETWEEN_STAGES]))
         if batch.sequences and self._module.last:
             # What bounds the choice of tokens is sent right behind the batch, but on its own way.
-            while not self._port.samples:
+            while not self._socket.samples:
                 yield
-            grammar = self._port.samples.popleft()
+            grammar = self._socket.samples.popleft()
             sampled = self._worker.sample_tokens(grammar) if output is None else output
-            self._port.answer(sampled.get_output() if isinstance(sampled, AsyncModelRunnerOutput) else sampled)
+            self._socket.answer(sampled.get_output() if isinstance(sampled, AsyncModelRunnerOutput) else sampled)
         return None
         yield
 
@@ -78,19 +78,19 @@ class VllmStage(StageTraining):
         """Nothing: vLLM's scheduler tells the workers what to free with every batch."""
 
     def orders(self) -> Sequence[EngineOrder]:
-        return self._port.poll(self._perform)
+        return self._socket.poll(self._perform)
 
     def ask_to_commit(self) -> bool:
-        self._port.ask()
+        self._socket.ask()
         return True
 
     @property
     def watched(self) -> Sequence[int]:
-        return self._port.watched
+        return self._socket.watched
 
     def close(self) -> None:
         super().close()
-        self._port.close()
+        self._socket.close()
 
     def _copy(self) -> None:
         """Where vLLM has a copy of the weights of its own, it follows."""

@@ -13,7 +13,7 @@ from lemix_hpc.engines.protocol import EngineOrder, LeaveToCommit
 from lemix_hpc.engines.vllm.engine_ipc import Ask, Bye, Call, Output, Reply, Run, Sample, arrived, listen, receive, send
 
 
-class EnginePort:
+class StageSocket:
     """Brings calls to the worker, batches for the first stage, and leave to commit; takes outputs back.
 
     Made once the engine has connected. `samples`: what bounds the tokens of the coming batches.
