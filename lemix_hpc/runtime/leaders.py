@@ -57,6 +57,6 @@ def make_leader(
 
 
 def engines_in(recipe: Recipe) -> int:
-    """How many engines report that they are ready: one in each stage, and in each node one that has a scheduler."""
+    """How many engines report that they are ready: one in each stage, and in each node one with a scheduler of its own."""
     nodes = recipe.nodes
     return nodes.count * (nodes.stages + recipe.engine.has_scheduler)
