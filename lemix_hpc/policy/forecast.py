@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 
-from lemix_hpc.policy.compiled import compiled, inlined
+from lemix_hpc.policy.jit import compiled, inlined
 from lemix_hpc.policy.state import NONE, RAN_BACKWARD, RAN_FORWARD, Floats, State
 
 NOT_MOVED, MOVED, BACKWARD_MOVED = range(3)

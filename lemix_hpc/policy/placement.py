@@ -10,8 +10,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lemix_hpc.policy.compiled import compiled, inlined
 from lemix_hpc.policy.forecast import ALL, expect, place_of_request
+from lemix_hpc.policy.jit import compiled, inlined
+from lemix_hpc.policy.latency_tables import BACKWARD_PASS, FORWARD_PASS, SERVE_PASS, kind_seconds
 from lemix_hpc.policy.rules import (
     LATE_ALLOWED,
     LATE_MEMORY,
@@ -26,7 +27,6 @@ from lemix_hpc.policy.rules import (
     Rules,
 )
 from lemix_hpc.policy.state import NONE, Floats, State
-from lemix_hpc.policy.times import BACKWARD_PASS, FORWARD_PASS, SERVE_PASS, kind_seconds
 
 
 class Candidate(NamedTuple):

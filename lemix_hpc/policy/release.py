@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import math
 
-from lemix_hpc.policy.compiled import compiled
+from lemix_hpc.policy.estimates import note_assigned
 from lemix_hpc.policy.forecast import ALL, assign, expect
+from lemix_hpc.policy.jit import compiled
 from lemix_hpc.policy.placement import choose_for_training, training_rows
 from lemix_hpc.policy.rules import OPEN, PAPER, Rules
-from lemix_hpc.policy.slots import decide, note_assigned, return_slot
-from lemix_hpc.policy.state import NONE, State
+from lemix_hpc.policy.state import NONE, State, decide, return_slot
 
 
 @compiled

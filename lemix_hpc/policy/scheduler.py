@@ -24,10 +24,10 @@ from lemix_hpc.policy.events import (
     TrainingClosed,
 )
 from lemix_hpc.policy.latency import Affine, LatencyModel
+from lemix_hpc.policy.latency_tables import BACKWARD_PASS, FORWARD_PASS, SERVE_PASS, make_times
 from lemix_hpc.policy.recalibration import Learned, Recalibrated
 from lemix_hpc.policy.rules import Rules, SchedulerConfig, make_rules
 from lemix_hpc.policy.state import NONE, State, full, grown, make_state
-from lemix_hpc.policy.times import BACKWARD_PASS, FORWARD_PASS, SERVE_PASS, make_times
 
 DIRECTIONS: dict[PassKind, int] = {"forward": FORWARD_PASS, "backward": BACKWARD_PASS, "serve": SERVE_PASS}
 FIRST_GUESS = 128.0

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from lemix_hpc.policy.compiled import compiled
-from lemix_hpc.policy.times import Times
+from lemix_hpc.policy.jit import compiled
+from lemix_hpc.policy.latency_tables import Times
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -190,6 +190,35 @@ def grown(state: State, tasks: int = 0) -> State:
         offered=offered,
         decided=_longer(state.decided, size),
     )
+
+
+@compiled
+def take_slot(state: State, task: int) -> int:
+    """A row for a task; there must be one free."""
+    counters = state.counters
+    counters[0].free -= 1
+    slot = state.free_slots[counters[0].free]
+    state.slot_of[task] = slot
+    state.slots[slot].task = task
+    state.slots[slot].node = NONE
+    return slot
+
+
+@compiled
+def return_slot(state: State, slot: int) -> None:
+    """The task has its outcome."""
+    counters = state.counters
+    state.slot_of[state.slots[slot].task] = NONE
+    state.free_slots[counters[0].free] = slot
+    counters[0].free += 1
+
+
+@compiled
+def decide(state: State, task: int) -> None:
+    """Tell the caller to send a task to its node."""
+    counters = state.counters
+    state.decided[counters[0].decided] = task
+    counters[0].decided += 1
 
 
 def _make_nodes(count: int) -> Records:

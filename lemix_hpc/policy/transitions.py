@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import math
 
-from lemix_hpc.policy.compiled import compiled
+from lemix_hpc.policy.estimates import note_assigned, note_output, note_overhead
 from lemix_hpc.policy.forecast import assign, expect, forget, observe, place_of_request
+from lemix_hpc.policy.jit import compiled
 from lemix_hpc.policy.placement import choose_for_request, expected_output, order_key, request_row
 from lemix_hpc.policy.release import admit, offer, open_groups, passed
 from lemix_hpc.policy.rules import Rules
-from lemix_hpc.policy.slots import decide, note_assigned, note_output, note_overhead, return_slot, take_slot
-from lemix_hpc.policy.state import NONE, Ints, State
+from lemix_hpc.policy.state import NONE, Ints, State, decide, return_slot, take_slot
 
 
 @compiled

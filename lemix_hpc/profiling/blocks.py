@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from lemix_hpc.policy.forms import Interpolated, Quadratic, Roofline
 from lemix_hpc.policy.latency import Affine, StageTime
+from lemix_hpc.policy.latency_forms import Interpolated, Quadratic, Roofline
 
 FormName = Literal["quadratic", "affine-quadratic", "roofline", "interpolated"]
 NonNegative = Annotated[float, Field(ge=0.0)]
@@ -43,7 +43,7 @@ class Coefficients(Section):
 
 
 class RooflineBlock(Section):
-    """a [s], b [s/token], p, c [s/token^2], d [s/cached token], e [s/prefill]; see `lemix_hpc.policy.forms.Roofline`."""
+    """a [s], b [s/token], p, c [s/token^2], d [s/cached token], e [s/prefill]; see `latency_forms.Roofline`."""
 
     form: Literal["roofline"] = "roofline"
     a: NonNegative
@@ -61,7 +61,7 @@ class RooflineBlock(Section):
 
 
 class InterpolatedBlock(Section):
-    """The curve through `tokens` and `seconds`, and the roofline's coefficients; see `lemix_hpc.policy.forms.Interpolated`."""
+    """The curve through `tokens` and `seconds`, and the roofline's coefficients; see `latency_forms.Interpolated`."""
 
     form: Literal["interpolated"] = "interpolated"
     tokens: Annotated[list[Annotated[int, Field(gt=0)]], Field(min_length=1)]

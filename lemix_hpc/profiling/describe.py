@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from lemix_hpc.policy.forms import Interpolated, Quadratic, Roofline
 from lemix_hpc.policy.latency import Affine, StageTime
+from lemix_hpc.policy.latency_forms import Interpolated, Quadratic, Roofline
 from lemix_hpc.profiling.coefficients import Residuals
 
 

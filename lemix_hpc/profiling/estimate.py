@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import least_squares, nnls
 
-from lemix_hpc.policy.forms import Interpolated, Quadratic, Roofline
 from lemix_hpc.policy.latency import Affine, Shape
+from lemix_hpc.policy.latency_forms import Interpolated, Quadratic, Roofline
 
 Floats = NDArray[np.float64]
 USUAL_ERROR = 0.05

@@ -7,7 +7,7 @@ from collections import deque
 from dataclasses import dataclass
 
 from lemix_hpc.engines.protocol import MicroBatch, Payload
-from lemix_hpc.policy.stage_queue import forward_limit
+from lemix_hpc.policy.execution_rules import forward_limit
 
 
 @dataclass(slots=True)

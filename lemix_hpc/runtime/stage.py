@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lemix_hpc.engines.protocol import EngineOrder, MicroBatch, ServeBatch, StageEngine
-from lemix_hpc.policy.stage_queue import BACKWARD, COMMIT, FORWARD, SERVE, debt_after, pick
+from lemix_hpc.policy.execution_rules import BACKWARD, COMMIT, FORWARD, SERVE, debt_after, pick
 from lemix_hpc.runtime import messages as m
 from lemix_hpc.runtime.across_nodes import AcrossNodes
 from lemix_hpc.runtime.clock import RunClock

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from lemix_hpc.policy.compiled import compiled
+from lemix_hpc.policy.jit import compiled
 from lemix_hpc.simulate.rows import NONE, Records
 from lemix_hpc.simulate.world import World
 

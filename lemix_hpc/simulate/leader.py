@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from lemix_hpc.policy.compiled import compiled, inlined
+from lemix_hpc.policy.jit import compiled, inlined
 from lemix_hpc.runtime.leader import AHEAD, MOST_IN_FLIGHT
 from lemix_hpc.simulate.heap import bring_follower, pop
 from lemix_hpc.simulate.memory import cache_fits, claim_cache, release_cache, take_cache

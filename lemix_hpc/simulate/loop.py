@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import math
 
-from lemix_hpc.policy.compiled import compiled, inlined
+from lemix_hpc.policy.execution_rules import BACKWARD, SERVE
+from lemix_hpc.policy.jit import compiled, inlined
 from lemix_hpc.policy.rules import Rules
-from lemix_hpc.policy.stage_queue import BACKWARD, SERVE
 from lemix_hpc.policy.state import State, full
 from lemix_hpc.policy.transitions import next_tick
 from lemix_hpc.simulate.front import (

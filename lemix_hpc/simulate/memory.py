@@ -10,9 +10,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from lemix_hpc.policy import memory as policy
-from lemix_hpc.policy.compiled import compiled
-from lemix_hpc.policy.memory import OFFLOAD, PREEMPT, RUN
+from lemix_hpc.policy import memory_rules as policy
+from lemix_hpc.policy.jit import compiled
+from lemix_hpc.policy.memory_rules import OFFLOAD, PREEMPT, RUN
 from lemix_hpc.simulate.heap import push
 from lemix_hpc.simulate.rows import ABSENT, AWAY, BACK, BACKWARDS, COMING, HELD, LEAVING, NONE
 from lemix_hpc.simulate.timers import set_timer

@@ -9,7 +9,7 @@ import math
 
 import numpy as np
 
-from lemix_hpc.policy.compiled import compiled
+from lemix_hpc.policy.jit import compiled
 from lemix_hpc.simulate.world import Setting
 
 

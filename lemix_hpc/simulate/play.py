@@ -9,11 +9,11 @@ from typing import NamedTuple
 import numpy as np
 
 from lemix_hpc.policy.events import PassKind, PassMeasured
+from lemix_hpc.policy.execution_rules import BACKWARD, FORWARD, SERVE
 from lemix_hpc.policy.latency import Shape
+from lemix_hpc.policy.latency_tables import Times
 from lemix_hpc.policy.scheduler import Scheduler
-from lemix_hpc.policy.stage_queue import BACKWARD, FORWARD, SERVE
 from lemix_hpc.policy.state import full, grown
-from lemix_hpc.policy.times import Times
 from lemix_hpc.simulate.front import DONE, MEASURE, NEED_GROUPS, NEED_ROOM, NEED_SLOTS
 from lemix_hpc.simulate.loop import advance
 from lemix_hpc.simulate.rows import Records

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from lemix_hpc.policy.stage_queue import BACKWARD, COMMIT, FORWARD, SERVE
+from lemix_hpc.policy.execution_rules import BACKWARD, COMMIT, FORWARD, SERVE
 from lemix_hpc.runtime.records import ServedTask, Span, SpanKind, TrainedTask
 from lemix_hpc.simulate.rows import COPY, FINISHED, NONE, Records
 from lemix_hpc.simulate.world import World

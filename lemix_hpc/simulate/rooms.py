@@ -10,7 +10,7 @@ import msgspec
 
 from lemix_hpc.config.errors import UserError
 from lemix_hpc.config.recipe import Recipe
-from lemix_hpc.policy import memory as policy
+from lemix_hpc.policy import memory_rules as policy
 from lemix_hpc.policy.rules import Split
 from lemix_hpc.profiling.coefficients import CoefficientFile, StageMemory
 from lemix_hpc.profiling.hardware import Hardware

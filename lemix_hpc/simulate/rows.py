@@ -15,7 +15,7 @@ FORWARDS, BACKWARDS, STEPS = range(3)
 """The queues of a stage: micro-batches for a forward or a backward, and on the first stage groups whose step is not in force."""
 
 COPY = 5
-"""The kind of a span in which a node takes over weights of another one, beside those of `lemix_hpc.policy.stage_queue`."""
+"""The kind of a span in which a node takes over weights of another one, beside those of `lemix_hpc.policy.execution_rules`."""
 
 Records = NDArray[np.void]
 
@@ -173,7 +173,7 @@ SPAN = np.dtype(
     ],
     align=True,
 )
-"""`kind`: as in `lemix_hpc.policy.stage_queue`, or COPY."""
+"""`kind`: as in `lemix_hpc.policy.execution_rules`, or COPY."""
 
 ARRIVED, OFFERED, CLOSED, PASSED_STAGE, ENDED, TICKED = range(6)
 """What the policy is told."""

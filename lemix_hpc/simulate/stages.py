@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import math
 
-from lemix_hpc.policy import stage_queue
-from lemix_hpc.policy.compiled import compiled, inlined
-from lemix_hpc.policy.stage_queue import COMMIT, FORWARD, NOTHING, SERVE
-from lemix_hpc.policy.times import BACKWARD_PASS, FORWARD_PASS, SERVE_PASS, stage_seconds
+from lemix_hpc.policy import execution_rules
+from lemix_hpc.policy.execution_rules import COMMIT, FORWARD, NOTHING, SERVE
+from lemix_hpc.policy.jit import compiled, inlined
+from lemix_hpc.policy.latency_tables import BACKWARD_PASS, FORWARD_PASS, SERVE_PASS, stage_seconds
 from lemix_hpc.simulate.heap import pop, push
 from lemix_hpc.simulate.memory import activations_there, claim_activations, may_leave, must_stay, release_activations
 from lemix_hpc.simulate.noise import spread
@@ -19,9 +19,9 @@ from lemix_hpc.simulate.rows import BACKWARDS, COPY, FORWARDS, NONE, STEPS
 from lemix_hpc.simulate.timers import set_timer
 from lemix_hpc.simulate.world import Setting, World, add_span, append, take, touch
 
-pick = compiled(stage_queue.pick)
-debt_after = compiled(stage_queue.debt_after)
-forward_limit = compiled(stage_queue.forward_limit)
+pick = compiled(execution_rules.pick)
+debt_after = compiled(execution_rules.debt_after)
+forward_limit = compiled(execution_rules.forward_limit)
 
 ROUNDING = 1e-9
 """Pieces by which a time may be off a boundary and still count as on it."""

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from lemix_hpc.policy.compiled import inlined
+from lemix_hpc.policy.jit import inlined
 
 
 class Timers(NamedTuple):

@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lemix_hpc.policy.forms import Roofline
 from lemix_hpc.policy.latency import Shape
+from lemix_hpc.policy.latency_forms import Roofline
 from tests.cli.conftest import Command
 
 LAYER = Roofline(3e-4, 2e-6, 4.0, 1e-9)

@@ -10,8 +10,7 @@ import pytest
 from rich.console import Console, RenderableType
 from rich.table import Table
 
-from lemix_hpc.cli.show import progress_line, progress_panel, render_report
-from lemix_hpc.cli.wide import print_wide
+from lemix_hpc.cli.show import print_wide, progress_line, progress_panel, render_report
 from lemix_hpc.launch.rundir import RunDir
 from lemix_hpc.policy.drift import Drift
 from lemix_hpc.report.build import build_report

@@ -10,13 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lemix_hpc.policy.estimates import note_assigned
 from lemix_hpc.policy.forecast import ALL, assign, expect, forget, observe
 from lemix_hpc.policy.latency import Affine, LatencyModel
+from lemix_hpc.policy.latency_tables import make_times
 from lemix_hpc.policy.placement import length_consistency, request_candidate, score
 from lemix_hpc.policy.rules import OrderName, SchedulerConfig, make_rules
-from lemix_hpc.policy.slots import note_assigned, take_slot
-from lemix_hpc.policy.state import NONE, State, make_state
-from lemix_hpc.policy.times import make_times
+from lemix_hpc.policy.state import NONE, State, make_state, take_slot
 from tests.golden.cases import golden_cases
 from tests.policy.mirror import Arrive, Finish, Mirror, Offer, Report, Step, paths_of
 

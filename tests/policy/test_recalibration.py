@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lemix_hpc.policy.events import PassKind, PassMeasured, Place, RequestArrived, StageFinished, TaskFinished
-from lemix_hpc.policy.forms import Interpolated, Roofline
 from lemix_hpc.policy.latency import Affine, LatencyModel, Shape, StageTime
+from lemix_hpc.policy.latency_forms import Interpolated, Roofline
 from lemix_hpc.policy.recalibration import LARGEST_GAIN, LARGEST_STEP, Gains, Recalibrated
 from lemix_hpc.policy.scheduler import Scheduler, SchedulerConfig
 

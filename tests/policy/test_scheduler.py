@@ -21,10 +21,10 @@ from lemix_hpc.policy.events import (
     TaskFinished,
 )
 from lemix_hpc.policy.latency import LatencyModel, Shape
+from lemix_hpc.policy.latency_tables import make_times
 from lemix_hpc.policy.rules import SchedulerConfig
 from lemix_hpc.policy.scheduler import FIRST_GUESS, Scheduler
 from lemix_hpc.policy.state import make_state
-from lemix_hpc.policy.times import make_times
 from tests.policy.toy import PER_TOKEN, ToyCluster, configs, constant, workloads
 
 FIFO = SchedulerConfig(nodes=1, serving_first=False, order="fcfs", admission="none")

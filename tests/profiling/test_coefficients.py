@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lemix_hpc.config.errors import UserError
-from lemix_hpc.policy.forms import Interpolated, Quadratic, Roofline
 from lemix_hpc.policy.latency import Affine, LatencyModel, Shape
+from lemix_hpc.policy.latency_forms import Interpolated, Quadratic, Roofline
 from lemix_hpc.profiling.blocks import block
 from lemix_hpc.profiling.coefficients import (
     CoefficientFile,

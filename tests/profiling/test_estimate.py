@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lemix_hpc.policy.forms import Interpolated, Quadratic, Roofline
 from lemix_hpc.policy.latency import Affine, Shape, StageTime
+from lemix_hpc.policy.latency_forms import Interpolated, Quadratic, Roofline
 from lemix_hpc.profiling.estimate import (
     MOST_KNOTS,
     Point,

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from lemix_hpc.config.errors import UserError
-from lemix_hpc.policy.forms import Interpolated, Roofline
 from lemix_hpc.policy.latency import Affine, Shape
+from lemix_hpc.policy.latency_forms import Interpolated, Roofline
 from lemix_hpc.profiling.coefficients import Links, StageMemory, load_coefficients, save_coefficients
 from lemix_hpc.profiling.fitting import fit_points, make_file
 from lemix_hpc.profiling.points import Measured, read_points

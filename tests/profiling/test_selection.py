@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from lemix_hpc.policy.forms import Interpolated, Quadratic, Roofline
 from lemix_hpc.policy.latency import Affine, StageTime
+from lemix_hpc.policy.latency_forms import Interpolated, Quadratic, Roofline
 from lemix_hpc.profiling.points import Measured
 from lemix_hpc.profiling.selection import FORMS, Candidate, candidate, choose, coefficients_of
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from lemix_hpc.policy.execution_rules import BACKWARD, COMMIT
 from lemix_hpc.policy.latency import Affine, LatencyModel
+from lemix_hpc.policy.latency_tables import make_times
 from lemix_hpc.policy.rules import SchedulerConfig
 from lemix_hpc.policy.scheduler import Scheduler
-from lemix_hpc.policy.stage_queue import BACKWARD, COMMIT
-from lemix_hpc.policy.times import make_times
 from lemix_hpc.simulate.play import play
 from lemix_hpc.simulate.rows import Records
 from lemix_hpc.simulate.world import Setting, World, make_requests

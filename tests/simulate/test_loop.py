@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lemix_hpc.policy.stage_queue import COMMIT
+from lemix_hpc.policy.execution_rules import COMMIT
 from lemix_hpc.simulate.rows import FINISHED
 from lemix_hpc.simulate.world import follow, make_requests
 from tests.golden.cases import golden_cases

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lemix_hpc.policy.memory import OFFLOAD, PREEMPT, RUN, WAIT, decide, room, spare_time
+from lemix_hpc.policy.memory_rules import OFFLOAD, PREEMPT, RUN, WAIT, decide, room, spare_time
 
 
 @pytest.mark.parametrize(

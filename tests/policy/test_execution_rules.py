@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lemix_hpc.policy.stage_queue import (
+from lemix_hpc.policy.execution_rules import (
     BACKWARD,
     COMMIT,
     FORWARD,

@@ -1,4 +1,4 @@
-"""Taking and returning the rows of unfinished tasks, and what is counted when a task goes to a node."""
+"""Running estimates that scores and forecasts go by: how used nodes are, how long outputs and responses' overheads are."""
 
 from __future__ import annotations
 
@@ -6,38 +6,9 @@ import math
 
 import numpy as np
 
-from lemix_hpc.policy.compiled import compiled
+from lemix_hpc.policy.jit import compiled
 from lemix_hpc.policy.rules import FIRST_OVERHEAD, OVERHEAD_STEP, UTILISATION_MEMORY, Rules
-from lemix_hpc.policy.state import NONE, WINDOW, State
-
-
-@compiled
-def take_slot(state: State, task: int) -> int:
-    """A row for a task; there must be one free."""
-    counters = state.counters
-    counters[0].free -= 1
-    slot = state.free_slots[counters[0].free]
-    state.slot_of[task] = slot
-    state.slots[slot].task = task
-    state.slots[slot].node = NONE
-    return slot
-
-
-@compiled
-def return_slot(state: State, slot: int) -> None:
-    """The task has its outcome."""
-    counters = state.counters
-    state.slot_of[state.slots[slot].task] = NONE
-    state.free_slots[counters[0].free] = slot
-    counters[0].free += 1
-
-
-@compiled
-def decide(state: State, task: int) -> None:
-    """Tell the caller to send a task to its node."""
-    counters = state.counters
-    state.decided[counters[0].decided] = task
-    counters[0].decided += 1
+from lemix_hpc.policy.state import WINDOW, State
 
 
 @compiled

@@ -11,9 +11,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from lemix_hpc.policy.compiled import compiled, inlined
-from lemix_hpc.policy.forms import Interpolated
+from lemix_hpc.policy.jit import compiled, inlined
 from lemix_hpc.policy.latency import LatencyModel, StageTime
+from lemix_hpc.policy.latency_forms import Interpolated
 
 FORWARD_PASS, BACKWARD_PASS, SERVE_PASS = range(3)
 """Directions of a pass. Serving is a forward too, but recalibrated on its own."""

@@ -2,8 +2,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lemix_hpc.policy.forms import Interpolated, Quadratic, Roofline
 from lemix_hpc.policy.latency import Affine, LatencyModel, Shape, StageTime
+from lemix_hpc.policy.latency_forms import Interpolated, Quadratic, Roofline
 
 # Times that a clock can tell from none; a product of smaller numbers loses digits that no measurement has.
 seconds = st.just(0.0) | st.floats(1e-9, 1e-2)

@@ -5,12 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lemix_hpc.policy.forms import Interpolated, Quadratic, Roofline
 from lemix_hpc.policy.latency import Affine, LatencyModel, Shape, StageTime
-from lemix_hpc.policy.placement import request_row, training_rows
-from lemix_hpc.policy.rules import SchedulerConfig, make_rules
-from lemix_hpc.policy.state import State, make_state
-from lemix_hpc.policy.times import (
+from lemix_hpc.policy.latency_forms import Interpolated, Quadratic, Roofline
+from lemix_hpc.policy.latency_tables import (
     BACKWARD_PASS,
     FORWARD_PASS,
     SERVE_PASS,
@@ -20,6 +17,9 @@ from lemix_hpc.policy.times import (
     make_times,
     stage_seconds,
 )
+from lemix_hpc.policy.placement import request_row, training_rows
+from lemix_hpc.policy.rules import SchedulerConfig, make_rules
+from lemix_hpc.policy.state import State, make_state
 
 LARGEST = 1024
 """Tokens that the tables of these tests reach, so that many lengths lie beyond."""
