@@ -26,10 +26,9 @@ from lemix_hpc.runtime.layout import SCHEDULER_RANK, Layout
 from lemix_hpc.runtime.leaders import make_leader
 from lemix_hpc.runtime.mailbox import Inbox, Mail
 from lemix_hpc.runtime.main import stage_place, stage_rules
-from lemix_hpc.runtime.policy_setup import make_scheduler
+from lemix_hpc.runtime.policy_setup import make_scheduler, mean_unloaded_response
 from lemix_hpc.runtime.recorder import Recorder
 from lemix_hpc.runtime.records import Progress, ServedTask, Span, TaskRecord, TrainedTask
-from lemix_hpc.runtime.session import mean_unloaded_response
 from lemix_hpc.runtime.stage import StageWorker
 from lemix_hpc.runtime.training_feed import feed_of
 from lemix_hpc.workload.load import load_workload

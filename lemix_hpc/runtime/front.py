@@ -24,9 +24,9 @@ from lemix_hpc.runtime.layout import Layout
 from lemix_hpc.runtime.ledger import ServingTask, TaskNames
 from lemix_hpc.runtime.live import LiveView
 from lemix_hpc.runtime.mailbox import Inbox, Mail, Mailbox
+from lemix_hpc.runtime.policy_setup import Partners
 from lemix_hpc.runtime.recorder import Recorder
-from lemix_hpc.runtime.records import ServedTask
-from lemix_hpc.runtime.reduction import Partners
+from lemix_hpc.runtime.records import ServedTask, Span
 from lemix_hpc.runtime.together import Rounds, StepsTogether
 from lemix_hpc.runtime.training_feed import TrainingFeed
 from lemix_hpc.runtime.training_tasks import TrainingTasks
@@ -198,7 +198,7 @@ class Front:
                 raise TypeError(f"no message for the scheduler: {other!r}")
 
     def _worked(self, span: m.WorkSpan) -> None:
-        self._recorder.work(span, [self._names[number] for number in span.tasks])
+        self._record(span)
         for number in span.tasks:
             self._exchange.heard(number, self._now())
         self._live.worked(span)
@@ -208,6 +208,13 @@ class Front:
             self._tell(PassMeasured(self._now(), span.node, span.stage, span.kind, span.shape, span.worked))
         for number in span.tasks:
             self._pass_done(number, span)
+
+    def _record(self, span: m.WorkSpan) -> None:
+        """One stretch of work, for each of its tasks by their ids; for nobody's if there are none."""
+        for task in [self._names[number] for number in span.tasks] or [""]:
+            self._recorder.span(
+                Span(span.node, span.stage, task, span.kind, span.start, span.end, span.version, span.batch)
+            )
 
     def _pass_done(self, number: int, span: m.WorkSpan) -> None:
         serving = self._serving.get(number)

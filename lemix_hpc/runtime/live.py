@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import math
+from collections import Counter, deque
 from collections.abc import Iterable
 
 from lemix_hpc.policy.drift import Drift
@@ -10,9 +11,50 @@ from lemix_hpc.runtime.http.metrics import Figures
 from lemix_hpc.runtime.layout import Layout
 from lemix_hpc.runtime.ledger import ServingTask
 from lemix_hpc.runtime.messages import WorkSpan
-from lemix_hpc.runtime.recorder import LiveFigures, Recorder
+from lemix_hpc.runtime.recorder import Recorder
 from lemix_hpc.runtime.records import Outcome, Progress, ServedTask
 from lemix_hpc.runtime.training_tasks import TrainingTasks
+
+RECENT = 200
+"""Responses that the live median goes by; losses are averaged over a tenth of that."""
+
+
+class LiveFigures:
+    """Running figures for the live view: recent responses [s] and losses, and how busy each stage was since the last look."""
+
+    def __init__(self, nodes: int, stages: int) -> None:
+        self._busy = [[0.0] * stages for _ in range(nodes)]
+        self._looked = 0.0
+        self._responses: deque[float] = deque(maxlen=RECENT)
+        self._losses: deque[float] = deque(maxlen=RECENT // 10)
+
+    def worked(self, node: int, stage: int, seconds: float) -> None:
+        self._busy[node][stage] += seconds
+
+    def responded(self, seconds: float) -> None:
+        self._responses.append(seconds)
+
+    def learned(self, loss: float) -> None:
+        """A micro-batch's loss; emulated ones have none."""
+        if not math.isnan(loss):
+            self._losses.append(loss)
+
+    @property
+    def loss(self) -> float | None:
+        return sum(self._losses) / len(self._losses) if self._losses else None
+
+    @property
+    def response_ms_p50(self) -> float | None:
+        ordered = sorted(self._responses)
+        return 1e3 * ordered[len(ordered) // 2] if ordered else None
+
+    def look(self, now: float) -> list[list[float]]:
+        """The busy share of every stage since the last look, at most 1."""
+        window = max(now - self._looked, 1e-9)
+        shares = [[min(1.0, busy / window) for busy in node] for node in self._busy]
+        self._busy = [[0.0] * len(node) for node in self._busy]
+        self._looked = now
+        return shares
 
 
 class LiveView:

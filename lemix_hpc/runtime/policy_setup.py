@@ -4,16 +4,32 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
 from lemix_hpc.config.recipe import Recipe
 from lemix_hpc.config.walltime import parse_walltime
+from lemix_hpc.policy.latency import LatencyModel, Shape
 from lemix_hpc.policy.rules import SchedulerConfig, Split
 from lemix_hpc.profiling.hardware import Hardware
-from lemix_hpc.runtime.reduction import Partners
+from lemix_hpc.workload.tasks import Request
 
 if TYPE_CHECKING:
     from lemix_hpc.policy.scheduler import Scheduler
+
+
+TYPICAL_TOKENS = 128
+"""What requests are taken to ask for, and to be given, before any has come."""
+
+
+@dataclass(frozen=True, slots=True)
+class Partners:
+    """The nodes that train together, in the order of their ring. `every`: steps of a node between two averages."""
+
+    mode: Literal["average", "sync"]
+    nodes: tuple[int, ...]
+    every: int = 1
 
 
 def make_scheduler(recipe: Recipe, hardware: Hardware, t0: float, overhead: float = 0.0) -> Scheduler:
@@ -26,6 +42,18 @@ def make_scheduler(recipe: Recipe, hardware: Hardware, t0: float, overhead: floa
     config = scheduler_config(recipe, t0=t0, pieces=hardware.pieces(stages), drift_limit=hardware.drift_limit)
     config = dataclasses.replace(config, overhead=overhead)
     return Scheduler(config, hardware.forecasts(stages), hardware.kinds)
+
+
+def mean_unloaded_response(latency: LatencyModel, requests: Sequence[Request], recipe: Recipe) -> float:
+    """T0 in seconds: mean over the requests of their predicted time on all stages. Without requests that of one with
+    `TYPICAL_TOKENS` in and out, if clients will send some, or else of a training forward."""
+    if not requests and recipe.serving is not None:
+        return sum(latency.request_times(TYPICAL_TOKENS, TYPICAL_TOKENS))
+    if requests:
+        times = (sum(latency.request_times(r.prompt_tokens, r.output_tokens)) for r in requests)
+        return sum(times) / len(requests)
+    assert recipe.training is not None, "checked with the recipe"
+    return sum(latency.forward_times(Shape.of((recipe.training.sequence_length,) * recipe.training.micro_batch_size)))
 
 
 def scheduler_config(recipe: Recipe, *, t0: float, pieces: int, drift_limit: float) -> SchedulerConfig:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from collections import deque
-from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -12,11 +9,7 @@ import msgspec
 
 from lemix_hpc.policy.events import Event
 from lemix_hpc.runtime import event_log
-from lemix_hpc.runtime.messages import WorkSpan
-from lemix_hpc.runtime.records import LearnedTimes, Progress, RunFacts, Span, TaskRecord
-
-RECENT = 200
-LEARNED = "learned.json"
+from lemix_hpc.runtime.records import LEARNED, LearnedTimes, Progress, RunFacts, Span, TaskRecord
 
 
 class Recorder:
@@ -39,11 +32,6 @@ class Recorder:
     def span(self, span: Span) -> None:
         """Append to `spans.jsonl`."""
         self._spans.write(self._encoder.encode(span) + b"\n")
-
-    def work(self, span: WorkSpan, tasks: Sequence[str]) -> None:
-        """One span for each of the tasks, given by id; a single one with an empty `task` if there are none."""
-        for task in tasks or [""]:
-            self.span(Span(span.node, span.stage, task, span.kind, span.start, span.end, span.version, span.batch))
 
     def task(self, task: TaskRecord) -> None:
         """Append to `tasks.jsonl`."""
@@ -80,41 +68,3 @@ def replace(path: Path, content: bytes) -> None:
     partial = path.with_name(path.name + ".partial")
     partial.write_bytes(content)
     partial.replace(path)
-
-
-class LiveFigures:
-    """Running figures for the live view: recent responses [s] and losses, and how busy each stage was since the last look."""
-
-    def __init__(self, nodes: int, stages: int) -> None:
-        self._busy = [[0.0] * stages for _ in range(nodes)]
-        self._looked = 0.0
-        self._responses: deque[float] = deque(maxlen=RECENT)
-        self._losses: deque[float] = deque(maxlen=RECENT // 10)
-
-    def worked(self, node: int, stage: int, seconds: float) -> None:
-        self._busy[node][stage] += seconds
-
-    def responded(self, seconds: float) -> None:
-        self._responses.append(seconds)
-
-    def learned(self, loss: float) -> None:
-        """A micro-batch's loss; emulated ones have none."""
-        if not math.isnan(loss):
-            self._losses.append(loss)
-
-    @property
-    def loss(self) -> float | None:
-        return sum(self._losses) / len(self._losses) if self._losses else None
-
-    @property
-    def response_ms_p50(self) -> float | None:
-        ordered = sorted(self._responses)
-        return 1e3 * ordered[len(ordered) // 2] if ordered else None
-
-    def look(self, now: float) -> list[list[float]]:
-        """The busy share of every stage since the last look, at most 1."""
-        window = max(now - self._looked, 1e-9)
-        shares = [[min(1.0, busy / window) for busy in node] for node in self._busy]
-        self._busy = [[0.0] * len(node) for node in self._busy]
-        self._looked = now
-        return shares

@@ -9,6 +9,11 @@ import msgspec
 from lemix_hpc.policy.drift import Drift
 from lemix_hpc.policy.recalibration import Learned
 
+COEFFICIENTS = "coefficients.yaml"
+"""The stage times that a run started from, in its directory."""
+LEARNED = "learned.json"
+"""What it has learned of them."""
+
 SpanKind = Literal["serve", "forward", "backward", "step", "copy"]
 Outcome = Literal["finished", "rejected", "lost", "aborted"]
 """Of a call over HTTP: `rejected` if its answer was an error, `lost` without an answer, `aborted` if the client hung up."""

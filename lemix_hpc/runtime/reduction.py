@@ -6,25 +6,17 @@ import math
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from lemix_hpc.engines.protocol import Payload, StageEngine, Vector, Work
 from lemix_hpc.runtime import messages as m
 from lemix_hpc.runtime.links import StageLinks
+from lemix_hpc.runtime.policy_setup import Partners
 from lemix_hpc.runtime.records import SpanKind
 from lemix_hpc.runtime.ring import Part, Ring
 from lemix_hpc.runtime.stage_work import Pass
-
-
-@dataclass(frozen=True, slots=True)
-class Partners:
-    """The nodes that train together, in the order of their ring. `every`: steps of a node between two averages."""
-
-    mode: Literal["average", "sync"]
-    nodes: tuple[int, ...]
-    every: int = 1
 
 
 @dataclass(frozen=True, slots=True)

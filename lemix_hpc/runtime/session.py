@@ -10,7 +10,7 @@ from pathlib import Path
 
 from lemix_hpc.config.recipe import Recipe
 from lemix_hpc.engines.model_sizes import describe
-from lemix_hpc.policy.latency import LatencyModel, Shape
+from lemix_hpc.policy.latency import LatencyModel
 from lemix_hpc.policy.scheduler import Scheduler, compile_policy
 from lemix_hpc.profiling.coefficients import CoefficientFile, load_coefficients, save_coefficients
 from lemix_hpc.profiling.hardware import Hardware, load_hardware
@@ -22,29 +22,15 @@ from lemix_hpc.runtime.http.exchange import Exchange
 from lemix_hpc.runtime.layout import Layout
 from lemix_hpc.runtime.leaders import AnyLeader, engines_in
 from lemix_hpc.runtime.mailbox import Inbox, Mail, Mailbox
-from lemix_hpc.runtime.policy_setup import limits_ms, make_scheduler, partners, split
+from lemix_hpc.runtime.policy_setup import limits_ms, make_scheduler, mean_unloaded_response, partners, split
 from lemix_hpc.runtime.recorder import Recorder
-from lemix_hpc.runtime.records import LearnedTimes, Progress, RunFacts
+from lemix_hpc.runtime.records import COEFFICIENTS, LearnedTimes, Progress, RunFacts
 from lemix_hpc.runtime.training_feed import feed_of
 from lemix_hpc.runtime.wait import ALONE_ON_HOST_S, Waiter
-from lemix_hpc.runtime.warm_up import TYPICAL_TOKENS, ProbeTimes, probes
+from lemix_hpc.runtime.warm_up import ProbeTimes, probes
 from lemix_hpc.workload.api_lengths import context_of
 from lemix_hpc.workload.load import Workload, load_workload
 from lemix_hpc.workload.tasks import Request
-
-COEFFICIENTS = "coefficients.yaml"
-
-
-def mean_unloaded_response(latency: LatencyModel, requests: Sequence[Request], recipe: Recipe) -> float:
-    """T0 in seconds: mean over the requests of their predicted time on all stages. Without requests that of one with
-    `TYPICAL_TOKENS` in and out, if clients will send some, or else of a training forward."""
-    if not requests and recipe.serving is not None:
-        return sum(latency.request_times(TYPICAL_TOKENS, TYPICAL_TOKENS))
-    if requests:
-        times = (sum(latency.request_times(r.prompt_tokens, r.output_tokens)) for r in requests)
-        return sum(times) / len(requests)
-    assert recipe.training is not None, "checked with the recipe"
-    return sum(latency.forward_times(Shape.of((recipe.training.sequence_length,) * recipe.training.micro_batch_size)))
 
 
 class Session:

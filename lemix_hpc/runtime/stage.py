@@ -21,7 +21,7 @@ from lemix_hpc.runtime.layout import SCHEDULER_RANK
 from lemix_hpc.runtime.links import StageLinks, StagePlace
 from lemix_hpc.runtime.mailbox import Inbox, Mail, Mailbox
 from lemix_hpc.runtime.passes import Passes
-from lemix_hpc.runtime.reduction import Partners
+from lemix_hpc.runtime.policy_setup import Partners
 from lemix_hpc.runtime.stage_work import Arrived, Pass
 from lemix_hpc.runtime.updates import Updates
 from lemix_hpc.runtime.wait import Waiter

@@ -6,8 +6,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from lemix_hpc.runtime import messages as m
+from lemix_hpc.runtime.policy_setup import Partners
 from lemix_hpc.runtime.records import SumsOverNodes
-from lemix_hpc.runtime.reduction import Partners
 
 
 class StepsTogether:

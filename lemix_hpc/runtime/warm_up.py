@@ -12,13 +12,12 @@ from lemix_hpc.profiling.blocks import block
 from lemix_hpc.profiling.coefficients import CoefficientFile
 from lemix_hpc.profiling.estimate import Point, fit_affine
 from lemix_hpc.runtime.messages import PlaceRequest, WorkSpan
+from lemix_hpc.runtime.policy_setup import TYPICAL_TOKENS
 from lemix_hpc.workload.tasks import Request
 
 REPEATS = 3
 SHORTEST = 8
 DECODED = 4
-TYPICAL_TOKENS = 128
-"""What requests are taken to ask for, and to be given, before any has come."""
 DIFFERENT = 199
 """Probes of different tokens: a cache of prefixes must not save their work. Below the size of any vocabulary."""
 

@@ -12,7 +12,7 @@ OPEN, FINISHED, REFUSED = range(3)
 """Outcomes of a task."""
 
 FORWARDS, BACKWARDS, STEPS = range(3)
-"""The queues of a stage: micro-batches for a forward or a backward, and on the first stage groups whose step is not in force."""
+"""The queues of a stage: micro-batches for a forward or a backward, and on the first stage groups without their step."""
 
 COPY = 5
 """The kind of a span in which a node takes over weights of another one, beside those of `lemix_hpc.policy.execution_rules`."""

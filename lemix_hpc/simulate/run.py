@@ -20,10 +20,9 @@ from lemix_hpc.profiling.hardware import Hardware, load_hardware
 from lemix_hpc.report import metrics
 from lemix_hpc.report.build import summarise, write_report
 from lemix_hpc.report.read import RunRecords
-from lemix_hpc.runtime.policy_setup import aim, limits_ms, make_scheduler
+from lemix_hpc.runtime.policy_setup import aim, limits_ms, make_scheduler, mean_unloaded_response
 from lemix_hpc.runtime.recorder import Recorder
-from lemix_hpc.runtime.records import LearnedTimes, RunFacts, ServedTask
-from lemix_hpc.runtime.session import COEFFICIENTS, mean_unloaded_response
+from lemix_hpc.runtime.records import COEFFICIENTS, LearnedTimes, RunFacts, ServedTask
 from lemix_hpc.runtime.training_feed import TrainingFeed, feed_of
 from lemix_hpc.simulate import result
 from lemix_hpc.simulate.play import play

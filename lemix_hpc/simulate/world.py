@@ -80,9 +80,10 @@ class Memory(NamedTuple):
 
 
 class World(NamedTuple):
-    """All arrays. A stage is at node * stages + stage of `stages` and `markers`, its queues at 3 times that of `queues`; a node's
-    batches at node * MOST_IN_FLIGHT of `batches`, with a row of `members` each. `ready`: requests of a node that generate;
-    `lengths`: tokens in a row of each micro-batch. Later turns stand behind all other requests, with an arrival of inf."""
+    """All arrays. A stage is at node * stages + stage of `stages` and `markers`, its queues at 3 times that of `queues`; a
+    node's batches at node * MOST_IN_FLIGHT of `batches`, with a row of `members` each. `ready`: requests of a node that
+    generate; `lengths`: tokens in a row of each micro-batch. Later turns stand behind all other requests, with an arrival of
+    inf."""
 
     times: Times
     timers: Timers

@@ -36,9 +36,9 @@ from lemix_hpc.runtime.http.errors import ApiError
 from lemix_hpc.runtime.http.exchange import Exchange
 from lemix_hpc.runtime.layout import Layout
 from lemix_hpc.runtime.mailbox import Inbox, Mail
+from lemix_hpc.runtime.policy_setup import Partners
 from lemix_hpc.runtime.recorder import Recorder
 from lemix_hpc.runtime.records import Progress, ServedTask, Span, SpanKind, TaskRecord, TrainedTask
-from lemix_hpc.runtime.reduction import Partners
 from lemix_hpc.runtime.training_feed import TrainingFeed
 from lemix_hpc.workload.tasks import ApiCall, Request, TrainingBatch
 

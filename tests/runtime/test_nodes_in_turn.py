@@ -19,7 +19,7 @@ from lemix_hpc.runtime import messages as m
 from lemix_hpc.runtime.layout import Layout
 from lemix_hpc.runtime.links import StagePlace
 from lemix_hpc.runtime.mailbox import Inbox, Mail
-from lemix_hpc.runtime.reduction import Partners
+from lemix_hpc.runtime.policy_setup import Partners
 from lemix_hpc.runtime.stage import StageRules, StageWorker
 from tests.runtime.conftest import tiny_llama
 

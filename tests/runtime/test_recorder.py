@@ -1,9 +1,8 @@
-import math
 from pathlib import Path
 
 import msgspec
 
-from lemix_hpc.runtime.recorder import LiveFigures, Recorder
+from lemix_hpc.runtime.recorder import Recorder
 from lemix_hpc.runtime.records import Progress, ServedTask, Span, TaskRecord, TrainedTask
 
 
@@ -23,19 +22,3 @@ def test_records_read_back_as_they_were_written(tmp_path: Path) -> None:
     assert [msgspec.json.decode(line, type=TaskRecord) for line in lines] == tasks
     assert msgspec.json.decode((tmp_path / "progress.json").read_bytes(), type=Progress).served == 1
     recorder.close()
-
-
-def test_live_figures() -> None:
-    live = LiveFigures(nodes=1, stages=2)
-    assert live.loss is None
-    assert live.response_ms_p50 is None
-    live.worked(0, 1, 0.5)
-    live.learned(4.0)
-    live.learned(math.nan)
-    live.learned(2.0)
-    for seconds in (0.3, 0.1, 0.2):
-        live.responded(seconds)
-    assert live.loss == 3.0
-    assert live.response_ms_p50 == 200.0
-    assert live.look(2.0) == [[0.0, 0.25]]
-    assert live.look(3.0) == [[0.0, 0.0]], "each look starts afresh"
