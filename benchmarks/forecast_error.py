@@ -16,8 +16,8 @@ import numpy as np
 from scipy.optimize import linprog
 
 from lemix_hpc.launch.registry import find_run
-from lemix_hpc.report.read import read_run
-from lemix_hpc.runtime.records import ServedTask
+from lemix_hpc.records.reader import read_run
+from lemix_hpc.records.schema import ServedTask
 
 
 def forecast_error(tasks: list[ServedTask]) -> float:

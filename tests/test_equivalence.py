@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from lemix_hpc.config.recipe import Recipe
 from lemix_hpc.policy.events import Event, GroupOffered, PassMeasured, RequestArrived
 from lemix_hpc.profiling.hardware import load_hardware
-from lemix_hpc.runtime.records import ServedTask, Span, TrainedTask
+from lemix_hpc.records.schema import ServedTask, Span, TrainedTask
 from lemix_hpc.simulate.run import Simulated, simulate
 from tests.one_process import MemoryRecorder, OneProcess
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from lemix_hpc.config.recipe import Recipe
-    from lemix_hpc.runtime.records import ServedTask
+    from lemix_hpc.records.schema import ServedTask
     from lemix_hpc.simulate.explain import Explained
 
 
@@ -39,7 +39,7 @@ def explain(
 
 def _story(answer: Explained, recipe: Recipe) -> Iterator[str]:
     from lemix_hpc.policy.events import Refuse
-    from lemix_hpc.runtime.records import ServedTask
+    from lemix_hpc.records.schema import ServedTask
 
     task, decision, placement = answer.task, answer.decision, recipe.policy.placement
     if isinstance(task, ServedTask):
@@ -69,7 +69,7 @@ def _response(answer: Explained, predicted: float, task: ServedTask) -> Iterator
 
 
 def _held(answer: Explained, recipe: Recipe, waited: float) -> Iterator[str]:
-    from lemix_hpc.runtime.records import TrainedTask
+    from lemix_hpc.records.schema import TrainedTask
 
     assert isinstance(answer.task, TrainedTask), "requests are not held"
     policy, held = recipe.policy, answer.held

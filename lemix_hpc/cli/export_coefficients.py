@@ -11,7 +11,7 @@ from lemix_hpc.cli.runs import RunName
 
 if TYPE_CHECKING:
     from lemix_hpc.launch.rundir import RunDir
-    from lemix_hpc.runtime.records import LearnedTimes
+    from lemix_hpc.records.schema import LearnedTimes
 
 
 def export(
@@ -29,7 +29,7 @@ def export(
     from lemix_hpc.launch.registry import find_run
     from lemix_hpc.profiling.coefficients import load_coefficients, save_coefficients
     from lemix_hpc.profiling.learned import learned_file
-    from lemix_hpc.runtime.records import COEFFICIENTS
+    from lemix_hpc.records.schema import COEFFICIENTS
 
     found = find_run(run)
     path = Path(f"{found.id}.yaml") if out is None else out
@@ -56,7 +56,7 @@ def _read_learned(run: RunDir) -> LearnedTimes:
     import msgspec
 
     from lemix_hpc.config.errors import UserError
-    from lemix_hpc.runtime.records import LEARNED, LearnedTimes
+    from lemix_hpc.records.schema import LEARNED, LearnedTimes
 
     path = run.path / LEARNED
     try:

@@ -16,7 +16,7 @@ from lemix_hpc.cli.show import progress_line, progress_panel, render_report
 from lemix_hpc.launch.logs import last_lines, launcher_logs
 from lemix_hpc.launch.start import StartedRun
 from lemix_hpc.launch.states import FINAL, read_progress, run_state
-from lemix_hpc.runtime.records import Progress
+from lemix_hpc.records.schema import Progress
 
 LIVE_EVERY_S = 0.25
 LINE_EVERY_S = 5.0

@@ -11,7 +11,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from lemix_hpc.runtime.records import Progress
+from lemix_hpc.records.schema import Progress
 
 if TYPE_CHECKING:
     from lemix_hpc.launch.rundir import RunDir

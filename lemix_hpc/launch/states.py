@@ -9,7 +9,7 @@ import msgspec
 
 from lemix_hpc.launch.process import is_alive
 from lemix_hpc.launch.rundir import RunDir, RunRecord
-from lemix_hpc.runtime.records import Progress
+from lemix_hpc.records.schema import Progress
 
 FINAL = frozenset(
     {

@@ -16,10 +16,10 @@ from lemix_hpc.measure.result import write_result
 from lemix_hpc.measure.subject import hardware_name, provenance, subject_of
 from lemix_hpc.measure.worker import ProfiledStage
 from lemix_hpc.profiling.grid import design
+from lemix_hpc.records.writer import replace
 from lemix_hpc.runtime.doorbell import hang_doorbell
 from lemix_hpc.runtime.layout import SCHEDULER_RANK, Layout
 from lemix_hpc.runtime.mailbox import Inbox, Mailbox
-from lemix_hpc.runtime.recorder import replace
 from lemix_hpc.runtime.wait import make_waiter
 
 HARDWARE = "hardware.txt"

@@ -12,11 +12,11 @@ import msgspec
 from lemix_hpc.config.recipe import Profile
 from lemix_hpc.measure.rows import DID_NOT_FIT, OtherRow, PassRow, RowFile, read_rows, spread
 from lemix_hpc.profiling.grid import GridPoint
+from lemix_hpc.records.schema import Progress
+from lemix_hpc.records.writer import replace
 from lemix_hpc.runtime import messages as m
 from lemix_hpc.runtime.layout import Layout
 from lemix_hpc.runtime.mailbox import Inbox, Mail, Mailbox
-from lemix_hpc.runtime.recorder import replace
-from lemix_hpc.runtime.records import Progress
 from lemix_hpc.runtime.wait import Waiter
 
 POINTS = "points.csv"

@@ -8,9 +8,9 @@ from typing import Any
 
 import msgspec
 
+from lemix_hpc.records.reader import RunRecords, read_run
+from lemix_hpc.records.writer import replace
 from lemix_hpc.report import metrics
-from lemix_hpc.report.read import RunRecords, read_run
-from lemix_hpc.runtime.recorder import replace
 
 Section = dict[str, Any]
 

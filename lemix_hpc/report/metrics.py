@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from lemix_hpc.runtime.records import ServedTask, Span, TrainedTask
+from lemix_hpc.records.schema import ServedTask, Span, TrainedTask
 
 TRAINING_KINDS = frozenset({"forward", "backward", "step"})
 Interval = tuple[float, float]

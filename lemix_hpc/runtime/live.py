@@ -7,12 +7,12 @@ from collections import Counter, deque
 from collections.abc import Iterable
 
 from lemix_hpc.policy.drift import Drift
+from lemix_hpc.records.schema import Outcome, Progress, ServedTask
+from lemix_hpc.records.writer import Recorder
 from lemix_hpc.runtime.http.metrics import Figures
 from lemix_hpc.runtime.layout import Layout
 from lemix_hpc.runtime.ledger import ServingTask
 from lemix_hpc.runtime.messages import WorkSpan
-from lemix_hpc.runtime.recorder import Recorder
-from lemix_hpc.runtime.records import Outcome, Progress, ServedTask
 from lemix_hpc.runtime.training_tasks import TrainingTasks
 
 RECENT = 200

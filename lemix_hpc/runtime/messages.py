@@ -9,7 +9,7 @@ import msgspec
 
 from lemix_hpc.engines.protocol import MicroBatch, SequenceResult, ServeBatch
 from lemix_hpc.policy.latency import Shape
-from lemix_hpc.runtime.records import SpanKind
+from lemix_hpc.records.schema import SpanKind
 
 
 class PlaceRequest(msgspec.Struct, frozen=True, array_like=True, tag=True):

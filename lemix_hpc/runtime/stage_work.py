@@ -9,7 +9,7 @@ from typing import Any, Generic, TypeVar
 from lemix_hpc.engines.protocol import Payload
 from lemix_hpc.engines.protocol import Work as EngineWork
 from lemix_hpc.policy.latency import Shape
-from lemix_hpc.runtime.records import SpanKind
+from lemix_hpc.records.schema import SpanKind
 
 M = TypeVar("M")
 

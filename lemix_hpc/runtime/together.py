@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 
+from lemix_hpc.records.schema import SumsOverNodes
 from lemix_hpc.runtime import messages as m
 from lemix_hpc.runtime.policy_setup import Partners
-from lemix_hpc.runtime.records import SumsOverNodes
 
 
 class StepsTogether:

@@ -16,8 +16,8 @@ from lemix_hpc.config.load import resolved_yaml
 from lemix_hpc.config.recipe import Recipe
 from lemix_hpc.launch.registry import register
 from lemix_hpc.launch.rundir import RunDir, RunRecord, create_run_dir
-from lemix_hpc.runtime.recorder import replace
-from lemix_hpc.runtime.records import Progress
+from lemix_hpc.records.schema import Progress
+from lemix_hpc.records.writer import replace
 from lemix_hpc.simulate.run import Simulated, simulate
 
 

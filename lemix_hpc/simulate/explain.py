@@ -12,10 +12,10 @@ from lemix_hpc.config.recipe import Recipe
 from lemix_hpc.policy.events import Decision, GroupOffered, Refuse, RequestArrived
 from lemix_hpc.policy.explain import Hold, NodeForecast, fed_to, hold, request_forecasts, training_forecasts
 from lemix_hpc.policy.scheduler import Scheduler
-from lemix_hpc.report.read import RunRecords, read_run
-from lemix_hpc.runtime.event_log import EVENTS, read_events
+from lemix_hpc.records.event_log import EVENTS, read_events
+from lemix_hpc.records.reader import RunRecords, read_run
+from lemix_hpc.records.schema import ServedTask, TaskRecord, TrainedTask
 from lemix_hpc.runtime.policy_setup import make_scheduler
-from lemix_hpc.runtime.records import ServedTask, TaskRecord, TrainedTask
 from lemix_hpc.simulate.recorded import believed_hardware
 
 

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from lemix_hpc.config.recipe import Recipe
 from lemix_hpc.policy.rules import PlacementName
-from lemix_hpc.report.read import RunRecords
+from lemix_hpc.records.reader import RunRecords
 from lemix_hpc.simulate.run import Simulated, simulate
 from lemix_hpc.simulate.vary import Split, with_placement, with_rate, with_seed, with_share
 

@@ -13,7 +13,7 @@ from lemix_hpc.config.recipe import Recipe
 from lemix_hpc.profiling.coefficients import CoefficientFile, load_coefficients
 from lemix_hpc.profiling.hardware import Hardware, load_hardware
 from lemix_hpc.profiling.learned import learned_file
-from lemix_hpc.runtime.records import COEFFICIENTS, LEARNED, LearnedTimes
+from lemix_hpc.records.schema import COEFFICIENTS, LEARNED, LearnedTimes
 
 
 def recorded_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:

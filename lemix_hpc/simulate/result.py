@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from lemix_hpc.policy.execution_rules import BACKWARD, COMMIT, FORWARD, SERVE
-from lemix_hpc.runtime.records import ServedTask, Span, SpanKind, TrainedTask
+from lemix_hpc.records.schema import ServedTask, Span, SpanKind, TrainedTask
 from lemix_hpc.simulate.rows import COPY, FINISHED, NONE, Records
 from lemix_hpc.simulate.world import World
 from lemix_hpc.workload.tasks import Request

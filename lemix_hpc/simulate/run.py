@@ -17,12 +17,12 @@ from lemix_hpc.policy.drift import Drift
 from lemix_hpc.policy.events import Event
 from lemix_hpc.profiling.coefficients import CoefficientFile, save_coefficients
 from lemix_hpc.profiling.hardware import Hardware, load_hardware
+from lemix_hpc.records.reader import RunRecords
+from lemix_hpc.records.schema import COEFFICIENTS, LearnedTimes, RunFacts, ServedTask
+from lemix_hpc.records.writer import Recorder
 from lemix_hpc.report import metrics
 from lemix_hpc.report.build import summarise, write_report
-from lemix_hpc.report.read import RunRecords
 from lemix_hpc.runtime.policy_setup import aim, limits_ms, make_scheduler, mean_unloaded_response
-from lemix_hpc.runtime.recorder import Recorder
-from lemix_hpc.runtime.records import COEFFICIENTS, LearnedTimes, RunFacts, ServedTask
 from lemix_hpc.runtime.training_feed import TrainingFeed, feed_of
 from lemix_hpc.simulate import result
 from lemix_hpc.simulate.play import play

@@ -1,4 +1,4 @@
-"""What the policy was told in a simulated run, as the events of `lemix_hpc.runtime.event_log`."""
+"""What the policy was told in a simulated run, as the events of `lemix_hpc.records.event_log`."""
 
 from __future__ import annotations
 

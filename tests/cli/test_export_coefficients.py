@@ -9,7 +9,7 @@ import yaml
 
 from lemix_hpc.policy.recalibration import Learned
 from lemix_hpc.profiling.coefficients import load_coefficients
-from lemix_hpc.runtime.records import LearnedTimes
+from lemix_hpc.records.schema import LearnedTimes
 from tests.cli.conftest import COEFFICIENTS, Command
 
 

@@ -13,10 +13,10 @@ from rich.table import Table
 from lemix_hpc.cli.show import print_wide, progress_line, progress_panel, render_report
 from lemix_hpc.launch.rundir import RunDir
 from lemix_hpc.policy.drift import Drift
+from lemix_hpc.records.schema import Progress, RunFacts
+from lemix_hpc.records.writer import Recorder
 from lemix_hpc.report.build import build_report
 from lemix_hpc.report.table import render
-from lemix_hpc.runtime.recorder import Recorder
-from lemix_hpc.runtime.records import Progress, RunFacts
 
 RUNNING = Progress("running", elapsed_s=2.0)
 

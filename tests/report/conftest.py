@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from lemix_hpc.runtime.recorder import Recorder
-from lemix_hpc.runtime.records import RunFacts, ServedTask, Span, TaskRecord, TrainedTask
+from lemix_hpc.records.schema import RunFacts, ServedTask, Span, TaskRecord, TrainedTask
+from lemix_hpc.records.writer import Recorder
 
 # Time limits per example would fail on a busy machine.
 settings.register_profile("no deadline", deadline=None)

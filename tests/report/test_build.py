@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from lemix_hpc.policy.drift import Drift
+from lemix_hpc.records.schema import RunFacts, ServedTask, Span
 from lemix_hpc.report.build import build_report
-from lemix_hpc.runtime.records import RunFacts, ServedTask, Span
 
 RunBuilder = Callable[..., Path]
 

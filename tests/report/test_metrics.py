@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lemix_hpc.records.schema import ServedTask, Span, TrainedTask
 from lemix_hpc.report import metrics
-from lemix_hpc.runtime.records import ServedTask, Span, TrainedTask
 
 
 def request(arrival: float = 0.0, finished: float = 1.0, **fields: object) -> ServedTask:

@@ -28,8 +28,10 @@ from lemix_hpc.policy.events import (
 from lemix_hpc.policy.latency import Affine, LatencyModel, Shape
 from lemix_hpc.policy.rules import SchedulerConfig
 from lemix_hpc.policy.scheduler import Scheduler
+from lemix_hpc.records.event_log import read_events
+from lemix_hpc.records.schema import Progress, ServedTask, Span, SpanKind, TaskRecord, TrainedTask
+from lemix_hpc.records.writer import Recorder
 from lemix_hpc.runtime import messages as m
-from lemix_hpc.runtime.event_log import read_events
 from lemix_hpc.runtime.front import Front, FrontSettings
 from lemix_hpc.runtime.http.call import Part
 from lemix_hpc.runtime.http.errors import ApiError
@@ -37,8 +39,6 @@ from lemix_hpc.runtime.http.exchange import Exchange
 from lemix_hpc.runtime.layout import Layout
 from lemix_hpc.runtime.mailbox import Inbox, Mail
 from lemix_hpc.runtime.policy_setup import Partners
-from lemix_hpc.runtime.recorder import Recorder
-from lemix_hpc.runtime.records import Progress, ServedTask, Span, SpanKind, TaskRecord, TrainedTask
 from lemix_hpc.runtime.training_feed import TrainingFeed
 from lemix_hpc.workload.tasks import ApiCall, Request, TrainingBatch
 

@@ -13,7 +13,7 @@ from lemix_hpc.config.load import load_recipe
 from lemix_hpc.policy.events import Place
 from lemix_hpc.policy.latency import Shape
 from lemix_hpc.profiling.hardware import load_hardware
-from lemix_hpc.runtime.event_log import read_events
+from lemix_hpc.records.event_log import read_events
 from lemix_hpc.runtime.policy_setup import make_scheduler
 from tests.runtime.conftest import A100, SUMS, FinishedRun, Run, sums_training, tiny_llama
 

@@ -11,10 +11,10 @@ import pytest
 
 from lemix_hpc.config.training_section import Training
 from lemix_hpc.policy.events import GroupOffered, Place, TrainingClosed
+from lemix_hpc.records.schema import Progress, TrainedTask
+from lemix_hpc.records.writer import Recorder
 from lemix_hpc.runtime.ledger import TaskNames
 from lemix_hpc.runtime.messages import StepTogether
-from lemix_hpc.runtime.recorder import Recorder
-from lemix_hpc.runtime.records import Progress, TrainedTask
 from lemix_hpc.runtime.together import StepsTogether
 from lemix_hpc.runtime.training_feed import TrainingFeed
 from lemix_hpc.runtime.training_tasks import TrainingTasks

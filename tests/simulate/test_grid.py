@@ -9,7 +9,7 @@ import pytest
 
 from lemix_hpc.config.load import load_recipe
 from lemix_hpc.config.recipe import Recipe
-from lemix_hpc.runtime.records import ServedTask
+from lemix_hpc.records.schema import ServedTask
 from lemix_hpc.simulate.capacity import Search, Target
 from lemix_hpc.simulate.compare import summed_up
 from lemix_hpc.simulate.grid import Cell, Done, Grid, run_grid

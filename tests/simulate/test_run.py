@@ -13,10 +13,10 @@ from lemix_hpc.config.errors import UserError
 from lemix_hpc.config.load import load_recipe
 from lemix_hpc.policy.events import Place
 from lemix_hpc.profiling.hardware import load_hardware
+from lemix_hpc.records.reader import read_run
+from lemix_hpc.records.schema import Span
 from lemix_hpc.report.build import build_report
-from lemix_hpc.report.read import read_run
 from lemix_hpc.runtime.policy_setup import make_scheduler
-from lemix_hpc.runtime.records import Span
 from lemix_hpc.simulate.run import Simulated, simulate
 
 REPOSITORY = Path(__file__).resolve().parents[2]

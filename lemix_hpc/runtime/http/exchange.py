@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from lemix_hpc.policy.events import Place
+from lemix_hpc.records.schema import Outcome
 from lemix_hpc.runtime import messages as m
 from lemix_hpc.runtime.http.call import Client, Part
 from lemix_hpc.runtime.http.door import Door
@@ -15,7 +16,6 @@ from lemix_hpc.runtime.http.metrics import Figures
 from lemix_hpc.runtime.http.results import BatchResults
 from lemix_hpc.runtime.layout import Layout
 from lemix_hpc.runtime.mailbox import Inbox, Mailbox
-from lemix_hpc.runtime.records import Outcome
 from lemix_hpc.workload.tasks import ApiCall, Request
 
 

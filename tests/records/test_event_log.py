@@ -14,7 +14,7 @@ from lemix_hpc.policy.events import (
     TrainingClosed,
 )
 from lemix_hpc.policy.latency import Shape
-from lemix_hpc.runtime.event_log import EVENTS, encode, read_events
+from lemix_hpc.records.event_log import EVENTS, encode, read_events
 
 TOLD: list[Event] = [
     RequestArrived(0.1 + 0.2, 0, 12, 3),

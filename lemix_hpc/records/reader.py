@@ -10,7 +10,7 @@ from typing import TypeVar
 import msgspec
 
 from lemix_hpc.config.errors import UserError
-from lemix_hpc.runtime.records import RunFacts, ServedTask, Span, TaskRecord, TrainedTask
+from lemix_hpc.records.schema import RunFacts, ServedTask, Span, TaskRecord, TrainedTask
 
 T = TypeVar("T")
 

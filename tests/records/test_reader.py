@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from lemix_hpc.config.errors import UserError
-from lemix_hpc.report.read import read_run
+from lemix_hpc.records.reader import read_run
 
 
 def test_reads_what_the_run_wrote(example_run: Path) -> None:

@@ -8,8 +8,8 @@ from typing import BinaryIO
 import msgspec
 
 from lemix_hpc.policy.events import Event
-from lemix_hpc.runtime import event_log
-from lemix_hpc.runtime.records import LEARNED, LearnedTimes, Progress, RunFacts, Span, TaskRecord
+from lemix_hpc.records import event_log
+from lemix_hpc.records.schema import LEARNED, LearnedTimes, Progress, RunFacts, Span, TaskRecord
 
 
 class Recorder:

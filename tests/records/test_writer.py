@@ -2,8 +2,8 @@ from pathlib import Path
 
 import msgspec
 
-from lemix_hpc.runtime.recorder import Recorder
-from lemix_hpc.runtime.records import Progress, ServedTask, Span, TaskRecord, TrainedTask
+from lemix_hpc.records.schema import Progress, ServedTask, Span, TaskRecord, TrainedTask
+from lemix_hpc.records.writer import Recorder
 
 
 def test_records_read_back_as_they_were_written(tmp_path: Path) -> None:
