@@ -19,7 +19,7 @@ import numpy as np
 
 from lemix_hpc.config.recipe import Recipe
 from lemix_hpc.profiling.hardware import load_hardware
-from lemix_hpc.runtime.policy_setup import make_scheduler, mean_unloaded_response
+from lemix_hpc.run_setup.scheduler_setup import make_scheduler, mean_unloaded_response
 from lemix_hpc.simulate.play import play
 from lemix_hpc.simulate.run import simulate
 from lemix_hpc.simulate.setup import make_setting, make_times_of

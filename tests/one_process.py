@@ -21,6 +21,8 @@ from lemix_hpc.policy.events import Event
 from lemix_hpc.profiling.hardware import load_hardware
 from lemix_hpc.records.schema import Progress, ServedTask, Span, TaskRecord, TrainedTask
 from lemix_hpc.records.writer import Recorder
+from lemix_hpc.run_setup.scheduler_setup import make_scheduler, mean_unloaded_response
+from lemix_hpc.run_setup.training_feed import feed_of
 from lemix_hpc.runtime import messages as m
 from lemix_hpc.runtime.front import Front, FrontSettings
 from lemix_hpc.runtime.http.exchange import Exchange
@@ -28,9 +30,7 @@ from lemix_hpc.runtime.layout import SCHEDULER_RANK, Layout
 from lemix_hpc.runtime.leaders import make_leader
 from lemix_hpc.runtime.mailbox import Inbox, Mail
 from lemix_hpc.runtime.main import stage_place, stage_rules
-from lemix_hpc.runtime.policy_setup import make_scheduler, mean_unloaded_response
 from lemix_hpc.runtime.stage import StageWorker
-from lemix_hpc.runtime.training_feed import feed_of
 from lemix_hpc.workload.load import load_workload
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from lemix_hpc.engines.protocol import EngineOrder, MicroBatch, ServeBatch, StageEngine
 from lemix_hpc.policy.execution_rules import BACKWARD, COMMIT, FORWARD, SERVE, debt_after, pick
+from lemix_hpc.run_setup.scheduler_setup import Partners
 from lemix_hpc.runtime import messages as m
 from lemix_hpc.runtime.across_nodes import AcrossNodes
 from lemix_hpc.runtime.clock import RunClock
@@ -21,7 +22,6 @@ from lemix_hpc.runtime.layout import SCHEDULER_RANK
 from lemix_hpc.runtime.links import StageLinks, StagePlace
 from lemix_hpc.runtime.mailbox import Inbox, Mail, Mailbox
 from lemix_hpc.runtime.passes import Passes
-from lemix_hpc.runtime.policy_setup import Partners
 from lemix_hpc.runtime.stage_work import Arrived, Pass
 from lemix_hpc.runtime.updates import Updates
 from lemix_hpc.runtime.wait import Waiter

@@ -15,7 +15,7 @@ from lemix_hpc.policy.scheduler import Scheduler
 from lemix_hpc.records.event_log import EVENTS, read_events
 from lemix_hpc.records.reader import RunRecords, read_run
 from lemix_hpc.records.schema import ServedTask, TaskRecord, TrainedTask
-from lemix_hpc.runtime.policy_setup import make_scheduler
+from lemix_hpc.run_setup.scheduler_setup import make_scheduler
 from lemix_hpc.simulate.recorded import believed_hardware
 
 

@@ -11,7 +11,7 @@ from lemix_hpc.policy.events import RequestArrived
 from lemix_hpc.records.event_log import read_events
 from lemix_hpc.records.reader import RunRecords, read_run
 from lemix_hpc.records.schema import ServedTask
-from lemix_hpc.runtime.training_feed import amount
+from lemix_hpc.run_setup.training_feed import amount
 from lemix_hpc.simulate.recorded import real_hardware
 from lemix_hpc.simulate.run import Simulated, best_split, is_open, simulate_workload
 from lemix_hpc.workload.load import Workload

@@ -22,8 +22,8 @@ from lemix_hpc.records.schema import COEFFICIENTS, LearnedTimes, RunFacts, Serve
 from lemix_hpc.records.writer import Recorder
 from lemix_hpc.report import metrics
 from lemix_hpc.report.build import summarise, write_report
-from lemix_hpc.runtime.policy_setup import aim, limits_ms, make_scheduler, mean_unloaded_response
-from lemix_hpc.runtime.training_feed import TrainingFeed, feed_of
+from lemix_hpc.run_setup.scheduler_setup import aim, limits_ms, make_scheduler, mean_unloaded_response
+from lemix_hpc.run_setup.training_feed import TrainingFeed, feed_of
 from lemix_hpc.simulate import result
 from lemix_hpc.simulate.play import play
 from lemix_hpc.simulate.rooms import make_rooms_of, memory_use

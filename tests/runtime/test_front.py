@@ -31,6 +31,8 @@ from lemix_hpc.policy.scheduler import Scheduler
 from lemix_hpc.records.event_log import read_events
 from lemix_hpc.records.schema import Progress, ServedTask, Span, SpanKind, TaskRecord, TrainedTask
 from lemix_hpc.records.writer import Recorder
+from lemix_hpc.run_setup.scheduler_setup import Partners
+from lemix_hpc.run_setup.training_feed import TrainingFeed
 from lemix_hpc.runtime import messages as m
 from lemix_hpc.runtime.front import Front, FrontSettings
 from lemix_hpc.runtime.http.call import Part
@@ -38,8 +40,6 @@ from lemix_hpc.runtime.http.errors import ApiError
 from lemix_hpc.runtime.http.exchange import Exchange
 from lemix_hpc.runtime.layout import Layout
 from lemix_hpc.runtime.mailbox import Inbox, Mail
-from lemix_hpc.runtime.policy_setup import Partners
-from lemix_hpc.runtime.training_feed import TrainingFeed
 from lemix_hpc.workload.tasks import ApiCall, Request, TrainingBatch
 
 # Two stages. A request, and each forward, takes 1 s on each of them, a backward 2 s.

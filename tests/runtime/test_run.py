@@ -14,7 +14,7 @@ from lemix_hpc.policy.events import Place
 from lemix_hpc.policy.latency import Shape
 from lemix_hpc.profiling.hardware import load_hardware
 from lemix_hpc.records.event_log import read_events
-from lemix_hpc.runtime.policy_setup import make_scheduler
+from lemix_hpc.run_setup.scheduler_setup import make_scheduler
 from tests.runtime.conftest import A100, SUMS, FinishedRun, Run, sums_training, tiny_llama
 
 pytestmark = pytest.mark.mpi

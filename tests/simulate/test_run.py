@@ -16,7 +16,7 @@ from lemix_hpc.profiling.hardware import load_hardware
 from lemix_hpc.records.reader import read_run
 from lemix_hpc.records.schema import Span
 from lemix_hpc.report.build import build_report
-from lemix_hpc.runtime.policy_setup import make_scheduler
+from lemix_hpc.run_setup.scheduler_setup import make_scheduler
 from lemix_hpc.simulate.run import Simulated, simulate
 
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -15,6 +15,7 @@ from lemix_hpc.config.recipe import Recipe
 from lemix_hpc.config.serving_section import Http
 from lemix_hpc.config.training_section import Training
 from lemix_hpc.config.workload_section import TextFields
+from lemix_hpc.run_setup.scheduler_setup import allocation_end
 from lemix_hpc.runtime.http.bodies import Guard
 from lemix_hpc.runtime.http.door import Door, bind, url
 from lemix_hpc.runtime.http.exchange import Exchange
@@ -22,7 +23,6 @@ from lemix_hpc.runtime.http.results import BatchResults
 from lemix_hpc.runtime.http.sample_intake import SampleIntake
 from lemix_hpc.runtime.layout import Layout
 from lemix_hpc.runtime.mailbox import Mailbox
-from lemix_hpc.runtime.policy_setup import allocation_end
 from lemix_hpc.workload.api_lengths import context_of
 from lemix_hpc.workload.load import Workload
 from lemix_hpc.workload.samples import SampleQueue

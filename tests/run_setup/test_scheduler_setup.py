@@ -5,7 +5,7 @@ import math
 import pytest
 
 from lemix_hpc.config.recipe import Recipe
-from lemix_hpc.runtime.policy_setup import aim, scheduler_config, training_nodes
+from lemix_hpc.run_setup.scheduler_setup import aim, scheduler_config, training_nodes
 
 
 def recipe(**sections: object) -> Recipe:

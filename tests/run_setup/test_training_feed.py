@@ -3,7 +3,7 @@ import itertools
 import pytest
 
 from lemix_hpc.config.training_section import Training
-from lemix_hpc.runtime.training_feed import TrainingFeed, amount
+from lemix_hpc.run_setup.training_feed import TrainingFeed, amount
 from lemix_hpc.workload.samples import Sample, SampleQueue
 from lemix_hpc.workload.tasks import TrainingBatch
 from lemix_hpc.workload.texts import Document
