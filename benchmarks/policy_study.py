@@ -29,7 +29,7 @@ import yaml
 from lemix_hpc.config.load import load_recipe
 from lemix_hpc.policy.latency import Shape
 from lemix_hpc.profiling.coefficients import load_coefficients
-from lemix_hpc.simulate.run import simulate
+from lemix_hpc.studies.simulated_run import simulate
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPE = ROOT / "recipes" / "policy-study.yaml"

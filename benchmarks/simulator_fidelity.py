@@ -20,7 +20,7 @@ from typing import Any
 import yaml
 
 from lemix_hpc.config.load import load_recipe
-from lemix_hpc.simulate.run import simulate
+from lemix_hpc.studies.simulated_run import simulate
 
 A100 = Path(__file__).resolve().parents[1] / "profiling" / "nvidia-a100-80gb" / "llama-2-7b-float16.yaml"
 

@@ -19,7 +19,7 @@ from lemix_hpc.config.recipe import Recipe
 from lemix_hpc.policy.events import Event, GroupOffered, PassMeasured, RequestArrived
 from lemix_hpc.profiling.hardware import load_hardware
 from lemix_hpc.records.schema import ServedTask, Span, TrainedTask
-from lemix_hpc.simulate.run import Simulated, simulate
+from lemix_hpc.studies.simulated_run import Simulated, simulate
 from tests.one_process import MemoryRecorder, OneProcess
 
 PLACEMENTS = [

@@ -14,7 +14,7 @@ from lemix_hpc.cli.simulate import Split, simulated_recipe
 from lemix_hpc.config.errors import UserError
 
 if TYPE_CHECKING:
-    from lemix_hpc.simulate.capacity import Capacity
+    from lemix_hpc.studies.capacity import Capacity
 
 
 def capacity(
@@ -47,8 +47,8 @@ def capacity(
     from rich.console import Console
     from rich.progress import track
 
-    from lemix_hpc.simulate.capacity import Search, Target
-    from lemix_hpc.simulate.grid import spread
+    from lemix_hpc.studies.capacity import Search, Target
+    from lemix_hpc.studies.sweep import spread
 
     search = Search(ready, Target(slo, attainment, tuple(given), tolerance), options.split_of(split))
     for name in names:

@@ -16,8 +16,8 @@ from lemix_hpc.config.errors import UserError
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from lemix_hpc.simulate.compare import Row
-    from lemix_hpc.simulate.grid import Done, Grid
+    from lemix_hpc.studies.compare import Row
+    from lemix_hpc.studies.sweep import Done, Grid
 
 
 def compare(
@@ -51,8 +51,8 @@ def compare(
     )
     given_seeds, given_split = options.seeds(seeds) if seeds else [], options.split_of(split)
     from lemix_hpc.cli.show import print_wide
-    from lemix_hpc.simulate.compare import as_csv, as_json, summed_up
-    from lemix_hpc.simulate.grid import Grid
+    from lemix_hpc.studies.compare import as_csv, as_json, summed_up
+    from lemix_hpc.studies.sweep import Grid
 
     base = _baseline(baseline, names)
     done = _run(Grid(ready, names, given_rates, given_shares, given_seeds, given_split), options.processes(jobs))
@@ -74,7 +74,7 @@ def _run(grid: Grid, jobs: int) -> list[Done]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
-    from lemix_hpc.simulate.grid import run_grid
+    from lemix_hpc.studies.sweep import run_grid
 
     columns = ("simulating", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     # Mistakes are told before there is a bar.

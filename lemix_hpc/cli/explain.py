@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from lemix_hpc.config.recipe import Recipe
     from lemix_hpc.records.schema import ServedTask
-    from lemix_hpc.simulate.explain import Explained
+    from lemix_hpc.studies.explain_placement import Explained
 
 
 def explain(
@@ -25,8 +25,8 @@ def explain(
     """Show which node a task got, and what was forecast for it on each node at that time."""
     from lemix_hpc.cli.show import print_wide
     from lemix_hpc.launch.registry import find_run
-    from lemix_hpc.simulate.explain import explain as explained
-    from lemix_hpc.simulate.recorded import recorded_recipe
+    from lemix_hpc.studies.explain_placement import explain as explained
+    from lemix_hpc.studies.recorded_run import recorded_recipe
 
     found = find_run(run)
     recipe = recorded_recipe(found.recipe)

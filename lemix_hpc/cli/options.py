@@ -12,7 +12,7 @@ from lemix_hpc.config.errors import UserError
 
 if TYPE_CHECKING:
     from lemix_hpc.policy.rules import PlacementName
-    from lemix_hpc.simulate.vary import Split
+    from lemix_hpc.studies.recipe_variants import Split
 
 Policies = Annotated[
     str | None, typer.Option(metavar="NAMES", help="Placements, such as least-completion,pack, or `all`.")

@@ -11,7 +11,7 @@ from lemix_hpc.cli.run import Json
 from lemix_hpc.cli.runs import RunName
 
 if TYPE_CHECKING:
-    from lemix_hpc.simulate.grid import Figures
+    from lemix_hpc.studies.sweep import Figures
 
 
 def replay(
@@ -30,9 +30,9 @@ def replay(
     from lemix_hpc.config.check import check_placement
     from lemix_hpc.config.errors import UserError
     from lemix_hpc.report.build import summarise
-    from lemix_hpc.simulate.grid import figures
-    from lemix_hpc.simulate.recorded import recorded_recipe
-    from lemix_hpc.simulate.replay import replay as simulate_again
+    from lemix_hpc.studies.recorded_run import recorded_recipe
+    from lemix_hpc.studies.replay import replay as simulate_again
+    from lemix_hpc.studies.sweep import figures
 
     placement = [] if policy == "same" else [f"policy.placement={policy}"]
     split = [] if policy in ("same", "separate") else ["policy.training_nodes=null"]

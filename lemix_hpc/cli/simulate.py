@@ -36,7 +36,7 @@ def simulate(
     from rich.console import Console
 
     from lemix_hpc.cli.show import render_report
-    from lemix_hpc.simulate.directory import simulate_into
+    from lemix_hpc.studies.run_directory import simulate_into
 
     run, simulated = simulate_into(ready, out)
     for message in simulated.left_out:

@@ -13,9 +13,16 @@ from lemix_hpc.policy.rules import PlacementName
 from lemix_hpc.profiling.hardware import load_hardware
 from lemix_hpc.report import metrics
 from lemix_hpc.run_setup.scheduler_setup import mean_unloaded_response
-from lemix_hpc.simulate.grid import Simulate
-from lemix_hpc.simulate.run import simulate
-from lemix_hpc.simulate.vary import Split, with_fixed_requests, with_limit, with_placement, with_rate, with_seed
+from lemix_hpc.studies.recipe_variants import (
+    Split,
+    with_fixed_requests,
+    with_limit,
+    with_placement,
+    with_rate,
+    with_seed,
+)
+from lemix_hpc.studies.simulated_run import simulate
+from lemix_hpc.studies.sweep import Simulate
 from lemix_hpc.workload.load import load_workload
 
 FIRST, LOWEST, HIGHEST = 0.5, 1 / 128, 8.0

@@ -18,7 +18,7 @@ from lemix_hpc.launch.registry import register
 from lemix_hpc.launch.rundir import RunDir, RunRecord, create_run_dir
 from lemix_hpc.records.schema import Progress
 from lemix_hpc.records.writer import replace
-from lemix_hpc.simulate.run import Simulated, simulate
+from lemix_hpc.studies.simulated_run import Simulated, simulate
 
 
 def simulate_into(recipe: Recipe, out: Path | None) -> tuple[RunDir, Simulated]:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lemix_hpc.simulate.grid import Done, Figures
+from lemix_hpc.studies.sweep import Done, Figures
 
 Load = tuple[float | None, float | None]
 

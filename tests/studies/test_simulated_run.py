@@ -17,7 +17,7 @@ from lemix_hpc.records.reader import read_run
 from lemix_hpc.records.schema import Span
 from lemix_hpc.report.build import build_report
 from lemix_hpc.run_setup.scheduler_setup import make_scheduler
-from lemix_hpc.simulate.run import Simulated, simulate
+from lemix_hpc.studies.simulated_run import Simulated, simulate
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 COEFFICIENTS = REPOSITORY / "profiling" / "nvidia-a100-80gb" / "llama-2-7b-float16.yaml"

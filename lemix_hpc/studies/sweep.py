@@ -12,8 +12,8 @@ from typing import Any, TypeVar
 from lemix_hpc.config.recipe import Recipe
 from lemix_hpc.policy.rules import PlacementName
 from lemix_hpc.records.reader import RunRecords
-from lemix_hpc.simulate.run import Simulated, simulate
-from lemix_hpc.simulate.vary import Split, with_placement, with_rate, with_seed, with_share
+from lemix_hpc.studies.recipe_variants import Split, with_placement, with_rate, with_seed, with_share
+from lemix_hpc.studies.simulated_run import Simulated, simulate
 
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")

@@ -12,8 +12,8 @@ from lemix_hpc.records.event_log import read_events
 from lemix_hpc.records.reader import RunRecords, read_run
 from lemix_hpc.records.schema import ServedTask
 from lemix_hpc.run_setup.training_feed import amount
-from lemix_hpc.simulate.recorded import real_hardware
-from lemix_hpc.simulate.run import Simulated, best_split, is_open, simulate_workload
+from lemix_hpc.studies.recorded_run import real_hardware
+from lemix_hpc.studies.simulated_run import Simulated, best_split, is_open, simulate_workload
 from lemix_hpc.workload.load import Workload
 from lemix_hpc.workload.tasks import Request
 from lemix_hpc.workload.training import stream

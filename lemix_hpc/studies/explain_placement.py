@@ -16,7 +16,7 @@ from lemix_hpc.records.event_log import EVENTS, read_events
 from lemix_hpc.records.reader import RunRecords, read_run
 from lemix_hpc.records.schema import ServedTask, TaskRecord, TrainedTask
 from lemix_hpc.run_setup.scheduler_setup import make_scheduler
-from lemix_hpc.simulate.recorded import believed_hardware
+from lemix_hpc.studies.recorded_run import believed_hardware
 
 
 @dataclass(frozen=True)
