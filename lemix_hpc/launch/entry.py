@@ -75,7 +75,7 @@ def _load(run: RunDir) -> Recipe:
 
 def _role(recipe: Recipe, world: MPI.Comm) -> str:
     from lemix_hpc.config.errors import UserError
-    from lemix_hpc.runtime.layout import Layout
+    from lemix_hpc.runtime.transport.rank_layout import Layout
 
     layout = Layout(recipe.nodes.count, recipe.nodes.stages)
     if world.Get_size() != layout.size:

@@ -21,7 +21,7 @@ from lemix_hpc.launch.launcher import Launcher
 from lemix_hpc.launch.launcher import start as launch
 from lemix_hpc.launch.registry import register
 from lemix_hpc.launch.rundir import RunDir, RunRecord, create_run_dir
-from lemix_hpc.runtime.layout import Layout
+from lemix_hpc.runtime.transport.rank_layout import Layout
 
 ClusterKind = Literal["local", "slurm", "allocation"]
 

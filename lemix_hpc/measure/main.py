@@ -17,10 +17,10 @@ from lemix_hpc.measure.subject import hardware_name, provenance, subject_of
 from lemix_hpc.measure.worker import ProfiledStage
 from lemix_hpc.profiling.grid import design
 from lemix_hpc.records.writer import replace
-from lemix_hpc.runtime.doorbell import hang_doorbell
-from lemix_hpc.runtime.layout import SCHEDULER_RANK, Layout
-from lemix_hpc.runtime.mailbox import Inbox, Mailbox
-from lemix_hpc.runtime.wait import make_waiter
+from lemix_hpc.runtime.transport.doorbell import hang_doorbell
+from lemix_hpc.runtime.transport.idle_wait import make_waiter
+from lemix_hpc.runtime.transport.mailbox import Inbox, Mailbox
+from lemix_hpc.runtime.transport.rank_layout import SCHEDULER_RANK, Layout
 
 HARDWARE = "hardware.txt"
 

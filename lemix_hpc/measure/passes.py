@@ -10,7 +10,7 @@ from collections.abc import Callable
 from lemix_hpc.engines.meter import DeviceMemoryError, Meter, finish
 from lemix_hpc.engines.protocol import MicroBatch, Payload, ServeBatch, ServeSequence, StageEngine
 from lemix_hpc.profiling.grid import GridPoint
-from lemix_hpc.runtime.messages import Measured
+from lemix_hpc.runtime.transport.messages import Measured
 
 ENOUGH_S = 0.05
 """Short passes are repeated until so much time was measured ..."""

@@ -14,10 +14,10 @@ from lemix_hpc.measure.rows import DID_NOT_FIT, OtherRow, PassRow, RowFile, read
 from lemix_hpc.profiling.grid import GridPoint
 from lemix_hpc.records.schema import Progress
 from lemix_hpc.records.writer import replace
-from lemix_hpc.runtime import messages as m
-from lemix_hpc.runtime.layout import Layout
-from lemix_hpc.runtime.mailbox import Inbox, Mail, Mailbox
-from lemix_hpc.runtime.wait import Waiter
+from lemix_hpc.runtime.transport import messages as m
+from lemix_hpc.runtime.transport.idle_wait import Waiter
+from lemix_hpc.runtime.transport.mailbox import Inbox, Mail, Mailbox
+from lemix_hpc.runtime.transport.rank_layout import Layout
 
 POINTS = "points.csv"
 OTHERS = "others.csv"

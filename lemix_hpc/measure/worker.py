@@ -10,10 +10,10 @@ from lemix_hpc.engines.meter import Meter
 from lemix_hpc.engines.protocol import Payload
 from lemix_hpc.measure.passes import StagePasses
 from lemix_hpc.profiling.grid import GridPoint
-from lemix_hpc.runtime import messages as m
-from lemix_hpc.runtime.layout import SCHEDULER_RANK, Layout
-from lemix_hpc.runtime.mailbox import Inbox, Mail, Mailbox
-from lemix_hpc.runtime.wait import Waiter
+from lemix_hpc.runtime.transport import messages as m
+from lemix_hpc.runtime.transport.idle_wait import Waiter
+from lemix_hpc.runtime.transport.mailbox import Inbox, Mail, Mailbox
+from lemix_hpc.runtime.transport.rank_layout import SCHEDULER_RANK, Layout
 
 COPIES = 5
 ECHOES = 40

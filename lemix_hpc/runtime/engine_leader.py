@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lemix_hpc.runtime import messages as m
-from lemix_hpc.runtime.clock import RunClock
-from lemix_hpc.runtime.layout import SCHEDULER_RANK, Layout
-from lemix_hpc.runtime.mailbox import Inbox, Mail, Mailbox
+from lemix_hpc.runtime.transport import messages as m
+from lemix_hpc.runtime.transport.mailbox import Inbox, Mail, Mailbox
+from lemix_hpc.runtime.transport.rank_layout import SCHEDULER_RANK, Layout
+from lemix_hpc.runtime.transport.run_clock import RunClock
 
 if TYPE_CHECKING:
     from lemix_hpc.engines.vllm.server import Event, NodeServer

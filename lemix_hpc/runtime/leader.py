@@ -7,9 +7,9 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from lemix_hpc.engines.protocol import ServeBatch, ServeSequence
-from lemix_hpc.runtime import messages as m
-from lemix_hpc.runtime.layout import SCHEDULER_RANK, Layout
-from lemix_hpc.runtime.mailbox import Inbox, Mail, Mailbox
+from lemix_hpc.runtime.transport import messages as m
+from lemix_hpc.runtime.transport.mailbox import Inbox, Mail, Mailbox
+from lemix_hpc.runtime.transport.rank_layout import SCHEDULER_RANK, Layout
 
 AHEAD = 2
 """Batches at the first stage: one running, one waiting, so that it never waits for the leader's answer."""

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Protocol
 
 from lemix_hpc.config.recipe import Recipe
-from lemix_hpc.runtime.clock import RunClock
-from lemix_hpc.runtime.layout import Layout
 from lemix_hpc.runtime.leader import Leader
-from lemix_hpc.runtime.mailbox import Mailbox
+from lemix_hpc.runtime.transport.mailbox import Mailbox
+from lemix_hpc.runtime.transport.rank_layout import Layout
+from lemix_hpc.runtime.transport.run_clock import RunClock
 
 
 class AnyLeader(Protocol):

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from lemix_hpc.engines.protocol import MicroBatch
 from lemix_hpc.policy.events import Place
 from lemix_hpc.records.schema import Outcome, ServedTask, TrainedTask
-from lemix_hpc.runtime.messages import RequestDone
+from lemix_hpc.runtime.transport.messages import RequestDone
 from lemix_hpc.workload.tasks import Request
 
 LATE_REPORTS = 4096

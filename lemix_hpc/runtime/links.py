@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lemix_hpc.engines.protocol import Payload
-from lemix_hpc.runtime import messages as m
-from lemix_hpc.runtime.layout import SCHEDULER_RANK, Layout
-from lemix_hpc.runtime.mailbox import Inbox, Mailbox
+from lemix_hpc.runtime.transport import messages as m
+from lemix_hpc.runtime.transport.mailbox import Inbox, Mailbox
+from lemix_hpc.runtime.transport.rank_layout import SCHEDULER_RANK, Layout
 
 
 @dataclass(frozen=True, slots=True)

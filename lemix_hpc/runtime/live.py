@@ -10,10 +10,10 @@ from lemix_hpc.policy.drift import Drift
 from lemix_hpc.records.schema import Outcome, Progress, ServedTask
 from lemix_hpc.records.writer import Recorder
 from lemix_hpc.runtime.http.metrics import Figures
-from lemix_hpc.runtime.layout import Layout
 from lemix_hpc.runtime.ledger import ServingTask
-from lemix_hpc.runtime.messages import WorkSpan
 from lemix_hpc.runtime.training_tasks import TrainingTasks
+from lemix_hpc.runtime.transport.messages import WorkSpan
+from lemix_hpc.runtime.transport.rank_layout import Layout
 
 RECENT = 200
 """Responses that the live median goes by; losses are averaged over a tenth of that."""

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING
 from lemix_hpc.config.recipe import Recipe
 from lemix_hpc.engines.build import build_engine, check_sharing, choose_device
 from lemix_hpc.run_setup.scheduler_setup import partners, split
-from lemix_hpc.runtime.clock import synchronise
-from lemix_hpc.runtime.doorbell import hang_doorbell
-from lemix_hpc.runtime.layout import SCHEDULER_RANK, Layout
 from lemix_hpc.runtime.leaders import make_leader
 from lemix_hpc.runtime.links import StagePlace
-from lemix_hpc.runtime.mailbox import Inbox, Mailbox
 from lemix_hpc.runtime.stage import StageRules, StageWorker
-from lemix_hpc.runtime.wait import make_waiter
+from lemix_hpc.runtime.transport.doorbell import hang_doorbell
+from lemix_hpc.runtime.transport.idle_wait import make_waiter
+from lemix_hpc.runtime.transport.mailbox import Inbox, Mailbox
+from lemix_hpc.runtime.transport.rank_layout import SCHEDULER_RANK, Layout
+from lemix_hpc.runtime.transport.run_clock import synchronise
 
 if TYPE_CHECKING:
     from mpi4py import MPI

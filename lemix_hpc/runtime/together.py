@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from lemix_hpc.records.schema import SumsOverNodes
 from lemix_hpc.run_setup.scheduler_setup import Partners
-from lemix_hpc.runtime import messages as m
+from lemix_hpc.runtime.transport import messages as m
 
 
 class StepsTogether:

@@ -15,10 +15,10 @@ from typing import Any, Protocol
 
 from lemix_hpc.engines.protocol import Payload, StageEngine, Work
 from lemix_hpc.records.schema import SpanKind
-from lemix_hpc.runtime import messages as m
 from lemix_hpc.runtime.links import StageLinks
 from lemix_hpc.runtime.reduction import Sum
 from lemix_hpc.runtime.stage_work import Arrived, Pass
+from lemix_hpc.runtime.transport import messages as m
 from lemix_hpc.runtime.weight_copies import WeightCopies, send_copy
 
 

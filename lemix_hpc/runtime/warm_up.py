@@ -12,7 +12,7 @@ from lemix_hpc.profiling.blocks import block
 from lemix_hpc.profiling.coefficients import CoefficientFile
 from lemix_hpc.profiling.estimate import Point, fit_affine
 from lemix_hpc.run_setup.scheduler_setup import TYPICAL_TOKENS
-from lemix_hpc.runtime.messages import PlaceRequest, WorkSpan
+from lemix_hpc.runtime.transport.messages import PlaceRequest, WorkSpan
 from lemix_hpc.workload.tasks import Request
 
 REPEATS = 3

@@ -8,7 +8,7 @@ import numpy as np
 
 from lemix_hpc.engines.protocol import Payload, StageEngine
 from lemix_hpc.runtime.links import StageLinks
-from lemix_hpc.runtime.messages import WeightsPart
+from lemix_hpc.runtime.transport.messages import WeightsPart
 
 
 @dataclass(slots=True)

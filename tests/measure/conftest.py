@@ -17,9 +17,9 @@ from lemix_hpc.measure.passes import StagePasses
 from lemix_hpc.measure.profiler import Profiler
 from lemix_hpc.policy.latency import Affine, LatencyModel
 from lemix_hpc.profiling.grid import GridPoint, design
-from lemix_hpc.runtime import messages as m
-from lemix_hpc.runtime.layout import Layout
-from lemix_hpc.runtime.mailbox import Inbox, Mail
+from lemix_hpc.runtime.transport import messages as m
+from lemix_hpc.runtime.transport.mailbox import Inbox, Mail
+from lemix_hpc.runtime.transport.rank_layout import Layout
 
 STAGES = 2
 LATENCY = LatencyModel((Affine(1e-5, 1e-8, 0.0),) * STAGES, (Affine(2e-5, 2e-8, 0.0),) * STAGES)

@@ -6,10 +6,10 @@ import numpy as np
 from mpi4py import MPI
 
 from lemix_hpc.engines.protocol import Payload
-from lemix_hpc.runtime import messages as m
-from lemix_hpc.runtime.doorbell import hang_doorbell
-from lemix_hpc.runtime.mailbox import Inbox, Mailbox
-from lemix_hpc.runtime.wait import make_waiter
+from lemix_hpc.runtime.transport import messages as m
+from lemix_hpc.runtime.transport.doorbell import hang_doorbell
+from lemix_hpc.runtime.transport.idle_wait import make_waiter
+from lemix_hpc.runtime.transport.mailbox import Inbox, Mailbox
 
 SIZES = (0, 1, 1000, 3_000_000)
 COUNT = 40

@@ -3,10 +3,10 @@
 from dataclasses import dataclass, field
 
 from lemix_hpc.engines.protocol import SequenceResult
-from lemix_hpc.runtime import messages as m
-from lemix_hpc.runtime.layout import Layout
 from lemix_hpc.runtime.leader import Leader
-from lemix_hpc.runtime.mailbox import Inbox, Mail
+from lemix_hpc.runtime.transport import messages as m
+from lemix_hpc.runtime.transport.mailbox import Inbox, Mail
+from lemix_hpc.runtime.transport.rank_layout import Layout
 
 
 @dataclass

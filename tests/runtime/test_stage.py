@@ -9,11 +9,11 @@ import pytest
 from lemix_hpc.engines.emulated import EmulatedStage
 from lemix_hpc.engines.protocol import MicroBatch, ServeBatch, ServeSequence
 from lemix_hpc.policy.latency import Affine, LatencyModel
-from lemix_hpc.runtime import messages as m
-from lemix_hpc.runtime.layout import Layout
 from lemix_hpc.runtime.links import StagePlace
-from lemix_hpc.runtime.mailbox import Inbox, Mail
 from lemix_hpc.runtime.stage import StageRules, StageWorker
+from lemix_hpc.runtime.transport import messages as m
+from lemix_hpc.runtime.transport.mailbox import Inbox, Mail
+from lemix_hpc.runtime.transport.rank_layout import Layout
 
 # A request and a training forward take 40 ms, a backward 80 ms, in four pieces.
 LATENCY = LatencyModel((Affine(0.04, 0, 0),) * 2, (Affine(0.08, 0, 0),) * 2)

@@ -2,8 +2,8 @@
 
 import pytest
 
-from lemix_hpc.runtime.messages import StepTogether
 from lemix_hpc.runtime.together import StepsTogether
+from lemix_hpc.runtime.transport.messages import StepTogether
 
 
 def test_a_step_is_settled_when_its_groups_have_gone_to_nodes_and_over_when_all_have_taken_it() -> None:

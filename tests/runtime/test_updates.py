@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from lemix_hpc.engines.emulated import EmulatedStage
 from lemix_hpc.engines.protocol import Payload, Work
 from lemix_hpc.policy.latency import Affine, LatencyModel
-from lemix_hpc.runtime import messages as m
-from lemix_hpc.runtime.layout import Layout
 from lemix_hpc.runtime.links import StageLinks, StagePlace
-from lemix_hpc.runtime.mailbox import Inbox
 from lemix_hpc.runtime.stage_work import Pass
+from lemix_hpc.runtime.transport import messages as m
+from lemix_hpc.runtime.transport.mailbox import Inbox
+from lemix_hpc.runtime.transport.rank_layout import Layout
 from lemix_hpc.runtime.updates import Updates
 
 

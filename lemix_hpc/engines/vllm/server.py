@@ -38,7 +38,7 @@ class Ready:
 
 @dataclass(frozen=True, slots=True)
 class ResponsePart:
-    """A piece of the answer to a call; see `lemix_hpc.runtime.messages.HttpPart`."""
+    """A piece of the answer to a call; see `lemix_hpc.runtime.transport.messages.HttpPart`."""
 
     task: int
     status: int

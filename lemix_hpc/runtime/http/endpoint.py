@@ -21,8 +21,8 @@ from lemix_hpc.runtime.http.door import Door, bind, url
 from lemix_hpc.runtime.http.exchange import Exchange
 from lemix_hpc.runtime.http.results import BatchResults
 from lemix_hpc.runtime.http.sample_intake import SampleIntake
-from lemix_hpc.runtime.layout import Layout
-from lemix_hpc.runtime.mailbox import Mailbox
+from lemix_hpc.runtime.transport.mailbox import Mailbox
+from lemix_hpc.runtime.transport.rank_layout import Layout
 from lemix_hpc.workload.api_lengths import context_of
 from lemix_hpc.workload.load import Workload
 from lemix_hpc.workload.samples import SampleQueue

@@ -14,13 +14,13 @@ from typing import Any
 from mpi4py import MPI
 
 from lemix_hpc.config.load import load_recipe
-from lemix_hpc.runtime import messages as m
-from lemix_hpc.runtime.clock import RunClock, synchronise
-from lemix_hpc.runtime.doorbell import hang_doorbell
-from lemix_hpc.runtime.layout import SCHEDULER_RANK, Layout
-from lemix_hpc.runtime.mailbox import Inbox, Mailbox
 from lemix_hpc.runtime.session import Session
-from lemix_hpc.runtime.wait import make_waiter
+from lemix_hpc.runtime.transport import messages as m
+from lemix_hpc.runtime.transport.doorbell import hang_doorbell
+from lemix_hpc.runtime.transport.idle_wait import make_waiter
+from lemix_hpc.runtime.transport.mailbox import Inbox, Mailbox
+from lemix_hpc.runtime.transport.rank_layout import SCHEDULER_RANK, Layout
+from lemix_hpc.runtime.transport.run_clock import RunClock, synchronise
 
 JSON = [("content-type", "application/json")]
 EVENTS = [("content-type", "text/event-stream; charset=utf-8")]

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from lemix_hpc.policy.events import Place
-from lemix_hpc.runtime import messages as m
 from lemix_hpc.runtime.http.call import Part
 from lemix_hpc.runtime.http.errors import ApiError
 from lemix_hpc.runtime.http.exchange import Exchange
-from lemix_hpc.runtime.layout import Layout
+from lemix_hpc.runtime.transport import messages as m
+from lemix_hpc.runtime.transport.rank_layout import Layout
 from lemix_hpc.workload.tasks import ApiCall, Request
 
 CALL = ApiCall("POST", "/v1/completions", (), b"{}")

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from lemix_hpc.engines.protocol import Payload
-from lemix_hpc.runtime.doorbell import Doorbell
-from lemix_hpc.runtime.messages import AnyMessage
+from lemix_hpc.runtime.transport.doorbell import Doorbell
+from lemix_hpc.runtime.transport.messages import AnyMessage
 
 if TYPE_CHECKING:
     from mpi4py import MPI

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Literal
 
-from lemix_hpc.runtime.doorbell import Doorbell
+from lemix_hpc.runtime.transport.doorbell import Doorbell
 
 if TYPE_CHECKING:
     from mpi4py import MPI

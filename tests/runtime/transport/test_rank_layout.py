@@ -1,6 +1,6 @@
 import pytest
 
-from lemix_hpc.runtime.layout import SCHEDULER_RANK, Layout
+from lemix_hpc.runtime.transport.rank_layout import SCHEDULER_RANK, Layout
 
 
 @pytest.mark.parametrize(("nodes", "stages"), [(1, 1), (2, 2), (3, 4)])

@@ -1,8 +1,8 @@
 import time
 from dataclasses import dataclass, field
 
-from lemix_hpc.runtime.doorbell import Doorbell
-from lemix_hpc.runtime.wait import BETWEEN_LOOKS_S, FIRST_SLEEP_S, Waiter
+from lemix_hpc.runtime.transport.doorbell import Doorbell
+from lemix_hpc.runtime.transport.idle_wait import BETWEEN_LOOKS_S, FIRST_SLEEP_S, Waiter
 
 
 @dataclass
