@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.simulate.test_run import COEFFICIENTS
 
 from lemix_hpc.config.errors import UserError
 from lemix_hpc.config.load import load_recipe
@@ -17,6 +16,7 @@ from lemix_hpc.simulate.rows import FINISHED
 from lemix_hpc.simulate.world import make_rooms
 from lemix_hpc.studies.simulated_run import Simulated, simulate
 from tests.simulate.cluster import Played, run
+from tests.studies.test_simulated_run import COEFFICIENTS
 
 PATIENT = 100.0
 

@@ -6,7 +6,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from tests.simulate.test_run import RECIPE
 
 from lemix_hpc.config.load import load_recipe
 from lemix_hpc.config.recipe import Recipe
@@ -16,6 +15,7 @@ from lemix_hpc.studies.compare import summed_up
 from lemix_hpc.studies.recipe_variants import rate_of, with_fixed_requests, with_rate
 from lemix_hpc.studies.sweep import Cell, Done, Grid, run_grid
 from lemix_hpc.workload.requests import load_requests
+from tests.studies.test_simulated_run import RECIPE
 
 
 @pytest.fixture
