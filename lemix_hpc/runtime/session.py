@@ -21,7 +21,7 @@ from lemix_hpc.run_setup.training_feed import feed_of
 from lemix_hpc.runtime.front import Front, FrontSettings
 from lemix_hpc.runtime.http.endpoint import Endpoint
 from lemix_hpc.runtime.http.exchange import Exchange
-from lemix_hpc.runtime.leaders import AnyLeader, engines_in
+from lemix_hpc.runtime.leader.make_leader import AnyLeader, engines_in
 from lemix_hpc.runtime.transport import messages as m
 from lemix_hpc.runtime.transport.idle_wait import ALONE_ON_HOST_S, Waiter
 from lemix_hpc.runtime.transport.mailbox import Inbox, Mail, Mailbox

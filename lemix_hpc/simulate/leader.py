@@ -1,11 +1,11 @@
-"""A node's leader, as `lemix_hpc.runtime.leader`: batches formed per iteration, and what their results mean."""
+"""A node's leader, as `lemix_hpc.runtime.leader.batching_leader`: batches formed per iteration, and what their results mean."""
 
 from __future__ import annotations
 
 import math
 
 from lemix_hpc.policy.jit import compiled, inlined
-from lemix_hpc.runtime.leader import AHEAD, MOST_IN_FLIGHT
+from lemix_hpc.runtime.leader.batching_leader import AHEAD, MOST_IN_FLIGHT
 from lemix_hpc.simulate.heap import bring_follower, pop
 from lemix_hpc.simulate.memory import cache_fits, claim_cache, release_cache, take_cache
 from lemix_hpc.simulate.rows import FINISHED, NONE

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from lemix_hpc.engines.protocol import SequenceResult
-from lemix_hpc.runtime.leader import Leader
+from lemix_hpc.runtime.leader.batching_leader import Leader
 from lemix_hpc.runtime.transport import messages as m
 from lemix_hpc.runtime.transport.mailbox import Inbox, Mail
 from lemix_hpc.runtime.transport.rank_layout import Layout

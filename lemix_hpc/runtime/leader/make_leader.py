@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 from lemix_hpc.config.recipe import Recipe
-from lemix_hpc.runtime.leader import Leader
+from lemix_hpc.runtime.leader.batching_leader import Leader
 from lemix_hpc.runtime.transport.mailbox import Mailbox
 from lemix_hpc.runtime.transport.rank_layout import Layout
 from lemix_hpc.runtime.transport.run_clock import RunClock
@@ -50,7 +50,7 @@ def make_leader(
 
     prepare()
     from lemix_hpc.engines.vllm.server import NodeServer
-    from lemix_hpc.runtime.engine_leader import EngineLeader
+    from lemix_hpc.runtime.leader.vllm_leader import EngineLeader
 
     server = NodeServer(recipe, meeting, clock.now, wake)
     return EngineLeader(layout, node, mailbox, server, clock, temperature=temperature)
