@@ -27,7 +27,7 @@ from lemix_hpc.runtime.front import Front, FrontSettings
 from lemix_hpc.runtime.http.exchange import Exchange
 from lemix_hpc.runtime.leader.make_leader import make_leader
 from lemix_hpc.runtime.main import stage_place, stage_rules
-from lemix_hpc.runtime.stage import StageWorker
+from lemix_hpc.runtime.stage.worker import StageWorker
 from lemix_hpc.runtime.transport import messages as m
 from lemix_hpc.runtime.transport.mailbox import Inbox, Mail
 from lemix_hpc.runtime.transport.rank_layout import SCHEDULER_RANK, Layout

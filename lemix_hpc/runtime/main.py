@@ -13,8 +13,8 @@ from lemix_hpc.config.recipe import Recipe
 from lemix_hpc.engines.build import build_engine, check_sharing, choose_device
 from lemix_hpc.run_setup.scheduler_setup import partners, split
 from lemix_hpc.runtime.leader.make_leader import make_leader
-from lemix_hpc.runtime.links import StagePlace
-from lemix_hpc.runtime.stage import StageRules, StageWorker
+from lemix_hpc.runtime.stage.links import StagePlace
+from lemix_hpc.runtime.stage.worker import StageRules, StageWorker
 from lemix_hpc.runtime.transport.doorbell import hang_doorbell
 from lemix_hpc.runtime.transport.idle_wait import make_waiter
 from lemix_hpc.runtime.transport.mailbox import Inbox, Mailbox

@@ -1,4 +1,4 @@
-"""What a stage does, as `lemix_hpc.runtime.stage`: it picks, starts, gives way and hands on, between two calls of the loop.
+"""What a stage does, as `lemix_hpc.runtime.stage.worker`: it picks, starts, gives way and hands on, between two calls of the loop.
 
 A training pass that nobody disturbs is one stretch. When serving comes, the stretch is shortened to the next boundary
 between two pieces at which training is not owed any time.

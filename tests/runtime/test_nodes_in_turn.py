@@ -16,8 +16,8 @@ from lemix_hpc.config.training_section import Training
 from lemix_hpc.engines.protocol import MicroBatch, Payload
 from lemix_hpc.engines.torch.build import build_stage
 from lemix_hpc.run_setup.scheduler_setup import Partners
-from lemix_hpc.runtime.links import StagePlace
-from lemix_hpc.runtime.stage import StageRules, StageWorker
+from lemix_hpc.runtime.stage.links import StagePlace
+from lemix_hpc.runtime.stage.worker import StageRules, StageWorker
 from lemix_hpc.runtime.transport import messages as m
 from lemix_hpc.runtime.transport.mailbox import Inbox, Mail
 from lemix_hpc.runtime.transport.rank_layout import Layout

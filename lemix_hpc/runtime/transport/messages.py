@@ -113,7 +113,7 @@ class StepTogether(msgspec.Struct, frozen=True, array_like=True, tag=True):
 
 
 class RingPart(msgspec.Struct, frozen=True, array_like=True, tag=True):
-    """Stage to the same stage of the next node, with values: see `lemix_hpc.runtime.ring.Part`."""
+    """Stage to the same stage of the next node, with values: see `lemix_hpc.runtime.stage.ring_allreduce.Part`."""
 
     round: int
     index: int

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lemix_hpc.engines.protocol import Vector
-from lemix_hpc.runtime.ring import Part, Ring
+from lemix_hpc.runtime.stage.ring_allreduce import Part, Ring
 
 
 @dataclass

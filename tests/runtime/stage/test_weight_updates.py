@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from lemix_hpc.engines.emulated import EmulatedStage
 from lemix_hpc.engines.protocol import Payload, Work
 from lemix_hpc.policy.latency import Affine, LatencyModel
-from lemix_hpc.runtime.links import StageLinks, StagePlace
-from lemix_hpc.runtime.stage_work import Pass
+from lemix_hpc.runtime.stage.links import StageLinks, StagePlace
+from lemix_hpc.runtime.stage.weight_updates import Updates
+from lemix_hpc.runtime.stage.work_items import Pass
 from lemix_hpc.runtime.transport import messages as m
 from lemix_hpc.runtime.transport.mailbox import Inbox
 from lemix_hpc.runtime.transport.rank_layout import Layout
-from lemix_hpc.runtime.updates import Updates
 
 
 class Engine(EmulatedStage):

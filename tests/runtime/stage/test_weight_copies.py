@@ -5,11 +5,11 @@ import numpy as np
 from lemix_hpc.engines.emulated import EmulatedStage
 from lemix_hpc.engines.protocol import Payload
 from lemix_hpc.policy.latency import Affine, LatencyModel
-from lemix_hpc.runtime.links import StageLinks, StagePlace
+from lemix_hpc.runtime.stage.links import StageLinks, StagePlace
+from lemix_hpc.runtime.stage.weight_copies import WeightCopies, send_copy
 from lemix_hpc.runtime.transport.mailbox import Inbox
 from lemix_hpc.runtime.transport.messages import WeightsPart
 from lemix_hpc.runtime.transport.rank_layout import Layout
-from lemix_hpc.runtime.weight_copies import WeightCopies, send_copy
 
 
 def tensor(value: float) -> Payload:

@@ -3,7 +3,7 @@ import math
 import pytest
 
 from lemix_hpc.engines.protocol import MicroBatch
-from lemix_hpc.runtime.groups import StageGroups
+from lemix_hpc.runtime.stage.micro_batch_tracker import StageGroups
 
 
 def batch(number: int, size: int = 4) -> MicroBatch:

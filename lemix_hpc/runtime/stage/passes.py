@@ -8,11 +8,11 @@ from typing import Any
 
 from lemix_hpc.engines.protocol import MicroBatch, Payload, StageEngine
 from lemix_hpc.policy.latency import Shape
-from lemix_hpc.runtime.groups import StageGroups
-from lemix_hpc.runtime.links import StageLinks
-from lemix_hpc.runtime.stage_work import Arrived, Pass
+from lemix_hpc.runtime.stage.links import StageLinks
+from lemix_hpc.runtime.stage.micro_batch_tracker import StageGroups
+from lemix_hpc.runtime.stage.weight_updates import Updates
+from lemix_hpc.runtime.stage.work_items import Arrived, Pass
 from lemix_hpc.runtime.transport import messages as m
-from lemix_hpc.runtime.updates import Updates
 
 
 class Passes:

@@ -11,12 +11,12 @@ from functools import partial
 
 from lemix_hpc.engines.protocol import Payload, StageEngine, Work
 from lemix_hpc.run_setup.scheduler_setup import Partners
-from lemix_hpc.runtime.links import StageLinks
-from lemix_hpc.runtime.passes import Passes
-from lemix_hpc.runtime.reduction import Reduction, Sum
-from lemix_hpc.runtime.stage_work import Pass
+from lemix_hpc.runtime.stage.allreduce import Reduction, Sum
+from lemix_hpc.runtime.stage.links import StageLinks
+from lemix_hpc.runtime.stage.passes import Passes
+from lemix_hpc.runtime.stage.weight_updates import Average, Step, Update, Updates
+from lemix_hpc.runtime.stage.work_items import Pass
 from lemix_hpc.runtime.transport import messages as m
-from lemix_hpc.runtime.updates import Average, Step, Update, Updates
 
 
 class AcrossNodes:

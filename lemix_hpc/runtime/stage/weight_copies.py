@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from lemix_hpc.engines.protocol import Payload, StageEngine
-from lemix_hpc.runtime.links import StageLinks
+from lemix_hpc.runtime.stage.links import StageLinks
 from lemix_hpc.runtime.transport.messages import WeightsPart
 
 

@@ -13,9 +13,9 @@ import numpy as np
 from lemix_hpc.engines.protocol import Payload, StageEngine, Vector, Work
 from lemix_hpc.records.schema import SpanKind
 from lemix_hpc.run_setup.scheduler_setup import Partners
-from lemix_hpc.runtime.links import StageLinks
-from lemix_hpc.runtime.ring import Part, Ring
-from lemix_hpc.runtime.stage_work import Pass
+from lemix_hpc.runtime.stage.links import StageLinks
+from lemix_hpc.runtime.stage.ring_allreduce import Part, Ring
+from lemix_hpc.runtime.stage.work_items import Pass
 from lemix_hpc.runtime.transport import messages as m
 
 

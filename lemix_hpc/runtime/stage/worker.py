@@ -14,17 +14,17 @@ from typing import Any
 from lemix_hpc.engines.protocol import EngineOrder, MicroBatch, ServeBatch, StageEngine
 from lemix_hpc.policy.execution_rules import BACKWARD, COMMIT, FORWARD, SERVE, debt_after, pick
 from lemix_hpc.run_setup.scheduler_setup import Partners
-from lemix_hpc.runtime.across_nodes import AcrossNodes
-from lemix_hpc.runtime.epochs import EpochQueue
-from lemix_hpc.runtime.links import StageLinks, StagePlace
-from lemix_hpc.runtime.passes import Passes
-from lemix_hpc.runtime.stage_work import Arrived, Pass
+from lemix_hpc.runtime.stage.data_parallel import AcrossNodes
+from lemix_hpc.runtime.stage.links import StageLinks, StagePlace
+from lemix_hpc.runtime.stage.passes import Passes
+from lemix_hpc.runtime.stage.version_queue import EpochQueue
+from lemix_hpc.runtime.stage.weight_updates import Updates
+from lemix_hpc.runtime.stage.work_items import Arrived, Pass
 from lemix_hpc.runtime.transport import messages as m
 from lemix_hpc.runtime.transport.idle_wait import Waiter
 from lemix_hpc.runtime.transport.mailbox import Inbox, Mail, Mailbox
 from lemix_hpc.runtime.transport.rank_layout import SCHEDULER_RANK
 from lemix_hpc.runtime.transport.run_clock import RunClock
-from lemix_hpc.runtime.updates import Updates
 
 
 @dataclass(frozen=True, slots=True)

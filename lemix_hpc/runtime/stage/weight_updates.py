@@ -15,11 +15,11 @@ from typing import Any, Protocol
 
 from lemix_hpc.engines.protocol import Payload, StageEngine, Work
 from lemix_hpc.records.schema import SpanKind
-from lemix_hpc.runtime.links import StageLinks
-from lemix_hpc.runtime.reduction import Sum
-from lemix_hpc.runtime.stage_work import Arrived, Pass
+from lemix_hpc.runtime.stage.allreduce import Sum
+from lemix_hpc.runtime.stage.links import StageLinks
+from lemix_hpc.runtime.stage.weight_copies import WeightCopies, send_copy
+from lemix_hpc.runtime.stage.work_items import Arrived, Pass
 from lemix_hpc.runtime.transport import messages as m
-from lemix_hpc.runtime.weight_copies import WeightCopies, send_copy
 
 
 class Update(Protocol):

@@ -3,7 +3,7 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lemix_hpc.runtime.epochs import EpochQueue
+from lemix_hpc.runtime.stage.version_queue import EpochQueue
 
 
 def test_serving_may_overtake_training_but_nothing_overtakes_an_update() -> None:

@@ -9,8 +9,8 @@ import pytest
 from lemix_hpc.engines.emulated import EmulatedStage
 from lemix_hpc.engines.protocol import MicroBatch, ServeBatch, ServeSequence
 from lemix_hpc.policy.latency import Affine, LatencyModel
-from lemix_hpc.runtime.links import StagePlace
-from lemix_hpc.runtime.stage import StageRules, StageWorker
+from lemix_hpc.runtime.stage.links import StagePlace
+from lemix_hpc.runtime.stage.worker import StageRules, StageWorker
 from lemix_hpc.runtime.transport import messages as m
 from lemix_hpc.runtime.transport.mailbox import Inbox, Mail
 from lemix_hpc.runtime.transport.rank_layout import Layout
