@@ -23,10 +23,10 @@ from lemix_hpc.records.schema import Progress, ServedTask, Span, TaskRecord, Tra
 from lemix_hpc.records.writer import Recorder
 from lemix_hpc.run_setup.scheduler_setup import make_scheduler, mean_unloaded_response
 from lemix_hpc.run_setup.training_feed import feed_of
-from lemix_hpc.runtime.front import Front, FrontSettings
 from lemix_hpc.runtime.http.exchange import Exchange
 from lemix_hpc.runtime.leader.make_leader import make_leader
 from lemix_hpc.runtime.main import stage_place, stage_rules
+from lemix_hpc.runtime.scheduler.loop import Front, FrontSettings
 from lemix_hpc.runtime.stage.worker import StageWorker
 from lemix_hpc.runtime.transport import messages as m
 from lemix_hpc.runtime.transport.mailbox import Inbox, Mail

@@ -58,7 +58,7 @@ def run(recipe: Recipe, run_dir: Path, attempt: int) -> None:
             return
         leader = make_leader(recipe, layout, node, Mailbox(comm, Inbox.LEADER, bell), meeting, clock, bell.wake)
         if rank == SCHEDULER_RANK:
-            from lemix_hpc.runtime.session import (
+            from lemix_hpc.runtime.scheduler.rank import (
                 Session,
             )  # it loads the policy's compiler, which other ranks do without
 

@@ -1,4 +1,4 @@
-"""The scheduler's rank, as `lemix_hpc.runtime.front`: it tells the policy what happens, and carries out what that decides."""
+"""The scheduler's rank, as `lemix_hpc.runtime.scheduler.loop`: it tells the policy what happens, and carries out what that decides."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from typing import Any
 from mpi4py import MPI
 
 from lemix_hpc.config.load import load_recipe
-from lemix_hpc.runtime.session import Session
+from lemix_hpc.runtime.scheduler.rank import Session
 from lemix_hpc.runtime.transport import messages as m
 from lemix_hpc.runtime.transport.doorbell import hang_doorbell
 from lemix_hpc.runtime.transport.idle_wait import make_waiter

@@ -2,7 +2,7 @@
 
 import math
 
-from lemix_hpc.runtime.live import LiveFigures
+from lemix_hpc.runtime.scheduler.progress import LiveFigures
 
 
 def test_live_figures() -> None:

@@ -14,9 +14,9 @@ from lemix_hpc.policy.events import GroupOffered, Place, TrainingClosed
 from lemix_hpc.records.schema import Progress, TrainedTask
 from lemix_hpc.records.writer import Recorder
 from lemix_hpc.run_setup.training_feed import TrainingFeed
-from lemix_hpc.runtime.ledger import TaskNames
-from lemix_hpc.runtime.together import StepsTogether
-from lemix_hpc.runtime.training_tasks import TrainingTasks
+from lemix_hpc.runtime.scheduler.sync_steps import StepsTogether
+from lemix_hpc.runtime.scheduler.task_table import TaskNames
+from lemix_hpc.runtime.scheduler.training_tasks import TrainingTasks
 from lemix_hpc.runtime.transport.messages import StepTogether
 from lemix_hpc.workload.samples import Sample, SampleQueue
 from lemix_hpc.workload.tasks import TrainingBatch

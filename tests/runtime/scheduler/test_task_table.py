@@ -5,7 +5,7 @@ import pytest
 from lemix_hpc.engines.protocol import MicroBatch
 from lemix_hpc.policy.events import Place
 from lemix_hpc.records.schema import Outcome, ServedTask, TrainedTask
-from lemix_hpc.runtime.ledger import LATE_REPORTS, ServingTask, TaskNames, TrainingTask
+from lemix_hpc.runtime.scheduler.task_table import LATE_REPORTS, ServingTask, TaskNames, TrainingTask
 from lemix_hpc.runtime.transport.messages import RequestDone
 from lemix_hpc.workload.tasks import Request
 

@@ -10,8 +10,8 @@ from lemix_hpc.policy.drift import Drift
 from lemix_hpc.records.schema import Outcome, Progress, ServedTask
 from lemix_hpc.records.writer import Recorder
 from lemix_hpc.runtime.http.metrics import Figures
-from lemix_hpc.runtime.ledger import ServingTask
-from lemix_hpc.runtime.training_tasks import TrainingTasks
+from lemix_hpc.runtime.scheduler.task_table import ServingTask
+from lemix_hpc.runtime.scheduler.training_tasks import TrainingTasks
 from lemix_hpc.runtime.transport.messages import WorkSpan
 from lemix_hpc.runtime.transport.rank_layout import Layout
 

@@ -6,8 +6,8 @@ from lemix_hpc.engines.protocol import MicroBatch
 from lemix_hpc.policy.events import GroupOffered, Place, TrainingClosed
 from lemix_hpc.records.writer import Recorder
 from lemix_hpc.run_setup.training_feed import FedGroup, TrainingFeed
-from lemix_hpc.runtime.ledger import TaskNames, TrainingTask
-from lemix_hpc.runtime.together import StepsTogether
+from lemix_hpc.runtime.scheduler.sync_steps import StepsTogether
+from lemix_hpc.runtime.scheduler.task_table import TaskNames, TrainingTask
 from lemix_hpc.runtime.transport import messages as m
 
 

@@ -5,8 +5,8 @@ import pytest
 from lemix_hpc.config.recipe import Engine, Model, Nodes, Recipe
 from lemix_hpc.config.training_section import Training
 from lemix_hpc.policy.latency import Affine, Shape
+from lemix_hpc.runtime.scheduler.warm_up import DECODED, REPEATS, ProbeTimes, probes
 from lemix_hpc.runtime.transport.messages import WorkSpan
-from lemix_hpc.runtime.warm_up import DECODED, REPEATS, ProbeTimes, probes
 from lemix_hpc.workload.tasks import Request
 from tests.runtime.conftest import tiny_llama
 

@@ -18,16 +18,16 @@ from lemix_hpc.records.schema import COEFFICIENTS, LearnedTimes, Progress, RunFa
 from lemix_hpc.records.writer import Recorder
 from lemix_hpc.run_setup.scheduler_setup import limits_ms, make_scheduler, mean_unloaded_response, partners, split
 from lemix_hpc.run_setup.training_feed import feed_of
-from lemix_hpc.runtime.front import Front, FrontSettings
 from lemix_hpc.runtime.http.endpoint import Endpoint
 from lemix_hpc.runtime.http.exchange import Exchange
 from lemix_hpc.runtime.leader.make_leader import AnyLeader, engines_in
+from lemix_hpc.runtime.scheduler.loop import Front, FrontSettings
+from lemix_hpc.runtime.scheduler.warm_up import ProbeTimes, probes
 from lemix_hpc.runtime.transport import messages as m
 from lemix_hpc.runtime.transport.idle_wait import ALONE_ON_HOST_S, Waiter
 from lemix_hpc.runtime.transport.mailbox import Inbox, Mail, Mailbox
 from lemix_hpc.runtime.transport.rank_layout import Layout
 from lemix_hpc.runtime.transport.run_clock import RunClock
-from lemix_hpc.runtime.warm_up import ProbeTimes, probes
 from lemix_hpc.workload.api_lengths import context_of
 from lemix_hpc.workload.load import Workload, load_workload
 from lemix_hpc.workload.tasks import Request

@@ -20,13 +20,13 @@ from lemix_hpc.records.schema import ServedTask, Span
 from lemix_hpc.records.writer import Recorder
 from lemix_hpc.run_setup.scheduler_setup import Partners
 from lemix_hpc.run_setup.training_feed import TrainingFeed
-from lemix_hpc.runtime.arrivals import Arrivals
 from lemix_hpc.runtime.http.call import Client
 from lemix_hpc.runtime.http.exchange import Exchange
-from lemix_hpc.runtime.ledger import ServingTask, TaskNames
-from lemix_hpc.runtime.live import LiveView
-from lemix_hpc.runtime.together import Rounds, StepsTogether
-from lemix_hpc.runtime.training_tasks import TrainingTasks
+from lemix_hpc.runtime.scheduler.arrivals import Arrivals
+from lemix_hpc.runtime.scheduler.progress import LiveView
+from lemix_hpc.runtime.scheduler.sync_steps import Rounds, StepsTogether
+from lemix_hpc.runtime.scheduler.task_table import ServingTask, TaskNames
+from lemix_hpc.runtime.scheduler.training_tasks import TrainingTasks
 from lemix_hpc.runtime.transport import messages as m
 from lemix_hpc.runtime.transport.mailbox import Inbox, Mail, Mailbox
 from lemix_hpc.runtime.transport.rank_layout import Layout

@@ -1,4 +1,4 @@
-from lemix_hpc.runtime.arrivals import Arrivals
+from lemix_hpc.runtime.scheduler.arrivals import Arrivals
 from lemix_hpc.workload.tasks import Request
 
 OPENING = Request("first", 1.0, 8, 0)

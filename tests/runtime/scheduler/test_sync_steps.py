@@ -2,7 +2,7 @@
 
 import pytest
 
-from lemix_hpc.runtime.together import StepsTogether
+from lemix_hpc.runtime.scheduler.sync_steps import StepsTogether
 from lemix_hpc.runtime.transport.messages import StepTogether
 
 
