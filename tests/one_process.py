@@ -23,7 +23,7 @@ from lemix_hpc.records.schema import Progress, ServedTask, Span, TaskRecord, Tra
 from lemix_hpc.records.writer import Recorder
 from lemix_hpc.run_setup.scheduler_setup import make_scheduler, mean_unloaded_response
 from lemix_hpc.run_setup.training_feed import feed_of
-from lemix_hpc.runtime.http.exchange import Exchange
+from lemix_hpc.runtime.http.call_router import Exchange
 from lemix_hpc.runtime.leader.make_leader import make_leader
 from lemix_hpc.runtime.main import stage_place, stage_rules
 from lemix_hpc.runtime.scheduler.loop import Front, FrontSettings

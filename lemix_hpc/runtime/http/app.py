@@ -17,13 +17,13 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from lemix_hpc.runtime.http.bodies import Guard
 from lemix_hpc.runtime.http.call import Call, Gone, Part
-from lemix_hpc.runtime.http.door import Door
 from lemix_hpc.runtime.http.errors import ApiError, bad_request, closing
 from lemix_hpc.runtime.http.metrics import CONTENT_TYPE, Figures, exposition
-from lemix_hpc.runtime.http.relay import Relay, for_node
+from lemix_hpc.runtime.http.request_guard import Guard
+from lemix_hpc.runtime.http.response_stream import Relay, for_node
 from lemix_hpc.runtime.http.sample_intake import SampleIntake
+from lemix_hpc.runtime.http.server import Door
 from lemix_hpc.workload.api_lengths import GENERATING, call_lengths
 from lemix_hpc.workload.tasks import ApiCall
 from lemix_hpc.workload.tokenizer import Tokenizer

@@ -16,11 +16,11 @@ from lemix_hpc.config.serving_section import Http
 from lemix_hpc.config.training_section import Training
 from lemix_hpc.config.workload_section import TextFields
 from lemix_hpc.run_setup.scheduler_setup import allocation_end
-from lemix_hpc.runtime.http.bodies import Guard
-from lemix_hpc.runtime.http.door import Door, bind, url
-from lemix_hpc.runtime.http.exchange import Exchange
-from lemix_hpc.runtime.http.results import BatchResults
+from lemix_hpc.runtime.http.batch_results import BatchResults
+from lemix_hpc.runtime.http.call_router import Exchange
+from lemix_hpc.runtime.http.request_guard import Guard
 from lemix_hpc.runtime.http.sample_intake import SampleIntake
+from lemix_hpc.runtime.http.server import Door, bind, url
 from lemix_hpc.runtime.transport.mailbox import Mailbox
 from lemix_hpc.runtime.transport.rank_layout import Layout
 from lemix_hpc.workload.api_lengths import context_of

@@ -21,7 +21,7 @@ from lemix_hpc.records.writer import Recorder
 from lemix_hpc.run_setup.scheduler_setup import Partners
 from lemix_hpc.run_setup.training_feed import TrainingFeed
 from lemix_hpc.runtime.http.call import Client
-from lemix_hpc.runtime.http.exchange import Exchange
+from lemix_hpc.runtime.http.call_router import Exchange
 from lemix_hpc.runtime.scheduler.arrivals import Arrivals
 from lemix_hpc.runtime.scheduler.progress import LiveView
 from lemix_hpc.runtime.scheduler.sync_steps import Rounds, StepsTogether

@@ -18,8 +18,8 @@ from lemix_hpc.records.schema import COEFFICIENTS, LearnedTimes, Progress, RunFa
 from lemix_hpc.records.writer import Recorder
 from lemix_hpc.run_setup.scheduler_setup import limits_ms, make_scheduler, mean_unloaded_response, partners, split
 from lemix_hpc.run_setup.training_feed import feed_of
+from lemix_hpc.runtime.http.call_router import Exchange
 from lemix_hpc.runtime.http.endpoint import Endpoint
-from lemix_hpc.runtime.http.exchange import Exchange
 from lemix_hpc.runtime.leader.make_leader import AnyLeader, engines_in
 from lemix_hpc.runtime.scheduler.loop import Front, FrontSettings
 from lemix_hpc.runtime.scheduler.warm_up import ProbeTimes, probes

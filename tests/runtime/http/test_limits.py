@@ -9,8 +9,8 @@ import pytest
 from lemix_hpc.config.errors import UserError
 from lemix_hpc.config.serving_section import Http
 from lemix_hpc.runtime.http.call import Call
-from lemix_hpc.runtime.http.door import MOST_CALLS, Door, bind, url
 from lemix_hpc.runtime.http.errors import ApiError
+from lemix_hpc.runtime.http.server import MOST_CALLS, Door, bind, url
 from lemix_hpc.workload.tasks import ApiCall
 
 

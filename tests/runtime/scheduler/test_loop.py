@@ -34,8 +34,8 @@ from lemix_hpc.records.writer import Recorder
 from lemix_hpc.run_setup.scheduler_setup import Partners
 from lemix_hpc.run_setup.training_feed import TrainingFeed
 from lemix_hpc.runtime.http.call import Part
+from lemix_hpc.runtime.http.call_router import Exchange
 from lemix_hpc.runtime.http.errors import ApiError
-from lemix_hpc.runtime.http.exchange import Exchange
 from lemix_hpc.runtime.scheduler.loop import Front, FrontSettings
 from lemix_hpc.runtime.transport import messages as m
 from lemix_hpc.runtime.transport.mailbox import Inbox, Mail

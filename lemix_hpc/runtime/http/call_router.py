@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 from lemix_hpc.policy.events import Place
 from lemix_hpc.records.schema import Outcome
+from lemix_hpc.runtime.http.batch_results import BatchResults
 from lemix_hpc.runtime.http.call import Client, Part
-from lemix_hpc.runtime.http.door import Door
 from lemix_hpc.runtime.http.errors import closing, cut_short, no_answer
 from lemix_hpc.runtime.http.metrics import Figures
-from lemix_hpc.runtime.http.results import BatchResults
+from lemix_hpc.runtime.http.server import Door
 from lemix_hpc.runtime.transport import messages as m
 from lemix_hpc.runtime.transport.mailbox import Inbox, Mailbox
 from lemix_hpc.runtime.transport.rank_layout import Layout

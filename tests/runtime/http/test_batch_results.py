@@ -2,9 +2,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from lemix_hpc.runtime.http.batch_results import RESULTS, BatchResults
 from lemix_hpc.runtime.http.call import Part
 from lemix_hpc.runtime.http.errors import closing
-from lemix_hpc.runtime.http.results import RESULTS, BatchResults
 from lemix_hpc.workload.lines import BadLine
 
 

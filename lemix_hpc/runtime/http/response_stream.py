@@ -6,8 +6,8 @@ import asyncio
 from typing import Any
 
 from lemix_hpc.runtime.http.call import Call, Gone, Headers
-from lemix_hpc.runtime.http.door import Door
 from lemix_hpc.runtime.http.errors import ApiError
+from lemix_hpc.runtime.http.server import Door
 
 _OF_ONE_HOP = frozenset(
     (

@@ -9,8 +9,8 @@ import pytest
 
 from lemix_hpc.policy.events import Place
 from lemix_hpc.runtime.http.call import Part
+from lemix_hpc.runtime.http.call_router import Exchange
 from lemix_hpc.runtime.http.errors import ApiError
-from lemix_hpc.runtime.http.exchange import Exchange
 from lemix_hpc.runtime.transport import messages as m
 from lemix_hpc.runtime.transport.rank_layout import Layout
 from lemix_hpc.workload.tasks import ApiCall, Request
