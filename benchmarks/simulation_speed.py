@@ -20,9 +20,9 @@ import numpy as np
 from lemix_hpc.config.recipe import Recipe
 from lemix_hpc.profiling.hardware import load_hardware
 from lemix_hpc.run_setup.scheduler_setup import make_scheduler, mean_unloaded_response
-from lemix_hpc.simulate.play import play
-from lemix_hpc.simulate.setup import make_setting, make_times_of
-from lemix_hpc.simulate.world import make_requests
+from lemix_hpc.simulate.cluster_state import make_requests
+from lemix_hpc.simulate.from_recipe import make_setting, make_times_of
+from lemix_hpc.simulate.simulator import play
 from lemix_hpc.studies.simulated_run import simulate
 from lemix_hpc.workload.load import load_workload
 

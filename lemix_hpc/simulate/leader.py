@@ -6,11 +6,11 @@ import math
 
 from lemix_hpc.policy.jit import compiled, inlined
 from lemix_hpc.runtime.leader.batching_leader import AHEAD, MOST_IN_FLIGHT
-from lemix_hpc.simulate.heap import bring_follower, pop
+from lemix_hpc.simulate.cluster_state import Setting, World, append, take
+from lemix_hpc.simulate.dtypes import FINISHED, NONE
 from lemix_hpc.simulate.memory import cache_fits, claim_cache, release_cache, take_cache
-from lemix_hpc.simulate.rows import FINISHED, NONE
-from lemix_hpc.simulate.stages import come
-from lemix_hpc.simulate.world import Setting, World, append, take
+from lemix_hpc.simulate.pairing_heap import bring_follower, pop
+from lemix_hpc.simulate.stage import come
 
 
 @compiled

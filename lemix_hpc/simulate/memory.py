@@ -13,10 +13,10 @@ from typing import Any
 from lemix_hpc.policy import memory_rules as policy
 from lemix_hpc.policy.jit import compiled
 from lemix_hpc.policy.memory_rules import OFFLOAD, PREEMPT, RUN
-from lemix_hpc.simulate.heap import push
-from lemix_hpc.simulate.rows import ABSENT, AWAY, BACK, BACKWARDS, COMING, HELD, LEAVING, NONE
-from lemix_hpc.simulate.timers import set_timer
-from lemix_hpc.simulate.world import Setting, World, append, take, touch
+from lemix_hpc.simulate.cluster_state import Setting, World, append, take, touch
+from lemix_hpc.simulate.dtypes import ABSENT, AWAY, BACK, BACKWARDS, COMING, HELD, LEAVING, NONE
+from lemix_hpc.simulate.pairing_heap import push
+from lemix_hpc.simulate.tournament_tree import set_timer
 
 decide = compiled(policy.decide)
 spare_time = compiled(policy.spare_time)

@@ -24,12 +24,12 @@ from lemix_hpc.report import metrics
 from lemix_hpc.report.build import summarise, write_report
 from lemix_hpc.run_setup.scheduler_setup import aim, limits_ms, make_scheduler, mean_unloaded_response
 from lemix_hpc.run_setup.training_feed import TrainingFeed, feed_of
-from lemix_hpc.simulate import result
-from lemix_hpc.simulate.play import play
-from lemix_hpc.simulate.rooms import make_rooms_of, memory_use
-from lemix_hpc.simulate.setup import make_setting, make_times_of
-from lemix_hpc.simulate.told import told
-from lemix_hpc.simulate.world import World, follow, make_requests
+from lemix_hpc.simulate import to_records as result
+from lemix_hpc.simulate.cluster_state import World, follow, make_requests
+from lemix_hpc.simulate.event_trace import told
+from lemix_hpc.simulate.from_recipe import make_setting, make_times_of
+from lemix_hpc.simulate.memory_limits import make_rooms_of, memory_use
+from lemix_hpc.simulate.simulator import play
 from lemix_hpc.workload.load import Workload, load_workload
 from lemix_hpc.workload.tasks import Request
 

@@ -13,9 +13,9 @@ from lemix_hpc.policy.latency import Affine, LatencyModel
 from lemix_hpc.policy.latency_tables import make_times
 from lemix_hpc.policy.rules import SchedulerConfig
 from lemix_hpc.policy.scheduler import Scheduler
-from lemix_hpc.simulate.play import play
-from lemix_hpc.simulate.rows import Records
-from lemix_hpc.simulate.world import Setting, World, make_requests
+from lemix_hpc.simulate.cluster_state import Setting, World, make_requests
+from lemix_hpc.simulate.dtypes import Records
+from lemix_hpc.simulate.simulator import play
 
 SETTING = Setting(
     nodes=1,

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from lemix_hpc.config.errors import UserError
 from lemix_hpc.config.load import load_recipe
-from lemix_hpc.simulate.rows import FINISHED
-from lemix_hpc.simulate.world import make_rooms
+from lemix_hpc.simulate.cluster_state import make_rooms
+from lemix_hpc.simulate.dtypes import FINISHED
 from lemix_hpc.studies.simulated_run import Simulated, simulate
 from tests.simulate.cluster import Played, run
 from tests.studies.test_simulated_run import COEFFICIENTS

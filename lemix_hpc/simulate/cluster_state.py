@@ -15,7 +15,7 @@ from lemix_hpc.policy.execution_rules import NOTHING
 from lemix_hpc.policy.jit import compiled, inlined
 from lemix_hpc.policy.latency_tables import Times
 from lemix_hpc.runtime.leader.batching_leader import MOST_IN_FLIGHT
-from lemix_hpc.simulate.rows import (
+from lemix_hpc.simulate.dtypes import (
     ACTIVATION,
     AT_STAGE,
     BATCH,
@@ -35,7 +35,7 @@ from lemix_hpc.simulate.rows import (
     STAGE,
     Records,
 )
-from lemix_hpc.simulate.timers import Timers, make_timers
+from lemix_hpc.simulate.tournament_tree import Timers, make_timers
 
 
 class Setting(NamedTuple):

@@ -8,8 +8,8 @@ from __future__ import annotations
 from typing import Any
 
 from lemix_hpc.policy.jit import compiled
-from lemix_hpc.simulate.rows import NONE, Records
-from lemix_hpc.simulate.world import World
+from lemix_hpc.simulate.cluster_state import World
+from lemix_hpc.simulate.dtypes import NONE, Records
 
 
 @compiled

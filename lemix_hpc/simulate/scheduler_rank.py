@@ -7,8 +7,8 @@ from lemix_hpc.policy.execution_rules import BACKWARD, SERVE
 from lemix_hpc.policy.jit import compiled, inlined
 from lemix_hpc.policy.rules import Rules
 from lemix_hpc.policy.state import State, full
-from lemix_hpc.simulate.heap import bring_follower, push
-from lemix_hpc.simulate.rows import (
+from lemix_hpc.simulate.cluster_state import Setting, World, append, log, touch
+from lemix_hpc.simulate.dtypes import (
     ARRIVED,
     CLOSED,
     ENDED,
@@ -20,7 +20,7 @@ from lemix_hpc.simulate.rows import (
     REFUSED,
     TICKED,
 )
-from lemix_hpc.simulate.world import Setting, World, append, log, touch
+from lemix_hpc.simulate.pairing_heap import bring_follower, push
 
 GOING, DONE, STUCK, NEED_ROOM, NEED_SLOTS, NEED_GROUPS, MEASURE = range(7)
 """What the loop asks of its caller: nothing, to make room for spans and events or in the policy's state, for more groups of

@@ -14,8 +14,8 @@ from lemix_hpc.policy.events import (
     Tick,
     TrainingClosed,
 )
-from lemix_hpc.simulate.rows import ARRIVED, CLOSED, ENDED, OFFERED, PASSED_STAGE
-from lemix_hpc.simulate.world import Setting, World
+from lemix_hpc.simulate.cluster_state import Setting, World
+from lemix_hpc.simulate.dtypes import ARRIVED, CLOSED, ENDED, OFFERED, PASSED_STAGE
 
 
 def told(world: World, setting: Setting, measured: list[tuple[int, PassMeasured]]) -> Iterator[Event]:

@@ -10,7 +10,7 @@ import math
 import numpy as np
 
 from lemix_hpc.policy.jit import compiled
-from lemix_hpc.simulate.world import Setting
+from lemix_hpc.simulate.cluster_state import Setting
 
 
 @compiled

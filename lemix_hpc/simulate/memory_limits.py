@@ -16,8 +16,8 @@ from lemix_hpc.profiling.coefficients import CoefficientFile, StageMemory
 from lemix_hpc.profiling.hardware import Hardware
 from lemix_hpc.records.schema import MemoryUse, MemoryWaits, StageMemoryShares
 from lemix_hpc.run_setup.scheduler_setup import training_nodes
-from lemix_hpc.simulate.rows import Records
-from lemix_hpc.simulate.world import Memory, make_rooms
+from lemix_hpc.simulate.cluster_state import Memory, make_rooms
+from lemix_hpc.simulate.dtypes import Records
 from lemix_hpc.workload.length_tables import TABLES
 from lemix_hpc.workload.tasks import Request
 

@@ -14,7 +14,12 @@ from lemix_hpc.policy.jit import compiled, inlined
 from lemix_hpc.policy.rules import Rules
 from lemix_hpc.policy.state import State, full
 from lemix_hpc.policy.transitions import next_tick
-from lemix_hpc.simulate.front import (
+from lemix_hpc.simulate.cluster_state import Setting, World, add_span, touch
+from lemix_hpc.simulate.dtypes import FINISHED, NONE
+from lemix_hpc.simulate.leader import free_batch, supply_first_stage, take_results
+from lemix_hpc.simulate.memory import move, set_wake
+from lemix_hpc.simulate.pairing_heap import pop
+from lemix_hpc.simulate.scheduler_rank import (
     DONE,
     GOING,
     MEASURE,
@@ -27,13 +32,8 @@ from lemix_hpc.simulate.front import (
     tell_finished,
     tell_passed,
 )
-from lemix_hpc.simulate.heap import pop
-from lemix_hpc.simulate.leader import free_batch, supply_first_stage, take_results
-from lemix_hpc.simulate.memory import move, set_wake
-from lemix_hpc.simulate.rows import FINISHED, NONE
-from lemix_hpc.simulate.stages import backward_done, come, end_stretch, forward_done, settle
-from lemix_hpc.simulate.timers import earliest, set_timer
-from lemix_hpc.simulate.world import Setting, World, add_span, touch
+from lemix_hpc.simulate.stage import backward_done, come, end_stretch, forward_done, settle
+from lemix_hpc.simulate.tournament_tree import earliest, set_timer
 
 RESOLUTION = 1e-9
 """The policy's ticks come at most once in so many seconds, whatever the rounding of their times."""

@@ -12,12 +12,12 @@ from lemix_hpc.policy import execution_rules
 from lemix_hpc.policy.execution_rules import COMMIT, FORWARD, NOTHING, SERVE
 from lemix_hpc.policy.jit import compiled, inlined
 from lemix_hpc.policy.latency_tables import BACKWARD_PASS, FORWARD_PASS, SERVE_PASS, stage_seconds
-from lemix_hpc.simulate.heap import pop, push
+from lemix_hpc.simulate.cluster_state import Setting, World, add_span, append, take, touch
+from lemix_hpc.simulate.dtypes import BACKWARDS, COPY, FORWARDS, NONE, STEPS
+from lemix_hpc.simulate.latency_noise import spread
 from lemix_hpc.simulate.memory import activations_there, claim_activations, may_leave, must_stay, release_activations
-from lemix_hpc.simulate.noise import spread
-from lemix_hpc.simulate.rows import BACKWARDS, COPY, FORWARDS, NONE, STEPS
-from lemix_hpc.simulate.timers import set_timer
-from lemix_hpc.simulate.world import Setting, World, add_span, append, take, touch
+from lemix_hpc.simulate.pairing_heap import pop, push
+from lemix_hpc.simulate.tournament_tree import set_timer
 
 pick = compiled(execution_rules.pick)
 debt_after = compiled(execution_rules.debt_after)

@@ -8,8 +8,8 @@ from lemix_hpc.config.recipe import Recipe
 from lemix_hpc.policy.latency_tables import Times, make_times
 from lemix_hpc.profiling.hardware import Hardware
 from lemix_hpc.run_setup.scheduler_setup import split
-from lemix_hpc.simulate.rooms import is_limited
-from lemix_hpc.simulate.world import Setting
+from lemix_hpc.simulate.cluster_state import Setting
+from lemix_hpc.simulate.memory_limits import is_limited
 
 
 def make_times_of(recipe: Recipe, hardware: Hardware) -> Times:
