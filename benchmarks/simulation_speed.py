@@ -21,8 +21,8 @@ from lemix_hpc.config.recipe import Recipe
 from lemix_hpc.profiling.hardware import load_hardware
 from lemix_hpc.run_setup.scheduler_setup import make_scheduler, mean_unloaded_response
 from lemix_hpc.simulate.cluster_state import make_requests
-from lemix_hpc.simulate.from_recipe import make_setting, make_times_of
-from lemix_hpc.simulate.simulator import play
+from lemix_hpc.simulate.from_recipe import make_config, make_times_of
+from lemix_hpc.simulate.simulator import run_simulation
 from lemix_hpc.studies.simulated_run import simulate
 from lemix_hpc.workload.load import load_workload
 
@@ -62,9 +62,9 @@ def loop_seconds(recipe: Recipe) -> float:
         np.zeros(len(work.requests), dtype=np.int64),
     )
     scheduler, times = make_scheduler(recipe, hardware, t0), make_times_of(recipe, hardware)
-    setting = make_setting(recipe, hardware, endless=False, logs=False)
+    config = make_config(recipe, hardware, endless=False, logs=False)
     start = time.perf_counter()
-    play(scheduler, setting, times, requests, iter([length] for length in lengths))
+    run_simulation(scheduler, config, times, requests, iter([length] for length in lengths))
     return time.perf_counter() - start
 
 

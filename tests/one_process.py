@@ -23,10 +23,10 @@ from lemix_hpc.records.schema import Progress, ServedTask, Span, TaskRecord, Tra
 from lemix_hpc.records.writer import Recorder
 from lemix_hpc.run_setup.scheduler_setup import make_scheduler, mean_unloaded_response
 from lemix_hpc.run_setup.training_feed import feed_of
-from lemix_hpc.runtime.http.call_router import Exchange
+from lemix_hpc.runtime.http.call_router import CallRouter
 from lemix_hpc.runtime.leader.make_leader import make_leader
 from lemix_hpc.runtime.main import stage_place, stage_rules
-from lemix_hpc.runtime.scheduler.loop import Front, FrontSettings
+from lemix_hpc.runtime.scheduler.loop import LoopSettings, SchedulerLoop
 from lemix_hpc.runtime.stage.worker import StageWorker
 from lemix_hpc.runtime.transport import messages as m
 from lemix_hpc.runtime.transport.mailbox import Inbox, Mail
@@ -49,7 +49,7 @@ class Clock:
     def sleep(self, seconds: float) -> None:
         self.busy_until = self.now() + seconds
 
-    def start(self, epoch: float) -> None:
+    def start(self, start_time: float) -> None:
         """The run starts at 0."""
 
     @property
@@ -148,7 +148,7 @@ class OneProcess:
         self._time = [0.0]
         self._post = Post()
         self._layout = Layout(recipe.nodes.count, recipe.nodes.stages)
-        self._front = self._make_front(recipe)
+        self._loop = self._make_loop(recipe)
         leaders = range(recipe.nodes.count)
         self._leaders = [self._make_leader(recipe, node) for node in leaders]
         self._stages = [
@@ -159,9 +159,9 @@ class OneProcess:
         """Until everything is served and trained."""
         while True:
             self._settle()
-            if self._front.finished:
+            if self._loop.finished:
                 return
-            next_time = min(self._ends(), self._front._arrivals.next, self._front._tick_at)
+            next_time = min(self._ends(), self._loop._arrivals.next, self._loop._tick_at)
             assert self._time[0] < next_time < math.inf, "nothing will ever happen again"
             self._time[0] = next_time
 
@@ -184,19 +184,19 @@ class OneProcess:
         """Leaders pass on what the stages tell, the scheduler acts on it, and leaders form batches of what it sends."""
         before = -1
         while before != (before := self._post.sent + len(self.records.events)):
-            for turn in (*(leader.turn for leader in self._leaders), self._front.turn):
+            for turn in (*(leader.turn for leader in self._leaders), self._loop.turn):
                 turn()
 
     def _box(self, rank: int, inbox: Inbox, clock: Clock) -> Any:
         return VirtualMailbox(self._post, rank, inbox, clock)
 
-    def _make_front(self, recipe: Recipe) -> Front:
+    def _make_loop(self, recipe: Recipe) -> SchedulerLoop:
         hardware, work = load_hardware(recipe), load_workload(recipe)
         t0 = mean_unloaded_response(hardware.reference.latency(recipe.nodes.stages), work.requests, recipe)
         clock = Clock(self._time)
         mailbox = self._box(SCHEDULER_RANK, Inbox.SCHEDULER, clock)
         number: Callable[[], int] = functools.partial(next, itertools.count())
-        return Front(
+        return SchedulerLoop(
             self._layout,
             make_scheduler(recipe, hardware, t0),
             mailbox,
@@ -204,8 +204,8 @@ class OneProcess:
             clock.now,
             work.requests,
             feed_of(recipe, work, number),
-            Exchange(self._layout, mailbox, number, recipe.engine.timeout_s),
-            FrontSettings(None, recipe.report.live_interval_s),
+            CallRouter(self._layout, mailbox, number, recipe.engine.timeout_s),
+            LoopSettings(None, recipe.report.live_interval_s),
             number,
         )
 

@@ -59,10 +59,10 @@ def run(recipe: Recipe, run_dir: Path, attempt: int) -> None:
         leader = make_leader(recipe, layout, node, Mailbox(comm, Inbox.LEADER, bell), meeting, clock, bell.wake)
         if rank == SCHEDULER_RANK:
             from lemix_hpc.runtime.scheduler.rank import (
-                Session,
+                SchedulerRank,
             )  # it loads the policy's compiler, which other ranks do without
 
-            Session(recipe, layout, run_dir, Mailbox(comm, Inbox.SCHEDULER, bell), clock, waiter, leader).run()
+            SchedulerRank(recipe, layout, run_dir, Mailbox(comm, Inbox.SCHEDULER, bell), clock, waiter, leader).run()
             return
         while not leader.finished:
             if leader.turn():

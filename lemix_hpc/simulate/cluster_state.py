@@ -29,16 +29,16 @@ from lemix_hpc.simulate.dtypes import (
     PASSED,
     QUEUE,
     REQUEST,
-    ROOM,
     RUN,
     SPAN,
     STAGE,
+    STAGE_MEMORY,
     Records,
 )
 from lemix_hpc.simulate.tournament_tree import Timers, make_timers
 
 
-class Setting(NamedTuple):
+class SimulationConfig(NamedTuple):
     """What does not change. `pieces`: in how many a training pass is cut; `servers`: that many nodes, the first ones, only
     serve, and take over weights every `copy_every` steps; `endless`: training goes on while serving lasts;
     `logs`: what the policy is told is written down; `measures`: it is told how long passes took; `limited`: memory has an end;
@@ -68,10 +68,10 @@ class Setting(NamedTuple):
 
 
 class Memory(NamedTuple):
-    """A room for each stage, two claims for each node; queues of each stage: activations that could leave, in the order of
+    """The memory of each stage, two claims for each node; queues of each stage: activations that could leave, in the order of
     their forwards, and those on their way. `wakes`: when a node has to look at its memory again. Empty without a limit."""
 
-    rooms: Records
+    stages: Records
     claims: Records
     activations: Records
     movable: Records
@@ -79,7 +79,7 @@ class Memory(NamedTuple):
     wakes: Timers
 
 
-class World(NamedTuple):
+class ClusterState(NamedTuple):
     """All arrays. A stage is at node * stages + stage of `stages` and `markers`, its queues at 3 times that of `queues`; a
     node's batches at node * MOST_IN_FLIGHT of `batches`, with a row of `members` each. `ready`: requests of a node that
     generate; `lengths`: tokens in a row of each micro-batch. Later turns stand behind all other requests, with an arrival of
@@ -128,84 +128,87 @@ def follow(requests: Records, later: NDArray[np.int64], earlier: NDArray[np.int6
     requests["arrival"][later] = np.inf
 
 
-def make_rooms(limit: ArrayLike, cache_bytes: ArrayLike, activation_bytes: ArrayLike) -> Records:
+def make_stage_memory(limit: ArrayLike, cache_bytes: ArrayLike, activation_bytes: ArrayLike) -> Records:
     """The memory of all stages, node after node: bytes for tasks, and bytes for a token in the cache and in training."""
     limits = np.asarray(limit, dtype=np.int64)
-    rooms = np.zeros(len(limits), ROOM)
-    rooms["limit"], rooms["cache_bytes"], rooms["activation_bytes"] = limits, cache_bytes, activation_bytes
-    return rooms
+    stages = np.zeros(len(limits), STAGE_MEMORY)
+    stages["limit"], stages["cache_bytes"], stages["activation_bytes"] = limits, cache_bytes, activation_bytes
+    return stages
 
 
-def make_world(setting: Setting, times: Times, requests: Records, *, spans: int, rooms: Records | None = None) -> World:
-    """An idle cluster in front of these requests, without training; room for so many spans. `rooms`: where it is limited."""
-    stages, batches = setting.nodes * setting.stages, MOST_IN_FLIGHT
+def make_cluster(
+    config: SimulationConfig, times: Times, requests: Records, *, spans: int, stage_memory: Records | None = None
+) -> ClusterState:
+    """An idle cluster in front of these requests, without training; room for so many spans. `stage_memory`: where it is
+    limited."""
+    stages, batches = config.nodes * config.stages, MOST_IN_FLIGHT
     run = np.zeros(1, RUN)
     run["listed"] = np.isfinite(requests["arrival"]).sum()
     run["due"], run["unserved"], run["closed"] = NONE, len(requests), True
-    nodes = np.zeros(setting.nodes, NODE)
-    nodes["waiting"], nodes["free"] = NONE, np.arange(setting.nodes) * batches
-    batch = np.zeros(setting.nodes * batches, BATCH)
+    nodes = np.zeros(config.nodes, NODE)
+    nodes["waiting"], nodes["free"] = NONE, np.arange(config.nodes) * batches
+    batch = np.zeros(config.nodes * batches, BATCH)
     batch["next"] = np.where(np.arange(len(batch)) % batches == batches - 1, NONE, np.arange(len(batch)) + 1)
     stage = np.zeros(stages, STAGE)
     stage["kind"] = stage["resting"] = NOTHING
     stage["serves"] = NONE
-    return World(
+    return ClusterState(
         times=times,
         timers=make_timers(stages),
-        memory=_make_memory(setting, rooms),
+        memory=_make_memory(config, stage_memory),
         run=run,
         requests=requests,
-        passed=np.zeros((len(requests), setting.stages), PASSED),
+        passed=np.zeros((len(requests), config.stages), PASSED),
         micro_batches=np.zeros(0, MICRO_BATCH),
         lengths=np.zeros(0, dtype=np.int64),
         groups=np.zeros(0, GROUP),
-        at_stage=np.zeros((0, setting.stages), AT_STAGE),
+        at_stage=np.zeros((0, config.stages), AT_STAGE),
         nodes=nodes,
-        ready=_queues(setting.nodes),
+        ready=_queues(config.nodes),
         batches=batch,
-        members=np.zeros((len(batch), setting.max_requests), dtype=np.int64),
+        members=np.zeros((len(batch), config.max_requests), dtype=np.int64),
         stages=stage,
         queues=_queues(3 * stages),
         # An update waits behind batches; copies of weights may come up to once after each of those.
-        markers=np.zeros((stages, MOST_IN_FLIGHT + 2 if setting.servers else 1), MARKER),
-        changed=np.zeros(setting.nodes, dtype=np.int64),
+        markers=np.zeros((stages, MOST_IN_FLIGHT + 2 if config.servers else 1), MARKER),
+        changed=np.zeros(config.nodes, dtype=np.int64),
         spans=np.zeros(spans, SPAN),
-        events=np.zeros(spans if setting.logs else 0, EVENT),
+        events=np.zeros(spans if config.logs else 0, EVENT),
     )
 
 
-def with_groups(world: World, lengths: list[list[int]]) -> World:
+def with_groups(cluster: ClusterState, lengths: list[list[int]]) -> ClusterState:
     """More groups of micro-batches, by the tokens in a row of each."""
     sizes = np.array([len(group) for group in lengths], dtype=np.int64)
     groups, micro_batches = np.zeros(len(sizes), GROUP), np.zeros(int(sizes.sum()), MICRO_BATCH)
     groups["size"] = sizes
-    groups["first"] = len(world.micro_batches) + np.cumsum(sizes) - sizes
+    groups["first"] = len(cluster.micro_batches) + np.cumsum(sizes) - sizes
     groups["step"] = NONE
-    micro_batches["group"] = np.repeat(np.arange(len(sizes)) + len(world.groups), sizes)
+    micro_batches["group"] = np.repeat(np.arange(len(sizes)) + len(cluster.groups), sizes)
     tokens = np.array([length for group in lengths for length in group], dtype=np.int64)
     micro_batches["node"] = NONE
-    at_stage = np.zeros((len(sizes), world.at_stage.shape[1]), AT_STAGE)
-    world.run["closed"] = False
-    memory = world.memory
-    if len(memory.rooms):
+    at_stage = np.zeros((len(sizes), cluster.at_stage.shape[1]), AT_STAGE)
+    cluster.run["closed"] = False
+    memory = cluster.memory
+    if len(memory.stages):
         more = np.zeros(len(micro_batches) * at_stage.shape[1], ACTIVATION)
         memory = memory._replace(activations=np.concatenate([memory.activations, more]))
-    return world._replace(
+    return cluster._replace(
         memory=memory,
-        groups=np.concatenate([world.groups, groups]),
-        micro_batches=np.concatenate([world.micro_batches, micro_batches]),
-        lengths=np.concatenate([world.lengths, tokens]),
-        at_stage=np.concatenate([world.at_stage, at_stage]),
+        groups=np.concatenate([cluster.groups, groups]),
+        micro_batches=np.concatenate([cluster.micro_batches, micro_batches]),
+        lengths=np.concatenate([cluster.lengths, tokens]),
+        at_stage=np.concatenate([cluster.at_stage, at_stage]),
     )
 
 
-def _make_memory(setting: Setting, rooms: Records | None) -> Memory:
-    rooms = np.zeros(0, ROOM) if rooms is None else rooms.copy()
-    nodes = setting.nodes if len(rooms) else 0
+def _make_memory(config: SimulationConfig, stage_memory: Records | None) -> Memory:
+    stages = np.zeros(0, STAGE_MEMORY) if stage_memory is None else stage_memory.copy()
+    nodes = config.nodes if len(stages) else 0
     claims = np.zeros(2 * nodes, CLAIM)
     claims["since"] = np.inf
     activations = np.zeros(0, ACTIVATION)
-    return Memory(rooms, claims, activations, _queues(len(rooms)), _queues(len(rooms)), make_timers(nodes))
+    return Memory(stages, claims, activations, _queues(len(stages)), _queues(len(stages)), make_timers(nodes))
 
 
 def _queues(count: int) -> Records:
@@ -234,24 +237,32 @@ def take(queue: Any, items: Records) -> int:
 
 
 @inlined
-def touch(world: World, node: int) -> None:
+def touch(cluster: ClusterState, node: int) -> None:
     """Something came to a node: its leader and stages are to be looked at once everything of this instant is there."""
-    if not world.nodes[node].changed:
-        world.nodes[node].changed = True
-        run = world.run[0]
-        world.changed[(run.first_changed + run.changed) % world.changed.size] = node
+    if not cluster.nodes[node].changed:
+        cluster.nodes[node].changed = True
+        run = cluster.run[0]
+        cluster.changed[(run.first_changed + run.changed) % cluster.changed.size] = node
         run.changed += 1
 
 
 @inlined
 def add_span(
-    world: World, node: int, stage: int, task: int, kind: int, start: float, end: float, version: int, batch: int
+    cluster: ClusterState,
+    node: int,
+    stage: int,
+    task: int,
+    kind: int,
+    start: float,
+    end: float,
+    version: int,
+    batch: int,
 ) -> None:
     """One stretch of work of one task. The loop sees to the room."""
-    run = world.run[0]
-    if run.spans == world.spans.size:
+    run = cluster.run[0]
+    if run.spans == cluster.spans.size:
         raise IndexError("no room for a span")
-    span = world.spans[run.spans]
+    span = cluster.spans[run.spans]
     span.node, span.stage, span.task, span.kind = node, stage, task, kind
     span.start, span.end, span.version, span.batch = start, end, version, batch
     run.spans += 1
@@ -259,8 +270,8 @@ def add_span(
 
 @compiled
 def log(
-    world: World,
-    setting: Setting,
+    cluster: ClusterState,
+    config: SimulationConfig,
     kind: int,
     node: int,
     stage: int,
@@ -270,12 +281,12 @@ def log(
     last: bool,
 ) -> None:
     """Write down what the policy is told, if that is asked for. The loop sees to the room."""
-    if not setting.logs:
+    if not config.logs:
         return
-    run = world.run[0]
-    if run.events == world.events.size:
+    run = cluster.run[0]
+    if run.events == cluster.events.size:
         raise IndexError("no room for an event")
-    event = world.events[run.events]
+    event = cluster.events[run.events]
     event.kind, event.time, event.node, event.stage, event.task = kind, run.now, node, stage, task
     event.start, event.backward, event.last = start, backward, last
     run.events += 1

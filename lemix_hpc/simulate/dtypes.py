@@ -32,7 +32,7 @@ REQUEST = np.dtype(
         ("earliest", np.float64),
         ("follower", np.int64),
         # Where it stands. Waiting requests of a node, and later turns that are due, are heaps by `key` [s].
-        ("epoch", np.int64),
+        ("after_updates", np.int64),
         ("key", np.float64),
         ("order", np.int64),
         ("child", np.int64),
@@ -98,7 +98,7 @@ BATCH = np.dtype(
         ("version", np.int64),
         ("generates", np.bool_),
         ("since", np.float64),
-        ("epoch", np.int64),
+        ("after_updates", np.int64),
         ("key", np.float64),
         ("order", np.int64),
         ("child", np.int64),
@@ -193,7 +193,7 @@ EVENT = np.dtype(
 )
 """`task`: of an offered group its number; `start`: when the pass began [s]."""
 
-ROOM = np.dtype(
+STAGE_MEMORY = np.dtype(
     [
         # What never changes: bytes for tasks beside the room to come back to, and bytes for each token.
         ("limit", np.int64),
@@ -260,6 +260,6 @@ RUN = np.dtype(
     ],
     align=True,
 )
-"""The front. `listed`: requests that come by themselves; `unserved`: those without an outcome; `due`: root of the heap of
-later turns; `changed`: how many nodes to look at, from `first_changed` of their ring on; `came`: batches that have come to any
-stage; `measured`: the policy has been told how long the pass took that ends next."""
+"""The scheduler rank. `listed`: requests that come by themselves; `unserved`: those without an outcome; `due`: root of the
+heap of later turns; `changed`: how many nodes to look at, from `first_changed` of their ring on; `came`: batches that have
+come to any stage; `measured`: the policy has been told how long the pass took that ends next."""

@@ -14,7 +14,7 @@ from lemix_hpc.policy.jit import compiled, inlined
 from lemix_hpc.policy.rules import Rules
 from lemix_hpc.policy.state import State, full
 from lemix_hpc.policy.transitions import next_tick
-from lemix_hpc.simulate.cluster_state import Setting, World, add_span, touch
+from lemix_hpc.simulate.cluster_state import ClusterState, SimulationConfig, add_span, touch
 from lemix_hpc.simulate.dtypes import FINISHED, NONE
 from lemix_hpc.simulate.leader import free_batch, supply_first_stage, take_results
 from lemix_hpc.simulate.memory import move, set_wake
@@ -23,8 +23,8 @@ from lemix_hpc.simulate.scheduler_rank import (
     DONE,
     GOING,
     MEASURE,
-    NEED_ROOM,
     NEED_SLOTS,
+    NEED_SPACE,
     STUCK,
     arrive,
     look_again,
@@ -40,80 +40,80 @@ RESOLUTION = 1e-9
 
 
 @compiled
-def advance(world: World, setting: Setting, state: State, rules: Rules) -> int:
+def advance(cluster: ClusterState, config: SimulationConfig, state: State, rules: Rules) -> int:
     """Run on until everything is done or the caller has to make room; then call again. What is asked of the caller."""
-    run, timers = world.run[0], world.timers
-    room = 2 * setting.max_requests + (setting.stages + 4) * setting.stages + setting.nodes
+    run, timers = cluster.run[0], cluster.timers
+    room = 2 * config.max_requests + (config.stages + 4) * config.stages + config.nodes
     while True:
         at = earliest(timers)
         ends = timers.due[at]
-        request = _next_arrival(world)
-        arrives = math.inf if request == NONE else world.requests[request].arrival
+        request = _next_arrival(cluster)
+        arrives = math.inf if request == NONE else cluster.requests[request].arrival
         ticks = max(next_tick(state), run.ticked + RESOLUTION)
-        wakes = _next_wake(world, setting)
+        wakes = _next_wake(cluster, config)
         time = min(ends, arrives, ticks, wakes)
-        if world.spans.size - run.spans < room or (setting.logs and world.events.size - run.events < room):
-            return NEED_ROOM
+        if cluster.spans.size - run.spans < room or (config.logs and cluster.events.size - run.events < room):
+            return NEED_SPACE
         if time > run.now:
-            asked = supply_training(world, setting, state, rules)
+            asked = supply_training(cluster, config, state, rules)
             if asked != GOING:
                 return asked
             if run.changed > 0:
-                node = world.changed[run.first_changed]
-                run.first_changed = (run.first_changed + 1) % setting.nodes
+                node = cluster.changed[run.first_changed]
+                run.first_changed = (run.first_changed + 1) % config.nodes
                 run.changed -= 1
-                _settle_node(world, setting, node)
+                _settle_node(cluster, config, node)
                 continue
-            if time == math.inf or _over(world):
-                return DONE if _over(world) else STUCK
+            if time == math.inf or _over(cluster):
+                return DONE if _over(cluster) else STUCK
             run.now = time
         if ends <= run.now:
-            if setting.measures and not run.measured and world.stages[at].planned == world.stages[at].left:
+            if config.measures and not run.measured and cluster.stages[at].planned == cluster.stages[at].left:
                 run.measured = True
                 return MEASURE
             run.measured = False
-            _end(world, setting, state, rules, at)
+            _end(cluster, config, state, rules, at)
         elif wakes <= run.now:
-            _wake(world)
+            _wake(cluster)
         elif arrives <= run.now:
             if full(state, request + 1, 1):
                 return NEED_SLOTS
-            _take_arrival(world, request)
-            arrive(world, setting, state, rules, request)
+            _take_arrival(cluster, request)
+            arrive(cluster, config, state, rules, request)
         else:
             run.ticked = run.now
-            look_again(world, setting, state, rules)
+            look_again(cluster, config, state, rules)
 
 
 @inlined
-def _over(world: World) -> bool:
+def _over(cluster: ClusterState) -> bool:
     """Whether everything is done."""
-    run = world.run[0]
+    run = cluster.run[0]
     return bool(run.unserved == 0 and run.closed and run.begun == 0)
 
 
 @inlined
-def _next_wake(world: World, setting: Setting) -> float:
+def _next_wake(cluster: ClusterState, config: SimulationConfig) -> float:
     """When the next node has to look at its memory again."""
-    if not setting.limited:
+    if not config.limited:
         return math.inf
-    wakes = world.memory.wakes
+    wakes = cluster.memory.wakes
     time: float = wakes.due[earliest(wakes)]
     return time
 
 
 @compiled
-def _wake(world: World) -> None:
-    wakes = world.memory.wakes
+def _wake(cluster: ClusterState) -> None:
+    wakes = cluster.memory.wakes
     node = earliest(wakes)
     set_timer(wakes, node, math.inf)
-    touch(world, node)
+    touch(cluster, node)
 
 
 @inlined
-def _next_arrival(world: World) -> int:
+def _next_arrival(cluster: ClusterState) -> int:
     """The request that arrives next: from the workload, or a later turn that an answer has called for."""
-    run, requests = world.run[0], world.requests
+    run, requests = cluster.run[0], cluster.requests
     listed: int = run.next_arrival
     due: int = run.due
     if listed == run.listed:
@@ -122,77 +122,79 @@ def _next_arrival(world: World) -> int:
 
 
 @inlined
-def _take_arrival(world: World, request: int) -> None:
-    run = world.run[0]
+def _take_arrival(cluster: ClusterState, request: int) -> None:
+    run = cluster.run[0]
     if request == run.due:
-        run.due = pop(world.requests, request)
+        run.due = pop(cluster.requests, request)
     else:
         run.next_arrival += 1
 
 
 @compiled
-def _settle_node(world: World, setting: Setting, node: int) -> None:
+def _settle_node(cluster: ClusterState, config: SimulationConfig, node: int) -> None:
     """Everything of this instant has come to a node."""
-    world.nodes[node].changed = False
-    if setting.limited:
-        move(world, setting, node)
-    supply_first_stage(world, setting, node)
-    for stage in range(setting.stages):
-        if settle(world, setting, node, stage):
-            touch(world, node)
-    if setting.limited:
-        set_wake(world, setting, node)
+    cluster.nodes[node].changed = False
+    if config.limited:
+        move(cluster, config, node)
+    supply_first_stage(cluster, config, node)
+    for stage in range(config.stages):
+        if settle(cluster, config, node, stage):
+            touch(cluster, node)
+    if config.limited:
+        set_wake(cluster, config, node)
 
 
 @inlined
-def _end(world: World, setting: Setting, state: State, rules: Rules, at: int) -> None:
+def _end(cluster: ClusterState, config: SimulationConfig, state: State, rules: Rules, at: int) -> None:
     """A stretch of work ends on a stage."""
-    node, stage = at // setting.stages, at % setting.stages
-    work = world.stages[at]
+    node, stage = at // config.stages, at % config.stages
+    work = cluster.stages[at]
     kind, item = work.kind, work.item
-    touch(world, node)
-    _record(world, setting, node, stage)
-    if not end_stretch(world, setting, at):
+    touch(cluster, node)
+    _record(cluster, config, node, stage)
+    if not end_stretch(cluster, config, at):
         return
     if kind == SERVE:
-        _batch_done(world, setting, state, rules, node, stage, item)
+        _batch_done(cluster, config, state, rules, node, stage, item)
         return
     if kind == BACKWARD:
-        backward_done(world, setting, node, stage, item)
+        backward_done(cluster, config, node, stage, item)
     else:
-        forward_done(world, setting, node, stage, item)
-    task = world.requests.size + item
-    tell_passed(world, setting, state, rules, node, stage, task, kind)
+        forward_done(cluster, config, node, stage, item)
+    task = cluster.requests.size + item
+    tell_passed(cluster, config, state, rules, node, stage, task, kind)
     if kind == BACKWARD and stage == 0:
-        tell_finished(world, setting, state, rules, node, task)
+        tell_finished(cluster, config, state, rules, node, task)
 
 
 @compiled
-def _batch_done(world: World, setting: Setting, state: State, rules: Rules, node: int, stage: int, number: int) -> None:
+def _batch_done(
+    cluster: ClusterState, config: SimulationConfig, state: State, rules: Rules, node: int, stage: int, number: int
+) -> None:
     """The scheduler hears of the pass before it hears of its outcome."""
-    last, members = stage == setting.stages - 1, world.members[number]
-    size = world.batches[number].size
+    last, members = stage == config.stages - 1, cluster.members[number]
+    size = cluster.batches[number].size
     if stage == 0:
-        world.nodes[node].at_first_stage -= 1
+        cluster.nodes[node].at_first_stage -= 1
     for position in range(size):
-        tell_passed(world, setting, state, rules, node, stage, members[position], SERVE)
+        tell_passed(cluster, config, state, rules, node, stage, members[position], SERVE)
     if not last:
-        come(world, number, node * setting.stages + stage + 1)
+        come(cluster, number, node * config.stages + stage + 1)
         return
-    take_results(world, setting, node, number)
+    take_results(cluster, config, node, number)
     for position in range(size):
-        if world.requests[members[position]].outcome == FINISHED:
-            tell_finished(world, setting, state, rules, node, members[position])
-    free_batch(world, node, number)
+        if cluster.requests[members[position]].outcome == FINISHED:
+            tell_finished(cluster, config, state, rules, node, members[position])
+    free_batch(cluster, node, number)
 
 
 @compiled
-def _record(world: World, setting: Setting, node: int, stage: int) -> None:
+def _record(cluster: ClusterState, config: SimulationConfig, node: int, stage: int) -> None:
     """The spans of the stretch that ends now: one for each request of a batch."""
-    work, now = world.stages[node * setting.stages + stage], world.run[0].now
-    size = world.batches[work.item].size if work.kind == SERVE else 1
+    work, now = cluster.stages[node * config.stages + stage], cluster.run[0].now
+    size = cluster.batches[work.item].size if work.kind == SERVE else 1
     for position in range(size):
-        task, batch = world.requests.size + work.item, NONE
+        task, batch = cluster.requests.size + work.item, NONE
         if work.kind == SERVE:
-            task, batch = world.members[work.item, position], world.batches[work.item].number
-        add_span(world, node, stage, task, work.kind, work.start, now, work.version, batch)
+            task, batch = cluster.members[work.item, position], cluster.batches[work.item].number
+        add_span(cluster, node, stage, task, work.kind, work.start, now, work.version, batch)

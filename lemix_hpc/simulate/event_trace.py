@@ -14,26 +14,28 @@ from lemix_hpc.policy.events import (
     Tick,
     TrainingClosed,
 )
-from lemix_hpc.simulate.cluster_state import Setting, World
+from lemix_hpc.simulate.cluster_state import ClusterState, SimulationConfig
 from lemix_hpc.simulate.dtypes import ARRIVED, CLOSED, ENDED, OFFERED, PASSED_STAGE
 
 
-def told(world: World, setting: Setting, measured: list[tuple[int, PassMeasured]]) -> Iterator[Event]:
+def event_trace(
+    cluster: ClusterState, config: SimulationConfig, measured: list[tuple[int, PassMeasured]]
+) -> Iterator[Event]:
     """All events in order. `measured`: how long passes took, each behind so many other events."""
     fields = ("kind", "time", "node", "stage", "task", "start", "backward", "last")
-    events = world.events[: world.run["events"][0]]
+    events = cluster.events[: cluster.run["events"][0]]
     rows = zip(*(events[field].tolist() for field in fields), strict=True)
     at = 0
     for number, row in enumerate(rows):
         while at < len(measured) and measured[at][0] <= number:
             yield measured[at][1]
             at += 1
-        yield _event(world, setting, *row)
+        yield _event(cluster, config, *row)
 
 
 def _event(
-    world: World,
-    setting: Setting,
+    cluster: ClusterState,
+    config: SimulationConfig,
     kind: int,
     time: float,
     node: int,
@@ -43,13 +45,13 @@ def _event(
     backward: bool,
     last: bool,
 ) -> Event:
-    requests = world.requests
+    requests = cluster.requests
     if kind == ARRIVED:
         return RequestArrived(time, task, int(requests[task]["prompt"]), int(requests[task]["output"]))
     if kind == OFFERED:
-        first, size = int(world.groups[task]["first"]), int(world.groups[task]["size"])
+        first, size = int(cluster.groups[task]["first"]), int(cluster.groups[task]["size"])
         tasks = tuple(range(len(requests) + first, len(requests) + first + size))
-        return GroupOffered(time, task, tasks, setting.rows, tuple(world.lengths[first : first + size].tolist()))
+        return GroupOffered(time, task, tasks, config.rows, tuple(cluster.lengths[first : first + size].tolist()))
     if kind == CLOSED:
         return TrainingClosed(time)
     if kind == PASSED_STAGE:

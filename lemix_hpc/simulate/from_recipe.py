@@ -8,7 +8,7 @@ from lemix_hpc.config.recipe import Recipe
 from lemix_hpc.policy.latency_tables import Times, make_times
 from lemix_hpc.profiling.hardware import Hardware
 from lemix_hpc.run_setup.scheduler_setup import split
-from lemix_hpc.simulate.cluster_state import Setting
+from lemix_hpc.simulate.cluster_state import SimulationConfig
 from lemix_hpc.simulate.memory_limits import is_limited
 
 
@@ -17,10 +17,10 @@ def make_times_of(recipe: Recipe, hardware: Hardware) -> Times:
     return make_times(hardware.latencies(recipe.nodes.stages), np.array(hardware.kinds, dtype=np.int64))
 
 
-def make_setting(recipe: Recipe, hardware: Hardware, *, endless: bool, logs: bool) -> Setting:
+def make_config(recipe: Recipe, hardware: Hardware, *, endless: bool, logs: bool) -> SimulationConfig:
     """What stages and leaders go by; `endless`: training goes on while serving lasts."""
     training, apart = recipe.training, split(recipe)
-    return Setting(
+    return SimulationConfig(
         nodes=recipe.nodes.count,
         stages=recipe.nodes.stages,
         pieces=hardware.pieces(recipe.nodes.stages),

@@ -10,20 +10,20 @@ import math
 import numpy as np
 
 from lemix_hpc.policy.jit import compiled
-from lemix_hpc.simulate.cluster_state import Setting
+from lemix_hpc.simulate.cluster_state import SimulationConfig
 
 
 @compiled
-def spread(setting: Setting, task: int, turn: int, stage: int, direction: int) -> float:
+def spread(config: SimulationConfig, task: int, turn: int, stage: int, direction: int) -> float:
     """The factor on the predicted time of a task's `turn`-th pass in a direction through a stage."""
-    if setting.latency_error == 0.0:
+    if config.latency_error == 0.0:
         return 1.0
-    bits = _mixed(np.uint64(setting.seed))
+    bits = _mixed(np.uint64(config.seed))
     for part in (task, turn, 3 * stage + direction):
         bits = _mixed(bits ^ np.uint64(part))
     radius = math.sqrt(-2.0 * math.log(1.0 - _uniform(bits)))
     normal = radius * math.cos(2.0 * math.pi * _uniform(_mixed(bits)))
-    return math.exp(setting.latency_error * normal)
+    return math.exp(config.latency_error * normal)
 
 
 @compiled

@@ -1,4 +1,4 @@
-"""A node's leader, as `lemix_hpc.runtime.leader.batching_leader`: batches formed per iteration, and what their results mean."""
+"""The twin of `lemix_hpc.runtime.leader.batching_leader`: batches formed per iteration, and what their results mean."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 
 from lemix_hpc.policy.jit import compiled, inlined
 from lemix_hpc.runtime.leader.batching_leader import AHEAD, MOST_IN_FLIGHT
-from lemix_hpc.simulate.cluster_state import Setting, World, append, take
+from lemix_hpc.simulate.cluster_state import ClusterState, SimulationConfig, append, take
 from lemix_hpc.simulate.dtypes import FINISHED, NONE
 from lemix_hpc.simulate.memory import cache_fits, claim_cache, release_cache, take_cache
 from lemix_hpc.simulate.pairing_heap import bring_follower, pop
@@ -14,51 +14,51 @@ from lemix_hpc.simulate.stage import come
 
 
 @compiled
-def supply_first_stage(world: World, setting: Setting, node: int) -> None:
+def supply_first_stage(cluster: ClusterState, config: SimulationConfig, node: int) -> None:
     """Keep the first stage supplied with batches, as far as there are requests."""
-    leader = world.nodes[node]
+    leader = cluster.nodes[node]
     while leader.at_first_stage < AHEAD and leader.in_flight < MOST_IN_FLIGHT:
-        request = _next(world, node)
+        request = _next(cluster, node)
         # With more batches that generate than stages to fill, batches only get smaller.
-        if request == NONE or (world.requests[request].output > 0 and leader.generating > setting.stages):
+        if request == NONE or (cluster.requests[request].output > 0 and leader.generating > config.stages):
             return
-        if setting.limited and not claim_cache(world, setting, node, request):
+        if config.limited and not claim_cache(cluster, config, node, request):
             return
-        batch = _form(world, setting, node)
+        batch = _form(cluster, config, node)
         leader.at_first_stage += 1
         leader.in_flight += 1
-        leader.generating += world.batches[batch].generates
-        come(world, batch, node * setting.stages)
+        leader.generating += cluster.batches[batch].generates
+        come(cluster, batch, node * config.stages)
 
 
 @compiled
-def _next(world: World, node: int) -> int:
+def _next(cluster: ClusterState, node: int) -> int:
     """The request that goes into the next batch first: those that generate already go before new ones."""
-    ready = world.ready[node].head
-    request: int = ready if ready != NONE else world.nodes[node].waiting
+    ready = cluster.ready[node].head
+    request: int = ready if ready != NONE else cluster.nodes[node].waiting
     return request
 
 
 @compiled
-def _form(world: World, setting: Setting, node: int) -> int:
+def _form(cluster: ClusterState, config: SimulationConfig, node: int) -> int:
     """The next batch: as many requests as the limits allow, at least one."""
-    requests, leader, ready = world.requests, world.nodes[node], world.ready[node]
+    requests, leader, ready = cluster.requests, cluster.nodes[node], cluster.ready[node]
     number: int = leader.free
-    batch, size, tokens, squares, cached, prefills = world.batches[number], 0, 0, 0.0, 0.0, 0
+    batch, size, tokens, squares, cached, prefills = cluster.batches[number], 0, 0, 0.0, 0.0, 0
     generates, key = False, math.inf
-    while size < setting.max_requests:
-        task = _next(world, node)
-        if task == NONE or (size > 0 and tokens + requests[task].length > setting.max_tokens):
+    while size < config.max_requests:
+        task = _next(cluster, node)
+        if task == NONE or (size > 0 and tokens + requests[task].length > config.max_tokens):
             break
-        if setting.limited:
-            if size > 0 and requests[task].output > 0 and not cache_fits(world, setting, node, requests[task].length):
+        if config.limited:
+            if size > 0 and requests[task].output > 0 and not cache_fits(cluster, config, node, requests[task].length):
                 break
-            take_cache(world, setting, node, task)
+            take_cache(cluster, config, node, task)
         if ready.head != NONE:
             take(ready, requests)
         else:
             leader.waiting = pop(requests, task)
-        world.members[number, size] = task
+        cluster.members[number, size] = task
         request = requests[task]
         size += 1
         tokens += request.length
@@ -75,31 +75,31 @@ def _form(world: World, setting: Setting, node: int) -> int:
 
 
 @inlined
-def take_results(world: World, setting: Setting, node: int, number: int) -> None:
+def take_results(cluster: ClusterState, config: SimulationConfig, node: int, number: int) -> None:
     """A batch has left the last stage: its requests are finished, or go on to their next token."""
-    batch, now = world.batches[number], world.run[0].now
+    batch, now = cluster.batches[number], cluster.run[0].now
     for position in range(batch.size):
-        task = world.members[number, position]
-        request = world.requests[task]
+        task = cluster.members[number, position]
+        request = cluster.requests[task]
         if request.first_version == NONE:
             request.first_version, request.first_token = batch.version, now
         request.last_version = batch.version
         request.produced += request.output > 0
         if request.produced >= request.output:
             request.outcome, request.finished = FINISHED, now
-            if setting.limited:
-                release_cache(world, setting, node, task)
-            bring_follower(world, request.follower, now + request.think)
+            if config.limited:
+                release_cache(cluster, config, node, task)
+            bring_follower(cluster, request.follower, now + request.think)
         else:
             request.cached += request.length
             request.length = 1
-            append(world.ready[node], world.requests, task)
-    world.nodes[node].in_flight -= 1
-    world.nodes[node].generating -= batch.generates
+            append(cluster.ready[node], cluster.requests, task)
+    cluster.nodes[node].in_flight -= 1
+    cluster.nodes[node].generating -= batch.generates
 
 
 @inlined
-def free_batch(world: World, node: int, number: int) -> None:
+def free_batch(cluster: ClusterState, node: int, number: int) -> None:
     """Nobody looks at a batch's members any more."""
-    world.batches[number].next = world.nodes[node].free
-    world.nodes[node].free = number
+    cluster.batches[number].next = cluster.nodes[node].free
+    cluster.nodes[node].free = number

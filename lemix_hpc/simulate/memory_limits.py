@@ -16,7 +16,7 @@ from lemix_hpc.profiling.coefficients import CoefficientFile, StageMemory
 from lemix_hpc.profiling.hardware import Hardware
 from lemix_hpc.records.schema import MemoryUse, MemoryWaits, StageMemoryShares
 from lemix_hpc.run_setup.scheduler_setup import training_nodes
-from lemix_hpc.simulate.cluster_state import Memory, make_rooms
+from lemix_hpc.simulate.cluster_state import Memory, make_stage_memory
 from lemix_hpc.simulate.dtypes import Records
 from lemix_hpc.workload.length_tables import TABLES
 from lemix_hpc.workload.tasks import Request
@@ -43,7 +43,7 @@ def at_rest(memory: StageMemory, *, trains: bool) -> int:
     return memory.weights_bytes + (memory.optimizer_bytes if trains else 0)
 
 
-def make_rooms_of(recipe: Recipe, hardware: Hardware, requests: Sequence[Request]) -> Records | None:
+def stage_memory_of(recipe: Recipe, hardware: Hardware, requests: Sequence[Request]) -> Records | None:
     """The memory of all stages, node after node; None without a capacity.
 
     Raises UserError for a coefficient file that does not say what work takes, and for work that would never fit.
@@ -70,7 +70,7 @@ def make_rooms_of(recipe: Recipe, hardware: Hardware, requests: Sequence[Request
         limits += [stage.limit for stage in memories]
         cache += [stage.cache_bytes if longest else 0 for stage in memories]
         activations += [stage.activation_bytes if trains else 0 for stage in memories]
-    return make_rooms(limits, cache, activations)
+    return make_stage_memory(limits, cache, activations)
 
 
 def memory_use(recipe: Recipe, hardware: Hardware, memory: Memory) -> MemoryUse | None:
@@ -78,13 +78,13 @@ def memory_use(recipe: Recipe, hardware: Hardware, memory: Memory) -> MemoryUse 
     if not is_limited(recipe):
         return None
     stages = recipe.nodes.stages
-    rooms, claims = memory.rooms.reshape(-1, stages), memory.claims.reshape(-1, 2)
+    stage_memory, claims = memory.stages.reshape(-1, stages), memory.claims.reshape(-1, 2)
     shares: list[list[StageMemoryShares]] = [[] for _ in range(stages)]
     for node, capacity in enumerate(capacities(recipe)):
         held = _of(recipe, hardware.real[hardware.kinds[node]])
         for stage in range(stages if capacity is not None else 0):
             resting = at_rest(held[stage], trains=_serves_and_trains(recipe, node)[1])
-            figures = (rooms[node, stage][name] for name in ("peak", "peak_activations", "peak_cache"))
+            figures = (stage_memory[node, stage][name] for name in ("peak", "peak_activations", "peak_cache"))
             peak, activations, cache = (int(figure) / (1e9 * float(capacity or 1.0)) for figure in figures)
             rest = resting / (1e9 * float(capacity or 1.0))
             shares[stage].append(StageMemoryShares(rest + peak, rest, activations, cache))
@@ -92,8 +92,8 @@ def memory_use(recipe: Recipe, hardware: Hardware, memory: Memory) -> MemoryUse 
         stages=[StageMemoryShares(*map(max, zip(*map(msgspec.structs.astuple, of), strict=True))) for of in shares],
         serving_waits=_waits(claims[:, 0]),
         training_waits=_waits(claims[:, 1]),
-        offloads=int(rooms["offloads"].sum()),
-        offloaded_bytes=int(rooms["offloaded"].sum()),
+        offloads=int(stage_memory["offloads"].sum()),
+        offloaded_bytes=int(stage_memory["offloaded"].sum()),
         preemptions=int(claims["preemptions"].sum()),
         recomputed_tokens=int(claims["recomputed"].sum()),
     )

@@ -1,4 +1,4 @@
-"""What waits in the order of its `epoch`, then `key`, then `order`: pairing heaps (Fredman et al., Algorithmica 1986).
+"""What waits in the order of its `after_updates`, then `key`, then `order`: pairing heaps (Fredman et al., Algorithmica 1986).
 
 A heap is known by its root. It is chained through the items themselves, so that heaps of any size need no room.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from lemix_hpc.policy.jit import compiled
-from lemix_hpc.simulate.cluster_state import World
+from lemix_hpc.simulate.cluster_state import ClusterState
 from lemix_hpc.simulate.dtypes import NONE, Records
 
 
@@ -51,17 +51,17 @@ def meld(items: Records, one: int, other: int) -> int:
 
 @compiled
 def _before(one: Any, other: Any) -> bool:
-    if one.epoch != other.epoch:
-        return bool(one.epoch < other.epoch)
+    if one.after_updates != other.after_updates:
+        return bool(one.after_updates < other.after_updates)
     if one.key != other.key:
         return bool(one.key < other.key)
     return bool(one.order < other.order)
 
 
 @compiled
-def bring_follower(world: World, follower: int, arrival: float) -> None:
+def bring_follower(cluster: ClusterState, follower: int, arrival: float) -> None:
     """The next turn of a conversation comes, if there is one."""
     if follower != NONE:
-        run = world.run[0]
-        world.requests[follower].arrival = world.requests[follower].key = arrival
-        run.due = push(world.requests, run.due, follower)
+        run = cluster.run[0]
+        cluster.requests[follower].arrival = cluster.requests[follower].key = arrival
+        run.due = push(cluster.requests, run.due, follower)

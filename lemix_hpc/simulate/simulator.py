@@ -14,10 +14,10 @@ from lemix_hpc.policy.latency import Shape
 from lemix_hpc.policy.latency_tables import Times
 from lemix_hpc.policy.scheduler import Scheduler
 from lemix_hpc.policy.state import full, grown
-from lemix_hpc.simulate.cluster_state import Setting, World, make_world, with_groups
+from lemix_hpc.simulate.cluster_state import ClusterState, SimulationConfig, make_cluster, with_groups
 from lemix_hpc.simulate.dtypes import Records
 from lemix_hpc.simulate.event_loop import advance
-from lemix_hpc.simulate.scheduler_rank import DONE, MEASURE, NEED_GROUPS, NEED_ROOM, NEED_SLOTS
+from lemix_hpc.simulate.scheduler_rank import DONE, MEASURE, NEED_GROUPS, NEED_SLOTS, NEED_SPACE
 from lemix_hpc.simulate.tournament_tree import earliest
 
 PASS_KINDS: dict[int, PassKind] = {SERVE: "serve", BACKWARD: "backward", FORWARD: "forward"}
@@ -26,52 +26,54 @@ GROUPS = 1024
 """How many groups of endless training are made at a time."""
 
 
-class Played(NamedTuple):
-    """The world at its end, and what the policy was told of times of passes, each behind so many events of the world."""
+class SimulationResult(NamedTuple):
+    """The cluster at its end, and what the policy was told of times of passes, each behind so many events of the cluster."""
 
-    world: World
+    cluster: ClusterState
     measured: list[tuple[int, PassMeasured]]
 
 
-def play(
+def run_simulation(
     scheduler: Scheduler,
-    setting: Setting,
+    config: SimulationConfig,
     times: Times,
     requests: Records,
     groups: Iterator[list[int]] | None = None,
-    rooms: Records | None = None,
-) -> Played:
+    stage_memory: Records | None = None,
+) -> SimulationResult:
     """Run everything to its end.
 
     `times` are the cluster's, whatever forecasts go by. `groups`: for each optimizer step, the tokens in a row of its
-    micro-batches; without an end where the setting says so. `rooms`: the memory of the stages, where the setting limits it.
+    micro-batches; without an end where the config says so. `stage_memory`: of all stages, where the config limits it.
     """
-    world = make_world(setting, times, requests, spans=4096 + 2 * setting.stages * len(requests), rooms=rooms)
+    cluster = make_cluster(
+        config, times, requests, spans=4096 + 2 * config.stages * len(requests), stage_memory=stage_memory
+    )
     if groups is not None:
-        world = with_groups(world, list(islice(groups, GROUPS) if setting.endless else groups))
+        cluster = with_groups(cluster, list(islice(groups, GROUPS) if config.endless else groups))
     measured: list[tuple[int, PassMeasured]] = []
     while True:
-        asked = advance(world, setting, scheduler.state, scheduler.rules)
+        asked = advance(cluster, config, scheduler.state, scheduler.rules)
         if asked == DONE:
-            return Played(world, measured)
-        if asked == NEED_ROOM:
-            world = world._replace(spans=_doubled(world.spans), events=_doubled(world.events))
+            return SimulationResult(cluster, measured)
+        if asked == NEED_SPACE:
+            cluster = cluster._replace(spans=_doubled(cluster.spans), events=_doubled(cluster.events))
         elif asked == NEED_SLOTS:
-            _make_room(scheduler, world)
+            _make_room(scheduler, cluster)
         elif asked == MEASURE:
-            event = _pass_that_ends(setting, world)
-            measured.append((int(world.run["events"][0]), event))
+            event = _pass_that_ends(config, cluster)
+            measured.append((int(cluster.run["events"][0]), event))
             scheduler.handle(event)
         elif asked == NEED_GROUPS and groups is not None:
-            world = with_groups(world, list(islice(groups, GROUPS)))
+            cluster = with_groups(cluster, list(islice(groups, GROUPS)))
         else:
-            raise RuntimeError(f"nothing can happen any more after {world.run['now'][0]:.6g} s, and work is left")
+            raise RuntimeError(f"nothing can happen any more after {cluster.run['now'][0]:.6g} s, and work is left")
 
 
-def _make_room(scheduler: Scheduler, world: World) -> None:
+def _make_room(scheduler: Scheduler, cluster: ClusterState) -> None:
     """Room in the policy's state for any one arrival or group that may come next."""
-    more = max(1, int(world.groups["size"].max(initial=0)))
-    tasks = len(world.requests) + len(world.micro_batches)
+    more = max(1, int(cluster.groups["size"].max(initial=0)))
+    tasks = len(cluster.requests) + len(cluster.micro_batches)
     while full(scheduler.state, tasks, more):
         scheduler.state = grown(scheduler.state, tasks)
 
@@ -80,16 +82,16 @@ def _doubled(records: Records) -> Records:
     return np.concatenate([records, np.zeros_like(records)])
 
 
-def _pass_that_ends(setting: Setting, world: World) -> PassMeasured:
+def _pass_that_ends(config: SimulationConfig, cluster: ClusterState) -> PassMeasured:
     """How long the pass took that ends next."""
-    node, stage = divmod(earliest(world.timers), setting.stages)
-    work, now = world.stages[node * setting.stages + stage], float(world.run["now"][0])
+    node, stage = divmod(earliest(cluster.timers), config.stages)
+    work, now = cluster.stages[node * config.stages + stage], float(cluster.run["now"][0])
     kind, item = int(work["kind"]), int(work["item"])
     if kind == SERVE:
-        batch = world.batches[item]
+        batch = cluster.batches[item]
         shape = Shape(int(batch["tokens"]), int(batch["squares"]), float(batch["cached"]), int(batch["prefills"]))
         seconds = float(work["piece"])
     else:
-        shape = Shape.of([int(world.lengths[item])] * setting.rows)
-        seconds = float(work["piece"]) * setting.pieces
+        shape = Shape.of([int(cluster.lengths[item])] * config.rows)
+        seconds = float(work["piece"]) * config.pieces
     return PassMeasured(now, node, stage, PASS_KINDS[kind], shape, seconds)

@@ -7,16 +7,16 @@ from typing import Any
 
 from lemix_hpc.policy.execution_rules import BACKWARD, COMMIT, FORWARD, SERVE
 from lemix_hpc.records.schema import ServedTask, Span, SpanKind, TrainedTask
-from lemix_hpc.simulate.cluster_state import World
+from lemix_hpc.simulate.cluster_state import ClusterState
 from lemix_hpc.simulate.dtypes import COPY, FINISHED, NONE, Records
 from lemix_hpc.workload.tasks import Request
 
 KINDS: dict[int, SpanKind] = {SERVE: "serve", COMMIT: "step", BACKWARD: "backward", FORWARD: "forward", COPY: "copy"}
 
 
-def spans(world: World, names: Sequence[str]) -> list[Span]:
+def spans(cluster: ClusterState, names: Sequence[str]) -> list[Span]:
     """All spans in order of their ends. `names`: of all tasks; work of none of them has no name."""
-    done = world.spans[: world.run["spans"][0]]
+    done = cluster.spans[: cluster.run["spans"][0]]
     named = [*names, ""]
     columns = _columns(done, "node stage task kind start end version batch")
     return [
@@ -25,10 +25,10 @@ def spans(world: World, names: Sequence[str]) -> list[Span]:
     ]
 
 
-def served(world: World, requests: Sequence[Request]) -> list[ServedTask]:
+def served(cluster: ClusterState, requests: Sequence[Request]) -> list[ServedTask]:
     """All requests in order of their numbers; those that the policy refused are rejected."""
     rows = _columns(
-        world.requests,
+        cluster.requests,
         "outcome arrival node placed first_token finished produced first_version last_version predicted",
     )
     tasks = []
@@ -56,11 +56,11 @@ def served(world: World, requests: Sequence[Request]) -> list[ServedTask]:
     return tasks
 
 
-def trained(world: World, names: Sequence[str], rows: int) -> list[TrainedTask]:
+def trained(cluster: ClusterState, names: Sequence[str], rows: int) -> list[TrainedTask]:
     """All micro-batches that were trained on, in order of their numbers. `names`: of all; `rows`: sequences in each."""
-    steps = world.groups["step"][world.micro_batches["group"]]
-    columns = _columns(world.micro_batches, "outcome eligible node placed finished")
-    first = len(world.requests)
+    steps = cluster.groups["step"][cluster.micro_batches["group"]]
+    columns = _columns(cluster.micro_batches, "outcome eligible node placed finished")
+    first = len(cluster.requests)
     return [
         TrainedTask(
             id=name,
@@ -74,7 +74,7 @@ def trained(world: World, names: Sequence[str], rows: int) -> list[TrainedTask]:
             number=first + number,
         )
         for number, (name, length, step, (outcome, eligible, node, placed, finished)) in enumerate(
-            zip(names, world.lengths.tolist(), steps.tolist(), columns, strict=True)
+            zip(names, cluster.lengths.tolist(), steps.tolist(), columns, strict=True)
         )
         if outcome == FINISHED
     ]

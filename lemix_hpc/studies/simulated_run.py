@@ -25,11 +25,11 @@ from lemix_hpc.report.build import summarise, write_report
 from lemix_hpc.run_setup.scheduler_setup import aim, limits_ms, make_scheduler, mean_unloaded_response
 from lemix_hpc.run_setup.training_feed import TrainingFeed, feed_of
 from lemix_hpc.simulate import to_records as result
-from lemix_hpc.simulate.cluster_state import World, follow, make_requests
-from lemix_hpc.simulate.event_trace import told
-from lemix_hpc.simulate.from_recipe import make_setting, make_times_of
-from lemix_hpc.simulate.memory_limits import make_rooms_of, memory_use
-from lemix_hpc.simulate.simulator import play
+from lemix_hpc.simulate.cluster_state import ClusterState, follow, make_requests
+from lemix_hpc.simulate.event_trace import event_trace
+from lemix_hpc.simulate.from_recipe import make_config, make_times_of
+from lemix_hpc.simulate.memory_limits import memory_use, stage_memory_of
+from lemix_hpc.simulate.simulator import run_simulation
 from lemix_hpc.workload.load import Workload, load_workload
 from lemix_hpc.workload.tasks import Request
 
@@ -99,14 +99,16 @@ def simulate_workload(
     feed, groups = feed_of(recipe, work, partial(next, itertools.count())), None
     if feed is not None:
         groups = _groups(feed, names)
-    setting = make_setting(recipe, hardware, endless=feed is not None and feed.total is None, logs=events)
-    rooms = make_rooms_of(recipe, hardware, requests)
-    world, measured = play(scheduler, setting, make_times_of(recipe, hardware), _records_of(requests), groups, rooms)
+    config = make_config(recipe, hardware, endless=feed is not None and feed.total is None, logs=events)
+    stage_memory = stage_memory_of(recipe, hardware, requests)
+    cluster, measured = run_simulation(
+        scheduler, config, make_times_of(recipe, hardware), _records_of(requests), groups, stage_memory
+    )
     records = RunRecords(
-        _facts(recipe, work, hardware, t0, world, scheduler.drifts),
-        result.spans(world, [request.id for request in requests] + names),
-        rejected + result.served(world, requests),
-        result.trained(world, names, setting.rows),
+        _facts(recipe, work, hardware, t0, cluster, scheduler.drifts),
+        result.spans(cluster, [request.id for request in requests] + names),
+        rejected + result.served(cluster, requests),
+        result.trained(cluster, names, config.rows),
     )
     source = recipe.policy.coefficients or recipe.engine.coefficients
     return Simulated(
@@ -115,7 +117,7 @@ def simulate_workload(
         work.left_out,
         LearnedTimes(str(source), recipe.policy.recalibrate, list(scheduler.learned)),
         hardware.believed[0],
-        list(told(world, setting, measured)),
+        list(event_trace(cluster, config, measured)),
     )
 
 
@@ -149,7 +151,7 @@ def _fitting(recipe: Recipe, requests: tuple[Request, ...]) -> tuple[list[Reques
 
 
 def _records_of(requests: list[Request]) -> Any:
-    """Requests that come by themselves first, as the world wants them: see `_in_order`."""
+    """Requests that come by themselves first, as the cluster wants them: see `_in_order`."""
     records = make_requests(
         [request.arrival for request in requests],
         [request.prompt_tokens for request in requests],
@@ -180,7 +182,7 @@ def _groups(feed: TrainingFeed, names: list[str]) -> Iterator[list[int]]:
 
 
 def _facts(
-    recipe: Recipe, work: Workload, hardware: Hardware, t0: float, world: World, drifts: list[Drift]
+    recipe: Recipe, work: Workload, hardware: Hardware, t0: float, cluster: ClusterState, drifts: list[Drift]
 ) -> RunFacts:
     latencies = hardware.latencies(recipe.nodes.stages)
     lengths = [request.prompt_tokens + request.output_tokens for request in work.requests]
@@ -192,10 +194,10 @@ def _facts(
         slo_factors=list(recipe.slo.factors),
         slo_ms=limits_ms(recipe),
         t0_s=t0,
-        duration_s=float(world.run["now"][0]),
-        steps=int(world.run["steps"][0]),
+        duration_s=float(cluster.run["now"][0]),
+        steps=int(cluster.run["steps"][0]),
         malformed_lines=len(work.left_out),
         outside_range=sum(any(not latency.covers(length) for latency in latencies) for length in lengths),
         drift=drifts,
-        memory=memory_use(recipe, hardware, world.memory),
+        memory=memory_use(recipe, hardware, cluster.memory),
     )

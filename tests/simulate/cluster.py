@@ -13,11 +13,11 @@ from lemix_hpc.policy.latency import Affine, LatencyModel
 from lemix_hpc.policy.latency_tables import make_times
 from lemix_hpc.policy.rules import SchedulerConfig
 from lemix_hpc.policy.scheduler import Scheduler
-from lemix_hpc.simulate.cluster_state import Setting, World, make_requests
+from lemix_hpc.simulate.cluster_state import ClusterState, SimulationConfig, make_requests
 from lemix_hpc.simulate.dtypes import Records
-from lemix_hpc.simulate.simulator import play
+from lemix_hpc.simulate.simulator import run_simulation
 
-SETTING = Setting(
+CLUSTER = SimulationConfig(
     nodes=1,
     stages=2,
     pieces=4,
@@ -43,16 +43,16 @@ SETTING = Setting(
 
 
 @dataclass(frozen=True)
-class Played:
-    """A world at its end."""
+class SimulationResult:
+    """A cluster at its end."""
 
-    setting: Setting
-    world: World
+    shape: SimulationConfig
+    cluster: ClusterState
 
     @property
     def records(self) -> Records:
         """All spans."""
-        return self.world.spans[: self.world.run["spans"][0]]
+        return self.cluster.spans[: self.cluster.run["spans"][0]]
 
     @property
     def log(self) -> list[tuple[int, int, int, str, float, float]]:
@@ -77,30 +77,30 @@ def run(
     backward: float = 2.0,
     per_token: float = 0.0,
     config: dict[str, Any] | None = None,
-    rooms: Records | None = None,
+    stage_memory: Records | None = None,
     **changes: Any,
-) -> Played:
-    """Play requests (arrival, prompt, output) and groups of micro-batches; other arguments change `SETTING` and `config`.
+) -> SimulationResult:
+    """Play requests (arrival, prompt, output) and groups of micro-batches; other arguments change `CLUSTER` and `config`.
 
-    `forward` and `backward`: seconds of every pass on every stage; `per_token`: more for every new token; `rooms`: the
+    `forward` and `backward`: seconds of every pass on every stage; `per_token`: more for every new token; `stage_memory`: the
     memory of the stages.
     """
     sync = (config or {}).get("release") == "sync"
-    setting = SETTING._replace(limited=rooms is not None, sync=sync, **changes)
+    shape = CLUSTER._replace(limited=stage_memory is not None, sync=sync, **changes)
     forwards, backwards = (Affine(seconds, per_token, 0.0) for seconds in (forward, backward))
-    latency = LatencyModel((forwards,) * setting.stages, (backwards,) * setting.stages)
+    latency = LatencyModel((forwards,) * shape.stages, (backwards,) * shape.stages)
     given = SchedulerConfig(
-        nodes=setting.nodes,
+        nodes=shape.nodes,
         order="fcfs",
         admission="none",
-        serving_first=setting.serving_first,
-        yield_training=setting.yield_training,
-        t0=setting.stages * forward,
+        serving_first=shape.serving_first,
+        yield_training=shape.yield_training,
+        t0=shape.stages * forward,
     )
     scheduler = Scheduler(replace(given, **(config or {})), latency)
     if not isinstance(requests, np.ndarray):
         arrivals, prompts, outputs = zip(*requests, strict=True) if requests else ((), (), ())
         requests = make_requests(arrivals, prompts, outputs)
-    times = make_times([latency], np.zeros(setting.nodes, dtype=np.int64), table=64)
+    times = make_times([latency], np.zeros(shape.nodes, dtype=np.int64), table=64)
     fed = None if groups is None else (list(group) for group in groups)
-    return Played(setting, play(scheduler, setting, times, requests, fed, rooms).world)
+    return SimulationResult(shape, run_simulation(scheduler, shape, times, requests, fed, stage_memory).cluster)

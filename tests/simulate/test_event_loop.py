@@ -16,7 +16,7 @@ from lemix_hpc.policy.execution_rules import COMMIT
 from lemix_hpc.simulate.cluster_state import follow, make_requests
 from lemix_hpc.simulate.dtypes import FINISHED
 from tests.golden.cases import golden_cases
-from tests.simulate.cluster import Played, run
+from tests.simulate.cluster import SimulationResult, run
 
 # The golden cases
 
@@ -99,7 +99,7 @@ def test_requests_that_generate_go_before_new_ones() -> None:
 
 def test_a_request_counts_its_tokens_and_tells_of_the_first() -> None:
     played = run([(0.0, 3, 4)], stages=2)
-    request = played.world.requests[0]
+    request = played.cluster.requests[0]
     assert (request["produced"], request["first_token"], request["finished"]) == (4, 2.0, 8.0)
 
 
@@ -132,7 +132,7 @@ def test_a_turn_comes_after_the_answer_it_follows() -> None:
     requests = make_requests([0.0, 0.5, 0.0], [1, 1, 1], [0, 0, 0])
     follow(requests, np.array([2]), np.array([0]), 0.25)
     played = run(requests)
-    assert played.world.requests["arrival"].tolist() == [0.0, 0.5, 2.25]
+    assert played.cluster.requests["arrival"].tolist() == [0.0, 0.5, 2.25]
     assert played.of(2)[0][2] == 2.25
 
 
@@ -143,8 +143,8 @@ def test_commits_travel_down_the_pipeline_between_batches() -> None:
     played = run([(0.0, 1, 0), (30.0, 1, 0)], [[1, 1], [1]])
     steps = played.records[played.records["kind"] == COMMIT]
     assert [(int(s["stage"]), int(s["version"])) for s in steps] == [(0, 0), (1, 0), (0, 1), (1, 1)]
-    assert played.world.run["steps"][0] == 2
-    assert played.world.requests["last_version"].tolist() == [0, 2]
+    assert played.cluster.run["steps"][0] == 2
+    assert played.cluster.requests["last_version"].tolist() == [0, 2]
 
 
 def test_gpipe_runs_all_forwards_of_a_group_first() -> None:
@@ -160,8 +160,8 @@ def test_1f1b_alternates() -> None:
 def test_training_without_an_end_stops_with_serving() -> None:
     endless = iter(lambda: [1, 1], None)
     played = run([(0.0, 1, 0), (40.0, 1, 0)], endless, endless=True)
-    finished = played.world.micro_batches["finished"][played.world.micro_batches["outcome"] == FINISHED]
-    assert played.world.requests["finished"].max() >= 42.0
+    finished = played.cluster.micro_batches["finished"][played.cluster.micro_batches["outcome"] == FINISHED]
+    assert played.cluster.requests["finished"].max() >= 42.0
     assert len(finished) % 2 == 0
     assert 40.0 < finished.max() < 60.0
 
@@ -222,14 +222,14 @@ def test_every_run_keeps_the_rules(
     check_versions(played)
 
 
-def check_served(played: Played) -> None:
+def check_served(played: SimulationResult) -> None:
     """Every request is answered once, with the tokens it asked for, on all stages of one node in their order."""
-    requests = played.world.requests
+    requests = played.cluster.requests
     assert (requests["outcome"] == FINISHED).all()
     assert (requests["produced"] == requests["output"]).all()
     assert (requests["finished"] >= requests["first_token"]).all()
     for task, request in enumerate(requests):
-        passes = max(1, int(request["output"])) * played.setting.stages
+        passes = max(1, int(request["output"])) * played.shape.stages
         log = [span for span in played.log if span[0] == task]
         assert len(log) == passes
         assert {span[1] for span in log} == {int(request["node"])}
@@ -239,7 +239,7 @@ def check_served(played: Played) -> None:
         assert all(end <= start for (_, end), (start, _) in itertools.pairwise(times))
 
 
-def check_stages(played: Played) -> None:
+def check_stages(played: SimulationResult) -> None:
     """A stage runs one thing at a time."""
     work = defaultdict(set)
     for span in played.records:
@@ -250,25 +250,25 @@ def check_stages(played: Played) -> None:
         assert all(end <= start for (_, end), (start, _) in itertools.pairwise(ordered))
 
 
-def check_training(played: Played) -> None:
+def check_training(played: SimulationResult) -> None:
     """Every micro-batch goes forward through all stages and then backward, and every group is stepped once."""
-    world, stages = played.world, played.setting.stages
-    assert (world.micro_batches["outcome"] == FINISHED).all()
-    assert (world.micro_batches["placed"] >= world.micro_batches["eligible"]).all()
-    assert world.run["steps"][0] == len(world.groups)
-    assert (world.stages["version"].reshape(-1, stages) == world.stages["version"].reshape(-1, stages)[:, :1]).all()
+    cluster, stages = played.cluster, played.shape.stages
+    assert (cluster.micro_batches["outcome"] == FINISHED).all()
+    assert (cluster.micro_batches["placed"] >= cluster.micro_batches["eligible"]).all()
+    assert cluster.run["steps"][0] == len(cluster.groups)
+    assert (cluster.stages["version"].reshape(-1, stages) == cluster.stages["version"].reshape(-1, stages)[:, :1]).all()
     way = [(stage, "F") for stage in range(stages)] + [(stage, "B") for stage in reversed(range(stages))]
-    for number, micro_batch in enumerate(world.micro_batches):
-        log = played.of(len(world.requests) + number)
+    for number, micro_batch in enumerate(cluster.micro_batches):
+        log = played.of(len(cluster.requests) + number)
         order = [span[:2] for span in log]
         assert [step for at, step in enumerate(order) if at == 0 or order[at - 1] != step] == way
         assert log[-1][-1] == micro_batch["finished"]
-    for group in world.groups:
-        members = world.micro_batches[group["first"] : group["first"] + group["size"]]
+    for group in cluster.groups:
+        members = cluster.micro_batches[group["first"] : group["first"] + group["size"]]
         assert len(set(members["node"])) == 1
 
 
-def check_versions(played: Played) -> None:
+def check_versions(played: SimulationResult) -> None:
     """A batch meets one weight version on all stages."""
     serving = played.records[played.records["batch"] >= 0]
     versions = defaultdict(set)
@@ -283,8 +283,8 @@ def test_the_same_input_gives_the_same_output() -> None:
         run(requests, [[2, 5]] * 20, nodes=3, forward=0.1, backward=0.2, per_token=0.01, latency_error=0.2, seed=seed)
         for seed in (7, 7, 8)
     ]
-    assert again[0].world.spans.tobytes() == again[1].world.spans.tobytes()
-    assert again[0].world.spans.tobytes() != again[2].world.spans.tobytes()
+    assert again[0].cluster.spans.tobytes() == again[1].cluster.spans.tobytes()
+    assert again[0].cluster.spans.tobytes() != again[2].cluster.spans.tobytes()
 
 
 def test_a_pass_is_as_late_under_every_placement() -> None:

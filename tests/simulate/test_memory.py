@@ -12,42 +12,42 @@ from hypothesis import strategies as st
 
 from lemix_hpc.config.errors import UserError
 from lemix_hpc.config.load import load_recipe
-from lemix_hpc.simulate.cluster_state import make_rooms
+from lemix_hpc.simulate.cluster_state import make_stage_memory
 from lemix_hpc.simulate.dtypes import FINISHED
 from lemix_hpc.studies.simulated_run import Simulated, simulate
-from tests.simulate.cluster import Played, run
+from tests.simulate.cluster import SimulationResult, run
 from tests.studies.test_simulated_run import COEFFICIENTS
 
 PATIENT = 100.0
 
 
 def test_a_forward_waits_for_the_cache_of_a_request_to_go() -> None:
-    played = run([(0.0, 8, 3)], [[4]], rooms=make_rooms([10, 10], 1, 1), max_wait=PATIENT)
+    played = run([(0.0, 8, 3)], [[4]], stage_memory=make_stage_memory([10, 10], 1, 1), max_wait=PATIENT)
     assert played.of(1) == [(0, "F", 6.0, 7.0), (1, "F", 7.0, 8.0), (1, "B", 8.0, 10.0), (0, "B", 10.0, 12.0)]
-    claim = played.world.memory.claims[1]
+    claim = played.cluster.memory.claims[1]
     assert (claim["waits"], claim["waited"], claim["longest"]) == (1, 5.0, 5.0)
 
 
 def test_activations_leave_for_a_request_that_has_waited_long_enough_and_come_back_for_the_backward() -> None:
-    rooms = make_rooms([6, 6], 1, 1)
-    played = run([(0.5, 3, 1)], [[4]], rooms=rooms, max_wait=1.0, offload_rate=2.0)
+    stage_memory = make_stage_memory([6, 6], 1, 1)
+    played = run([(0.5, 3, 1)], [[4]], stage_memory=stage_memory, max_wait=1.0, offload_rate=2.0)
     assert played.of(0) == [(0, "F", 4.0, 5.0), (1, "F", 5.0, 6.0)]
     assert played.of(1) == [(0, "F", 0.0, 1.0), (1, "F", 1.0, 2.0), (1, "B", 6.0, 8.0), (0, "B", 10.0, 12.0)]
-    assert played.world.memory.rooms["offloaded"].tolist() == [4, 4]
-    assert played.world.memory.claims[0]["waited"] == 3.5
+    assert played.cluster.memory.stages["offloaded"].tolist() == [4, 4]
+    assert played.cluster.memory.claims[0]["waited"] == 3.5
 
 
 def test_without_offloading_the_same_request_waits_for_the_backwards() -> None:
-    played = run([(0.5, 3, 1)], [[4]], rooms=make_rooms([6, 6], 1, 1), max_wait=1.0)
+    played = run([(0.5, 3, 1)], [[4]], stage_memory=make_stage_memory([6, 6], 1, 1), max_wait=1.0)
     assert played.of(0) == [(0, "F", 6.0, 7.0), (1, "F", 7.0, 8.0)]
-    assert not played.world.memory.rooms["offloads"].any()
+    assert not played.cluster.memory.stages["offloads"].any()
 
 
 def test_a_request_that_loses_its_cache_computes_prompt_and_answer_again() -> None:
-    played = run([(0.0, 4, 4), (0.0, 4, 4)], stages=1, rooms=make_rooms([12], 1, 1))
+    played = run([(0.0, 4, 4), (0.0, 4, 4)], stages=1, stage_memory=make_stage_memory([12], 1, 1))
     assert [end for *_, end in played.of(0)] == [1.0, 3.0, 5.0, 7.0]
     assert [end for *_, end in played.of(1)] == [2.0, 4.0, 6.0, 8.0]
-    claim = played.world.memory.claims[0]
+    claim = played.cluster.memory.claims[0]
     assert (claim["preemptions"], claim["recomputed"]) == (1, 7)
     assert (claim["waits"], claim["waited"]) == (2, 2.0)
 
@@ -70,7 +70,7 @@ def tight(draw: st.DrawFn) -> dict[str, Any]:
     return {
         "requests": sorted(requests),
         "groups": groups or None,
-        "rooms": make_rooms(limits, *([bytes_[kind] for bytes_ in per_token] for kind in range(2))),
+        "stage_memory": make_stage_memory(limits, *([bytes_[kind] for bytes_ in per_token] for kind in range(2))),
         "stages": stages,
         "gpipe": gpipe,
         "offload_rate": offload_rate,
@@ -86,26 +86,26 @@ def tight(draw: st.DrawFn) -> dict[str, Any]:
 @settings(deadline=None, max_examples=400)
 def test_everything_finishes_within_the_limit_at_every_instant(case: dict[str, Any]) -> None:
     played = run(**case)
-    world, rooms = played.world, played.world.memory.rooms
-    assert (world.requests["outcome"] == FINISHED).all()
-    assert (world.micro_batches["outcome"] == FINISHED).all()
-    assert (world.requests["produced"] == world.requests["output"]).all()
-    assert not any(rooms[name].any() for name in ("cache", "activations", "movable", "leaving", "back"))
+    cluster, stage_memory = played.cluster, played.cluster.memory.stages
+    assert (cluster.requests["outcome"] == FINISHED).all()
+    assert (cluster.micro_batches["outcome"] == FINISHED).all()
+    assert (cluster.requests["produced"] == cluster.requests["output"]).all()
+    assert not any(stage_memory[name].any() for name in ("cache", "activations", "movable", "leaving", "back"))
     if case["offload_rate"] == 0.0:
-        assert (rooms["peak"] <= rooms["limit"]).all()
+        assert (stage_memory["peak"] <= stage_memory["limit"]).all()
         for stage in range(case["stages"]):
-            assert most_in_training(played, stage) <= rooms["limit"][stage]
+            assert most_in_training(played, stage) <= stage_memory["limit"][stage]
     else:
-        largest = max(map(max, case["groups"] or [[0]])) * rooms["activation_bytes"]
-        assert (rooms["peak"] <= rooms["limit"] + largest).all()
+        largest = max(map(max, case["groups"] or [[0]])) * stage_memory["activation_bytes"]
+        assert (stage_memory["peak"] <= stage_memory["limit"] + largest).all()
 
 
-def most_in_training(played: Played, stage: int) -> int:
+def most_in_training(played: SimulationResult, stage: int) -> int:
     """The most bytes of activations between a forward and its backward at any instant, from the spans."""
-    nbytes = played.world.memory.rooms["activation_bytes"][stage]
+    nbytes = played.cluster.memory.stages["activation_bytes"][stage]
     changes = []
-    for number, length in enumerate(played.world.lengths.tolist()):
-        passes = [(at, start, end) for at, _, start, end in played.of(len(played.world.requests) + number)]
+    for number, length in enumerate(played.cluster.lengths.tolist()):
+        passes = [(at, start, end) for at, _, start, end in played.of(len(played.cluster.requests) + number)]
         inside = [(start, end) for at, start, end in passes if at == stage]
         changes += [(inside[0][0], 1, length * nbytes), (inside[-1][1], 0, -length * nbytes)]
     return max(accumulate(change for *_, change in sorted(changes)), default=0)

@@ -17,13 +17,13 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from lemix_hpc.runtime.http.call import Call, Gone, Part
+from lemix_hpc.runtime.http.call import Call, Gone, ResponsePart
 from lemix_hpc.runtime.http.errors import ApiError, bad_request, closing
 from lemix_hpc.runtime.http.metrics import CONTENT_TYPE, Figures, exposition
 from lemix_hpc.runtime.http.request_guard import Guard
 from lemix_hpc.runtime.http.response_stream import Relay, for_node
 from lemix_hpc.runtime.http.sample_intake import SampleIntake
-from lemix_hpc.runtime.http.server import Door
+from lemix_hpc.runtime.http.server import HttpServer
 from lemix_hpc.workload.api_lengths import GENERATING, call_lengths
 from lemix_hpc.workload.tasks import ApiCall
 from lemix_hpc.workload.tokenizer import Tokenizer
@@ -34,10 +34,10 @@ OTHERS = (("POST", "/tokenize"), ("POST", "/detokenize"), ("GET", "/v1/models"))
 
 
 @dataclass(frozen=True)
-class Desk:
+class AppContext:
     """What the application works with. `figures`: the newest ones; `context`: tokens that the model takes at once."""
 
-    door: Door
+    server: HttpServer
     guard: Guard
     nodes: int
     tokenizer: Tokenizer
@@ -47,14 +47,14 @@ class Desk:
     samples: SampleIntake | None
 
 
-def make_app(desk: Desk) -> Starlette:
+def make_app(context: AppContext) -> Starlette:
     """The application of a run."""
-    return Starlette(routes=_Endpoints(desk).routes(), exception_handlers=_HANDLERS)
+    return Starlette(routes=_Endpoints(context).routes(), exception_handlers=_HANDLERS)
 
 
 class _Endpoints:
-    def __init__(self, desk: Desk) -> None:
-        self._desk = desk
+    def __init__(self, context: AppContext) -> None:
+        self._context = context
         # Tokenising, and waiting for the disk, must not hold up what streams; one at a time, as tokenizers want it.
         self._aside = ThreadPoolExecutor(1, thread_name_prefix="http-aside")
 
@@ -69,20 +69,20 @@ class _Endpoints:
 
     async def generate(self, request: Request) -> ASGIApp:
         """A call that the policy finds a node for."""
-        self._desk.guard.check_key(request)
-        body = await self._desk.guard.body(request)
-        path, desk = request.url.path, self._desk
-        lengths = await self._do_aside(lambda: call_lengths(path, _json(body), desk.tokenizer, desk.context))
+        self._context.guard.check_key(request)
+        body = await self._context.guard.body(request)
+        path, context = request.url.path, self._context
+        lengths = await self._do_aside(lambda: call_lengths(path, _json(body), context.tokenizer, context.context))
         return self._relay(request, body, lengths)
 
     async def pass_on(self, request: Request) -> ASGIApp:
         """A call that any node can answer."""
-        self._desk.guard.check_key(request)
-        return self._relay(request, await self._desk.guard.body(request), None)
+        self._context.guard.check_key(request)
+        return self._relay(request, await self._context.guard.body(request), None)
 
     async def health(self, request: Request) -> Response:  # noqa: ARG002
         """Whether every node's engine answers that it is well. Open to all, for load balancers."""
-        if not self._desk.door.accepting:
+        if not self._context.server.accepting:
             raise closing()
         answers = await self._ask_all("/health")
         ill = [node for node, (status, _) in enumerate(answers) if status != 200]
@@ -93,27 +93,27 @@ class _Endpoints:
 
     async def metrics(self, request: Request) -> Response:
         """The nodes' metrics and the run's own, in Prometheus' format."""
-        self._desk.guard.check_key(request)
+        self._context.guard.check_key(request)
         answers = await self._ask_all("/metrics")
         texts = [text.decode() if status == 200 else None for status, text in answers]
-        return Response(exposition(texts, self._desk.figures()), media_type=CONTENT_TYPE)
+        return Response(exposition(texts, self._context.figures()), media_type=CONTENT_TYPE)
 
     async def samples(self, request: Request) -> Response:
         """Training samples: one JSON object, or one in each line; all are taken, or none."""
-        self._desk.guard.check_key(request)
-        intake = self._desk.samples
+        self._context.guard.check_key(request)
+        intake = self._context.samples
         if intake is None:
             raise bad_request("This run does not train: its recipe has no `training` section.")
-        body = await self._desk.guard.body(request)
-        if not self._desk.door.accepting:
+        body = await self._context.guard.body(request)
+        if not self._context.server.accepting:
             raise closing()
-        ids = await self._do_aside(lambda: intake.take(body, self._desk.now()))
+        ids = await self._do_aside(lambda: intake.take(body, self._context.now()))
         return JSONResponse({"object": "training.samples", "accepted": len(ids), "ids": ids})
 
     def _relay(self, request: Request, body: bytes, lengths: tuple[int, int] | None) -> ASGIApp:
-        call = Call(_id(request), self._as_it_came(request, body), self._desk.now(), lengths)
-        self._desk.door.enter(call)
-        return Relay(self._desk.door, call)
+        call = Call(_id(request), self._as_it_came(request, body), self._context.now(), lengths)
+        self._context.server.enter(call)
+        return Relay(self._context.server, call)
 
     def _as_it_came(self, request: Request, body: bytes) -> ApiCall:
         query = f"?{request.url.query}" if request.url.query else ""
@@ -122,13 +122,13 @@ class _Endpoints:
 
     async def _ask_all(self, path: str) -> list[tuple[int, bytes]]:
         """Status and body of every node's answer; an error's status where there is none."""
-        return await asyncio.gather(*(self._ask(path, node) for node in range(self._desk.nodes)))
+        return await asyncio.gather(*(self._ask(path, node) for node in range(self._context.nodes)))
 
     async def _ask(self, path: str, node: int) -> tuple[int, bytes]:
-        call = Call(f"{path[1:]}-{node}", ApiCall("GET", path, (), b""), self._desk.now(), None, node)
-        self._desk.door.enter(call, counted=False)
+        call = Call(f"{path[1:]}-{node}", ApiCall("GET", path, (), b""), self._context.now(), None, node)
+        self._context.server.enter(call, counted=False)
         status, body = 0, bytearray()
-        while isinstance(part := await call.next(), Part):
+        while isinstance(part := await call.next(), ResponsePart):
             status = status or part.status
             body += part.body
             if not part.more:

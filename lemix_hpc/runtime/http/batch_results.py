@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from lemix_hpc.runtime.http.call import Part
+from lemix_hpc.runtime.http.call import ResponsePart
 from lemix_hpc.runtime.http.errors import ApiError
 from lemix_hpc.workload.batch_calls import name_of
 from lemix_hpc.workload.lines import BadLine
@@ -61,7 +61,7 @@ class BatchLine:
         # All lines come at once, and the last ones may have to wait for hours.
         self.patient = True
 
-    def part(self, part: Part) -> None:
+    def part(self, part: ResponsePart) -> None:
         self._status = self._status or part.status
         self._body += part.body
         if not part.more:

@@ -13,7 +13,7 @@ Headers = list[tuple[str, str]]
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class ResponsePart:
     """A piece of an answer, in order; status 0 and no headers in all but the first."""
 
     status: int
@@ -33,7 +33,7 @@ class Client(Protocol):
     @property
     def patient(self) -> bool: ...
 
-    def part(self, part: Part) -> None: ...
+    def part(self, part: ResponsePart) -> None: ...
 
     def fail(self, error: ApiError) -> None: ...
 
@@ -60,9 +60,9 @@ class Call:
         self.gone = False
         self.patient = False
         self._loop = asyncio.get_running_loop()
-        self._parts: asyncio.Queue[Part | ApiError | Gone] = asyncio.Queue()
+        self._parts: asyncio.Queue[ResponsePart | ApiError | Gone] = asyncio.Queue()
 
-    def part(self, part: Part) -> None:
+    def part(self, part: ResponsePart) -> None:
         self._loop.call_soon_threadsafe(self._parts.put_nowait, part)
 
     def fail(self, error: ApiError) -> None:
@@ -73,6 +73,6 @@ class Call:
         self.gone = True
         self._parts.put_nowait(Gone())
 
-    async def next(self) -> Part | ApiError | Gone:
+    async def next(self) -> ResponsePart | ApiError | Gone:
         """In the endpoint's thread: what comes next."""
         return await self._parts.get()

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from lemix_hpc.policy.events import Place
 from lemix_hpc.records.schema import Outcome
 from lemix_hpc.runtime.http.batch_results import BatchResults
-from lemix_hpc.runtime.http.call import Client, Part
+from lemix_hpc.runtime.http.call import Client, ResponsePart
 from lemix_hpc.runtime.http.errors import closing, cut_short, no_answer
 from lemix_hpc.runtime.http.metrics import Figures
-from lemix_hpc.runtime.http.server import Door
+from lemix_hpc.runtime.http.server import HttpServer
 from lemix_hpc.runtime.transport import messages as m
 from lemix_hpc.runtime.transport.mailbox import Inbox, Mailbox
 from lemix_hpc.runtime.transport.rank_layout import Layout
@@ -30,11 +30,11 @@ class _UnderWay:
     gone: bool = False
 
 
-class Exchange:
-    """Calls from their arrival until the node has no more to do with them. Without a `door` and `results` there are none.
+class CallRouter:
+    """Calls from their arrival until the node has no more to do with them. Without a `server` and `results` there are none.
 
     `timeout`: seconds without a sign of life of a call (for a patient client, of any call on its node), after which the client
-    is told so; the node has as long again to end it, or the run fails. `end`: when the door closes [s].
+    is told so; the node has as long again to end it, or the run fails. `end`: when the server closes [s].
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class Exchange:
         number: Callable[[], int],
         timeout: float,
         *,
-        door: Door | None = None,
+        server: HttpServer | None = None,
         end: float = math.inf,
         results: BatchResults | None = None,
     ) -> None:
@@ -52,7 +52,7 @@ class Exchange:
         self._mailbox = mailbox
         self._number = number
         self._timeout = timeout
-        self._door = door
+        self._server = server
         self._results = results
         self._waiting: dict[int, Client] = {}
         self._calls: dict[int, _UnderWay] = {}
@@ -60,7 +60,7 @@ class Exchange:
         self._heard: dict[int, float] = {}
         self._node_heard = [0.0] * layout.nodes
         self.end = end
-        self.closed = door is None
+        self.closed = server is None
         self.figures = Figures()
         """What those who ask are shown; replaced as a whole."""
 
@@ -78,12 +78,12 @@ class Exchange:
     def arrivals(self, now: float) -> Iterator[tuple[Request, Client]]:
         """Requests that have come from clients. What generates nothing goes straight to its node."""
         self._look_at_time(now)
-        if self._door is None:
+        if self._server is None:
             return
         if not self.closed and now >= self.end:
-            self._door.stop_accepting()
+            self._server.stop_accepting()
             self.closed = True
-        for call in self._door.poll():
+        for call in self._server.poll():
             if call.gone:
                 self._hang_up(call.number, now)
             elif call.lengths is not None:
@@ -118,7 +118,7 @@ class Exchange:
             return
         call.status = call.status or part.status
         call.over = not part.more
-        call.client.part(Part(part.status, part.headers, part.body, part.more))
+        call.client.part(ResponsePart(part.status, part.headers, part.body, part.more))
 
     def heard(self, number: int, now: float) -> None:
         """A node does something for a task."""

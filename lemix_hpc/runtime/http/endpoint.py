@@ -17,10 +17,10 @@ from lemix_hpc.config.training_section import Training
 from lemix_hpc.config.workload_section import TextFields
 from lemix_hpc.run_setup.scheduler_setup import allocation_end
 from lemix_hpc.runtime.http.batch_results import BatchResults
-from lemix_hpc.runtime.http.call_router import Exchange
+from lemix_hpc.runtime.http.call_router import CallRouter
 from lemix_hpc.runtime.http.request_guard import Guard
 from lemix_hpc.runtime.http.sample_intake import SampleIntake
-from lemix_hpc.runtime.http.server import Door, bind, url
+from lemix_hpc.runtime.http.server import HttpServer, bind, url
 from lemix_hpc.runtime.transport.mailbox import Mailbox
 from lemix_hpc.runtime.transport.rank_layout import Layout
 from lemix_hpc.workload.api_lengths import context_of
@@ -46,7 +46,7 @@ class Endpoint:
         self._now = now
         self._wake = wake
         self._results: BatchResults | None = None
-        self._door: Door | None = None
+        self._server: HttpServer | None = None
         self.address: str | None = None
         self.samples: SampleQueue | None = None
         """What clients want to be trained on."""
@@ -56,7 +56,7 @@ class Endpoint:
     def _prepare(self, http: Http, training: Training | None) -> None:
         """All that takes time, before the run starts."""
         listener = bind(http)
-        self._door, self.address = Door(listener, self._wake), url(listener)
+        self._server, self.address = HttpServer(listener, self._wake), url(listener)
         # One for each thread: tokenizers are not for several.
         self._tokenizer = load_tokenizer(self._recipe.model)
         if training is not None:
@@ -68,30 +68,30 @@ class Endpoint:
                 flush=True,
             )
 
-    def exchange(self, layout: Layout, mailbox: Mailbox, number: Callable[[], int], work: Workload) -> Exchange:
+    def router(self, layout: Layout, mailbox: Mailbox, number: Callable[[], int], work: Workload) -> CallRouter:
         """What carries the calls. `number` gives tasks their numbers."""
         if any(request.call is not None for request in work.requests):
             self._results = BatchResults(self._run_dir, work.bad_calls)
         http = self._recipe.serving.http if self._recipe.serving is not None else None
         lasts = http.duration_s if http is not None else None
-        return Exchange(
+        return CallRouter(
             layout,
             mailbox,
             number,
             self._recipe.engine.timeout_s,
-            door=self._door,
+            server=self._server,
             end=min(math.inf if lasts is None else lasts, allocation_end(self._recipe)),
             results=self._results,
         )
 
     @contextlib.contextmanager
-    def open(self, exchange: Exchange) -> Iterator[None]:
-        """Answer clients meanwhile. TERM to this process closes the door, and those who are inside are still served."""
+    def open(self, router: CallRouter) -> Iterator[None]:
+        """Answer clients meanwhile. TERM to this process closes the server, and those who are inside are still served."""
         with contextlib.ExitStack() as stack:
             if self._results is not None:
                 stack.callback(self._results.close)
-            if self._door is not None:
-                stack.enter_context(self._answering(self._door, exchange))
+            if self._server is not None:
+                stack.enter_context(self._answering(self._server, router))
             yield
 
     def _intake(self) -> SampleIntake | None:
@@ -102,41 +102,41 @@ class Endpoint:
         return SampleIntake(self._run_dir, fields, self.samples, self._wake)
 
     @contextlib.contextmanager
-    def _answering(self, door: Door, exchange: Exchange) -> Iterator[None]:
+    def _answering(self, server: HttpServer, router: CallRouter) -> Iterator[None]:
         intake = self._intake()
-        app = self._app(door, exchange, intake)
+        app = self._app(server, router, intake)
 
         def close_soon(*_: object) -> None:
-            exchange.end = self._now()
+            router.end = self._now()
 
         before = signal.signal(signal.SIGTERM, close_soon)
-        door.open(app)
+        server.open(app)
         print(
             f"OpenAI API: {self.address}/v1 on {platform.node()}; TERM to process {os.getpid()} closes it", flush=True
         )
         try:
             yield
         finally:
-            door.close()
+            server.close()
             signal.signal(signal.SIGTERM, before)
             if intake is not None:
                 intake.close()
 
-    def _app(self, door: Door, exchange: Exchange, intake: SampleIntake | None) -> Starlette:
-        from lemix_hpc.runtime.http.app import Desk, make_app
+    def _app(self, server: HttpServer, router: CallRouter, intake: SampleIntake | None) -> Starlette:
+        from lemix_hpc.runtime.http.app import AppContext, make_app
 
         recipe = self._recipe
-        assert recipe.serving is not None and recipe.serving.http is not None, "there is a door"
+        assert recipe.serving is not None and recipe.serving.http is not None, "there is a server"
         http = recipe.serving.http
         return make_app(
-            Desk(
-                door=door,
+            AppContext(
+                server=server,
                 guard=Guard(http.api_key, http.max_body_mb),
                 nodes=recipe.nodes.count,
                 tokenizer=self._tokenizer,
                 context=context_of(recipe),
                 now=self._now,
-                figures=lambda: exchange.figures,
+                figures=lambda: router.figures,
                 samples=intake,
             )
         )

@@ -7,7 +7,7 @@ from typing import Any
 
 from lemix_hpc.runtime.http.call import Call, Gone, Headers
 from lemix_hpc.runtime.http.errors import ApiError
-from lemix_hpc.runtime.http.server import Door
+from lemix_hpc.runtime.http.server import HttpServer
 
 _OF_ONE_HOP = frozenset(
     (
@@ -35,8 +35,8 @@ class Relay:
     Client gone: the call is given up.
     """
 
-    def __init__(self, door: Door, call: Call) -> None:
-        self._door = door
+    def __init__(self, server: HttpServer, call: Call) -> None:
+        self._server = server
         self._call = call
         self._started = False
         self._events = False
@@ -48,7 +48,7 @@ class Relay:
             answered = await self._send_on(send)
         finally:
             watch.cancel()
-            self._door.leave(self._call, answered=answered)
+            self._server.leave(self._call, answered=answered)
 
     async def _watch(self, receive: Any) -> None:
         while (await receive())["type"] != "http.disconnect":

@@ -55,7 +55,7 @@ def url(listener: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-class Door:
+class HttpServer:
     """Made and polled by the scheduler's loop. `wake` is called from the server's thread when there is something to poll."""
 
     def __init__(self, listener: socket.socket, wake: Callable[[], None]) -> None:

@@ -93,7 +93,7 @@ class Leader:
                 self._mailbox.send(self._layout.worker(self._node, 0), Inbox.STAGE, train)
             case m.Served() as served:
                 self._served(served)
-            case m.Work(spans) as work:
+            case m.SpanReport(spans) as work:
                 self._at_first_stage -= sum(s.kind == "serve" and s.stage == 0 and s.complete for s in spans)
                 self._mailbox.send(SCHEDULER_RANK, Inbox.SCHEDULER, work)
             case (m.Loss() | m.Stepped()) as report:

@@ -56,7 +56,7 @@ class EngineLeader:
                 self._server.abort(task)
             case m.Train() as train:
                 self._mailbox.send(self._layout.worker(self._node, 0), Inbox.STAGE, train)
-            case (m.Work() | m.Loss() | m.Stepped()) as report:
+            case (m.SpanReport() | m.Loss() | m.Stepped()) as report:
                 self._tell(report)
             case (m.Go() | m.Stop()) as order:
                 self._order(order)
@@ -68,7 +68,7 @@ class EngineLeader:
             self._server.close()
             self.stopped = True
         else:
-            self._clock.start(order.epoch)
+            self._clock.start(order.start_time)
         for stage in range(self._layout.stages):
             self._mailbox.send(self._layout.worker(self._node, stage), Inbox.STAGE, order)
 

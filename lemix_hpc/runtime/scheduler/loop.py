@@ -21,7 +21,7 @@ from lemix_hpc.records.writer import Recorder
 from lemix_hpc.run_setup.scheduler_setup import Partners
 from lemix_hpc.run_setup.training_feed import TrainingFeed
 from lemix_hpc.runtime.http.call import Client
-from lemix_hpc.runtime.http.call_router import Exchange
+from lemix_hpc.runtime.http.call_router import CallRouter
 from lemix_hpc.runtime.scheduler.arrivals import Arrivals
 from lemix_hpc.runtime.scheduler.progress import LiveView
 from lemix_hpc.runtime.scheduler.sync_steps import Rounds, StepsTogether
@@ -34,7 +34,7 @@ from lemix_hpc.workload.tasks import Request
 
 
 @dataclass(frozen=True, slots=True)
-class FrontSettings:
+class LoopSettings:
     """`context`: the longest prompt and output together that the model takes, None without a limit. Live interval in s.
 
     `address`: of the OpenAI API, if there is one. `partners`: nodes that learn from each other, if any do.
@@ -46,7 +46,7 @@ class FrontSettings:
     partners: Partners | None = None
 
 
-class Front:
+class SchedulerLoop:
     """The run between its start and its end. `now` gives seconds since the start."""
 
     def __init__(
@@ -58,8 +58,8 @@ class Front:
         now: Callable[[], float],
         requests: Sequence[Request],
         feed: TrainingFeed | None,
-        exchange: Exchange,
-        settings: FrontSettings,
+        router: CallRouter,
+        settings: LoopSettings,
         next_number: Callable[[], int],
     ) -> None:
         self._layout = layout
@@ -69,7 +69,7 @@ class Front:
         self._now = now
         self._requests = len(requests)
         self._arrivals = Arrivals(requests)
-        self._exchange = exchange
+        self._router = router
         self._settings = settings
         self._number = next_number
         self._serving: dict[int, ServingTask] = {}
@@ -94,18 +94,18 @@ class Front:
     @property
     def _served(self) -> bool:
         """All requests have come and been answered, and no client can send more."""
-        return self._arrivals.left == 0 and not self._serving and self._exchange.idle
+        return self._arrivals.left == 0 and not self._serving and self._router.idle
 
     def until_due(self) -> float:
         """Seconds until the next request or the scheduler's next tick is due; inf when nothing is."""
-        return min(self._arrivals.next, self._tick_at, self._exchange.due) - self._now()
+        return min(self._arrivals.next, self._tick_at, self._router.due) - self._now()
 
     def turn(self) -> bool:
         """Let in what is due, take in reports, keep training supplied. False when there was nothing to do."""
         due = self.until_due() <= 0
         for request in self._arrivals.until(self._now()):
             self._arrive(request)
-        for request, client in self._exchange.arrivals(self._now()):
+        for request, client in self._router.arrivals(self._now()):
             self._arrive(request, client)
         if self._tick_at <= self._now():
             self._tell(Tick(self._now()))
@@ -128,7 +128,7 @@ class Front:
         self._serving[number] = task
         self._names[number] = request.id
         if request.call is not None:
-            self._exchange.expect(number, request, client)
+            self._router.expect(number, request, client)
             self._requests += client is not None
         self._tell(RequestArrived(self._now(), number, request.prompt_tokens, request.output_tokens))
 
@@ -159,7 +159,7 @@ class Front:
         serving.place = place
         request = serving.request
         if request.call is not None:
-            self._exchange.place(place, request.call, self._now())
+            self._router.place(place, request.call, self._now())
             return
         prompt, output, tokens = request.prompt_tokens, request.output_tokens, list(request.tokens)
         message = m.PlaceRequest(place.task, prompt, output, tokens, place.key)
@@ -170,7 +170,7 @@ class Front:
         self._names.retire(number)
         serving = self._serving.pop(number, None)
         if serving is not None:
-            self._exchange.refuse(number)
+            self._router.refuse(number)
             self._end(serving.rejected(number))
             self._arrivals.turned_away(serving.request.id, self._now())
             return
@@ -178,7 +178,7 @@ class Front:
 
     def _receive(self, mail: Mail) -> None:
         match mail.message:
-            case m.Work(spans):
+            case m.SpanReport(spans):
                 for span in spans:
                     self._worked(span)
             case m.Loss(micro_batch, loss):
@@ -187,7 +187,7 @@ class Front:
             case m.Stepped(node, group, version):
                 self._training.stepped(node, group, version)
             case m.HttpPart() as part:
-                self._exchange.part(part, self._now())
+                self._router.part(part, self._now())
             case m.RequestDone() as done:
                 self._request_done(done)
             case m.RingDone() as done if self.rounds is not None:
@@ -200,7 +200,7 @@ class Front:
     def _worked(self, span: m.WorkSpan) -> None:
         self._record(span)
         for number in span.tasks:
-            self._exchange.heard(number, self._now())
+            self._router.heard(number, self._now())
         self._live.worked(span)
         if not span.complete:
             return
@@ -227,7 +227,7 @@ class Front:
             self._tell(TaskFinished(now, span.node, number))
 
     def _request_done(self, done: m.RequestDone) -> None:
-        outcome = self._exchange.done(done.task)
+        outcome = self._router.done(done.task)
         task = self._serving.pop(done.task, None)
         if task is None:
             return  # a call that needs no policy
@@ -245,7 +245,7 @@ class Front:
         now = self._now()
         if not last and not self._live.due(now):
             return
-        self._exchange.figures = self._live.show(
+        self._router.figures = self._live.show(
             now,
             self._serving.values(),
             self._scheduler.drifts,

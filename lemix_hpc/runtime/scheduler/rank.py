@@ -18,10 +18,10 @@ from lemix_hpc.records.schema import COEFFICIENTS, LearnedTimes, Progress, RunFa
 from lemix_hpc.records.writer import Recorder
 from lemix_hpc.run_setup.scheduler_setup import limits_ms, make_scheduler, mean_unloaded_response, partners, split
 from lemix_hpc.run_setup.training_feed import feed_of
-from lemix_hpc.runtime.http.call_router import Exchange
+from lemix_hpc.runtime.http.call_router import CallRouter
 from lemix_hpc.runtime.http.endpoint import Endpoint
 from lemix_hpc.runtime.leader.make_leader import AnyLeader, engines_in
-from lemix_hpc.runtime.scheduler.loop import Front, FrontSettings
+from lemix_hpc.runtime.scheduler.loop import LoopSettings, SchedulerLoop
 from lemix_hpc.runtime.scheduler.warm_up import ProbeTimes, probes
 from lemix_hpc.runtime.transport import messages as m
 from lemix_hpc.runtime.transport.idle_wait import ALONE_ON_HOST_S, Waiter
@@ -33,7 +33,7 @@ from lemix_hpc.workload.load import Workload, load_workload
 from lemix_hpc.workload.tasks import Request
 
 
-class Session:
+class SchedulerRank:
     """Rank 0 of one run. Node 0's leader shares the rank and gets its turns here."""
 
     def __init__(
@@ -73,32 +73,32 @@ class Session:
         reference = hardware.reference.latency(self._layout.stages)
         t0 = mean_unloaded_response(reference, work.requests, self._recipe)
         scheduler = make_scheduler(self._recipe, hardware, t0, overhead)
-        epoch = self._clock.monotonic()
-        self._order(m.Go(epoch), range(self._layout.nodes))
-        self._clock.start(epoch)
+        start_time = self._clock.monotonic()
+        self._order(m.Go(start_time), range(self._layout.nodes))
+        self._clock.start(start_time)
         next_number = functools.partial(next, itertools.count())
-        exchange = endpoint.exchange(self._layout, self._mailbox, next_number, work)
-        front = self._front(work, scheduler, endpoint, exchange, next_number)
-        with endpoint.open(exchange):
-            self._turn_until(lambda: front.finished, front.turn, front.until_due)
+        router = endpoint.router(self._layout, self._mailbox, next_number, work)
+        loop = self._make_loop(work, scheduler, endpoint, router, next_number)
+        with endpoint.open(router):
+            self._turn_until(lambda: loop.finished, loop.turn, loop.until_due)
         duration = self._clock.now()
-        self._stop(front)
-        self._recorder.facts(self._facts(work, reference, front, duration, scheduler))
+        self._stop(loop)
+        self._recorder.facts(self._facts(work, reference, loop, duration, scheduler))
         self._recorder.learned(self._learned(scheduler))
         self._recorder.close()
 
-    def _front(
+    def _make_loop(
         self,
         work: Workload,
         scheduler: Scheduler,
         endpoint: Endpoint,
-        exchange: Exchange,
+        router: CallRouter,
         next_number: Callable[[], int],
-    ) -> Front:
+    ) -> SchedulerLoop:
         recipe = self._recipe
         feed = feed_of(recipe, work, next_number, endpoint.samples)
-        settings = FrontSettings(self._context, recipe.report.live_interval_s, endpoint.address, partners(recipe))
-        return Front(
+        settings = LoopSettings(self._context, recipe.report.live_interval_s, endpoint.address, partners(recipe))
+        return SchedulerLoop(
             self._layout,
             scheduler,
             self._mailbox,
@@ -106,7 +106,7 @@ class Session:
             self._clock.now,
             work.requests,
             feed,
-            exchange,
+            router,
             settings,
             next_number,
         )
@@ -120,7 +120,7 @@ class Session:
         return context_of(self._recipe) if engine.serves_http else describe(self._recipe.model).max_positions
 
     def _facts(
-        self, work: Workload, latency: LatencyModel, front: Front, duration: float, scheduler: Scheduler
+        self, work: Workload, latency: LatencyModel, loop: SchedulerLoop, duration: float, scheduler: Scheduler
     ) -> RunFacts:
         recipe = self._recipe
         return RunFacts(
@@ -132,11 +132,11 @@ class Session:
             slo_ms=limits_ms(recipe),
             t0_s=mean_unloaded_response(latency, work.requests, recipe),
             duration_s=duration,
-            steps=front.steps,
+            steps=loop.steps,
             malformed_lines=len(work.left_out),
             outside_range=sum(not latency.covers(r.prompt_tokens + r.output_tokens) for r in work.requests),
             drift=scheduler.drifts,
-            across_nodes=front.rounds.facts() if front.rounds is not None else None,
+            across_nodes=loop.rounds.facts() if loop.rounds is not None else None,
             overhead_s=scheduler.rules.overhead,
         )
 
@@ -197,7 +197,9 @@ class Session:
             self._mailbox.send(self._layout.leader(probe.node), Inbox.LEADER, probe.request)
             passes = self._layout.stages * max(1, probe.request.output)
             reports = self._collect(passes + 1)
-            times.add(probe, sent, [span for report in reports if isinstance(report, m.Work) for span in report.spans])
+            times.add(
+                probe, sent, [span for report in reports if isinstance(report, m.SpanReport) for span in report.spans]
+            )
         return times
 
     def _coefficients(self, times: ProbeTimes) -> CoefficientFile:
@@ -213,13 +215,13 @@ class Session:
             layers=sizes.layers,
         )
 
-    def _stop(self, front: Front) -> None:
+    def _stop(self, loop: SchedulerLoop) -> None:
         """Stop training nodes first: their last weight copies must find the serving nodes still listening."""
         apart = split(self._recipe)
         parts = (apart.training, apart.serving) if apart else (range(self._layout.nodes),)
         for part in parts:
             self._order(m.Stop(), part)
             stages = {(node, stage) for node in part for stage in range(self._layout.stages)}
-            self._turn_until(functools.partial(front.stopped.issuperset, stages), front.turn)
-        front.show(last=True)
+            self._turn_until(functools.partial(loop.stopped.issuperset, stages), loop.turn)
+        loop.show(last=True)
         self._turn_until(lambda: self._leader.finished, lambda: False)

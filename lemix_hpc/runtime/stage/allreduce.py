@@ -14,7 +14,7 @@ from lemix_hpc.engines.protocol import Payload, StageEngine, Vector, Work
 from lemix_hpc.records.schema import SpanKind
 from lemix_hpc.run_setup.scheduler_setup import Partners
 from lemix_hpc.runtime.stage.links import StageLinks
-from lemix_hpc.runtime.stage.ring_allreduce import Part, Ring
+from lemix_hpc.runtime.stage.ring_allreduce import Ring, RingChunk
 from lemix_hpc.runtime.stage.work_items import Pass
 from lemix_hpc.runtime.transport import messages as m
 
@@ -65,7 +65,7 @@ class Reduction:
         if self._leaving:
             return
         self._wake()
-        self._ring.feed(Part(part.round, part.index, part.hops, _on_host(payload.data)))
+        self._ring.feed(RingChunk(part.round, part.index, part.hops, _on_host(payload.data)))
 
     @property
     def since(self) -> float:

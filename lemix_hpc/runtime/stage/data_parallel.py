@@ -19,7 +19,7 @@ from lemix_hpc.runtime.stage.work_items import Pass
 from lemix_hpc.runtime.transport import messages as m
 
 
-class AcrossNodes:
+class DataParallel:
     """What a stage has to do with the same stage of other nodes; nothing without `partners`."""
 
     def __init__(

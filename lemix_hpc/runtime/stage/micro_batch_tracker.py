@@ -26,7 +26,7 @@ class Gradient:
     since: float
 
 
-class StageGroups:
+class MicroBatchTracker:
     """Which forwards and backwards may run on a stage, and which groups are complete."""
 
     def __init__(self, stage: int, stages: int, *, gpipe: bool, flush: bool) -> None:

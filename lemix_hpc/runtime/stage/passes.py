@@ -9,7 +9,7 @@ from typing import Any
 from lemix_hpc.engines.protocol import MicroBatch, Payload, StageEngine
 from lemix_hpc.policy.latency import Shape
 from lemix_hpc.runtime.stage.links import StageLinks
-from lemix_hpc.runtime.stage.micro_batch_tracker import StageGroups
+from lemix_hpc.runtime.stage.micro_batch_tracker import MicroBatchTracker
 from lemix_hpc.runtime.stage.weight_updates import Updates
 from lemix_hpc.runtime.stage.work_items import Arrived, Pass
 from lemix_hpc.runtime.transport import messages as m
@@ -31,7 +31,7 @@ class Passes:
         gpipe: bool,
         flush: bool,
     ) -> None:
-        self.groups = StageGroups(links.place.stage, links.place.layout.stages, gpipe=gpipe, flush=flush)
+        self.groups = MicroBatchTracker(links.place.stage, links.place.layout.stages, gpipe=gpipe, flush=flush)
         self._place = links.place
         self._links = links
         self._engine = engine

@@ -20,8 +20,8 @@ PART = 1 << 18
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
-    """Part `index` of the vector of a round, after `hops` nodes: sums of theirs at first, after all of them the total."""
+class RingChunk:
+    """RingChunk `index` of the vector of a round, after `hops` nodes: sums of theirs at first, after all of them the total."""
 
     round: int
     index: int
@@ -43,8 +43,8 @@ class Ring:
         self._own: Vector | None = None
         self._total = np.empty(0, dtype=np.float32)
         self._missing = 0
-        self._todo: deque[Part] = deque()
-        self._early: list[Part] = []
+        self._todo: deque[RingChunk] = deque()
+        self._early: list[RingChunk] = []
 
     @property
     def open(self) -> bool:
@@ -63,11 +63,13 @@ class Ring:
         # An empty vector still takes a part: the end of a round says that everybody has begun it.
         self._missing = max(1, -(-own.size // self._part))
         if self._position == 0:
-            self._todo.extend(Part(self._round, index, 0, own[self._place(index)]) for index in range(self._missing))
+            self._todo.extend(
+                RingChunk(self._round, index, 0, own[self._place(index)]) for index in range(self._missing)
+            )
         self._todo.extend(part for part in self._early if part.round == self._round)
         self._early = [part for part in self._early if part.round != self._round]
 
-    def feed(self, part: Part) -> None:
+    def feed(self, part: RingChunk) -> None:
         """A part has come from the node before. Its values may be written to from here on."""
         (self._todo if self.open and part.round == self._round else self._early).append(part)
 
@@ -76,7 +78,7 @@ class Ring:
         """Whether there is a piece of work."""
         return bool(self._todo)
 
-    def advance(self) -> Part | None:
+    def advance(self) -> RingChunk | None:
         """Do one piece of work, at most one addition of a part; returns what goes to the next node, if anything does.
 
         What is returned must be sent before its values change; nothing here writes to them any more.
@@ -91,7 +93,7 @@ class Ring:
             self._missing -= 1
         if part.hops == 2 * (self._size - 1):
             return None
-        return Part(part.round, part.index, part.hops + 1, part.values)
+        return RingChunk(part.round, part.index, part.hops + 1, part.values)
 
     @property
     def complete(self) -> bool:

@@ -14,10 +14,10 @@ from typing import Any
 from lemix_hpc.engines.protocol import EngineOrder, MicroBatch, ServeBatch, StageEngine
 from lemix_hpc.policy.execution_rules import BACKWARD, COMMIT, FORWARD, SERVE, debt_after, pick
 from lemix_hpc.run_setup.scheduler_setup import Partners
-from lemix_hpc.runtime.stage.data_parallel import AcrossNodes
+from lemix_hpc.runtime.stage.data_parallel import DataParallel
 from lemix_hpc.runtime.stage.links import StageLinks, StagePlace
 from lemix_hpc.runtime.stage.passes import Passes
-from lemix_hpc.runtime.stage.version_queue import EpochQueue
+from lemix_hpc.runtime.stage.version_queue import VersionQueue
 from lemix_hpc.runtime.stage.weight_updates import Updates
 from lemix_hpc.runtime.stage.work_items import Arrived, Pass
 from lemix_hpc.runtime.transport import messages as m
@@ -66,8 +66,8 @@ class StageWorker:
         self._links = StageLinks(place, mailbox)
         self._updates = Updates(self._links, engine, clock.now)
         self._passes = Passes(self._links, engine, self._updates, clock.now, gpipe=rules.gpipe, flush=rules.sync)
-        self._across = AcrossNodes(partners, self._links, engine, self._updates, self._passes, clock.now)
-        self._queue: EpochQueue[Arrived[m.Serve], Arrived[MicroBatch], Arrived[m.Commit]] = EpochQueue()
+        self._across = DataParallel(partners, self._links, engine, self._updates, self._passes, clock.now)
+        self._queue: VersionQueue[Arrived[m.Serve], Arrived[MicroBatch], Arrived[m.Commit]] = VersionQueue()
         self._urgent: Pass | None = None
         self._training: Pass | None = None
         self._debt = 0.0
@@ -133,8 +133,8 @@ class StageWorker:
                 self._updates.copy_arrived(part, mail.payload)
             case m.Forget() as forget:
                 self._passes.forget(forget)
-            case m.Go(epoch):
-                self._clock.start(epoch)
+            case m.Go(start_time):
+                self._clock.start(start_time)
             case m.Stop():
                 self._stopping = True
             case other:
@@ -230,7 +230,7 @@ class StageWorker:
             self._urgent = None
         self._close_stretch(running, complete=True)
         if self._spans:
-            self._links.to_leader(m.Work(self._spans))
+            self._links.to_leader(m.SpanReport(self._spans))
         self._spans = []
         # Whoever hears of an outcome has heard of the work before.
         running.done(result)

@@ -31,7 +31,7 @@ class Train(msgspec.Struct, frozen=True, array_like=True, tag=True):
 class Go(msgspec.Struct, frozen=True, array_like=True, tag=True):
     """Scheduler to everyone: the run starts at this time of the scheduler rank's monotonic clock."""
 
-    epoch: float
+    start_time: float
 
 
 class Stop(msgspec.Struct, frozen=True, array_like=True, tag=True):
@@ -113,7 +113,7 @@ class StepTogether(msgspec.Struct, frozen=True, array_like=True, tag=True):
 
 
 class RingPart(msgspec.Struct, frozen=True, array_like=True, tag=True):
-    """Stage to the same stage of the next node, with values: see `lemix_hpc.runtime.stage.ring_allreduce.Part`."""
+    """Stage to the same stage of the next node, with values: see `lemix_hpc.runtime.stage.ring_allreduce.RingChunk`."""
 
     round: int
     index: int
@@ -189,7 +189,7 @@ class WorkSpan(msgspec.Struct, frozen=True, array_like=True, tag=True):
     worked: float = 0.0
 
 
-class Work(msgspec.Struct, frozen=True, array_like=True, tag=True):
+class SpanReport(msgspec.Struct, frozen=True, array_like=True, tag=True):
     """Stage to leader to scheduler: what ran."""
 
     spans: list[WorkSpan]
@@ -309,7 +309,7 @@ AnyMessage = (
     | WeightsPart
     | Forget
     | Served
-    | Work
+    | SpanReport
     | Loss
     | Stepped
     | RequestDone

@@ -17,22 +17,22 @@ class RunClock:
 
     def __init__(self, offset: float) -> None:
         self._offset = offset
-        self._epoch = 0.0
+        self._start_time = 0.0
 
     def monotonic(self) -> float:
         """Now, on the scheduler rank's monotonic clock."""
         return time.monotonic() + self._offset
 
-    def start(self, epoch: float) -> None:
-        self._epoch = epoch
+    def start(self, start_time: float) -> None:
+        self._start_time = start_time
 
     def now(self) -> float:
         """Seconds since the start of the run; negative before it."""
-        return time.monotonic() + self._offset - self._epoch
+        return time.monotonic() + self._offset - self._start_time
 
 
 def synchronise(comm: MPI.Comm) -> RunClock:
-    """Measure this rank's offset to rank 0: the exchange with the shortest round trip says it best (Cristian, 1989).
+    """Measure this rank's offset to rank 0: the router with the shortest round trip says it best (Cristian, 1989).
 
     Collective. Its error is at most half that round trip, some tens of microseconds.
     """

@@ -71,7 +71,7 @@ class Open:
 def recipe_of(http: dict[str, Any] | None = None, **changes: Any) -> dict[str, Any]:
     """Two nodes that take turns, and training on sums."""
     recipe: dict[str, Any] = {
-        "name": "door",
+        "name": "server",
         "nodes": {"count": 2, "stages": 1},
         "model": {"config": tiny_llama(2)},
         "engine": {"kind": "vllm", "coefficients": str(A100), "timeout_s": 3},
@@ -125,6 +125,6 @@ def opened(recipe: dict[str, Any], path: Path) -> Iterator[Open]:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Open]:
     """One run for all tests of a module; it must end well when it is told to."""
-    with opened(recipe_of(), tmp_path_factory.mktemp("door")) as endpoint:
+    with opened(recipe_of(), tmp_path_factory.mktemp("server")) as endpoint:
         yield endpoint
         endpoint.close()

@@ -14,7 +14,7 @@ from typing import Any
 from mpi4py import MPI
 
 from lemix_hpc.config.load import load_recipe
-from lemix_hpc.runtime.scheduler.rank import Session
+from lemix_hpc.runtime.scheduler.rank import SchedulerRank
 from lemix_hpc.runtime.transport import messages as m
 from lemix_hpc.runtime.transport.doorbell import hang_doorbell
 from lemix_hpc.runtime.transport.idle_wait import make_waiter
@@ -80,9 +80,9 @@ class Node:
                 self._warm_up(request)
             case m.Train(micro_batch):
                 self._training.append(micro_batch)
-            case m.Go(epoch):
+            case m.Go(start_time):
                 if self._node:
-                    self._clock.start(epoch)
+                    self._clock.start(start_time)
             case m.Stop():
                 self.stopped = True
                 for stage in range(self._layout.stages):
@@ -95,13 +95,13 @@ class Node:
             for stage in range(self._layout.stages):
                 now = self._clock.now()
                 span = m.WorkSpan(self._node, stage, "serve", [request.task], now, now, self._version, -1, True)
-                self._tell(m.Work([span]))
+                self._tell(m.SpanReport([span]))
         self._tell(self._done(request.task, request.output))
 
     def _train(self, micro_batch: Any) -> None:
         now, task = self._clock.now(), micro_batch.id
         for kind in ("forward", "backward"):
-            self._tell(m.Work([m.WorkSpan(self._node, 0, kind, [task], now, now, self._version, -1, True)]))
+            self._tell(m.SpanReport([m.WorkSpan(self._node, 0, kind, [task], now, now, self._version, -1, True)]))
         self._tell(m.Loss(task, 2.5))
         if micro_batch.index == micro_batch.group_size - 1:
             self._version += 1
@@ -190,7 +190,7 @@ def main(run_dir: Path) -> None:
         return
     node = Node(layout, layout.node_of(rank), Mailbox(comm, Inbox.LEADER, bell), clock)
     if rank == SCHEDULER_RANK:
-        Session(recipe, layout, run_dir, Mailbox(comm, Inbox.SCHEDULER, bell), clock, waiter, node).run()
+        SchedulerRank(recipe, layout, run_dir, Mailbox(comm, Inbox.SCHEDULER, bell), clock, waiter, node).run()
         return
     while not node.finished:
         if node.turn():

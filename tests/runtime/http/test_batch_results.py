@@ -3,7 +3,7 @@ from pathlib import Path
 from typing import Any
 
 from lemix_hpc.runtime.http.batch_results import RESULTS, BatchResults
-from lemix_hpc.runtime.http.call import Part
+from lemix_hpc.runtime.http.call import ResponsePart
 from lemix_hpc.runtime.http.errors import closing
 from lemix_hpc.workload.lines import BadLine
 
@@ -17,11 +17,11 @@ def test_every_line_has_its_result_in_openais_format(tmp_path: Path) -> None:
     results = BatchResults(tmp_path, bad)
     good, late, refused, odd = (results.client(name) for name in ("a", "b", "c", "d"))
     good.number, late.number, odd.number = 1, 2, 3
-    late.part(Part(400, [], b'{"error": {"message":', True))
-    good.part(Part(200, [("x", "y")], b'{"id":  "cmpl-lemix-1", "n": 1e3}', False))
-    late.part(Part(0, [], b' "no"}}', False))
+    late.part(ResponsePart(400, [], b'{"error": {"message":', True))
+    good.part(ResponsePart(200, [("x", "y")], b'{"id":  "cmpl-lemix-1", "n": 1e3}', False))
+    late.part(ResponsePart(0, [], b' "no"}}', False))
     refused.fail(closing())
-    odd.part(Part(500, [], b"Oops", False))
+    odd.part(ResponsePart(500, [], b"Oops", False))
     results.close()
     lines = written(tmp_path)
     assert all(set(line) == {"id", "custom_id", "response", "error"} for line in lines)
@@ -44,5 +44,5 @@ def test_every_line_has_its_result_in_openais_format(tmp_path: Path) -> None:
 
 def test_a_result_is_in_the_file_as_soon_as_it_is_there(tmp_path: Path) -> None:
     results = BatchResults(tmp_path, [])
-    results.client("a").part(Part(200, [], b"{}", False))
+    results.client("a").part(ResponsePart(200, [], b"{}", False))
     assert [line["custom_id"] for line in written(tmp_path)] == ["a"]

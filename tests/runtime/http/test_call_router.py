@@ -1,4 +1,4 @@
-"""The clock of the exchange, on times and messages handed to it one by one; test_door.py has whole runs."""
+"""The clock of the router, on times and messages handed to it one by one; test_door.py has whole runs."""
 
 import itertools
 import math
@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from lemix_hpc.policy.events import Place
-from lemix_hpc.runtime.http.call import Part
-from lemix_hpc.runtime.http.call_router import Exchange
+from lemix_hpc.runtime.http.call import ResponsePart
+from lemix_hpc.runtime.http.call_router import CallRouter
 from lemix_hpc.runtime.http.errors import ApiError
 from lemix_hpc.runtime.transport import messages as m
 from lemix_hpc.runtime.transport.rank_layout import Layout
@@ -34,23 +34,23 @@ class Waiting:
 
     number: int | None = None
     patient: bool = False
-    got: list[Part | int] = field(default_factory=list)
+    got: list[ResponsePart | int] = field(default_factory=list)
 
-    def part(self, part: Part) -> None:
+    def part(self, part: ResponsePart) -> None:
         self.got.append(part)
 
     def fail(self, error: ApiError) -> None:
         self.got.append(error.status)
 
 
-def exchange(post: Post, **more: Any) -> Exchange:
-    return Exchange(Layout(2, 1), post, itertools.count().__next__, 10.0, **more)  # type: ignore[arg-type]
+def router(post: Post, **more: Any) -> CallRouter:
+    return CallRouter(Layout(2, 1), post, itertools.count().__next__, 10.0, **more)  # type: ignore[arg-type]
 
 
-def placed(exchange: Exchange, number: int, node: int, now: float, *, patient: bool = False) -> Waiting:
+def placed(router: CallRouter, number: int, node: int, now: float, *, patient: bool = False) -> Waiting:
     client = Waiting(patient=patient)
-    exchange.expect(number, Request(f"r{number}", now, 1, 1, call=CALL), client)
-    exchange.place(Place(number, node, now, 1.0, now + 0.5), CALL, now)
+    router.expect(number, Request(f"r{number}", now, 1, 1, call=CALL), client)
+    router.place(Place(number, node, now, 1.0, now + 0.5), CALL, now)
     return client
 
 
@@ -58,79 +58,79 @@ def part(task: int, status: int = 0, *, more: bool) -> m.HttpPart:
     return m.HttpPart(task, status, [], b"x", more)
 
 
-def look(exchange: Exchange, now: float) -> None:
-    assert list(exchange.arrivals(now)) == []
+def look(router: CallRouter, now: float) -> None:
+    assert list(router.arrivals(now)) == []
 
 
 def test_a_call_goes_to_its_nodes_leader_and_its_answer_to_its_client() -> None:
     post = Post()
-    desk = exchange(post)
-    client = placed(desk, 4, 1, 1.0)
+    calls = router(post)
+    client = placed(calls, 4, 1, 1.0)
     assert post.sent == [(2, m.HttpCall(4, "POST", "/v1/completions", [], b"{}", 1.5))] and client.number == 4
-    assert desk.due == 11.0 and not desk.idle
-    desk.part(part(4, 200, more=True), 5.0)
-    desk.part(part(4, more=False), 6.0)
-    assert client.got == [Part(200, [], b"x", True), Part(0, [], b"x", False)]
-    assert desk.done(4) == "finished"
-    assert desk.idle and desk.due == math.inf
+    assert calls.due == 11.0 and not calls.idle
+    calls.part(part(4, 200, more=True), 5.0)
+    calls.part(part(4, more=False), 6.0)
+    assert client.got == [ResponsePart(200, [], b"x", True), ResponsePart(0, [], b"x", False)]
+    assert calls.done(4) == "finished"
+    assert calls.idle and calls.due == math.inf
 
 
 def test_every_sign_of_life_moves_the_end_and_silence_is_told_once() -> None:
     post = Post()
-    desk = exchange(post)
-    first, second = placed(desk, 0, 0, 0.0), placed(desk, 1, 0, 1.0)
-    desk.heard(0, 5.0)
-    desk.heard(77, 5.0)
-    look(desk, 10.9)
-    assert desk.due == 11.0
-    look(desk, 11.0)
+    calls = router(post)
+    first, second = placed(calls, 0, 0, 0.0), placed(calls, 1, 0, 1.0)
+    calls.heard(0, 5.0)
+    calls.heard(77, 5.0)
+    look(calls, 10.9)
+    assert calls.due == 11.0
+    look(calls, 11.0)
     assert (first.got, second.got) == ([], [504])
-    assert post.sent[2:] == [(0, m.HttpAbort(1))] and desk.due == 15.0
-    desk.part(part(1, 200, more=False), 11.5)
+    assert post.sent[2:] == [(0, m.HttpAbort(1))] and calls.due == 15.0
+    calls.part(part(1, 200, more=False), 11.5)
     assert second.got == [504], "too late"
-    assert desk.done(1) == "lost"
-    look(desk, 15.0)
+    assert calls.done(1) == "lost"
+    look(calls, 15.0)
     assert first.got == [504]
 
 
 def test_the_lines_of_a_batch_wait_as_long_as_their_node_works() -> None:
-    desk = exchange(Post())
-    line, elsewhere, working = (placed(desk, n, node, 0.0, patient=n < 2) for n, node in enumerate((0, 1, 0)))
-    desk.heard(2, 8.0)
-    look(desk, 10.0)
+    calls = router(Post())
+    line, elsewhere, working = (placed(calls, n, node, 0.0, patient=n < 2) for n, node in enumerate((0, 1, 0)))
+    calls.heard(2, 8.0)
+    look(calls, 10.0)
     assert (line.got, elsewhere.got) == ([], [504]), "node 1 has done nothing for anybody"
-    desk.done(1)
-    desk.part(part(2, 200, more=False), 15.0)
-    assert desk.done(2) == "finished"
-    look(desk, 20.0)
+    calls.done(1)
+    calls.part(part(2, 200, more=False), 15.0)
+    assert calls.done(2) == "finished"
+    look(calls, 20.0)
     assert line.got == [] and working.got != []
-    look(desk, 30.0)
+    look(calls, 30.0)
     assert line.got == [504]
 
 
 def test_a_node_that_does_not_even_abort_ends_the_run() -> None:
-    desk = exchange(Post())
-    placed(desk, 0, 1, 0.0)
-    look(desk, 10.0)
-    look(desk, 19.9)
+    calls = router(Post())
+    placed(calls, 0, 1, 0.0)
+    look(calls, 10.0)
+    look(calls, 19.9)
     with pytest.raises(RuntimeError, match="node 1 has not ended a call within 10 s"):
-        look(desk, 20.0)
+        look(calls, 20.0)
 
 
 def test_an_error_is_a_rejection_and_no_answer_a_loss() -> None:
-    desk = exchange(Post())
-    refused, silent, cut = (placed(desk, number, 0, 0.0) for number in range(3))
-    desk.part(part(0, 404, more=False), 1.0)
-    desk.part(part(2, 200, more=True), 1.0)
-    assert [desk.done(number) for number in (0, 1, 2)] == ["rejected", "lost", "lost"]
+    calls = router(Post())
+    refused, silent, cut = (placed(calls, number, 0, 0.0) for number in range(3))
+    calls.part(part(0, 404, more=False), 1.0)
+    calls.part(part(2, 200, more=True), 1.0)
+    assert [calls.done(number) for number in (0, 1, 2)] == ["rejected", "lost", "lost"]
     assert len(refused.got) == 1 and silent.got == [502] and cut.got[1:] == [502]
-    assert desk.done(99) == "finished", "a request that is no call"
+    assert calls.done(99) == "finished", "a request that is no call"
 
 
 def test_what_the_policy_refuses_is_told_to_come_again() -> None:
-    desk = exchange(Post())
+    calls = router(Post())
     client = Waiting()
-    desk.expect(3, Request("r", 0.0, 1, 1, call=CALL), client)
-    desk.refuse(3)
-    desk.refuse(4)
-    assert client.got == [503] and desk.idle
+    calls.expect(3, Request("r", 0.0, 1, 1, call=CALL), client)
+    calls.refuse(3)
+    calls.refuse(4)
+    assert client.got == [503] and calls.idle

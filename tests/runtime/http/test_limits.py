@@ -1,4 +1,4 @@
-"""The door's own rules, without a server."""
+"""The server's own rules, without a server."""
 
 import asyncio
 import socket
@@ -10,52 +10,52 @@ from lemix_hpc.config.errors import UserError
 from lemix_hpc.config.serving_section import Http
 from lemix_hpc.runtime.http.call import Call
 from lemix_hpc.runtime.http.errors import ApiError
-from lemix_hpc.runtime.http.server import MOST_CALLS, Door, bind, url
+from lemix_hpc.runtime.http.server import MOST_CALLS, HttpServer, bind, url
 from lemix_hpc.workload.tasks import ApiCall
 
 
-def in_loop(work: Callable[[Door, Callable[[], Call], list[str]], None]) -> None:
-    """Run work with a door, a maker of calls, and a list that grows with every wake-up."""
+def in_loop(work: Callable[[HttpServer, Callable[[], Call], list[str]], None]) -> None:
+    """Run work with a server, a maker of calls, and a list that grows with every wake-up."""
 
     async def run() -> None:
         woken: list[str] = []
         with bind(Http(port=0)) as listener:
-            door = Door(listener, lambda: woken.append("woken"))
-            work(door, lambda: Call("x", ApiCall("GET", "/", (), b""), 0.0, None), woken)
+            server = HttpServer(listener, lambda: woken.append("woken"))
+            work(server, lambda: Call("x", ApiCall("GET", "/", (), b""), 0.0, None), woken)
 
     asyncio.run(run())
 
 
-def refusal(door: Door, call: Call) -> int:
+def refusal(server: HttpServer, call: Call) -> int:
     with pytest.raises(ApiError) as refused:
-        door.enter(call)
+        server.enter(call)
     return refused.value.status
 
 
 def test_only_so_many_are_let_in_at_the_same_time() -> None:
-    def work(door: Door, make: Callable[[], Call], woken: list[str]) -> None:
+    def work(server: HttpServer, make: Callable[[], Call], woken: list[str]) -> None:
         calls = [make() for _ in range(MOST_CALLS)]
         for call in calls:
-            door.enter(call)
-        assert refusal(door, make()) == 429
-        door.enter(make(), counted=False)
-        assert len(door.poll()) == MOST_CALLS + 1 == len(woken)
-        door.leave(calls[0], answered=True)
-        assert door.poll() == []
-        door.enter(make())
-        door.leave(calls[1], answered=False)
-        assert [call.gone for call in door.poll()] == [False, True]
+            server.enter(call)
+        assert refusal(server, make()) == 429
+        server.enter(make(), counted=False)
+        assert len(server.poll()) == MOST_CALLS + 1 == len(woken)
+        server.leave(calls[0], answered=True)
+        assert server.poll() == []
+        server.enter(make())
+        server.leave(calls[1], answered=False)
+        assert [call.gone for call in server.poll()] == [False, True]
 
     in_loop(work)
 
 
 def test_what_was_let_in_before_the_door_closed_is_still_found() -> None:
-    def work(door: Door, make: Callable[[], Call], woken: list[str]) -> None:
+    def work(server: HttpServer, make: Callable[[], Call], woken: list[str]) -> None:
         inside = make()
-        door.enter(inside)
-        door.stop_accepting()
-        assert (refusal(door, make()), door.accepting, len(woken)) == (503, False, 1)
-        assert door.poll() == [inside]
+        server.enter(inside)
+        server.stop_accepting()
+        assert (refusal(server, make()), server.accepting, len(woken)) == (503, False, 1)
+        assert server.poll() == [inside]
 
     in_loop(work)
 

@@ -40,9 +40,9 @@ def test_what_is_accepted_is_on_disk_before_it_is_used(
         sync(file)
 
     monkeypatch.setattr(os, "fsync", fsync)
-    desk = intake(tmp_path, waiting, wake=lambda: order.append("woken"))
-    assert desk.take(b'{"text": "a"}\n{"prompt": "b", "completion": "c"}', 1.5) == ["sample0", "sample1"]
-    assert desk.take(b'{"text": "d"}', 2.5) == ["sample2"]
+    samples_in = intake(tmp_path, waiting, wake=lambda: order.append("woken"))
+    assert samples_in.take(b'{"text": "a"}\n{"prompt": "b", "completion": "c"}', 1.5) == ["sample0", "sample1"]
+    assert samples_in.take(b'{"text": "d"}', 2.5) == ["sample2"]
     assert order == ["synced 2, waiting 0", "woken", "synced 3, waiting 2", "woken"]
     assert journal(tmp_path) == [
         {"id": "sample0", "received": 1.5, "text": "a"},
@@ -61,25 +61,25 @@ def test_what_is_accepted_is_on_disk_before_it_is_used(
     ],
 )
 def test_nothing_of_a_bad_body_is_taken(tmp_path: Path, waiting: SampleQueue, body: bytes, reason: str) -> None:
-    desk = intake(tmp_path, waiting)
+    samples_in = intake(tmp_path, waiting)
     with pytest.raises(ApiError, match=reason) as refused:
-        desk.take(body, 0.0)
+        samples_in.take(body, 0.0)
     assert refused.value.status == 400 and "Nothing was taken" in refused.value.message
     assert journal(tmp_path) == [] and waiting.pending == 0
-    assert desk.take(b'{"text": "a"}', 0.0) == ["sample0"]
+    assert samples_in.take(b'{"text": "a"}', 0.0) == ["sample0"]
 
 
 def test_the_recipes_fields_hold(tmp_path: Path, waiting: SampleQueue) -> None:
-    desk = intake(tmp_path, waiting, fields=TextFields(prompt="question", completion="answer"))
-    desk.take(b'{"question": "1+1=", "answer": "2"}', 0.0)
+    samples_in = intake(tmp_path, waiting, fields=TextFields(prompt="question", completion="answer"))
+    samples_in.take(b'{"question": "1+1=", "answer": "2"}', 0.0)
     assert journal(tmp_path) == [{"id": "sample0", "received": 0.0, "prompt": "1+1=", "completion": "2"}]
     with pytest.raises(ApiError, match="expected `question` and `answer`, found `text`"):
-        desk.take(b'{"text": "a"}', 0.0)
+        samples_in.take(b'{"text": "a"}', 0.0)
 
 
 def test_a_full_disk_takes_nothing(tmp_path: Path, waiting: SampleQueue, monkeypatch: pytest.MonkeyPatch) -> None:
-    desk = intake(tmp_path, waiting)
-    desk.take(b'{"text": "a"}', 0.0)
+    samples_in = intake(tmp_path, waiting)
+    samples_in.take(b'{"text": "a"}', 0.0)
 
     def full(file: int) -> None:  # noqa: ARG001
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -87,9 +87,9 @@ def test_a_full_disk_takes_nothing(tmp_path: Path, waiting: SampleQueue, monkeyp
     with monkeypatch.context() as patched:
         patched.setattr(os, "fsync", full)
         with pytest.raises(ApiError, match="No space left") as refused:
-            desk.take(b'{"text": "b"}', 0.0)
+            samples_in.take(b'{"text": "b"}', 0.0)
     assert refused.value.status == 507
-    desk.take(b'{"text": "c"}', 0.0)
+    samples_in.take(b'{"text": "c"}', 0.0)
     assert [entry["text"] for entry in journal(tmp_path)] == ["a", "c"]
     assert waiting.pending == 2
 

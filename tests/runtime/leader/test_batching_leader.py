@@ -40,8 +40,8 @@ def request(task: int, prompt: int, output: int = 0, key: float = 0.0) -> m.Plac
     return m.PlaceRequest(task, prompt, output, [], key)
 
 
-def ran(batch: int, tasks: list[int]) -> m.Work:
-    return m.Work([m.WorkSpan(0, 0, "serve", tasks, 0.0, 1.0, 0, batch, True)])
+def ran(batch: int, tasks: list[int]) -> m.SpanReport:
+    return m.SpanReport([m.WorkSpan(0, 0, "serve", tasks, 0.0, 1.0, 0, batch, True)])
 
 
 def members(serve: m.AnyMessage) -> list[int]:

@@ -33,10 +33,10 @@ from lemix_hpc.records.schema import Progress, ServedTask, Span, SpanKind, TaskR
 from lemix_hpc.records.writer import Recorder
 from lemix_hpc.run_setup.scheduler_setup import Partners
 from lemix_hpc.run_setup.training_feed import TrainingFeed
-from lemix_hpc.runtime.http.call import Part
-from lemix_hpc.runtime.http.call_router import Exchange
+from lemix_hpc.runtime.http.call import ResponsePart
+from lemix_hpc.runtime.http.call_router import CallRouter
 from lemix_hpc.runtime.http.errors import ApiError
-from lemix_hpc.runtime.scheduler.loop import Front, FrontSettings
+from lemix_hpc.runtime.scheduler.loop import LoopSettings, SchedulerLoop
 from lemix_hpc.runtime.transport import messages as m
 from lemix_hpc.runtime.transport.mailbox import Inbox, Mail
 from lemix_hpc.runtime.transport.rank_layout import Layout
@@ -86,9 +86,9 @@ class Caller:
     number: int | None = None
     patient: bool = False
     gone: bool = False
-    got: list[Part | ApiError] = field(default_factory=list)
+    got: list[ResponsePart | ApiError] = field(default_factory=list)
 
-    def part(self, part: Part) -> None:
+    def part(self, part: ResponsePart) -> None:
         self.got.append(part)
 
     def fail(self, error: ApiError) -> None:
@@ -96,7 +96,7 @@ class Caller:
 
 
 @dataclass
-class Door:
+class Server:
     """The server: calls that have come, until it is told to take no more."""
 
     calls: list[Caller] = field(default_factory=list)
@@ -118,9 +118,9 @@ class Rank:
         run_dir: Path,
         requests: Sequence[Request],
         feed: Callable[[Callable[[], int]], TrainingFeed] | None,
-        door: Door | None,
-        door_end: float,
-        settings: FrontSettings,
+        server: Server | None,
+        end: float,
+        settings: LoopSettings,
         config: SchedulerConfig,
     ) -> None:
         self._dir = run_dir
@@ -128,8 +128,8 @@ class Rank:
         self.recorder = Recorder(run_dir)
         number = itertools.count().__next__
         post: Any = self.post
-        opened: Any = door
-        self.front = Front(
+        opened: Any = server
+        self.loop = SchedulerLoop(
             LAYOUT,
             Scheduler(config, LATENCY),
             post,
@@ -137,7 +137,7 @@ class Rank:
             self.post.now,
             requests,
             feed(number) if feed is not None else None,
-            Exchange(LAYOUT, post, number, 60.0, door=opened, end=door_end),
+            CallRouter(LAYOUT, post, number, 60.0, server=opened, end=end),
             settings,
             number,
         )
@@ -145,7 +145,7 @@ class Rank:
     def turn(self, at: float, *messages: m.AnyMessage) -> bool:
         self.post.time = at
         self.post.arriving += messages
-        return self.front.turn()
+        return self.loop.turn()
 
     def sent(self) -> list[tuple[int, m.AnyMessage]]:
         """What went to leaders since the last look; nothing else did."""
@@ -183,16 +183,16 @@ def start(tmp_path: Path) -> Iterator[Start]:
     def make(
         *requests: Request,
         feed: Callable[[Callable[[], int]], TrainingFeed] | None = None,
-        door: Door | None = None,
-        door_end: float = math.inf,
+        server: Server | None = None,
+        end: float = math.inf,
         context: int | None = None,
         interval: float = math.inf,
         partners: Partners | None = None,
         **changes: Any,
     ) -> Rank:
-        settings = FrontSettings(context, interval, partners=partners)
+        settings = LoopSettings(context, interval, partners=partners)
         config: dict[str, Any] = {"nodes": 2, "order": "fcfs", "admission": "none", "recalibrate": False} | changes
-        ranks.append(Rank(tmp_path, requests, feed, door, door_end, settings, SchedulerConfig(**config)))
+        ranks.append(Rank(tmp_path, requests, feed, server, end, settings, SchedulerConfig(**config)))
         return ranks[-1]
 
     yield make
@@ -210,8 +210,8 @@ def training(
 
 def work(
     kind: SpanKind, tasks: list[int], stage: int, start: float, end: float, *, node: int = 0, complete: bool = True
-) -> m.Work:
-    return m.Work([m.WorkSpan(node, stage, kind, tasks, start, end, 3, 7, complete, SHAPE, end - start)])
+) -> m.SpanReport:
+    return m.SpanReport([m.WorkSpan(node, stage, kind, tasks, start, end, 3, 7, complete, SHAPE, end - start)])
 
 
 def done(task: int, finished: float, output: Sequence[int] = (), *, node: int = 0) -> m.RequestDone:
@@ -232,13 +232,13 @@ def trained(rank: Rank) -> list[tuple[int, int, int]]:
 
 def test_a_request_goes_when_it_is_due_to_the_leader_that_the_policy_chooses(start: Start) -> None:
     rank = start(Request("r0", 1.0, 3, 0, (4, 5, 6)), Request("r1", 1.25, 3, 2, (7, 8, 9)))
-    assert rank.front.until_due() == 1.0
-    assert not rank.turn(0.5) and rank.sent() == [] and rank.front.until_due() == 0.5
+    assert rank.loop.until_due() == 1.0
+    assert not rank.turn(0.5) and rank.sent() == [] and rank.loop.until_due() == 0.5
     assert rank.turn(1.0)
     assert rank.sent() == [(LEADERS[0], m.PlaceRequest(0, 3, 0, [4, 5, 6], 1.0))]
     assert rank.turn(1.5), "late, and let in all the same"
     assert rank.sent() == [(LEADERS[1], m.PlaceRequest(1, 3, 2, [7, 8, 9], 1.5))], "node 0 has something to do"
-    assert rank.front.until_due() == math.inf
+    assert rank.loop.until_due() == math.inf
     assert rank.events() == [RequestArrived(1.0, 0, 3, 0), RequestArrived(1.5, 1, 3, 2)]
     assert not rank.turn(2.0)
 
@@ -250,7 +250,7 @@ def test_a_request_that_the_model_cannot_take_is_rejected_before_the_policy_hear
     assert rank.tasks() == [ServedTask("long", "rejected", 0.0, 8)]
     assert rank.sent() == [(LEADERS[0], m.PlaceRequest(0, 8, 2, [], 0.0))]
     assert rank.events() == [RequestArrived(0.0, 0, 8, 2)]
-    assert rank.front.until_due() == 5.0, "its author goes on by the recorded time"
+    assert rank.loop.until_due() == 5.0, "its author goes on by the recorded time"
 
 
 def test_what_would_outlive_the_allocation_is_refused_and_recorded(start: Start) -> None:
@@ -262,9 +262,9 @@ def test_what_would_outlive_the_allocation_is_refused_and_recorded(start: Start)
     refused = ServedTask("r1", "rejected", 3.0, 8, number=1)
     assert rank.tasks() == [refused, ServedTask("r2", "rejected", 3.0, 8, number=2)], "the next turn comes by itself"
     assert [type(event) for event in rank.events()] == [RequestArrived] * 3
-    assert not rank.front.finished
+    assert not rank.loop.finished
     rank.turn(3.5, done(0, 3.5))
-    assert rank.front.finished
+    assert rank.loop.finished
 
 
 def test_what_a_stage_reports_is_written_down_and_told_to_the_policy(start: Start) -> None:
@@ -296,7 +296,7 @@ def test_of_a_pass_that_rests_the_policy_hears_at_its_end(start: Start) -> None:
 
 def test_weight_updates_are_work_of_no_task(start: Start) -> None:
     rank = start(Request("r0", 9.0, 8, 0))
-    rank.turn(1.0, m.Work([m.WorkSpan(1, 0, "step", [], 0.0, 0.5, 1, -1, True)]))
+    rank.turn(1.0, m.SpanReport([m.WorkSpan(1, 0, "step", [], 0.0, 0.5, 1, -1, True)]))
     assert rank.spans() == [Span(1, 0, "", "step", 0.0, 0.5, 1)]
     assert rank.events() == []
 
@@ -323,7 +323,7 @@ def test_an_answered_request_is_recorded_and_its_next_turn_comes_when_its_author
         number=0,
     )
     assert rank.events()[1:] == [TaskFinished(3.5, 0, 0, output=2)]
-    assert rank.front.until_due() == 1.75 and not rank.front.finished
+    assert rank.loop.until_due() == 1.75 and not rank.loop.finished
     rank.turn(5.25)
     assert rank.events()[2:] == [RequestArrived(5.25, 1, 8, 0)]
 
@@ -338,7 +338,7 @@ def test_a_report_that_comes_after_the_outcome_still_has_a_name_and_is_told(star
         PassMeasured(2.0, 0, 1, "serve", SHAPE, 1.0),
         StageFinished(2.0, 0, 1, 0, 1.0, 2.0),
     ]
-    assert rank.front.finished
+    assert rank.loop.finished
 
 
 def test_every_request_of_a_batch_has_a_span_and_an_event(start: Start) -> None:
@@ -374,13 +374,13 @@ def test_a_group_is_recorded_when_its_losses_ends_and_step_are_known(start: Star
     for task in (0, 1):
         rank.turn(2.5 + task, m.Loss(task, 2.0 + task), work("backward", [task], 1, 1.0, 2.0))
     rank.turn(6.0, work("backward", [0], 0, 4.0, 6.0), m.Stepped(0, 0, 1))
-    assert rank.tasks() == [] and rank.front.steps == 1 and not rank.front.finished
+    assert rank.tasks() == [] and rank.loop.steps == 1 and not rank.loop.finished
     rank.turn(8.0, work("backward", [1], 0, 6.0, 7.5))
     assert rank.tasks() == [
         TrainedTask("t0", "finished", 0.5, 8, 0, 0.5, 6.0, 2.0, 1, 0),
         TrainedTask("t1", "finished", 1.5, 8, 0, 1.5, 7.5, 3.0, 1, 1),
     ]
-    assert rank.front.finished
+    assert rank.loop.finished
     ended = [event for event in rank.events() if isinstance(event, TaskFinished)]
     assert ended == [TaskFinished(6.0, 0, 0), TaskFinished(8.0, 0, 1)]
 
@@ -391,22 +391,22 @@ def test_training_without_an_end_closes_with_serving(start: Start) -> None:
         rank.turn(0.1 * turn)
     rank.turn(2.0, done(0, 2.0))
     assert rank.events()[-1] == TrainingClosed(2.0)
-    assert not rank.front.finished, "two groups run to their end, those that wait are dropped"
+    assert not rank.loop.finished, "two groups run to their end, those that wait are dropped"
     for task, node in ((1, 1), (2, 0)):
         step = m.Stepped(node, task - 1, 1)
         rank.turn(9.0, work("forward", [task], 0, 2.0, 3.0, node=node), m.Loss(task, 1.0), step)
         rank.turn(9.0, work("backward", [task], 0, 7.0, 9.0, node=node))
     assert [(task.id, task.outcome) for task in rank.tasks()] == [(name, "finished") for name in ("r0", "t0", "t1")]
-    assert rank.front.finished
+    assert rank.loop.finished
 
 
 def test_training_ends_when_a_group_would_outlive_the_allocation(start: Start) -> None:
     rank = start(feed=training(9), end=5.0)
     rank.turn(0.0)
-    assert rank.sent() == [] and not rank.front.finished
+    assert rank.sent() == [] and not rank.loop.finished
     rank.turn(0.1)
     assert [type(event) for event in rank.events()] == [GroupOffered, TrainingClosed]
-    assert rank.front.finished and rank.tasks() == []
+    assert rank.loop.finished and rank.tasks() == []
 
 
 def test_held_training_is_looked_at_again_when_the_policy_asks_for_it(start: Start) -> None:
@@ -414,12 +414,12 @@ def test_held_training_is_looked_at_again_when_the_policy_asks_for_it(start: Sta
     requests = [Request(f"r{number}", 0.0, 8, 0) for number in range(2)]
     rank = start(*requests, feed=training(1), admission="slack", max_hold=3.0, pieces=1, t0=2.0, slo_factor=1.5)
     rank.turn(0.0)
-    assert trained(rank) == [] and rank.front.until_due() == 3.0
+    assert trained(rank) == [] and rank.loop.until_due() == 3.0
     rank.turn(2.5)
-    assert rank.front.until_due() == 0.5
+    assert rank.loop.until_due() == 0.5
     assert rank.turn(3.0)
     assert trained(rank) == [(LEADERS[0], 2, 0)]
-    assert rank.events()[-1] == Tick(3.0) and rank.front.until_due() == math.inf
+    assert rank.events()[-1] == Tick(3.0) and rank.loop.until_due() == math.inf
 
 
 def test_a_step_of_all_nodes_is_ordered_from_every_stage(start: Start) -> None:
@@ -437,8 +437,8 @@ def test_a_step_of_all_nodes_is_ordered_from_every_stage(start: Start) -> None:
     for task, node in ((0, 0), (1, 1)):
         ends = work("backward", [task], 0, 4.0, 6.0, node=node)
         rank.turn(6.0, m.Loss(task, 1.0), ends, m.Stepped(node, 0, 1))
-    assert rank.front.steps == 1, "one step of both nodes"
-    assert [task.id for task in rank.tasks()] == ["t0", "t1"] and rank.front.finished
+    assert rank.loop.steps == 1, "one step of both nodes"
+    assert [task.id for task in rank.tasks()] == ["t0", "t1"] and rank.loop.finished
 
 
 def test_sums_over_nodes_are_counted_when_all_stages_have_told(start: Start) -> None:
@@ -446,8 +446,8 @@ def test_sums_over_nodes_are_counted_when_all_stages_have_told(start: Start) -> 
     for node in range(2):
         for stage in range(2):
             rank.turn(9.0, m.RingDone(node, stage, 0, 1.0 + stage, 4.0 + node, 100))
-    assert rank.front.rounds is not None
-    facts = rank.front.rounds.facts()
+    assert rank.loop.rounds is not None
+    facts = rank.loop.rounds.facts()
     assert (facts.mode, facts.count, facts.mean_s, facts.nbytes) == ("average", 1, 4.0, 400)
 
 
@@ -455,34 +455,34 @@ def test_sums_over_nodes_are_counted_when_all_stages_have_told(start: Start) -> 
 
 
 def test_a_call_goes_through_the_policy_to_its_node_and_its_answer_to_the_client(start: Start) -> None:
-    door, caller = Door(), Caller("c0", 0.5, (8, 2))
-    rank = start(door=door, door_end=5.0)
-    assert not rank.turn(0.0) and not rank.front.finished
-    door.calls.append(caller)
+    server, caller = Server(), Caller("c0", 0.5, (8, 2))
+    rank = start(server=server, end=5.0)
+    assert not rank.turn(0.0) and not rank.loop.finished
+    server.calls.append(caller)
     rank.turn(1.0)
     assert rank.sent() == [(LEADERS[0], m.HttpCall(0, "POST", "/v1/completions", [], b"{}", 1.0))]
     assert rank.events() == [RequestArrived(1.0, 0, 8, 2)]
     rank.turn(3.0, m.HttpPart(0, 200, [], b"x", False), done(0, 3.0, [5, 6]))
-    assert caller.got == [Part(200, [], b"x", False)]
+    assert caller.got == [ResponsePart(200, [], b"x", False)]
     assert [(task.id, task.outcome) for task in rank.tasks()] == [("c0", "finished")]
-    assert rank.front.until_due() == 2.0, "the door closes then"
+    assert rank.loop.until_due() == 2.0, "the server closes then"
     rank.turn(5.0)
-    assert rank.front.finished and not door.accepting
+    assert rank.loop.finished and not server.accepting
 
 
 def test_work_on_a_call_is_a_sign_of_life(start: Start) -> None:
-    rank = start(door=Door([Caller("c0", 1.0, (8, 2))]))
+    rank = start(server=Server([Caller("c0", 1.0, (8, 2))]))
     rank.turn(1.0)
-    assert rank.front.until_due() == 60.0, "a call may be silent for so long"
+    assert rank.loop.until_due() == 60.0, "a call may be silent for so long"
     rank.turn(31.0)
-    assert rank.front.until_due() == 30.0
+    assert rank.loop.until_due() == 30.0
     rank.turn(31.0, work("serve", [0], 0, 1.0, 31.0))
-    assert rank.front.until_due() == 60.0
+    assert rank.loop.until_due() == 60.0
 
 
 def test_a_call_that_needs_no_policy_leaves_no_record(start: Start) -> None:
-    door = Door([Caller("models", 0.0, None, node=1)])
-    rank = start(door=door)
+    server = Server([Caller("models", 0.0, None, node=1)])
+    rank = start(server=server)
     rank.turn(0.0)
     assert [to for to, _ in rank.sent()] == [LEADERS[1]]
     rank.turn(1.0, m.HttpPart(0, 200, [], b"x", False), done(0, 1.0, node=1))
@@ -491,7 +491,7 @@ def test_a_call_that_needs_no_policy_leaves_no_record(start: Start) -> None:
 
 def test_a_call_is_refused_when_it_would_outlive_the_allocation(start: Start) -> None:
     caller = Caller("c0", 0.0, (8, 0))
-    rank = start(door=Door([caller]), end=1.0)
+    rank = start(server=Server([caller]), end=1.0)
     rank.turn(0.0)
     [error] = caller.got
     assert isinstance(error, ApiError) and error.status == 503
@@ -512,15 +512,15 @@ def test_progress_is_shown_every_so_often_and_at_the_end(start: Start) -> None:
     shown = rank.progress()
     assert (shown.served, shown.loss, shown.response_ms_p50) == (1, 2.5, 500.0)
     assert shown.stage_busy == [[0.5, 0.0], [0.0, 0.0]]
-    rank.front.show(last=True)
+    rank.loop.show(last=True)
     assert rank.progress().state == "finished"
 
 
 def test_stages_that_have_stopped_are_collected(start: Start) -> None:
     rank = start()
-    assert rank.front.finished
+    assert rank.loop.finished
     rank.turn(0.0, m.Stopped(0, 1), m.Stopped(1, 0))
-    assert rank.front.stopped == {(0, 1), (1, 0)}
+    assert rank.loop.stopped == {(0, 1), (1, 0)}
 
 
 @pytest.mark.parametrize("message", [m.EngineReady(0, 0), m.RingDone(0, 0, 0, 0.0, 1.0, 4)])

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lemix_hpc.engines.protocol import Vector
-from lemix_hpc.runtime.stage.ring_allreduce import Part, Ring
+from lemix_hpc.runtime.stage.ring_allreduce import Ring, RingChunk
 
 
 @dataclass
@@ -18,7 +18,7 @@ class Node:
 
     ring: Ring
     contributions: list[Vector]
-    link: deque[Part] = field(default_factory=deque)
+    link: deque[RingChunk] = field(default_factory=deque)
     totals: list[Vector] = field(default_factory=list)
     begun: int = 0
 
@@ -51,7 +51,7 @@ def move(nodes: list[Node], at: int, name: str) -> None:
     elif name == "advance":
         part = node.ring.advance()
         if part is not None:
-            following.link.append(Part(part.round, part.index, part.hops, part.values.copy()))
+            following.link.append(RingChunk(part.round, part.index, part.hops, part.values.copy()))
     elif name == "begin":
         node.ring.begin(node.contributions[node.begun])
         node.begun += 1
@@ -115,7 +115,7 @@ def test_a_round_ends_only_when_every_node_has_begun_it_even_with_nothing_to_sum
 
 def test_an_early_part_waits_for_its_round() -> None:
     ring = Ring(position=1, size=2, part=8)
-    ring.feed(Part(0, 0, 1, np.ones(3, dtype=np.float32)))
+    ring.feed(RingChunk(0, 0, 1, np.ones(3, dtype=np.float32)))
     assert not ring.ready
     ring.begin(np.full(3, 2.0, dtype=np.float32))
     sent = ring.advance()

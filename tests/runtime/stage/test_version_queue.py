@@ -3,11 +3,11 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lemix_hpc.runtime.stage.version_queue import EpochQueue
+from lemix_hpc.runtime.stage.version_queue import VersionQueue
 
 
 def test_serving_may_overtake_training_but_nothing_overtakes_an_update() -> None:
-    queue: EpochQueue[str, str, str] = EpochQueue()
+    queue: VersionQueue[str, str, str] = VersionQueue()
     queue.add_train("t1")
     queue.add_serve("s1", 0.0)
     queue.add_update("u1")
@@ -24,16 +24,16 @@ def test_serving_may_overtake_training_but_nothing_overtakes_an_update() -> None
 
 @given(st.lists(st.sampled_from(["serve", "train", "update"]), max_size=40), st.randoms(use_true_random=False))
 def test_every_item_runs_once_in_its_own_epoch(kinds: list[str], rng: random.Random) -> None:
-    queue: EpochQueue[int, int, int] = EpochQueue()
-    epoch_of, key_of, epoch = {}, {}, 0
+    queue: VersionQueue[int, int, int] = VersionQueue()
+    section_of, key_of, section = {}, {}, 0
     for item, kind in enumerate(kinds):
         key_of[item] = rng.choice([0.0, 1.0, 2.0]) if kind == "serve" else 0.0
         if kind == "serve":
             queue.add_serve(item, key_of[item])
         else:
             (queue.add_train if kind == "train" else queue.add_update)(item)
-        epoch_of[item] = epoch
-        epoch += kind == "update"
+        section_of[item] = section
+        section += kind == "update"
     ran, updates = [], 0
     while len(queue):
         choices = [
@@ -41,7 +41,7 @@ def test_every_item_runs_once_in_its_own_epoch(kinds: list[str], rng: random.Ran
         ]
         if choices:
             item = queue.take_serve() if rng.choice(choices) == "serve" else queue.take_train()
-            assert epoch_of[item] == updates
+            assert section_of[item] == updates
         else:
             assert queue.update is not None
             item = queue.update
@@ -51,5 +51,5 @@ def test_every_item_runs_once_in_its_own_epoch(kinds: list[str], rng: random.Ran
     assert sorted(ran) == list(range(len(kinds)))
     for kind in ("serve", "train", "update"):
         mine = [item for item in ran if kinds[item] == kind]
-        in_order = sorted(mine, key=lambda item: (epoch_of[item], key_of[item], item))
-        assert mine == in_order, "within an epoch serving runs by its key, everything else as it came"
+        in_order = sorted(mine, key=lambda item: (section_of[item], key_of[item], item))
+        assert mine == in_order, "within a section serving runs by its key, everything else as it came"

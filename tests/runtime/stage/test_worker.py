@@ -39,7 +39,7 @@ class World:
         return mails
 
     def send(self, rank: int, inbox: Inbox, message: m.AnyMessage, payload: Any = None) -> None:  # noqa: ARG002
-        if isinstance(message, m.Work):
+        if isinstance(message, m.SpanReport):
             self.spans += message.spans
 
     def now(self) -> float:
