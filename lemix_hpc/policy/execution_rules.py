@@ -1,4 +1,7 @@
-"""What a stage does next. The runtime's stages call these functions as they are, the simulator compiles the same ones."""
+"""What a node does next: which work a stage picks, when its leader forms a batch, when training is offered.
+
+The runtime calls these functions as they are, the simulator compiles the same ones.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,14 @@ NOTHING, SERVE, COMMIT, BACKWARD, FORWARD = range(5)
 
 LARGEST_DEBT = 0.25
 """Stage seconds that training can be owed at most: what it did not ask for in time it does not get in one piece later."""
+
+AHEAD = 2
+"""Batches at the first stage: one running, one waiting, so that it never waits for the leader's answer."""
+MOST_IN_FLIGHT = 64
+"""Batches on a node whose requests only have their prompts scored: what waits between stages keeps all of them busy."""
+
+WAIT, OFFER, CLOSE, END = range(4)
+"""What to do about training: nothing yet; offer a group; close it, and drop what was offered; end it, since all was given."""
 
 
 def pick(serve: float, commit: float, backward: float, forward: float, serving_first: bool, owed: bool) -> int:
@@ -46,3 +57,27 @@ def forward_limit(stage: int, stages: int, group_size: int, gpipe: bool) -> int:
     needs no more than one per stage from here to the end of the pipeline.
     """
     return group_size if gpipe else stages - stage
+
+
+def may_form_batch(generates: bool, at_first_stage: int, in_flight: int, generating: int, stages: int) -> bool:
+    """Whether a node's leader may form another batch, of a request that `generates` or is only scored, and others.
+
+    So many batches of the node wait or run `at_first_stage`, are `in_flight` in all, and have requests that are `generating`.
+    Those come back for every token: with more batches of them than stages to fill, batches only get smaller.
+    """
+    if at_first_stage >= AHEAD or in_flight >= MOST_IN_FLIGHT:
+        return False
+    return not generates or generating <= stages
+
+
+def supply_training(over: bool, exhausted: bool, offered: int, ahead: int) -> int:
+    """What to do about training next: groups are offered `ahead` of the policy's need, as many as that.
+
+    `over`: serving has ended, with which training without an end ends, or the policy has refused some: the allocation ends.
+    `exhausted`: all groups of a limited amount were given. `offered` groups have not begun.
+    """
+    if over:
+        return CLOSE
+    if exhausted:
+        return END if offered == 0 else WAIT
+    return OFFER if offered < ahead else WAIT

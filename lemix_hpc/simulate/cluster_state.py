@@ -11,10 +11,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from lemix_hpc.policy.execution_rules import NOTHING
+from lemix_hpc.policy.execution_rules import MOST_IN_FLIGHT, NOTHING
 from lemix_hpc.policy.jit import compiled, inlined
 from lemix_hpc.policy.latency_tables import Times
-from lemix_hpc.runtime.leader.batching_leader import MOST_IN_FLIGHT
 from lemix_hpc.simulate.dtypes import (
     ACTIVATION,
     AT_STAGE,

@@ -4,23 +4,30 @@ from __future__ import annotations
 
 import math
 
+from lemix_hpc.policy import execution_rules
 from lemix_hpc.policy.jit import compiled, inlined
-from lemix_hpc.runtime.leader.batching_leader import AHEAD, MOST_IN_FLIGHT
 from lemix_hpc.simulate.cluster_state import ClusterState, SimulationConfig, append, take
 from lemix_hpc.simulate.dtypes import FINISHED, NONE
 from lemix_hpc.simulate.memory import cache_fits, claim_cache, release_cache, take_cache
 from lemix_hpc.simulate.pairing_heap import bring_follower, pop
 from lemix_hpc.simulate.stage import come
 
+may_form_batch = compiled(execution_rules.may_form_batch)
+
 
 @compiled
 def supply_first_stage(cluster: ClusterState, config: SimulationConfig, node: int) -> None:
     """Keep the first stage supplied with batches, as far as there are requests."""
     leader = cluster.nodes[node]
-    while leader.at_first_stage < AHEAD and leader.in_flight < MOST_IN_FLIGHT:
+    while True:
         request = _next(cluster, node)
-        # With more batches that generate than stages to fill, batches only get smaller.
-        if request == NONE or (cluster.requests[request].output > 0 and leader.generating > config.stages):
+        if request == NONE or not may_form_batch(
+            cluster.requests[request].output > 0,
+            leader.at_first_stage,
+            leader.in_flight,
+            leader.generating,
+            config.stages,
+        ):
             return
         if config.limited and not claim_cache(cluster, config, node, request):
             return

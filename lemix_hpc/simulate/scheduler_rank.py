@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from lemix_hpc.policy import transitions
-from lemix_hpc.policy.execution_rules import BACKWARD, SERVE
+from lemix_hpc.policy import execution_rules, transitions
+from lemix_hpc.policy.execution_rules import BACKWARD, CLOSE, OFFER, SERVE, WAIT
 from lemix_hpc.policy.jit import compiled, inlined
 from lemix_hpc.policy.rules import Rules
 from lemix_hpc.policy.state import State, full
@@ -22,6 +22,8 @@ from lemix_hpc.simulate.dtypes import (
 )
 from lemix_hpc.simulate.pairing_heap import bring_follower, push
 
+next_supply = compiled(execution_rules.supply_training)
+
 GOING, DONE, STUCK, NEED_SPACE, NEED_SLOTS, NEED_GROUPS, MEASURE = range(7)
 """What the loop asks of its caller: nothing, to make room for spans and events or in the policy's state, for more groups of
 micro-batches, or to tell the policy how long the pass took that ends next."""
@@ -38,21 +40,17 @@ def arrive(cluster: ClusterState, config: SimulationConfig, state: State, rules:
 
 @compiled
 def supply_training(cluster: ClusterState, config: SimulationConfig, state: State, rules: Rules) -> int:
-    """Offer groups ahead of the policy's need, one for every node. What is asked of the caller.
-
-    Training without an end ends with serving, and any training when the policy refuses some: the allocation ends.
-    """
+    """Offer groups ahead of the policy's need, one for every node, until it is enough. What is asked of the caller."""
     run = cluster.run[0]
     while not run.closed:
-        if run.refused or (config.endless and run.unserved == 0):
-            run.closed = True
-            log(cluster, config, CLOSED, NONE, NONE, NONE, 0.0, False, False)
-            transitions.training_closed(state)
-            break
-        if not config.endless and run.next_group == cluster.groups.size:
-            run.closed = run.offered == 0
-            break
-        if run.offered >= config.nodes:
+        over = run.refused or (config.endless and run.unserved == 0)
+        exhausted = not config.endless and run.next_group == cluster.groups.size
+        asked = next_supply(over, exhausted, run.offered, config.nodes)
+        if asked != OFFER:
+            run.closed = asked != WAIT
+            if asked == CLOSE:
+                log(cluster, config, CLOSED, NONE, NONE, NONE, 0.0, False, False)
+                transitions.training_closed(state)
             break
         if run.next_group == cluster.groups.size:
             return NEED_GROUPS

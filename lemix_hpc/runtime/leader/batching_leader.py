@@ -7,14 +7,10 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from lemix_hpc.engines.protocol import ServeBatch, ServeSequence
+from lemix_hpc.policy.execution_rules import may_form_batch
 from lemix_hpc.runtime.transport import messages as m
 from lemix_hpc.runtime.transport.mailbox import Inbox, Mail, Mailbox
 from lemix_hpc.runtime.transport.rank_layout import SCHEDULER_RANK, Layout
-
-AHEAD = 2
-"""Batches at the first stage: one running, one waiting, so that it never waits for the leader's answer."""
-MOST_IN_FLIGHT = 64
-"""Batches on a node whose requests only have their prompts scored: what waits between stages keeps all of them busy."""
 
 
 @dataclass(slots=True)
@@ -69,12 +65,10 @@ class Leader:
         return bool(mails)
 
     def _may_form(self) -> bool:
-        """Whether another batch may go. Requests that generate come back for every token: with more batches of them than
-        stages to fill, batches only get smaller."""
-        request = self._next()
-        if request is None or self._at_first_stage >= AHEAD or len(self._in_batch) >= MOST_IN_FLIGHT:
-            return False
-        return request.output_wanted == 0 or self._generating <= self._layout.stages
+        request, stages = self._next(), self._layout.stages
+        return request is not None and may_form_batch(
+            request.output_wanted > 0, self._at_first_stage, len(self._in_batch), self._generating, stages
+        )
 
     @property
     def finished(self) -> bool:

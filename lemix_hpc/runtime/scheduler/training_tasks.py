@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from lemix_hpc.engines.protocol import MicroBatch
 from lemix_hpc.policy.events import GroupOffered, Place, TrainingClosed
+from lemix_hpc.policy.execution_rules import CLOSE, END, OFFER, supply_training
 from lemix_hpc.records.writer import Recorder
 from lemix_hpc.run_setup.training_feed import FedGroup, TrainingFeed
 from lemix_hpc.runtime.scheduler.sync_steps import StepsTogether
@@ -46,22 +47,18 @@ class TrainingTasks:
         return self._closed and not self._begun
 
     def supply(self, now: float, *, ahead: int, served: bool) -> GroupOffered | TrainingClosed | None:
-        """What to tell the policy: groups are offered `ahead` of its need, as many as that.
-
-        Training without an end, or on what clients send, ends with serving, and any training when the policy refuses some:
-        the allocation ends.
-        """
-        if self._feed is None or self._closed:
+        """What to tell the policy, if anything: see `execution_rules.supply_training`. Training on what clients send ends
+        with serving, too; nodes that step together take the groups of one step at a time."""
+        feed = self._feed
+        if feed is None or self._closed:
             return None
-        if self._refused or (self._feed.lasts_with_serving and served):
-            self._close_feed(self._feed)
-            return TrainingClosed(now)
-        if self._feed.exhausted:
-            if not self._offered:
-                self._close_feed(self._feed)
-            return None
-        more = len(self._offered) < ahead and (self._together is None or self._together.takes_more)
-        return self._offer(self._feed, now) if more else None
+        over = self._refused or (feed.lasts_with_serving and served)
+        asked = supply_training(over, feed.exhausted, len(self._offered), ahead)
+        if asked == OFFER:
+            return self._offer(feed, now) if self._together is None or self._together.takes_more else None
+        if asked in (CLOSE, END):
+            self._close_feed(feed)
+        return TrainingClosed(now) if asked == CLOSE else None
 
     def _close_feed(self, feed: TrainingFeed) -> None:
         self._closed = True
