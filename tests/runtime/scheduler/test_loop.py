@@ -119,7 +119,7 @@ class Rank:
         requests: Sequence[Request],
         feed: Callable[[Callable[[], int]], TrainingFeed] | None,
         server: Server | None,
-        end: float,
+        closes: float,
         settings: LoopSettings,
         config: SchedulerConfig,
     ) -> None:
@@ -137,7 +137,7 @@ class Rank:
             self.post.now,
             requests,
             feed(number) if feed is not None else None,
-            CallRouter(LAYOUT, post, number, 60.0, server=opened, end=end),
+            CallRouter(LAYOUT, post, number, 60.0, server=opened, end=closes),
             settings,
             number,
         )
@@ -184,7 +184,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
         *requests: Request,
         feed: Callable[[Callable[[], int]], TrainingFeed] | None = None,
         server: Server | None = None,
-        end: float = math.inf,
+        closes: float = math.inf,
         context: int | None = None,
         interval: float = math.inf,
         partners: Partners | None = None,
@@ -192,7 +192,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
     ) -> Rank:
         settings = LoopSettings(context, interval, partners=partners)
         config: dict[str, Any] = {"nodes": 2, "order": "fcfs", "admission": "none", "recalibrate": False} | changes
-        ranks.append(Rank(tmp_path, requests, feed, server, end, settings, SchedulerConfig(**config)))
+        ranks.append(Rank(tmp_path, requests, feed, server, closes, settings, SchedulerConfig(**config)))
         return ranks[-1]
 
     yield make
@@ -456,7 +456,7 @@ def test_sums_over_nodes_are_counted_when_all_stages_have_told(start: Start) -> 
 
 def test_a_call_goes_through_the_policy_to_its_node_and_its_answer_to_the_client(start: Start) -> None:
     server, caller = Server(), Caller("c0", 0.5, (8, 2))
-    rank = start(server=server, end=5.0)
+    rank = start(server=server, closes=5.0)
     assert not rank.turn(0.0) and not rank.loop.finished
     server.calls.append(caller)
     rank.turn(1.0)
@@ -465,7 +465,7 @@ def test_a_call_goes_through_the_policy_to_its_node_and_its_answer_to_the_client
     rank.turn(3.0, m.HttpPart(0, 200, [], b"x", False), done(0, 3.0, [5, 6]))
     assert caller.got == [ResponsePart(200, [], b"x", False)]
     assert [(task.id, task.outcome) for task in rank.tasks()] == [("c0", "finished")]
-    assert rank.loop.until_due() == 2.0, "the server closes then"
+    assert rank.loop.until_due() == 2.0, "no more calls are taken then"
     rank.turn(5.0)
     assert rank.loop.finished and not server.accepting
 
