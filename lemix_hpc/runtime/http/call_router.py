@@ -105,10 +105,12 @@ class CallRouter:
         self._send(place.task, place.node, place.key, call, self._waiting.pop(place.task), now)
 
     def refuse(self, number: int) -> None:
-        """The policy refuses a call, if it is one: the allocation ends."""
-        client = self._waiting.pop(number, None)
-        if client is not None:
-            client.fail(closing())
+        """The policy refuses a call: the allocation ends."""
+        self._waiting.pop(number).fail(closing())
+
+    def carries(self, number: int) -> bool:
+        """Whether a task is a call that is with a node."""
+        return number in self._calls
 
     def part(self, part: m.HttpPart, now: float) -> None:
         """A piece of an answer has come."""
@@ -121,17 +123,14 @@ class CallRouter:
         call.client.part(ResponsePart(part.status, part.headers, part.body, part.more))
 
     def heard(self, number: int, now: float) -> None:
-        """A node does something for a task."""
-        if number in self._heard:
-            self._node_heard[self._calls[number].node] = now
-            self._wait_from(number, now)
+        """A node does something for a call."""
+        self._node_heard[self._calls[number].node] = now
+        self._wait_from(number, now)
 
     def done(self, number: int) -> Outcome:
-        """A node has no more to do with a task: what became of it."""
-        call = self._calls.pop(number, None)
-        self._heard.pop(number, None)
-        if call is None:
-            return "finished"
+        """A node has no more to do with a call: what became of it."""
+        call = self._calls.pop(number)
+        self._heard.pop(number)
         if call.gone:
             return "aborted"
         if not call.over:

@@ -51,7 +51,7 @@ class Leader:
         self._generating = 0
         self._at_first_stage = 0
         self._batches = 0
-        self.stopped = False
+        self._running = layout.stages
 
     def turn(self) -> bool:
         """Take in what arrived and keep the first stage supplied. False when there was nothing to do."""
@@ -72,7 +72,8 @@ class Leader:
 
     @property
     def finished(self) -> bool:
-        return self.stopped and self._mailbox.sent_all
+        """All stages have left their loops, and everything is passed on."""
+        return self._running == 0 and self._mailbox.sent_all
 
     @property
     def in_transit(self) -> bool:
@@ -90,12 +91,12 @@ class Leader:
             case m.SpanReport(spans) as work:
                 self._at_first_stage -= sum(s.kind == "serve" and s.stage == 0 and s.complete for s in spans)
                 self._mailbox.send(SCHEDULER_RANK, Inbox.SCHEDULER, work)
-            case (m.Loss() | m.Stepped()) as report:
+            case (m.EngineReady() | m.Loss() | m.Stepped() | m.RingDone() | m.Stopped()) as report:
+                self._running -= isinstance(report, m.Stopped)
                 self._mailbox.send(SCHEDULER_RANK, Inbox.SCHEDULER, report)
             case (m.Go() | m.Stop()) as order:
                 for stage in range(self._layout.stages):
                     self._mailbox.send(self._layout.worker(self._node, stage), Inbox.STAGE, order)
-                self.stopped = isinstance(order, m.Stop)
             case other:
                 raise TypeError(f"no message for a leader: {other!r}")
 

@@ -25,21 +25,23 @@ class EngineLeader:
         self._server = server
         self._clock = clock
         self._temperature = temperature
-        self.stopped = False
+        self._stopped = False
+        self._running = layout.stages
 
     def turn(self) -> bool:
         """Take in what arrived from the run and from the server. False when there was nothing to do."""
         mails = self._mailbox.poll()
         for mail in mails:
             self._receive(mail)
-        events = [] if self.stopped else self._server.poll()
+        events = [] if self._stopped else self._server.poll()
         for event in events:
             self._tell(self._report(event))
         return bool(mails or events)
 
     @property
     def finished(self) -> bool:
-        return self.stopped and self._mailbox.sent_all
+        """All stages have left their loops, and everything is passed on."""
+        return self._running == 0 and self._mailbox.sent_all
 
     @property
     def in_transit(self) -> bool:
@@ -56,7 +58,8 @@ class EngineLeader:
                 self._server.abort(task)
             case m.Train() as train:
                 self._mailbox.send(self._layout.worker(self._node, 0), Inbox.STAGE, train)
-            case (m.SpanReport() | m.Loss() | m.Stepped()) as report:
+            case (m.EngineReady() | m.SpanReport() | m.Loss() | m.Stepped() | m.RingDone() | m.Stopped()) as report:
+                self._running -= isinstance(report, m.Stopped)
                 self._tell(report)
             case (m.Go() | m.Stop()) as order:
                 self._order(order)
@@ -66,7 +69,7 @@ class EngineLeader:
     def _order(self, order: m.Go | m.Stop) -> None:
         if isinstance(order, m.Stop):
             self._server.close()
-            self.stopped = True
+            self._stopped = True
         else:
             self._clock.start(order.start_time)
         for stage in range(self._layout.stages):

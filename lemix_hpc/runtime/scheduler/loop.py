@@ -170,7 +170,8 @@ class SchedulerLoop:
         self._names.retire(number)
         serving = self._serving.pop(number, None)
         if serving is not None:
-            self._router.refuse(number)
+            if serving.request.call is not None:
+                self._router.refuse(number)
             self._end(serving.rejected(number))
             self._arrivals.turned_away(serving.request.id, self._now())
             return
@@ -199,7 +200,7 @@ class SchedulerLoop:
 
     def _worked(self, span: m.WorkSpan) -> None:
         self._record(span)
-        for number in span.tasks:
+        for number in filter(self._router.carries, span.tasks):
             self._router.heard(number, self._now())
         self._live.worked(span)
         if not span.complete:
@@ -227,7 +228,7 @@ class SchedulerLoop:
             self._tell(TaskFinished(now, span.node, number))
 
     def _request_done(self, done: m.RequestDone) -> None:
-        outcome = self._router.done(done.task)
+        outcome = self._router.done(done.task) if self._router.carries(done.task) else "finished"
         task = self._serving.pop(done.task, None)
         if task is None:
             return  # a call that needs no policy

@@ -80,7 +80,7 @@ class Reduction:
         """Tell the scheduler that the outcome of a round is in force here."""
         place, sent = self._links.place, self._sent
         self._sent = 0
-        self._links.to_scheduler(m.RingDone(place.node, place.stage, ended.round, ended.since, self._now(), sent))
+        self._links.to_leader(m.RingDone(place.node, place.stage, ended.round, ended.since, self._now(), sent))
 
     def leave(self) -> None:
         """The run ends: drop the round that is open, if any, and tell the next node that nothing more comes."""

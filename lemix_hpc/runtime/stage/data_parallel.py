@@ -14,49 +14,61 @@ from lemix_hpc.run_setup.scheduler_setup import Partners
 from lemix_hpc.runtime.stage.allreduce import Reduction, Sum
 from lemix_hpc.runtime.stage.links import StageLinks
 from lemix_hpc.runtime.stage.passes import Passes
-from lemix_hpc.runtime.stage.weight_updates import Average, Step, Update, Updates
+from lemix_hpc.runtime.stage.weight_updates import Average, Step, Update, WeightUpdates
 from lemix_hpc.runtime.stage.work_items import Pass
 from lemix_hpc.runtime.transport import messages as m
 
 
 class DataParallel:
-    """What a stage has to do with the same stage of other nodes; nothing without `partners`."""
+    """What a stage has to do with the same stage of other nodes; nothing without `partners`.
+
+    It is told of what the stage's passes and updates have done: `group_done`, `published`.
+    """
 
     def __init__(
         self,
         partners: Partners | None,
         links: StageLinks,
         engine: StageEngine,
-        updates: Updates,
+        updates: WeightUpdates,
         passes: Passes,
         now: Callable[[], float],
     ) -> None:
+        self._passes = passes
         self._reduction: Reduction | None = None
-        self._averaging: Averaging | None = None
-        self._together: Together | None = None
+        self._mode: Averaging | Together | None = None
         if partners is None:
             return
         self._reduction = Reduction(partners, links, engine, now)
         if partners.mode == "average":
-            self._averaging = Averaging(partners, links, engine, updates, self._reduction)
-            updates.observe = self._averaging.published
+            self._mode = Averaging(partners, links, engine, updates, self._reduction)
         else:
-            self._together = Together(engine, self._reduction, passes.whole)
-            updates.observe = self._together.published
-            passes.complete = self._together.complete
+            self._mode = Together(engine, self._reduction, passes.whole)
+
+    def group_done(self, group: int) -> None:
+        """Every backward of a group has run on this stage: its gradient is whole, unless it is one of several nodes'."""
+        if isinstance(self._mode, Together):
+            self._mode.group_done(group)
+        else:
+            self._passes.whole(group)
+
+    def published(self, update: Update) -> None:
+        """An update has come into force on this stage."""
+        if self._mode is not None:
+            self._mode.published(update)
 
     def receive(self, message: m.AnyMessage, payload: Payload | None) -> None:
         """A message from other nodes, or about them."""
-        match message, self._reduction, self._averaging, self._together:
-            case m.RingPart() as part, Reduction() as reduction, _, _:
+        match message, self._reduction, self._mode:
+            case m.RingPart() as part, Reduction() as reduction, _:
                 reduction.feed(part, payload)
-            case m.RingLast(), Reduction() as reduction, _, _:
+            case m.RingLast(), Reduction() as reduction, _:
                 reduction.last_came()
-            case m.Summed(number), _, Averaging() as averaging, _:
+            case m.Summed(number), _, Averaging() as averaging:
                 averaging.summed_behind(number)
-            case m.PrepareAverage() as prepare, _, Averaging() as averaging, _:
+            case m.PrepareAverage() as prepare, _, Averaging() as averaging:
                 averaging.prepare(prepare)
-            case m.StepTogether() as order, _, _, Together() as together:
+            case m.StepTogether() as order, _, Together() as together:
                 together.ordered(order)
             case other, *_:
                 raise TypeError(f"no message for a stage: {other!r}")
@@ -88,7 +100,7 @@ class Averaging:
     """
 
     def __init__(
-        self, partners: Partners, links: StageLinks, engine: StageEngine, updates: Updates, reduction: Reduction
+        self, partners: Partners, links: StageLinks, engine: StageEngine, updates: WeightUpdates, reduction: Reduction
     ) -> None:
         self._every = partners.every
         self._nodes = len(partners.nodes)
@@ -154,7 +166,7 @@ class Together:
         self._order: m.StepTogether | None = None
         self._sums: dict[int, Sum] = {}
 
-    def complete(self, group: int) -> None:
+    def group_done(self, group: int) -> None:
         """Every backward of a group has run on this stage."""
         self._complete.add(group)
         self._begin()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from lemix_hpc.engines.protocol import Payload
 from lemix_hpc.runtime.transport import messages as m
 from lemix_hpc.runtime.transport.mailbox import Inbox, Mailbox
-from lemix_hpc.runtime.transport.rank_layout import SCHEDULER_RANK, Layout
+from lemix_hpc.runtime.transport.rank_layout import Layout
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,10 +37,8 @@ class StageLinks:
         self._mailbox = mailbox
 
     def to_leader(self, message: m.AnyMessage) -> None:
+        """Reports, too: the leader passes them on to the scheduler in the order in which its stages sent them."""
         self._mailbox.send(self.place.layout.leader(self.place.node), Inbox.LEADER, message)
-
-    def to_scheduler(self, message: m.AnyMessage) -> None:
-        self._mailbox.send(SCHEDULER_RANK, Inbox.SCHEDULER, message)
 
     def down(self, message: m.AnyMessage, payload: Payload | None = None) -> None:
         """To the next stage; nothing on the last one."""

@@ -10,7 +10,7 @@ from lemix_hpc.engines.protocol import MicroBatch, Payload, StageEngine
 from lemix_hpc.policy.latency import Shape
 from lemix_hpc.runtime.stage.links import StageLinks
 from lemix_hpc.runtime.stage.micro_batch_tracker import MicroBatchTracker
-from lemix_hpc.runtime.stage.weight_updates import Updates
+from lemix_hpc.runtime.stage.weight_updates import WeightUpdates
 from lemix_hpc.runtime.stage.work_items import Arrived, Pass
 from lemix_hpc.runtime.transport import messages as m
 
@@ -18,15 +18,16 @@ from lemix_hpc.runtime.transport import messages as m
 class Passes:
     """Makes passes out of what arrived, and sends on what they give.
 
-    `complete` is called when all backwards of a group have run here; by default its gradient is `whole` then.
+    `on_group_done` is called when all backwards of a group have run here; its gradient is `whole` then, or later.
     """
 
     def __init__(
         self,
         links: StageLinks,
         engine: StageEngine,
-        updates: Updates,
+        updates: WeightUpdates,
         now: Callable[[], float],
+        on_group_done: Callable[[int], None],
         *,
         gpipe: bool,
         flush: bool,
@@ -39,7 +40,7 @@ class Passes:
         self._now = now
         self._sealed_behind: dict[int, tuple[float, Payload | None]] = {}
         self._whole: set[int] = set()
-        self.complete: Callable[[int], None] = self.whole
+        self._on_group_done = on_group_done
 
     def serve(self, arrived: Arrived[m.Serve]) -> Pass:
         """Forward of a serving batch, under the version that it met on the stages before, or that its scheduler counts on."""
@@ -88,7 +89,7 @@ class Passes:
                 self._links.up(m.Backward(micro_batch.id), result)
             if self.groups.complete(micro_batch.group):
                 self.groups.close(micro_batch.group)
-                self.complete(micro_batch.group)
+                self._on_group_done(micro_batch.group)
 
         work = self._engine.backward(micro_batch.id, gradient.grad)
         return Pass("backward", work, done, [micro_batch.id], shape=_shape(micro_batch))

@@ -80,15 +80,21 @@ class Copy:
         yield
 
 
-class Updates:
+class WeightUpdates:
     """A stage's updates and its weight version.
 
     `asked`: the first stage waits for leave to commit, or has it and has not committed yet. `open` updates are between the
     start of their preparation and their publication. On the first stage one at a time is, and others wait for their turn; on
-    a later one the next may be there before the last is published, and waits. `observe` is told of each publication.
+    a later one the next may be there before the last is published, and waits. `on_published` is told of each publication.
     """
 
-    def __init__(self, links: StageLinks, engine: StageEngine, now: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        links: StageLinks,
+        engine: StageEngine,
+        now: Callable[[], float],
+        on_published: Callable[[Update], None],
+    ) -> None:
         self.version = 0
         self._links = links
         self._engine = engine
@@ -102,8 +108,8 @@ class Updates:
         self._due: list[int] = []
         self._told = 0
         self._ready: Arrived[m.Commit] | None = None
+        self._on_published = on_published
         self.asked = False
-        self.observe: Callable[[Update], None] = lambda _: None
 
     @property
     def stepping(self) -> bool:
@@ -199,7 +205,7 @@ class Updates:
             self._links.down(commit)
             if not isinstance(update, Copy):
                 self._changed(update)
-            self.observe(update)
+            self._on_published(update)
             self._begin_next()
             self._prepare_next()
 

@@ -1,7 +1,7 @@
 """The stage worker's loop: the product's hot path.
 
 Each turn takes in what has arrived, picks by the policy's rules, and runs one piece of work up to its next yield point.
-A training pass, or the preparation of a weight update, can rest between two pieces while serving goes first. Updates are
+A training pass, or the preparation of a weight update, can rest between two pieces while serving goes first. WeightUpdates are
 committed in the same ordered channel as the activations, so every batch meets one weight version on all stages.
 """
 
@@ -18,12 +18,11 @@ from lemix_hpc.runtime.stage.data_parallel import DataParallel
 from lemix_hpc.runtime.stage.links import StageLinks, StagePlace
 from lemix_hpc.runtime.stage.passes import Passes
 from lemix_hpc.runtime.stage.version_queue import VersionQueue
-from lemix_hpc.runtime.stage.weight_updates import Updates
+from lemix_hpc.runtime.stage.weight_updates import Update, WeightUpdates
 from lemix_hpc.runtime.stage.work_items import Arrived, Pass
 from lemix_hpc.runtime.transport import messages as m
 from lemix_hpc.runtime.transport.idle_wait import Waiter
-from lemix_hpc.runtime.transport.mailbox import Inbox, Mail, Mailbox
-from lemix_hpc.runtime.transport.rank_layout import SCHEDULER_RANK
+from lemix_hpc.runtime.transport.mailbox import Mail, Mailbox
 from lemix_hpc.runtime.transport.run_clock import RunClock
 
 
@@ -64,8 +63,16 @@ class StageWorker:
         self._waiter = waiter
         self._rules = rules
         self._links = StageLinks(place, mailbox)
-        self._updates = Updates(self._links, engine, clock.now)
-        self._passes = Passes(self._links, engine, self._updates, clock.now, gpipe=rules.gpipe, flush=rules.sync)
+        self._updates = WeightUpdates(self._links, engine, clock.now, self._published)
+        self._passes = Passes(
+            self._links,
+            engine,
+            self._updates,
+            clock.now,
+            self._group_done,
+            gpipe=rules.gpipe,
+            flush=rules.sync,
+        )
         self._across = DataParallel(partners, self._links, engine, self._updates, self._passes, clock.now)
         self._queue: VersionQueue[Arrived[m.Serve], Arrived[MicroBatch], Arrived[m.Commit]] = VersionQueue()
         self._urgent: Pass | None = None
@@ -76,13 +83,19 @@ class StageWorker:
 
     def run(self) -> None:
         """Report ready, turn until told to stop and everything is done and sent, and report that."""
-        self._mailbox.send(SCHEDULER_RANK, Inbox.SCHEDULER, m.EngineReady(self._place.node, self._place.stage))
+        self._links.to_leader(m.EngineReady(self._place.node, self._place.stage))
         while not self._finished():
             if self._turn():
                 self._waiter.reset()
             else:
                 self._waiter.idle(in_transit=self._mailbox.in_transit)
-        self._mailbox.send(SCHEDULER_RANK, Inbox.SCHEDULER, m.Stopped(self._place.node, self._place.stage))
+        self._links.to_leader(m.Stopped(self._place.node, self._place.stage))
+
+    def _group_done(self, group: int) -> None:
+        self._across.group_done(group)
+
+    def _published(self, update: Update) -> None:
+        self._across.published(update)
 
     def _turn(self) -> bool:
         """Take in what arrived and run one piece of work. False when there was nothing to do."""

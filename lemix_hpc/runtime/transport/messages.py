@@ -39,14 +39,14 @@ class Stop(msgspec.Struct, frozen=True, array_like=True, tag=True):
 
 
 class Stopped(msgspec.Struct, frozen=True, array_like=True, tag=True):
-    """Stage to scheduler: the loop has ended, everything it sent has left."""
+    """Stage to leader to scheduler: the loop has ended, everything it sent before has left."""
 
     node: int
     stage: int
 
 
 class EngineReady(msgspec.Struct, frozen=True, array_like=True, tag=True):
-    """Stage to scheduler: the engine is built."""
+    """Stage to leader to scheduler, or of vLLM's own engine from the leader (stage -1): the engine is built."""
 
     node: int
     stage: int
@@ -137,7 +137,7 @@ class PrepareAverage(msgspec.Struct, frozen=True, array_like=True, tag=True):
 
 
 class RingDone(msgspec.Struct, frozen=True, array_like=True, tag=True):
-    """Stage to scheduler: what a sum over nodes gave is in force. `start` and `end` in s; `nbytes` sent by this stage."""
+    """Stage to leader to scheduler: a sum over nodes is in force. `start` and `end` in s; `nbytes` sent by this stage."""
 
     node: int
     stage: int

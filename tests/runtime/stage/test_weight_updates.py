@@ -1,4 +1,4 @@
-"""Updates over several stages, whose messages come in any order that the channels allow."""
+"""WeightUpdates over several stages, whose messages come in any order that the channels allow."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lemix_hpc.engines.emulated import EmulatedStage
 from lemix_hpc.engines.protocol import Payload, Work
 from lemix_hpc.policy.latency import Affine, LatencyModel
 from lemix_hpc.runtime.stage.links import StageLinks, StagePlace
-from lemix_hpc.runtime.stage.weight_updates import Updates
+from lemix_hpc.runtime.stage.weight_updates import WeightUpdates
 from lemix_hpc.runtime.stage.work_items import Pass
 from lemix_hpc.runtime.transport import messages as m
 from lemix_hpc.runtime.transport.mailbox import Inbox
@@ -64,7 +64,7 @@ class Stage:
     def __init__(self, node: Node, number: int, works: bool) -> None:
         self.place = StagePlace(node.layout, 0, number)
         self.engine = Engine(works=works)
-        self.updates = Updates(StageLinks(self.place, node), self.engine, lambda: 0.0)  # type: ignore[arg-type]
+        self.updates = WeightUpdates(StageLinks(self.place, node), self.engine, lambda: 0.0, lambda _: None)  # type: ignore[arg-type]
         self.running: Pass | None = None
         self.commits: deque[m.Commit] = deque()
 
