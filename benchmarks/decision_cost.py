@@ -18,7 +18,8 @@ import numpy as np
 
 from lemix_hpc.policy.events import Event, RequestArrived, StageFinished, TaskFinished
 from lemix_hpc.policy.latency import Affine, LatencyModel
-from lemix_hpc.policy.rules import PlacementName, SchedulerConfig
+from lemix_hpc.policy.placements import DEFAULT, PLACEMENTS
+from lemix_hpc.policy.rules import SchedulerConfig
 from lemix_hpc.policy.scheduler import Scheduler
 
 STAGES = 8
@@ -79,7 +80,7 @@ class Cluster:
 
 
 def measure(
-    nodes: int, waiting: int, decisions: int, placement: PlacementName, seed: int = 0
+    nodes: int, waiting: int, decisions: int, placement: str, seed: int = 0
 ) -> tuple[dict[str, list[float]], float]:
     """Times of calls once every node has about so many requests, and how many there were on average."""
     rng = np.random.default_rng(seed)
@@ -107,7 +108,7 @@ def main() -> None:
     parser.add_argument("--nodes", type=int, nargs="+", default=[4, 64, 1024, 4096])
     parser.add_argument("--waiting", type=int, nargs="+", default=[10], help="requests on every node")
     parser.add_argument("--decisions", type=int, default=4000, help="at least, and at least 12 for every node")
-    parser.add_argument("--placement", default="least-completion")
+    parser.add_argument("--placement", default=DEFAULT, choices=PLACEMENTS)
     args = parser.parse_args()
     measure(4, 1, 50, args.placement)  # compile first
     print(f"{args.placement}, {STAGES} stages a node; microseconds")

@@ -28,6 +28,7 @@ import yaml
 
 from lemix_hpc.config.load import load_recipe
 from lemix_hpc.policy.latency import Shape
+from lemix_hpc.policy.placements import PLACEMENTS
 from lemix_hpc.profiling.coefficients import load_coefficients
 from lemix_hpc.studies.simulated_run import simulate
 
@@ -146,7 +147,7 @@ def paper_form() -> dict[str, Any]:
 def scores() -> list[Case]:
     """The weights of `lemix`, one after the other."""
     base = "policy.placement=lemix"
-    defaults = {"lambda1": 0.15, "lambda2": 0.05, "tau": 2.0, "keep": 5.0}
+    defaults = PLACEMENTS["lemix"].knob_values()
     cases = [Case("least-completion"), Case("lemix", (base,))]
     for name, values in {
         "lambda1": (0.0, 0.05, 0.5, 2.0),
@@ -161,8 +162,7 @@ def scores() -> list[Case]:
 
 
 def placements() -> list[Case]:
-    names = ("least-completion", "lemix", "lemix-paper", "pack", "separate", "round-robin", "random", "least-utilised")
-    return [Case(name, (f"policy.placement={name}",)) for name in names]
+    return [Case(name, (f"policy.placement={name}",)) for name in PLACEMENTS]
 
 
 def bursts(requests: int) -> list[Case]:

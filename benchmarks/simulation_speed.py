@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from lemix_hpc.config.recipe import Recipe
+from lemix_hpc.policy.placements import DEFAULT, PLACEMENTS
 from lemix_hpc.profiling.hardware import load_hardware
 from lemix_hpc.run_setup.scheduler_setup import make_scheduler, mean_unloaded_response
 from lemix_hpc.simulate.cluster_state import make_requests
@@ -73,7 +74,7 @@ def main() -> None:
     parser.add_argument("--nodes", type=int, nargs="+", default=[4, 64, 1024])
     parser.add_argument("--stages", type=int, default=2)
     parser.add_argument("--tasks", type=int, default=100_000)
-    parser.add_argument("--placement", default="least-completion")
+    parser.add_argument("--placement", default=DEFAULT, choices=PLACEMENTS)
     args = parser.parse_args()
     loop_seconds(recipe_of(2, args.stages, 100, args.placement))  # compile first
     print(f"{args.placement}, {args.stages} stages a node, {args.tasks} tasks; simulated tasks per second")

@@ -39,6 +39,7 @@ def explain(
 
 def _story(answer: Explained, recipe: Recipe) -> Iterator[str]:
     from lemix_hpc.policy.events import Refuse
+    from lemix_hpc.policy.placements import PLACEMENTS
     from lemix_hpc.records.schema import ServedTask
 
     task, decision, placement = answer.task, answer.decision, recipe.policy.placement
@@ -50,7 +51,7 @@ def _story(answer: Explained, recipe: Recipe) -> Iterator[str]:
     if isinstance(decision, Refuse):
         yield f"{placement} refused it: it was expected to end too late for the allocation (policy.drain_reserve_s)."
         return
-    how = "chose without forecasts" if placement in ("round-robin", "random") else "chose"
+    how = "chose without forecasts" if PLACEMENTS[placement].takes_turns else "chose"
     yield f"{placement} {how}: node {decision.node}"
     if isinstance(task, ServedTask):
         yield from _response(answer, decision.response, task)

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lemix_hpc.config.errors import UserError
+from lemix_hpc.policy.placements import PLACEMENTS
 
 if TYPE_CHECKING:
-    from lemix_hpc.policy.rules import PlacementName
     from lemix_hpc.studies.recipe_variants import Split
 
 Policies = Annotated[
@@ -21,20 +21,15 @@ Seeds = Annotated[str | None, typer.Option(metavar="NUMBERS", help="Seeds, such 
 Jobs = Annotated[int | None, typer.Option(min=1, help="Number of processes. By default one per core.")]
 
 
-def policy_names(text: str, nodes: int) -> list[PlacementName]:
+def policy_names(text: str, nodes: int) -> list[str]:
     """Raises UserError with the valid names. `all` leaves out what so many nodes cannot do."""
-    from typing import get_args
-
-    from lemix_hpc.policy.rules import PlacementName
-
-    valid: tuple[PlacementName, ...] = get_args(PlacementName)
     if text.strip() == "all":
-        return [name for name in valid if nodes > 1 or name != "separate"]
+        return [name for name, placement in PLACEMENTS.items() if nodes > 1 or not placement.splits]
     names = _parts("--policies", text)
-    unknown = [name for name in names if name not in valid]
+    unknown = [name for name in names if name not in PLACEMENTS]
     if unknown:
-        raise UserError(f"--policies: there is no policy {unknown[0]}; give some of {', '.join(valid)}, or all")
-    return [name for name in valid for given in names if name == given]
+        raise UserError(f"--policies: there is no policy {unknown[0]}; give some of {', '.join(PLACEMENTS)}, or all")
+    return [name for name in PLACEMENTS if name in names]
 
 
 def rates(text: str) -> list[float]:

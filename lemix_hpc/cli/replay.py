@@ -29,13 +29,18 @@ def replay(
     found = find_run(run)
     from lemix_hpc.config.check import check_placement
     from lemix_hpc.config.errors import UserError
+    from lemix_hpc.policy.placements import PLACEMENTS
     from lemix_hpc.report.build import summarise
     from lemix_hpc.studies.recorded_run import recorded_recipe
     from lemix_hpc.studies.replay import replay as simulate_again
     from lemix_hpc.studies.sweep import figures
 
     placement = [] if policy == "same" else [f"policy.placement={policy}"]
-    split = [] if policy in ("same", "separate") else ["policy.training_nodes=null"]
+    split = (
+        []
+        if policy == "same" or (policy in PLACEMENTS and PLACEMENTS[policy].splits)
+        else ["policy.training_nodes=null"]
+    )
     recipe = recorded_recipe(found.recipe, [*placement, *split, *(overrides or [])])
     for problem in check_placement(recipe):
         raise UserError(f"{problem.key}: {problem.text}")

@@ -12,6 +12,7 @@ from lemix_hpc.config.problem import Problem
 from lemix_hpc.config.recipe import Recipe
 from lemix_hpc.config.serving_section import TraceSource
 from lemix_hpc.config.training_section import Training
+from lemix_hpc.policy.placements import PLACEMENTS, users_of
 
 
 def check_recipe(recipe: Recipe) -> list[Problem]:
@@ -144,11 +145,11 @@ def check_placement(recipe: Recipe) -> Iterator[Problem]:
     """Whether the nodes can be split as the policy wants."""
     policy, nodes = recipe.policy, recipe.nodes.count
     training_nodes = policy.training_nodes
-    if policy.placement == "separate":
+    if PLACEMENTS[policy.placement].splits:
         if nodes < 2:
             yield Problem(
                 ("policy", "placement"),
-                f"separate needs at least 2 nodes, one to serve and one to train, and nodes.count is {nodes}",
+                f"{policy.placement} needs at least 2 nodes, one to serve and one to train, and nodes.count is {nodes}",
             )
         elif isinstance(training_nodes, int) and training_nodes >= nodes:
             yield Problem(
@@ -158,7 +159,8 @@ def check_placement(recipe: Recipe) -> Iterator[Problem]:
     elif training_nodes is not None:
         yield Problem(
             ("policy", "training_nodes"),
-            f"only placement separate uses it, and policy.placement is {policy.placement}; leave it out",
+            f"only placement {' and '.join(users_of('training_nodes'))} uses it, and policy.placement is {policy.placement}; "
+            "leave it out",
         )
 
 

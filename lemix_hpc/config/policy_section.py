@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    create_model,
+    field_validator,
+    model_validator,
+)
 
 from lemix_hpc.config.section import FilePath, Fraction, Section
+from lemix_hpc.policy.placements import DEFAULT, KNOBS, PLACEMENTS, SCORE_KNOBS, Knob
+
+if TYPE_CHECKING:
+    PlacementName = str
+else:
+    PlacementName = Literal[tuple(PLACEMENTS)]
 
 
 class Memory(Section):
@@ -18,17 +32,31 @@ class Memory(Section):
     offload_gb_per_s: PositiveFloat | None = Field(default=None, description="bandwidth of offloading, GB per second")
 
 
-class Policy(Section):
-    placement: Literal[
-        "least-completion", "lemix", "lemix-paper", "pack", "separate", "round-robin", "random", "least-utilised"
-    ] = "least-completion"
-    training_nodes: PositiveInt | Literal["auto"] | None = Field(
-        default=None,
-        description="`separate`: how many nodes train; default in proportion to training.share, half without one",
-    )
-    copy_every_steps: PositiveInt = Field(
-        default=1, description="`separate`: steps between weight copies to serving nodes"
-    )
+def _of(knob: Knob) -> Any:
+    return Field(default=knob.default, description=knob.description)
+
+
+def _score_key(knob: Knob) -> tuple[Any, Any]:
+    """Type and field of a key that scores are made with."""
+    number = Annotated[float, Field(ge=knob.least)]
+    return (number if knob.default is not None else number | None), _of(knob)
+
+
+class _Split(Section):
+    placement: PlacementName = DEFAULT
+    training_nodes: PositiveInt | Literal["auto"] | None = _of(KNOBS["training_nodes"])
+    copy_every_steps: PositiveInt = _of(KNOBS["copy_every_steps"])
+
+
+if TYPE_CHECKING:
+    _Placement = _Split
+else:
+    _Placement = create_model("_Placement", __base__=_Split, **{knob.name: _score_key(knob) for knob in SCORE_KNOBS})
+
+
+class Policy(_Placement):
+    """Keys of placements come from their registry, `lemix_hpc.policy.placements`."""
+
     coefficients: FilePath | None = Field(
         default=None, description="coefficient file that forecasts start from; default engine.coefficients"
     )
@@ -42,10 +70,6 @@ class Policy(Section):
     admission: Literal["slack", "paper", "none"] = Field(default="slack", description="when training is let in")
     max_hold_s: NonNegativeFloat = Field(default=10.0, description="longest time that training is held back, seconds")
     minimum_training_share: Fraction = Field(default=0.05, description="of a stage's busy time, while training waits")
-    lambda1: NonNegativeFloat = Field(default=0.15, description="`lemix`, `lemix-paper`: weight of the response")
-    lambda2: NonNegativeFloat = Field(default=0.05, description="`lemix`, `lemix-paper`: weight of the lengths")
-    tau: NonNegativeFloat | None = Field(default=None, description="`lemix`: in T0; `lemix-paper`: seconds")
-    keep: NonNegativeFloat | None = Field(default=None, description="`lemix`: in T0; given together with `tau`")
     output_lengths: Literal["predicted", "oracle"] = Field(
         default="predicted", description="what forecasts know of a request's output"
     )
@@ -53,6 +77,12 @@ class Policy(Section):
         default=0.0, description="nothing is started that would outlive the allocation minus this, seconds"
     )
     memory: Memory = Memory()
+
+    @property
+    def knobs(self) -> dict[str, float]:
+        """What is given of the keys that scores are made with, by name."""
+        values = {knob.name: getattr(self, knob.name) for knob in SCORE_KNOBS}
+        return {name: value for name, value in values.items() if value is not None}
 
     @field_validator("training_nodes", mode="before")
     @classmethod
@@ -64,8 +94,12 @@ class Policy(Section):
         return value
 
     @model_validator(mode="after")
-    def _tau_with_keep(self) -> Self:
-        if self.placement == "lemix" and (self.tau is None) != (self.keep is None):
-            given, absent = ("tau", "keep") if self.keep is None else ("keep", "tau")
-            raise ValueError(f"placement lemix uses `{given}` with `{absent}`; give `{absent}` too, or neither")
+    def _together(self) -> Self:
+        together = PLACEMENTS[self.placement].together
+        given = [name for name in together if name in self.knobs]
+        absent = [name for name in together if name not in self.knobs]
+        if given and absent:
+            raise ValueError(
+                f"placement {self.placement} uses `{given[0]}` with `{absent[0]}`; give `{absent[0]}` too, or neither"
+            )
         return self

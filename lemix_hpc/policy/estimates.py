@@ -7,8 +7,14 @@ import math
 import numpy as np
 
 from lemix_hpc.policy.jit import compiled
-from lemix_hpc.policy.rules import FIRST_OVERHEAD, OVERHEAD_STEP, UTILISATION_MEMORY, Rules
+from lemix_hpc.policy.rules import Rules
 from lemix_hpc.policy.state import WINDOW, State
+
+OVERHEAD_STEP, FIRST_OVERHEAD = 1.05, 0.1
+"""A request moves the estimate of what a response takes besides its work by this factor; the first one sets it, to this share
+of its work at most."""
+UTILISATION_MEMORY = 20.0
+"""`least-utilised` forgets stage time that was given so many T0 ago, to 1/e."""
 
 
 @compiled

@@ -8,18 +8,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lemix_hpc.policy.events import Event, GroupOffered, RequestArrived
-from lemix_hpc.policy.placement import (
+from lemix_hpc.policy.candidates import (
     Candidate,
     expected_output,
-    length_consistency,
     request_candidate,
     request_row,
     training_candidate,
     training_rows,
 )
+from lemix_hpc.policy.events import Event, GroupOffered, RequestArrived
+from lemix_hpc.policy.placement_rules import LEMIX_PAPER, length_consistency, length_density, score
 from lemix_hpc.policy.release import in_the_way, smallest_slack
-from lemix_hpc.policy.rules import LEMIX_PAPER
 from lemix_hpc.policy.scheduler import Scheduler
 from lemix_hpc.policy.state import NONE, State
 
@@ -59,7 +58,7 @@ def request_forecasts(scheduler: Scheduler, event: RequestArrived) -> list[NodeF
     for node in range(rules.servers):
         alone = request_row(state, rules, node, event.prompt, output, row)
         candidate = request_candidate(state, rules, node, event.time, alone, event.prompt, row)
-        found.append(_forecast(scheduler, node, candidate, alone, event.prompt))
+        found.append(_forecast(scheduler, node, candidate))
     return found
 
 
@@ -99,20 +98,21 @@ def _training(scheduler: Scheduler, now: float, rows: int, length: int) -> Itera
     for node in range(rules.trainers, state.nodes.size):
         if state.nodes[node]["open_first"] == NONE:
             training_rows(state, node, rows, length, forward, backward)
-            candidate = training_candidate(state, rules, node, now, rows * length, forward, backward)
-            yield _forecast(scheduler, node, candidate, float(forward.sum()), rows * length)
+            candidate = training_candidate(state, node, now, rows * length, forward, backward)
+            yield _forecast(scheduler, node, candidate)
 
 
-def _forecast(scheduler: Scheduler, node: int, found: Candidate, alone: float, length: int) -> NodeForecast:
-    density = scheduler.rules.placement == LEMIX_PAPER
+def _forecast(scheduler: Scheduler, node: int, found: Candidate) -> NodeForecast:
+    state, rules = scheduler.state, scheduler.rules
+    consistency = length_density if rules.placement == LEMIX_PAPER else length_consistency
     return NodeForecast(
         node=node,
-        wait=found.response - alone,
+        wait=found.response - found.alone,
         response=found.response,
         completion=found.completion,
         idleness=found.idleness,
-        length_consistency=float(length_consistency(scheduler.state, node, length, density)),
-        score=found.score,
+        length_consistency=float(consistency(state, node, found.length)),
+        score=float(score(state, rules, node, found)),
     )
 
 

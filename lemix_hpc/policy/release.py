@@ -1,4 +1,5 @@
-"""When training micro-batches go to their node: the chain rule of the paper, one chain (lane) per node, and admission.
+"""When training micro-batches go to their node, and to which: the chain rule of the paper, one chain (lane) per node, and
+admission. It reads from top to bottom: a group is offered, opened on a node, let go by the release rule, and admitted.
 
 A lane is where one group at a time is fed to a node. `async`: a micro-batch is let go when the one before it has finished
 its forward on the first stage, across group boundaries. `sync`: a whole group at once, the next one when the last backward
@@ -9,10 +10,11 @@ from __future__ import annotations
 
 import math
 
+from lemix_hpc.policy.candidates import training_candidate, training_rows
 from lemix_hpc.policy.estimates import note_assigned
 from lemix_hpc.policy.forecast import ALL, assign, expect
 from lemix_hpc.policy.jit import compiled
-from lemix_hpc.policy.placement import choose_for_training, training_rows
+from lemix_hpc.policy.placement_rules import PACK, packs_training, score, turn
 from lemix_hpc.policy.rules import OPEN, PAPER, Rules
 from lemix_hpc.policy.state import NONE, State, decide, return_slot
 
@@ -28,35 +30,80 @@ def offer(state: State, first: int) -> None:
 @compiled
 def open_groups(state: State, rules: Rules, now: float) -> None:
     """Open as many groups as there are free lanes, and let their first micro-batches go."""
-    counters, nodes = state.counters, state.nodes
+    counters, nodes, slots = state.counters, state.nodes, state.slots
     while counters[0].lanes > 0 and counters[0].offered_first < counters[0].offered_end:
+        # Which node? The group is forecast by its first micro-batch.
         first = state.offered[counters[0].offered_first % state.offered.size]
         slot = state.slot_of[first]
-        node = choose_for_training(state, rules, now, state.slots[slot].rows, state.slots[slot].prompt)
+        node = best_node_to_train(state, rules, now, slots[slot].rows, slots[slot].prompt)
         if node == NONE:
             return
         counters[0].offered_first += 1
+
+        # Refuse what would outlive the allocation.
         if _outlives(state, rules, now, node, slot):
             _refuse(state, first)
             continue
+
+        # Feed it to the node: the first one, or all.
         counters[0].lanes -= 1
-        nodes[node].open_first, nodes[node].open_size = first, state.slots[slot].group_size
+        nodes[node].open_first, nodes[node].open_size = first, slots[slot].group_size
         nodes[node].open_gone = 0
         let_go(state, rules, now, node, nodes[node].open_size if rules.sync else 1)
 
 
 @compiled
-def passed(state: State, rules: Rules, now: float, node: int, stage: int, task: int, backward: bool) -> None:
-    """A micro-batch has passed a stage of its node: what follows it may go, and its lane may be free for another group."""
-    nodes = state.nodes
-    first = nodes[node].open_first
-    if stage != 0 or backward != rules.sync or first == NONE or not first <= task < first + nodes[node].open_size:
-        return
-    if task == first + nodes[node].open_size - 1:
-        nodes[node].open_first = NONE
-        state.counters[0].lanes += 1
-    elif not rules.sync:
-        let_go(state, rules, now, node, 1)
+def best_node_to_train(state: State, rules: Rules, now: float, rows: int, length: int) -> int:
+    """The node that a group with this first micro-batch goes to: of those that are not being fed another, the one whose turn
+    it is, or with the highest score, of equals the first. NONE if there is none that it may go to."""
+    node = turn(state, rules, True)
+    if node != NONE:
+        return node
+    forward, backward, kind = state.scratch[0], state.scratch[1], NONE
+    best, best_score = NONE, -math.inf
+    for node in range(rules.trainers, state.nodes.size):
+        if state.nodes[node].open_first != NONE:
+            continue
+        if rules.placement == PACK:
+            if packs_training(state, node):
+                return node
+            continue
+        if state.times.kind_of[node] != kind:
+            kind = state.times.kind_of[node]
+            training_rows(state, node, rows, length, forward, backward)
+        candidate = training_candidate(state, node, now, rows * length, forward, backward)
+        liking = score(state, rules, node, candidate)
+        if best == NONE or liking > best_score:
+            best, best_score = node, liking
+    return best
+
+
+@compiled
+def _outlives(state: State, rules: Rules, now: float, node: int, slot: int) -> bool:
+    """Whether a group, given by its first micro-batch, would still run when the allocation ends: the others follow that one
+    by what they take on the stage where they take longest."""
+    if rules.end == math.inf:
+        return False
+    slots, rest = state.slots, 0.0
+    for task in range(slots[slot].task + 1, slots[slot].task + slots[slot].group_size):
+        other, longest = state.slot_of[task], 0.0
+        forward, backward = state.forward[other], state.backward[other]
+        training_rows(state, node, slots[other].rows, slots[other].prompt, forward, backward)
+        for stage in range(forward.size):
+            longest = max(longest, forward[stage] + backward[stage])
+        rest += longest
+    forward, backward = state.forward[slot], state.backward[slot]
+    training_rows(state, node, slots[slot].rows, slots[slot].prompt, forward, backward)
+    _, end, _ = expect(state, node, state.nodes[node].tail, ALL, now, forward)
+    return end + backward.sum() + rest > rules.end
+
+
+@compiled
+def _refuse(state: State, first: int) -> None:
+    """A group is never started."""
+    for task in range(first, first + state.slots[state.slot_of[first]].group_size):
+        return_slot(state, state.slot_of[task])
+        decide(state, task)
 
 
 @compiled
@@ -87,45 +134,6 @@ def admit(state: State, rules: Rules, now: float, node: int) -> None:
             state.counters[0].holding -= 1
         _send(state, rules, now, node, slot)
     _set_tick(state, rules)
-
-
-@compiled
-def _send(state: State, rules: Rules, now: float, node: int, slot: int) -> None:
-    slots = state.slots
-    state.counters[0].sequence += 1
-    slots[slot].sequence, slots[slot].release = state.counters[0].sequence, now
-    assign(state, node, slot, state.nodes[node].tail)
-    slots[slot].predicted = state.paths[slot, -1].fe - now
-    note_assigned(state, rules, node, slot, now)
-    decide(state, slots[slot].task)
-
-
-@compiled
-def _outlives(state: State, rules: Rules, now: float, node: int, slot: int) -> bool:
-    """Whether a group, given by its first micro-batch, would still run when the allocation ends: the others follow that one
-    by what they take on the stage where they take longest."""
-    if rules.end == math.inf:
-        return False
-    slots, rest = state.slots, 0.0
-    for task in range(slots[slot].task + 1, slots[slot].task + slots[slot].group_size):
-        other, longest = state.slot_of[task], 0.0
-        forward, backward = state.forward[other], state.backward[other]
-        training_rows(state, node, slots[other].rows, slots[other].prompt, forward, backward)
-        for stage in range(forward.size):
-            longest = max(longest, forward[stage] + backward[stage])
-        rest += longest
-    forward, backward = state.forward[slot], state.backward[slot]
-    training_rows(state, node, slots[slot].rows, slots[slot].prompt, forward, backward)
-    _, end, _ = expect(state, node, state.nodes[node].tail, ALL, now, forward)
-    return end + backward.sum() + rest > rules.end
-
-
-@compiled
-def _refuse(state: State, first: int) -> None:
-    """A group is never started."""
-    for task in range(first, first + state.slots[state.slot_of[first]].group_size):
-        return_slot(state, state.slot_of[task])
-        decide(state, task)
 
 
 @compiled
@@ -166,6 +174,17 @@ def smallest_slack(state: State, rules: Rules, node: int) -> float:
 
 
 @compiled
+def _send(state: State, rules: Rules, now: float, node: int, slot: int) -> None:
+    slots = state.slots
+    state.counters[0].sequence += 1
+    slots[slot].sequence, slots[slot].release = state.counters[0].sequence, now
+    assign(state, node, slot, state.nodes[node].tail)
+    slots[slot].predicted = state.paths[slot, -1].fe - now
+    note_assigned(state, rules, node, slot, now)
+    decide(state, slots[slot].task)
+
+
+@compiled
 def _set_tick(state: State, rules: Rules) -> None:
     """When the first held micro-batch has been held long enough."""
     counters, nodes = state.counters, state.nodes
@@ -177,3 +196,17 @@ def _set_tick(state: State, rules: Rules) -> None:
             slot = state.slot_of[nodes[node].open_first + nodes[node].open_gone - nodes[node].held]
             until = state.slots[slot].eligible + rules.max_hold
             counters[0].tick_at = min(counters[0].tick_at, until)
+
+
+@compiled
+def passed(state: State, rules: Rules, now: float, node: int, stage: int, task: int, backward: bool) -> None:
+    """A micro-batch has passed a stage of its node: what follows it may go, and its lane may be free for another group."""
+    nodes = state.nodes
+    first = nodes[node].open_first
+    if stage != 0 or backward != rules.sync or first == NONE or not first <= task < first + nodes[node].open_size:
+        return
+    if task == first + nodes[node].open_size - 1:
+        nodes[node].open_first = NONE
+        state.counters[0].lanes += 1
+    elif not rules.sync:
+        let_go(state, rules, now, node, 1)

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Literal, NamedTuple, get_args
+from collections import namedtuple
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple, get_args
 
 from lemix_hpc.policy.drift import DEFAULT_LIMIT
+from lemix_hpc.policy.placements import DEFAULT, SCORE_KNOBS, code, placement_named
 
-PlacementName = Literal[
-    "least-completion", "lemix", "lemix-paper", "pack", "separate", "round-robin", "random", "least-utilised"
-]
 OrderName = Literal["fcfs", "shortest", "deadline"]
 AdmissionName = Literal["slack", "paper", "none"]
 Release = Literal["async", "sync"]
 
-LEAST_COMPLETION, LEMIX, LEMIX_PAPER, PACK, SEPARATE, ROUND_ROBIN, RANDOM, LEAST_UTILISED = range(8)
 SLACK, PAPER, OPEN = range(3)
 
 
@@ -23,16 +22,18 @@ SLACK, PAPER, OPEN = range(3)
 class SchedulerConfig:
     """What the policy depends on; times in seconds.
 
-    `t0`: mean unloaded response; requests aim at `slo_factor` times that. `training_nodes`: of `separate`, default half.
-    `lanes`: how many groups are fed to nodes at the same time, default one per node. `pieces`: in how many a training pass
-    is cut, at whose ends it can rest. `max_hold`: how long admission may hold training back. `end`: when the allocation
-    ends, less the drain reserve. `batch_requests`: the most that generate in one batch. `oracle`: forecasts know output
-    lengths. `recalibrate`: correct stage times by what ran; `drift_limit`: relative error of given times that raises an
-    alarm. The scores' `lambda1`, `lambda2`, `tau` and `keep` are explained in docs/policy.md.
+    `placement`: a name in `placements.PLACEMENTS`; `knobs`: what is given of its `SCORE_KNOBS`, by name. `t0`: mean unloaded
+    response; requests aim at `slo_factor` times that. `training_nodes`: of `separate`, default half. `lanes`: how many groups
+    are fed to nodes at the same time, default one per node. `pieces`: in how many a training pass is cut, at whose ends it
+    can rest. `max_hold`: how long admission may hold training back. `end`: when the allocation ends, less the drain reserve.
+    `batch_requests`: the most that generate in one batch. `oracle`: forecasts know output lengths. `recalibrate`: correct
+    stage times by what ran; `overhead`: what a response takes besides its stages' work, for each pass, which is learned from
+    then on; `drift_limit`: relative error of given times that raises an alarm.
     """
 
     nodes: int
-    placement: PlacementName = "least-completion"
+    placement: str = DEFAULT
+    knobs: Mapping[str, float] = field(default_factory=dict)
     release: Release = "async"
     training_nodes: int | None = None
     lanes: int | None = None
@@ -42,10 +43,6 @@ class SchedulerConfig:
     pieces: int = 16
     admission: AdmissionName = "slack"
     max_hold: float = 10.0
-    lambda1: float = 0.15
-    lambda2: float = 0.05
-    tau: float | None = None
-    keep: float | None = None
     t0: float = 1.0
     slo_factor: float = 5.0
     end: float = math.inf
@@ -59,7 +56,8 @@ class SchedulerConfig:
     @property
     def split(self) -> Split | None:
         """Which nodes serve and which train, where they are separate."""
-        return Split.of(self.nodes, self.training_nodes) if self.placement == "separate" else None
+        splits = placement_named(self.placement).splits
+        return Split.of(self.nodes, self.training_nodes) if splits else None
 
     @property
     def lanes_in_all(self) -> int:
@@ -88,6 +86,10 @@ class Split:
         return tuple(n for n in self.serving if self.training[n % len(self.training)] == trainer)
 
 
+Knobs: Any = namedtuple("Knobs", [knob.name for knob in SCORE_KNOBS])  # type: ignore[misc]
+"""What scores are made with, a field for each of `SCORE_KNOBS`."""
+
+
 class Rules(NamedTuple):
     """A `SchedulerConfig` for compiled code. Nodes below `servers` serve, those from `trainers` on train.
 
@@ -102,10 +104,7 @@ class Rules(NamedTuple):
     pieces: int
     admission: int
     max_hold: float
-    lambda1: float
-    lambda2: float
-    tau: float
-    keep: float
+    knobs: Any
     t0: float
     limit: float
     patience: float
@@ -121,25 +120,13 @@ PATIENCE = 5.0
 """`shortest`: a request gives way to shorter ones that come up to so many times its own work later."""
 POSTPONED = 100.0
 """`deadline`: a request that is expected to miss its limit gives way to those that come up to so many T0 later."""
-LATE_MEMORY, LATE_ALLOWED = 1000.0, 0.01
-"""`pack` opens another node when more than this share of about so many requests was expected to be late."""
-ROOM = 0.8
-"""`pack` goes on to the next node when a request is expected to need more than this share of its limit."""
-OVERHEAD_STEP, FIRST_OVERHEAD = 1.05, 0.1
-"""A request moves the estimate of what a response takes besides its work by this factor; the first one sets it, to this share
-of its work at most."""
-UTILISATION_MEMORY = 20.0
-"""`least-utilised` forgets stage time that was given so many T0 ago, to 1/e."""
-TAU_PAPER = 0.2
-TAU, KEEP = 2.0, 5.0
 
 
 def make_rules(config: SchedulerConfig) -> Rules:
-    """The configuration as numbers."""
+    """The configuration as numbers. Raises ValueError for a placement or split that cannot be."""
     split = config.split
-    paper = config.placement == "lemix-paper"
     return Rules(
-        placement=get_args(PlacementName).index(config.placement),
+        placement=code(config.placement),
         servers=len(split.serving) if split else config.nodes,
         trainers=split.training.start if split else 0,
         sync=config.release == "sync",
@@ -147,10 +134,7 @@ def make_rules(config: SchedulerConfig) -> Rules:
         pieces=config.pieces if config.yield_training else 1,
         admission=get_args(AdmissionName).index(config.admission),
         max_hold=config.max_hold,
-        lambda1=config.lambda1,
-        lambda2=config.lambda2,
-        tau=config.tau if config.tau is not None else TAU_PAPER if paper else TAU,
-        keep=config.keep if config.keep is not None else KEEP,
+        knobs=Knobs(**placement_named(config.placement).knob_values(config.knobs)),
         t0=config.t0,
         limit=config.slo_factor * config.t0,
         patience=PATIENCE if config.order == "shortest" else 0.0,

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import math
 
+from lemix_hpc.policy.candidates import expected_output, order_key, request_candidate, request_row
 from lemix_hpc.policy.estimates import note_assigned, note_output, note_overhead
 from lemix_hpc.policy.forecast import assign, expect, forget, observe, place_of_request
 from lemix_hpc.policy.jit import compiled
-from lemix_hpc.policy.placement import choose_for_request, expected_output, order_key, request_row
+from lemix_hpc.policy.placement_rules import PACK, has_room, packed, score, turn
 from lemix_hpc.policy.release import admit, offer, open_groups, passed
 from lemix_hpc.policy.rules import Rules
 from lemix_hpc.policy.state import NONE, Ints, State, decide, return_slot, take_slot
@@ -20,36 +21,69 @@ from lemix_hpc.policy.state import NONE, Ints, State, decide, return_slot, take_
 @compiled
 def request_arrived(state: State, rules: Rules, now: float, task: int, prompt: int, output: int) -> None:
     """Place a request of `prompt` tokens that asks for `output` new ones (0: its prompt is only scored)."""
-    slots, nodes = state.slots, state.nodes
-    wanted = expected_output(state, rules, output)
-    node = choose_for_request(state, rules, now, prompt, wanted)
+    slots, nodes, counters = state.slots, state.nodes, state.counters
+
+    # How long will its answer be?
+    tokens = expected_output(state, rules, output)
+
+    # Which node? Forecast it behind what waits on each, and take the one with the best score.
+    node = best_node(state, rules, now, prompt, tokens)
+
+    # What does it take there, in which place?
     slot = take_slot(state, task)
-    alone = request_row(state, rules, node, prompt, wanted, state.forward[slot])
-    state.counters[0].sequence += 1
+    counters[0].sequence += 1
     slots[slot].training, slots[slot].release = False, now
-    slots[slot].sequence = 0 if rules.serving_first else state.counters[0].sequence
+    slots[slot].sequence = 0 if rules.serving_first else counters[0].sequence
     slots[slot].prompt, slots[slot].output, slots[slot].rows = prompt, output, 1
+    alone = request_row(state, rules, node, prompt, tokens, state.forward[slot])
     slots[slot].key = order_key(rules, now, state.forward[slot].sum())
     behind = place_of_request(state, node, slots[slot].key, now, rules.serving_first)
     begin, end, _ = expect(state, node, behind, slots[slot].sequence, now, state.forward[slot])
-    end = max(end, begin + alone) + state.counters[0].overhead * max(1, wanted)
+    overhead = counters[0].overhead * max(1, tokens)
+    end = max(end, begin + alone) + overhead
+
+    # Refuse what would outlive the allocation.
     if end > rules.end:
         return_slot(state, slot)
         decide(state, task)
         return
+
+    # What will be late has nothing to lose, and those behind it have: it gives way.
     if rules.postpone > 0.0 and end - now > rules.limit:
-        # It has nothing to lose, and those behind it have.
         slots[slot].key += rules.postpone
         behind = place_of_request(state, node, slots[slot].key, now, rules.serving_first)
+
+    # Put it there, and forecast what that moves.
     assign(state, node, slot, behind)
-    slots[slot].predicted = max(state.paths[slot, -1].fe, state.paths[slot, 0].fb + alone) - now
+    slots[slot].predicted = max(state.paths[slot, -1].fe, state.paths[slot, 0].fb + alone) - now + overhead
     known = rules.oracle or output <= 1
     slots[slot].alone = alone if known and nodes[node].requests == 0 else 0.0
-    slots[slot].predicted += state.counters[0].overhead * max(1, wanted)
     note_assigned(state, rules, node, slot, now)
     nodes[node].requests += 1
     nodes[node].generating += output > 1
     decide(state, task)
+
+
+@compiled
+def best_node(state: State, rules: Rules, now: float, prompt: int, tokens: int) -> int:
+    """The node that a request goes to: whose turn it is, or the one with the highest score, of equals the first."""
+    node = turn(state, rules, False)
+    if node != NONE:
+        return node
+    row, kind, alone = state.scratch[0], NONE, 0.0
+    best, best_score, best_response = 0, -math.inf, math.inf
+    for node in range(rules.servers):
+        # Without generation a row depends on the kind of the node alone.
+        if tokens > 1 or state.times.kind_of[node] != kind:
+            kind = state.times.kind_of[node]
+            alone = request_row(state, rules, node, prompt, tokens, row)
+        candidate = request_candidate(state, rules, node, now, alone, prompt, row)
+        liking = score(state, rules, node, candidate)
+        if liking > best_score:
+            best, best_score, best_response = node, liking, candidate.response
+        if rules.placement == PACK and packed(state, rules, node, candidate, best_response):
+            return node if has_room(rules, candidate) else best
+    return best
 
 
 @compiled

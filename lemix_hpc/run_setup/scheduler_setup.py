@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 from lemix_hpc.config.recipe import Recipe
 from lemix_hpc.config.walltime import parse_walltime
 from lemix_hpc.policy.latency import LatencyModel, Shape
+from lemix_hpc.policy.placements import PLACEMENTS
 from lemix_hpc.policy.rules import SchedulerConfig, Split
 from lemix_hpc.profiling.hardware import Hardware
 from lemix_hpc.workload.tasks import Request
@@ -65,6 +66,7 @@ def scheduler_config(recipe: Recipe, *, t0: float, pieces: int, drift_limit: flo
     return SchedulerConfig(
         nodes=recipe.nodes.count,
         placement=policy.placement,
+        knobs=policy.knobs,
         release=recipe.training.release if recipe.training else "async",
         training_nodes=training_nodes(recipe),
         lanes=policy.lanes,
@@ -74,10 +76,6 @@ def scheduler_config(recipe: Recipe, *, t0: float, pieces: int, drift_limit: flo
         pieces=pieces,
         admission=policy.admission,
         max_hold=policy.max_hold_s,
-        lambda1=policy.lambda1,
-        lambda2=policy.lambda2,
-        tau=policy.tau,
-        keep=policy.keep,
         t0=t0,
         slo_factor=aim(recipe) if slo.response_ms is None else slo.response_ms / 1e3 / t0,
         end=allocation_end(recipe),
@@ -97,7 +95,8 @@ def allocation_end(recipe: Recipe) -> float:
 
 def split(recipe: Recipe) -> Split | None:
     """Which nodes serve and which train, where they are separate."""
-    return Split.of(recipe.nodes.count, training_nodes(recipe)) if recipe.policy.placement == "separate" else None
+    splits = PLACEMENTS[recipe.policy.placement].splits
+    return Split.of(recipe.nodes.count, training_nodes(recipe)) if splits else None
 
 
 def partners(recipe: Recipe) -> Partners | None:

@@ -9,7 +9,6 @@ from typing import Literal
 
 from lemix_hpc.config.recipe import Recipe
 from lemix_hpc.config.serving_section import GeneratedSource
-from lemix_hpc.policy.rules import PlacementName
 from lemix_hpc.profiling.hardware import load_hardware
 from lemix_hpc.report import metrics
 from lemix_hpc.run_setup.scheduler_setup import mean_unloaded_response
@@ -48,7 +47,7 @@ class Capacity:
     the stages could do if they never idled, served one request at a time, and trained on nothing.
     """
 
-    policy: PlacementName
+    policy: str
     verdict: Literal["found", "misses", "holds"]
     rate: float
     attainment: float
@@ -70,7 +69,7 @@ class Search:
     split: Split = None
     run: Simulate = simulate
 
-    def __call__(self, policy: PlacementName) -> Capacity:
+    def __call__(self, policy: str) -> Capacity:
         recipes = self.recipes(policy)
         bound = bound_of(recipes)
         tried: dict[float, float] = {}
@@ -89,7 +88,7 @@ class Search:
         rate = low or high
         return Capacity(policy, verdict, rate, tried[rate], bound, len(tried))
 
-    def recipes(self, policy: PlacementName) -> list[Recipe]:
+    def recipes(self, policy: str) -> list[Recipe]:
         """The recipe for every seed, with as many requests at any rate. Raises UserError where the policy does not fit."""
         aimed = with_limit(with_placement(self.recipe, policy, self.split), self.target.slo)
         return [with_fixed_requests(with_seed(aimed, seed)) for seed in self.target.seeds]

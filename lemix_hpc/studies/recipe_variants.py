@@ -10,20 +10,20 @@ from lemix_hpc.config.errors import UserError
 from lemix_hpc.config.policy_section import Policy
 from lemix_hpc.config.recipe import Recipe
 from lemix_hpc.config.serving_section import GeneratedSource, Serving
-from lemix_hpc.policy.rules import PlacementName
+from lemix_hpc.policy.placements import PLACEMENTS
 from lemix_hpc.workload.requests import load_requests
 
 Split = int | Literal["auto"] | None
 
 
-def with_placement(recipe: Recipe, placement: PlacementName, split: Split = None) -> Recipe:
+def with_placement(recipe: Recipe, placement: str, split: Split = None) -> Recipe:
     """The recipe with another placement; `split`: of `separate`, by default the recipe's. Raises UserError where the other
     keys of the policy do not fit."""
-    training_nodes = (split or recipe.policy.training_nodes) if placement == "separate" else None
-    nodes = recipe.nodes.count
-    if placement == "separate" and (nodes < 2 or (isinstance(training_nodes, int) and training_nodes >= nodes)):
+    splits, nodes = PLACEMENTS[placement].splits, recipe.nodes.count
+    training_nodes = (split or recipe.policy.training_nodes) if splits else None
+    if splits and (nodes < 2 or (isinstance(training_nodes, int) and training_nodes >= nodes)):
         raise UserError(
-            f"policy separate: at least one of {nodes} nodes must serve and one train; give more nodes, or another split"
+            f"policy {placement}: at least one of {nodes} nodes must serve and one train; give more nodes, or another split"
         )
     keys = recipe.policy.model_dump() | {"placement": placement, "training_nodes": training_nodes}
     try:

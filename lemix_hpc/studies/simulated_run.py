@@ -15,6 +15,7 @@ from lemix_hpc.config.recipe import Recipe
 from lemix_hpc.engines.model_sizes import describe
 from lemix_hpc.policy.drift import Drift
 from lemix_hpc.policy.events import Event
+from lemix_hpc.policy.placements import PLACEMENTS
 from lemix_hpc.profiling.coefficients import CoefficientFile, save_coefficients
 from lemix_hpc.profiling.hardware import Hardware, load_hardware
 from lemix_hpc.records.reader import RunRecords
@@ -123,7 +124,7 @@ def simulate_workload(
 
 def is_open(recipe: Recipe) -> bool:
     """Whether the split of a separated cluster is to be found."""
-    return recipe.policy.placement == "separate" and recipe.policy.training_nodes == "auto"
+    return PLACEMENTS[recipe.policy.placement].splits and recipe.policy.training_nodes == "auto"
 
 
 def best_split(recipe: Recipe, run: Callable[[Recipe], Simulated]) -> Simulated:

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from lemix_hpc.config.recipe import Recipe
-from lemix_hpc.policy.rules import PlacementName
 from lemix_hpc.records.reader import RunRecords
 from lemix_hpc.studies.recipe_variants import Split, with_placement, with_rate, with_seed, with_share
 from lemix_hpc.studies.simulated_run import Simulated, simulate
@@ -25,7 +24,7 @@ Simulate = Callable[[Recipe], Simulated]
 class Cell:
     """One run of a grid. None: as in the recipe."""
 
-    policy: PlacementName
+    policy: str
     rate: float | None
     training_share: float | None
     seed: int
@@ -45,7 +44,7 @@ class Grid:
     """Every policy with every rate, share of training and seed; no rates or no shares: the recipe's own."""
 
     recipe: Recipe
-    policies: Sequence[PlacementName]
+    policies: Sequence[str]
     rates: Sequence[float] = ()
     shares: Sequence[float] = ()
     seeds: Sequence[int] = ()

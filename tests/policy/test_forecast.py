@@ -10,11 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lemix_hpc.policy.candidates import Candidate, request_candidate
 from lemix_hpc.policy.estimates import note_assigned
 from lemix_hpc.policy.forecast import ALL, assign, expect, forget, observe
 from lemix_hpc.policy.latency import Affine, LatencyModel
 from lemix_hpc.policy.latency_tables import make_times
-from lemix_hpc.policy.placement import length_consistency, request_candidate, score
+from lemix_hpc.policy.placement_rules import length_consistency, length_density, score
 from lemix_hpc.policy.rules import OrderName, SchedulerConfig, make_rules
 from lemix_hpc.policy.state import NONE, State, make_state, take_slot
 from tests.golden.cases import golden_cases
@@ -92,25 +93,33 @@ def test_golden_forecasts_and_scores(case: dict[str, Any]) -> None:
     lengths_of(state, length, density=given_.get("LC", 0.0), unit=given_.get("LCu", 0.0))
     forward, now = np.array(query.forward), query.release
     alpha, beta, tau = given_["abt"]
-    paper = SchedulerConfig(1, "lemix-paper", serving_first=False, lambda1=alpha, lambda2=beta, tau=tau)
+    paper = SchedulerConfig(
+        1, "lemix-paper", serving_first=False, knobs={"lambda1": alpha, "lambda2": beta, "tau": tau}
+    )
     t0, lambda1, lambda2, tau, keep = given_["fix"]
     fixed = SchedulerConfig(
-        1, "lemix", serving_first=False, lambda1=lambda1, lambda2=lambda2, tau=tau, keep=keep, t0=t0
+        1,
+        "lemix",
+        serving_first=False,
+        knobs={"lambda1": lambda1, "lambda2": lambda2, "tau": tau, "keep": keep},
+        t0=t0,
     )
-    by_paper = request_candidate(state, make_rules(paper), 0, now, alone, length, forward)
+    rules = make_rules(paper)
+    by_paper = request_candidate(state, rules, 0, now, alone, length, forward)
     assert by_paper.response == pytest.approx(expect_["R"])
     assert by_paper.response - alone == pytest.approx(expect_["W"])
     assert by_paper.idleness == pytest.approx(expect_["II"])
-    assert by_paper.score == pytest.approx(expect_["score_code"])
-    by_fixed = request_candidate(state, make_rules(fixed), 0, now, alone, length, forward)
-    assert by_fixed.score == pytest.approx(expect_["score_fix"])
+    assert score(state, rules, 0, by_paper) == pytest.approx(expect_["score_code"])
+    rules = make_rules(fixed)
+    by_fixed = request_candidate(state, rules, 0, now, alone, length, forward)
+    assert score(state, rules, 0, by_fixed) == pytest.approx(expect_["score_fix"])
 
     # The two terms that the paper's score is made of, where a score is nothing but the one.
     last = state.nodes[0]["last_release"]
     gap = now - last if last > -math.inf else 0.0
     assert gap == pytest.approx(expect_["gap"])
-    profit = make_rules(replace(paper, lambda1=1.0, lambda2=0.0))
-    assert score(state, profit, 0, now, 1.0, 0.0, idleness, alone, length) == pytest.approx(expect_["IP"])
+    profit = make_rules(replace(paper, knobs={"lambda1": 1.0, "lambda2": 0.0, "tau": paper.knobs["tau"]}))
+    assert score(state, profit, 0, Candidate(now, alone, length, 1.0, 0.0, idleness)) == pytest.approx(expect_["IP"])
 
 
 def golden_job(task: dict[str, Any]) -> Job:
@@ -139,13 +148,13 @@ def test_golden_length_consistency(case: dict[str, Any]) -> None:
     here = state.nodes[0]
     assert here["mean_length"] == pytest.approx(expect_["mean"])
     assert math.sqrt(here["squared_lengths"] / here["lengths"]) == pytest.approx(expect_["std"])
-    assert length_consistency(state, 0, given_["l"], False) == pytest.approx(expect_["unit"])
-    assert length_consistency(state, 0, given_["l"], True) == pytest.approx(expect_["pdf"])
+    assert length_consistency(state, 0, given_["l"]) == pytest.approx(expect_["unit"])
+    assert length_density(state, 0, given_["l"]) == pytest.approx(expect_["pdf"])
 
 
 def test_lengths_that_are_all_equal_are_consistent_with_nothing() -> None:
     state = node_with(1, [Job(0.0, (1.0,))] * 3)
-    assert length_consistency(state, 0, 8, False) == 0.0
+    assert length_consistency(state, 0, 8) == 0.0
 
 
 # Worked out by hand

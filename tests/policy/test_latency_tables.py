@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lemix_hpc.policy.candidates import request_row, training_rows
 from lemix_hpc.policy.latency import Affine, LatencyModel, Shape, StageTime
 from lemix_hpc.policy.latency_forms import Interpolated, Quadratic, Roofline
 from lemix_hpc.policy.latency_tables import (
@@ -17,7 +18,6 @@ from lemix_hpc.policy.latency_tables import (
     make_times,
     stage_seconds,
 )
-from lemix_hpc.policy.placement import request_row, training_rows
 from lemix_hpc.policy.rules import SchedulerConfig, make_rules
 from lemix_hpc.policy.state import State, make_state
 

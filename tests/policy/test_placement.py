@@ -1,8 +1,9 @@
 """Which node a task goes to, in situations that can be followed by hand, and the split of a separated cluster."""
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import get_args
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -10,7 +11,8 @@ from hypothesis import strategies as st
 
 from lemix_hpc.policy.events import GroupOffered, Place, RequestArrived, StageFinished, TaskFinished
 from lemix_hpc.policy.latency import Affine, LatencyModel
-from lemix_hpc.policy.rules import PlacementName, SchedulerConfig, Split
+from lemix_hpc.policy.placements import PLACEMENTS
+from lemix_hpc.policy.rules import SchedulerConfig, Split
 from lemix_hpc.policy.scheduler import Scheduler
 
 splits = st.integers(2, 12).flatmap(lambda nodes: st.builds(Split.of, st.just(nodes), st.integers(1, nodes - 1)))
@@ -51,22 +53,32 @@ class Cluster:
 
 
 def cluster(
-    placement: PlacementName, *models: LatencyModel, kinds: tuple[int, ...] = (), **settings: object
+    placement: str,
+    *models: LatencyModel,
+    kinds: tuple[int, ...] = (),
+    knobs: Mapping[str, float] | None = None,
+    **settings: Any,
 ) -> Cluster:
-    return Cluster(replace(BASE, placement=placement, **settings), *models, kinds=kinds)
+    return Cluster(replace(BASE, placement=placement, knobs=knobs or {}, **settings), *models, kinds=kinds)
+
+
+def set_knob(cluster_: Cluster, **knobs: float) -> None:
+    """Change what the scores of tasks that are still to come are made with."""
+    rules = cluster_.scheduler.rules
+    cluster_.scheduler.rules = rules._replace(knobs=rules.knobs._replace(**knobs))
 
 
 # All of them
 
 
-@pytest.mark.parametrize("placement", sorted(set(get_args(PlacementName)) - {"random"}))
-def test_of_nodes_that_are_equal_the_first_one_is_taken(placement: PlacementName) -> None:
+@pytest.mark.parametrize("placement", sorted(set(PLACEMENTS) - {"random"}))
+def test_of_nodes_that_are_equal_the_first_one_is_taken(placement: str) -> None:
     assert cluster(placement).request(0.0, 100) == 0
     assert cluster(placement).group(0.0, 100) == [2 if placement == "separate" else 0]
 
 
-@pytest.mark.parametrize("placement", get_args(PlacementName))
-def test_a_node_is_fed_one_group_at_a_time(placement: PlacementName) -> None:
+@pytest.mark.parametrize("placement", PLACEMENTS)
+def test_a_node_is_fed_one_group_at_a_time(placement: str) -> None:
     busy = cluster(placement)
     nodes = [node for _ in range(5) for node in busy.group(0.0, 100, size=2)]
     assert len(nodes) == len(set(nodes)) <= 3
@@ -115,14 +127,14 @@ def test_lemix_fills_a_used_node_until_waiting_costs_more_than_opening_another()
 
 def test_lemix_goes_where_it_leaves_least_idle() -> None:
     """Both nodes are free at 17 s, after 1 s and 8 s on every stage; a third one was never used."""
-    idle = cluster("lemix", keep=0.0, lambda1=10.0, tau=0.0)
+    idle = cluster("lemix", knobs={"keep": 0.0, "lambda1": 10.0, "tau": 0.0})
     assert [idle.request(0.0, 100), idle.request(0.0, 800)] == [0, 1]
-    idle.scheduler.rules = idle.scheduler.rules._replace(keep=50.0)
+    set_knob(idle, keep=50.0)
     assert idle.request(17.0, 100) == 1
 
 
 def test_lemix_trades_latency_for_fewer_nodes_by_lambda1() -> None:
-    used = [len(set(requests(cluster("lemix", lambda1=lambda1), 60))) for lambda1 in (0.01, 0.15, 10.0)]
+    used = [len(set(requests(cluster("lemix", knobs={"lambda1": lambda1}), 60))) for lambda1 in (0.01, 0.15, 10.0)]
     assert used == [1, 2, 3]
 
 
@@ -136,10 +148,10 @@ def test_lemix_keeps_requests_of_a_length_together_by_lambda2() -> None:
 
 def consistent(lambda2: float) -> int:
     """The node of a request of 90 tokens, when nodes got some of 300 and 310, and of 90 and 100 tokens; all is done."""
-    sorted_ = cluster("lemix", nodes=2, lambda1=100.0, tau=0.0, lambda2=0.0)
+    sorted_ = cluster("lemix", nodes=2, knobs={"lambda1": 100.0, "tau": 0.0, "lambda2": 0.0})
     for task, (tokens, node) in enumerate([(300, 0), (90, 1), (310, 0), (100, 1)]):
         assert sorted_.request(10.0 * (task // 2), tokens) == node
-    sorted_.scheduler.rules = sorted_.scheduler.rules._replace(lambda2=lambda2)
+    set_knob(sorted_, lambda2=lambda2)
     return sorted_.request(100.0, 90)
 
 
@@ -150,7 +162,7 @@ def test_lemix_as_published_prefers_the_longer_response() -> None:
 
 def test_lemix_as_published_still_trains_without_a_weight_of_the_response() -> None:
     """Every score is infinite then."""
-    assert cluster("lemix-paper", lambda1=0.0).group(0.0, 100) == [0]
+    assert cluster("lemix-paper", knobs={"lambda1": 0.0}).group(0.0, 100) == [0]
 
 
 # pack

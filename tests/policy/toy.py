@@ -19,6 +19,7 @@ from lemix_hpc.policy.events import (
     Tick,
 )
 from lemix_hpc.policy.latency import Affine, LatencyModel, Shape
+from lemix_hpc.policy.placements import PLACEMENTS
 from lemix_hpc.policy.rules import SchedulerConfig
 from lemix_hpc.policy.scheduler import Scheduler
 
@@ -136,9 +137,7 @@ class ToyCluster:
 configs = st.builds(
     SchedulerConfig,
     nodes=st.integers(2, 3),
-    placement=st.sampled_from(
-        ["least-completion", "lemix", "lemix-paper", "pack", "separate", "round-robin", "random", "least-utilised"]
-    ),
+    placement=st.sampled_from(list(PLACEMENTS)),
     release=st.sampled_from(["async", "sync"]),
     lanes=st.sampled_from([None, 1, 2, 9]),
     order=st.sampled_from(["fcfs", "shortest", "deadline"]),
