@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from lemix_hpc.policy.drift import DEFAULT_LIMIT, Drift, DriftWatch, Running, relative_error
 from lemix_hpc.policy.events import PassKind, PassMeasured
-from lemix_hpc.policy.latency import LatencyModel, Row, Shape, StageTime
+from lemix_hpc.policy.latency import LatencyModel, Row, StageTime
 
 MEMORY = 100
 """How many passes the past counts as."""
@@ -40,6 +40,7 @@ class Gains:
         self._target = [0.0] * count
 
     def seconds(self, parts: Sequence[float]) -> float:
+        """Corrected seconds of a pass with these terms [s]."""
         return sum(gain * part for gain, part in zip(self.values, parts, strict=True))
 
     def learn(self, parts: Sequence[float], seconds: float) -> None:
@@ -114,9 +115,9 @@ class _Lesson:
 
 
 class Recalibrated:
-    """A latency model whose predictions follow what is measured. Answers as `LatencyModel` does.
+    """What is learned of the stage times of one kind of node, and the alarms about them.
 
-    With `active` False it only watches: predictions are the file's. `limit` is the relative error that raises an alarm.
+    With `active` False it only watches: predictions stay the file's. `limit` is the relative error that raises an alarm.
     """
 
     def __init__(self, latency: LatencyModel, *, active: bool = True, limit: float = DEFAULT_LIMIT) -> None:
@@ -124,22 +125,6 @@ class Recalibrated:
         self._active = active
         self._limit = limit
         self._lessons: dict[tuple[int, PassKind], _Lesson] = {}
-
-    @property
-    def stages(self) -> int:
-        return self._latency.stages
-
-    def forward_times(self, shape: Shape) -> tuple[float, ...]:
-        """Predicted seconds of a training forward on every stage."""
-        return tuple(form.seconds(shape) for form in self._forms("forward"))
-
-    def backward_times(self, shape: Shape) -> tuple[float, ...]:
-        """Predicted seconds of a backward on every stage."""
-        return tuple(form.seconds(shape) for form in self._forms("backward"))
-
-    def request_times(self, prompt: int, output: int) -> tuple[float, ...]:
-        """Predicted seconds that a request alone spends on every stage: its prompt, then one pass per further token."""
-        return LatencyModel(self._forms("serve"), ()).request_times(prompt, output)
 
     def measured(self, event: PassMeasured) -> Row | None:
         """Learn from a pass: the coefficients (`StageTime.row`) that its stage and kind has now, None if they are the file's.
@@ -168,12 +153,3 @@ class Recalibrated:
 
     def _given(self, kind: PassKind) -> tuple[StageTime, ...]:
         return self._latency.backward if kind == "backward" else self._latency.forward
-
-    def _forms(self, kind: PassKind) -> tuple[StageTime, ...]:
-        """The stage times that predictions of this kind go by."""
-        given = self._given(kind)
-        if not self._active:
-            return given
-        lessons = [self._lessons.get((stage, kind)) for stage in range(self.stages)]
-        pairs = zip(given, lessons, strict=True)
-        return tuple(form.with_gains(lesson.gains.values) if lesson else form for form, lesson in pairs)
