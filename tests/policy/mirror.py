@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from lemix_hpc.policy.events import (
     Decision,
     Event,
@@ -17,8 +15,9 @@ from lemix_hpc.policy.events import (
 )
 from lemix_hpc.policy.forecast import ALL, expect
 from lemix_hpc.policy.latency import LatencyModel
-from lemix_hpc.policy.scheduler import Scheduler, SchedulerConfig
-from lemix_hpc.policy.state import NONE, State
+from lemix_hpc.policy.rules import SchedulerConfig
+from lemix_hpc.policy.scheduler import Scheduler
+from lemix_hpc.policy.state import NONE, Floats, State
 from tests.policy.reference import Node, Path, Work
 
 Pass = tuple[int, int, int, bool]
@@ -116,7 +115,7 @@ class Mirror:
             kept = paths_of(self.scheduler.state, number)
             assert kept == [(task, *_without_idleness(path)) for task, path in node.paths().items()]
 
-    def check_candidates(self, forward: np.ndarray) -> None:
+    def check_candidates(self, forward: Floats) -> None:
         """What would be forecast of one more task is what it would be from scratch."""
         for number, node in enumerate(self.nodes):
             here = self.scheduler.state.nodes[number]
@@ -179,7 +178,7 @@ def paths_of(state: State, node: int) -> list[Kept]:
 def check_links(state: State, number: int, node: Node) -> None:
     """The chains through the slots of a node agree with one another and with the tasks there."""
     slots, here = state.slots, state.nodes[number]
-    chain = []
+    chain: list[int] = []
     slot = here["head"]
     while slot != NONE:
         assert slots[slot]["previous"] == (chain[-1] if chain else NONE)

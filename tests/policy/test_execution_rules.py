@@ -25,14 +25,16 @@ TRAINING_OWED = [COMMIT, BACKWARD, FORWARD, SERVE]
 
 @pytest.mark.parametrize(("owed", "order"), [(False, SERVING_FIRST), (True, TRAINING_OWED)])
 def test_the_first_of_what_is_ready_is_picked_whenever_it_came(owed: bool, order: list[int]) -> None:
-    for readiness in product([NEVER, 1.0, 2.0, 3.0], repeat=4):
-        ready = [kind for kind in order if readiness[kind - 1] < NEVER]
-        assert pick(*readiness, True, owed) == (ready[0] if ready else NOTHING)
+    for serve, commit, backward, forward in product([NEVER, 1.0, 2.0, 3.0], repeat=4):
+        readiness = {SERVE: serve, COMMIT: commit, BACKWARD: backward, FORWARD: forward}
+        ready = [kind for kind in order if readiness[kind] < NEVER]
+        assert pick(serve, commit, backward, forward, True, owed) == (ready[0] if ready else NOTHING)
 
 
 def test_without_serving_first_work_runs_in_the_order_in_which_it_became_ready() -> None:
     for times in permutations([1.0, 2.0, 3.0, NEVER]):
-        assert pick(*times, False, False) == times.index(1.0) + 1
+        serve, commit, backward, forward = times
+        assert pick(serve, commit, backward, forward, False, False) == times.index(1.0) + 1
 
 
 def test_of_work_that_became_ready_at_once_training_goes_first() -> None:

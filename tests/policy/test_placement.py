@@ -20,7 +20,7 @@ splits = st.integers(2, 12).flatmap(lambda nodes: st.builds(Split.of, st.just(no
 # A token takes 10 ms on each of two stages, and a training token 10 ms forward and 20 ms backward.
 SECONDS = LatencyModel((Affine(0.0, 0.01, 0.0),) * 2, (Affine(0.0, 0.02, 0.0),) * 2)
 TWICE_AS_FAST = LatencyModel(
-    *(tuple(form.scaled(0.5) for form in side) for side in (SECONDS.forward, SECONDS.backward))
+    tuple(form.scaled(0.5) for form in SECONDS.forward), tuple(form.scaled(0.5) for form in SECONDS.backward)
 )
 BASE = SchedulerConfig(nodes=3, admission="none", order="fcfs")
 

@@ -21,7 +21,7 @@ from lemix_hpc.policy.events import (
     Tick,
     TrainingClosed,
 )
-from lemix_hpc.policy.rules import SchedulerConfig
+from lemix_hpc.policy.rules import Release, SchedulerConfig
 from lemix_hpc.policy.scheduler import Scheduler
 from tests.policy.toy import PER_TOKEN, ToyCluster, configs, constant, workloads
 
@@ -41,7 +41,9 @@ class Released:
     def offered(self, *tasks: int, time: float = 0.0) -> list[tuple[int, int]]:
         return self.sent(GroupOffered(time, tasks[0], tasks, 1, (8,) * len(tasks)))
 
-    def passed(self, task: int, stage: int = 0, node: int = 0, time: float = 1.0, *, backward: bool = False):
+    def passed(
+        self, task: int, stage: int = 0, node: int = 0, time: float = 1.0, *, backward: bool = False
+    ) -> list[tuple[int, int]]:
         return self.sent(StageFinished(time, node, stage, task, time - 1, time, backward))
 
     def sent(self, event: Event) -> list[tuple[int, int]]:
@@ -308,7 +310,7 @@ def test_before_the_end_of_the_allocation_groups_go_or_are_refused_as_a_whole(
 
 
 @pytest.mark.parametrize("release", ["async", "sync"])
-def test_the_end_of_a_task_that_has_ended_is_ignored(release: str) -> None:
+def test_the_end_of_a_task_that_has_ended_is_ignored(release: Release) -> None:
     chain = Released(replace(OPEN, release=release))
     chain.offered(0)
     assert chain.sent(TaskFinished(1.0, 0, 0)) == []
