@@ -39,6 +39,7 @@ class Running:
         self.mean = 0.0
 
     def add(self, value: float) -> None:
+        """Take in a value."""
         self.count += 1
         self.mean += (value - self.mean) / min(self.count, MEMORY)
 

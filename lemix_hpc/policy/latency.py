@@ -57,6 +57,7 @@ class StageTime(Protocol):
 
 
 Row = tuple[float, float, float, float, float]
+"""Five coefficients of a stage time, see `StageTime.row`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +96,8 @@ class Affine:
 
 @dataclass(frozen=True, slots=True)
 class LatencyModel:
-    """Forward and backward times of every stage of a node, and the lengths they were fitted on."""
+    """Forward and backward times of every stage of a node, one form for each stage; `max_length`: the longest sequence [tokens]
+    that they were fitted on."""
 
     forward: tuple[StageTime, ...]
     backward: tuple[StageTime, ...]
@@ -103,6 +105,7 @@ class LatencyModel:
 
     @property
     def stages(self) -> int:
+        """How many stages a node has."""
         return len(self.forward)
 
     def forward_times(self, shape: Shape) -> tuple[float, ...]:

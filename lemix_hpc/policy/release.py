@@ -29,13 +29,13 @@ def offer(state: State, first: int) -> None:
 
 @compiled
 def open_groups(state: State, rules: Rules, now: float) -> None:
-    """Open as many groups as there are free lanes, and let their first micro-batches go."""
+    """Open as many groups as there are free lanes at `now` [s], and let their first micro-batches go."""
     counters, nodes, slots = state.counters, state.nodes, state.slots
     while counters[0].lanes > 0 and counters[0].offered_first < counters[0].offered_end:
         # Which node? The group is forecast by its first micro-batch.
         first = state.offered[counters[0].offered_first % state.offered.size]
         slot = state.slot_of[first]
-        node = best_node_to_train(state, rules, now, slots[slot].rows, slots[slot].prompt)
+        node = _best_node_to_train(state, rules, now, slots[slot].rows, slots[slot].prompt)
         if node == NONE:
             return
         counters[0].offered_first += 1
@@ -53,7 +53,7 @@ def open_groups(state: State, rules: Rules, now: float) -> None:
 
 
 @compiled
-def best_node_to_train(state: State, rules: Rules, now: float, rows: int, length: int) -> int:
+def _best_node_to_train(state: State, rules: Rules, now: float, rows: int, length: int) -> int:
     """The node that a group with this first micro-batch goes to: of those that are not being fed another, the one whose turn
     it is, or with the highest score, of equals the first. NONE if there is none that it may go to."""
     node = turn(state, rules, True)

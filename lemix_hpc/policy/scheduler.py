@@ -37,8 +37,9 @@ FIRST_GUESS = 128.0
 class Scheduler:
     """Places requests when they arrive and training micro-batches when the release rule and admission let them go.
 
-    `latencies`: one model for every kind of node, or one for all; `kinds`: the kind of every node. Each task is forecast
-    with the stage times that are known when it comes, and keeps them.
+    `latencies`: one model for every kind of node, or one for all, with the same number of stages; `kinds`: the kind of every
+    node, by its place among those. Each task is forecast with the stage times that are known when it comes, and keeps them.
+    Raises ValueError for a configuration that cannot be: an unknown placement, or a split with an empty part.
     """
 
     def __init__(
@@ -73,12 +74,17 @@ class Scheduler:
         return transitions.next_tick(self.state)
 
     def handle(self, event: Event) -> list[Decision]:
-        """Take in one event; events come in the order of their times."""
+        """Take in one event; events come in the order of their times [s]. What is decided by it, in that order.
+
+        Raises TypeError for what is no event, ValueError for a group whose tasks are not numbered one after the other.
+        """
         self._on(event)
         counters = self.state.counters[0]
-        decided = self.state.decided[: counters["decided"]].tolist()
+        count = counters["decided"]
+        if not count:
+            return []
         counters["decided"] = 0
-        return [self._decision(task) for task in decided]
+        return [self._decision(task) for task in self.state.decided[:count].tolist()]
 
     def _decision(self, task: int) -> Decision:
         place = self.state.slot_of[task]

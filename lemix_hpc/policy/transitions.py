@@ -20,14 +20,15 @@ from lemix_hpc.policy.state import NONE, Ints, State, decide, return_slot, take_
 
 @compiled
 def request_arrived(state: State, rules: Rules, now: float, task: int, prompt: int, output: int) -> None:
-    """Place a request of `prompt` tokens that asks for `output` new ones (0: its prompt is only scored)."""
+    """Place a request that arrives at `now` [s] with `prompt` tokens, and asks for `output` new ones (0: its prompt is only
+    scored). There must be a slot free, see `state.full`."""
     slots, nodes, counters = state.slots, state.nodes, state.counters
 
     # How long will its answer be?
     tokens = expected_output(state, rules, output)
 
     # Which node? Forecast it behind what waits on each, and take the one with the best score.
-    node = best_node(state, rules, now, prompt, tokens)
+    node = _best_node(state, rules, now, prompt, tokens)
 
     # What does it take there, in which place?
     slot = take_slot(state, task)
@@ -65,7 +66,7 @@ def request_arrived(state: State, rules: Rules, now: float, task: int, prompt: i
 
 
 @compiled
-def best_node(state: State, rules: Rules, now: float, prompt: int, tokens: int) -> int:
+def _best_node(state: State, rules: Rules, now: float, prompt: int, tokens: int) -> int:
     """The node that a request goes to: whose turn it is, or the one with the highest score, of equals the first."""
     node = turn(state, rules, False)
     if node != NONE:
@@ -88,7 +89,8 @@ def best_node(state: State, rules: Rules, now: float, prompt: int, tokens: int) 
 
 @compiled
 def group_offered(state: State, rules: Rules, now: float, first: int, lengths: Ints, rows: int) -> None:
-    """Micro-batches of one optimizer step, of `rows` sequences of these lengths, may be trained on."""
+    """Micro-batches of one optimizer step may be trained on from `now` [s] on: `lengths`, (micro-batches,), are the tokens in
+    each of the `rows` sequences of each; their tasks are numbered from `first` on. There must be as many slots free."""
     slots = state.slots
     for position in range(lengths.size):
         slot = take_slot(state, first + position)
