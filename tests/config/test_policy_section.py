@@ -42,8 +42,8 @@ def test_mistake_is_told_once(tmp_path: Path, text: str, key: str, told: list[st
 
 
 def test_thresholds_go_together_only_for_lemix(tmp_path: Path) -> None:
-    assert load(tmp_path, "policy: {placement: lemix-paper, tau: 0.3}").policy.tau == 0.3
-    assert load(tmp_path, "policy: {placement: lemix, tau: 1.0, keep: 3.0}").policy.keep == 3.0
+    assert load(tmp_path, "policy: {placement: lemix-paper, tau: 0.3}").policy.knobs["tau"] == 0.3
+    assert load(tmp_path, "policy: {placement: lemix, tau: 1.0, keep: 3.0}").policy.knobs["keep"] == 3.0
 
 
 def test_paths_of_kinds_are_taken_from_the_recipe(tmp_path: Path) -> None:

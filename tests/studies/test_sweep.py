@@ -31,7 +31,7 @@ def test_processes_do_not_change_what_comes_out(recipe: Recipe) -> None:
 
 def test_ratios_are_to_the_baseline_under_the_same_load() -> None:
     def done(policy: str, rate: float, seed: int, figure: float | None) -> Done:
-        return Done(Cell(policy, rate, None, seed), None, {"x": figure})  # type: ignore[arg-type]
+        return Done(Cell(policy, rate, None, seed), None, {"x": figure})
 
     rows = summed_up(
         [done("pack", 1.0, 0, 2.0), done("pack", 1.0, 1, 4.0), done("lemix", 1.0, 0, 6.0), done("pack", 2.0, 0, None)],
