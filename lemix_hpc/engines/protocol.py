@@ -108,11 +108,11 @@ class GroupGradient:
 
 
 @dataclass(frozen=True, slots=True)
-class LeaveToCommit:
+class PermissionToCommit:
     """From an engine that forms its own batches: those that came before run under the old weights, later ones under the new."""
 
 
-EngineOrder = ServeBatch | LeaveToCommit
+EngineOrder = ServeBatch | PermissionToCommit
 
 
 class StageEngine(Protocol):
@@ -240,7 +240,7 @@ class StageEngine(Protocol):
         ...
 
     def ask_to_commit(self) -> bool:
-        """On the first stage: ask the engine's scheduler for a `LeaveToCommit`. False where nobody has to be asked."""
+        """On the first stage: ask the engine's scheduler for a `PermissionToCommit`. False where nobody has to be asked."""
         ...
 
     @property

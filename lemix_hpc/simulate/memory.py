@@ -1,8 +1,8 @@
 """The memory of simulated stages: who takes it, who waits for it, and who has to make room.
 
-Memory is taken on all stages of a node before the first stage's forward: a task that has set out never waits for it, since
-others behind a weight update would wait for that task. Activations that were offloaded return to room that is kept for
-them. Hence nothing ever waits in a circle, and what waits is looked at again whenever something ends on its node.
+Memory is taken on all stages of a node before the first stage's forward: a started task never waits for it, since others
+behind a weight update would wait for that task. Activations that were offloaded return to space that is reserved for them.
+Hence there is no deadlock, and what waits is looked at again whenever something ends on its node.
 """
 
 from __future__ import annotations

@@ -6,15 +6,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lemix_hpc.policy.execution_rules import (
+    AHEAD,
     BACKWARD,
+    CLOSE,
     COMMIT,
+    END,
     FORWARD,
     LARGEST_DEBT,
+    MOST_IN_FLIGHT,
     NOTHING,
+    OFFER,
     SERVE,
+    WAIT,
     debt_after,
     forward_limit,
+    may_form_batch,
     pick,
+    supply_training,
 )
 
 NEVER = math.inf
@@ -78,3 +86,35 @@ def test_1f1b_keeps_one_micro_batch_for_each_stage_from_here_on(stage: int, limi
 @pytest.mark.parametrize("stage", range(4))
 def test_gpipe_keeps_the_whole_group(stage: int) -> None:
     assert forward_limit(stage, 4, group_size=16, gpipe=True) == 16
+
+
+@pytest.mark.parametrize("generates", [False, True])
+def test_a_batch_waits_behind_the_one_that_runs_and_no_more(generates: bool) -> None:
+    allowed = [may_form_batch(generates, at_first, at_first, 0, stages=4) for at_first in range(AHEAD + 2)]
+    assert allowed == [True] * AHEAD + [False] * 2
+
+
+def test_prompts_fill_what_waits_between_stages_and_tokens_only_the_stages() -> None:
+    assert may_form_batch(False, 0, MOST_IN_FLIGHT - 1, 0, stages=2)
+    assert not may_form_batch(False, 0, MOST_IN_FLIGHT, 0, stages=2)
+    assert [may_form_batch(True, 0, generating, generating, stages=2) for generating in range(5)] == [True] * 3 + [
+        False
+    ] * 2
+    assert may_form_batch(False, 0, 3, 3, stages=2), "a prompt alone does not come back"
+
+
+@pytest.mark.parametrize(
+    ("over", "exhausted", "offered", "asked"),
+    [
+        (False, False, 2, OFFER),
+        (False, False, 3, WAIT),
+        (False, True, 1, WAIT),
+        (False, True, 0, END),
+        (True, False, 0, CLOSE),
+        (True, True, 2, CLOSE),
+    ],
+)
+def test_training_is_offered_ahead_and_ends_with_serving_or_its_amount(
+    over: bool, exhausted: bool, offered: int, asked: int
+) -> None:
+    assert supply_training(over, exhausted, offered, ahead=3) == asked

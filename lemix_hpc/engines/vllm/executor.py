@@ -22,7 +22,7 @@ from vllm.v1.core.sched.output import GrammarOutput, SchedulerOutput
 from vllm.v1.executor.abstract import Executor
 from vllm.v1.outputs import EMPTY_MODEL_RUNNER_OUTPUT
 
-from lemix_hpc.engines.protocol import LeaveToCommit, ServeBatch, ServeSequence
+from lemix_hpc.engines.protocol import PermissionToCommit, ServeBatch, ServeSequence
 from lemix_hpc.engines.vllm.engine_ipc import Ask, Bye, Call, Output, Reply, Run, Sample, connect, receive, send
 from lemix_hpc.engines.vllm.request_ids import task_of
 from lemix_hpc.engines.vllm.weight_version import WeightClock
@@ -182,7 +182,7 @@ class StageExecutor(Executor):  # type: ignore[misc]
                 assert isinstance(receive(asking), Ask), "nothing else comes here"
                 with self._clock:
                     self._clock.advance()
-                    self._send(0, LeaveToCommit())
+                    self._send(0, PermissionToCommit())
         except (EOFError, OSError):
             if not self._closing:
                 self._fail("stage 0 has ended")

@@ -9,12 +9,12 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from lemix_hpc.engines.protocol import EngineOrder, LeaveToCommit
+from lemix_hpc.engines.protocol import EngineOrder, PermissionToCommit
 from lemix_hpc.engines.vllm.engine_ipc import Ask, Bye, Call, Output, Reply, Run, Sample, arrived, listen, receive, send
 
 
 class StageSocket:
-    """Brings calls to the worker, batches for the first stage, and leave to commit; takes outputs back.
+    """Brings calls to the worker, batches for the first stage, and permission to commit; takes outputs back.
 
     Made once the engine has connected. `samples`: what bounds the tokens of the coming batches.
     """
@@ -42,7 +42,7 @@ class StageSocket:
                     orders.append(batch)
                 case Sample(grammar):
                     self.samples.append(grammar)
-                case LeaveToCommit():
+                case PermissionToCommit():
                     orders.append(message)
                 case Bye():
                     self.closed = True

@@ -83,7 +83,7 @@ class Copy:
 class WeightUpdates:
     """A stage's updates and its weight version.
 
-    `asked`: the first stage waits for leave to commit, or has it and has not committed yet. `open` updates are between the
+    `asked`: the first stage waits for permission to commit, or has it and has not committed yet. `open` updates are between the
     start of their preparation and their publication. On the first stage one at a time is, and others wait for their turn; on
     a later one the next may be there before the last is published, and waits. `on_published` is told of each publication.
     """
@@ -168,7 +168,7 @@ class WeightUpdates:
         return self._told > self.version
 
     def settle(self) -> None:
-        """Between two passes: report what is ready here and behind. The first stage asks for leave to commit it, where
+        """Between two passes: report what is ready here and behind. The first stage asks for permission to commit it, where
         somebody has to be asked."""
         if not self.may_publish():
             return
@@ -183,8 +183,8 @@ class WeightUpdates:
         if self._ready is not None and not self.asked:
             self.asked = self._engine.ask_to_commit()
 
-    def leave(self) -> m.Commit:
-        """On the first stage: the update that there is leave to commit."""
+    def permitted(self) -> m.Commit:
+        """On the first stage: the update that may be committed now."""
         assert self._ready is not None, "asked for"
         return self._ready.message
 

@@ -159,7 +159,7 @@ class StageWorker:
         if isinstance(order, ServeBatch):
             self._queue.add_serve(Arrived(m.Serve(order, order.version, order.id), None, now), order.id)
         else:
-            self._queue.add_update(Arrived(self._updates.leave(), None, now), before_training=True)
+            self._queue.add_update(Arrived(self._updates.permitted(), None, now), before_training=True)
 
     @property
     def _next_commit(self) -> Arrived[m.Commit] | None:

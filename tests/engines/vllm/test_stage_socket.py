@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from lemix_hpc.engines.protocol import LeaveToCommit, ServeBatch, ServeSequence
+from lemix_hpc.engines.protocol import PermissionToCommit, ServeBatch, ServeSequence
 from lemix_hpc.engines.vllm.engine_ipc import Ask, Bye, Call, Output, Reply, Run, Sample, connect, receive, send
 from lemix_hpc.engines.vllm.stage_socket import StageSocket
 
@@ -36,9 +36,9 @@ def refuse(call: Call) -> object:
 
 
 def test_batches_and_leaves_come_in_the_order_they_were_sent(both: Both) -> None:
-    for message in (Run(BATCH), LeaveToCommit(), Run(BATCH)):
+    for message in (Run(BATCH), PermissionToCommit(), Run(BATCH)):
         send(both.engine, message)
-    assert both.socket.poll(refuse) == [BATCH, LeaveToCommit(), BATCH]
+    assert both.socket.poll(refuse) == [BATCH, PermissionToCommit(), BATCH]
     assert both.socket.poll(refuse) == []
 
 
