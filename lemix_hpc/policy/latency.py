@@ -33,6 +33,9 @@ class StageTime(Protocol):
     A form is a sum of such terms, each with a coefficient of its own, and linear in the cached tokens.
     """
 
+    def __hash__(self) -> int:
+        """Equal forms predict equal times."""
+
     def seconds(self, shape: Shape) -> float:
         """The sum of the terms."""
 

@@ -6,6 +6,7 @@ t = constant + gain * level(T) + c sum(l^2) + d sum(kv) + e n,   T = sum(l), n s
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache, partial
 from typing import NamedTuple
 
 import numpy as np
@@ -42,6 +43,8 @@ def make_times(latencies: Sequence[LatencyModel], kind_of: NDArray[np.int64], ta
         form for latency in latencies for form in latency.forward + latency.backward if isinstance(form, Interpolated)
     ]
     table = max([table, *(form.knots[-1] + 1 for form in curves)])
+    # Most stages are alike.
+    levels = cache(partial(_levels, table=table))
     level = np.empty((len(latencies), 2, stages, table + 1))
     linear = np.empty((len(latencies), 3, stages, 5))
     for kind, latency in enumerate(latencies):
@@ -49,7 +52,7 @@ def make_times(latencies: Sequence[LatencyModel], kind_of: NDArray[np.int64], ta
             for stage, form in enumerate(forms):
                 linear[kind, direction, stage] = form.row((1.0,) * form.count)
                 if direction != SERVE_PASS:
-                    level[kind, direction, stage] = _levels(form, table)
+                    level[kind, direction, stage] = levels(form)
     return Times(level, linear, np.ascontiguousarray(kind_of, dtype=np.int64))
 
 
