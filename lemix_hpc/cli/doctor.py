@@ -16,7 +16,7 @@ def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
 ) -> None:
     """Check that runs can start here. Exit code 1 if something is broken."""
-    from lemix_hpc.launch.health import checks
+    from lemix_hpc.launch.doctor import checks
 
     found = []
     for check in checks(recipe):

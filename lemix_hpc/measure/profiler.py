@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 
 from lemix_hpc.config.recipe import Profile
-from lemix_hpc.measure.rows import DID_NOT_FIT, OtherRow, PassRow, RowFile, read_rows, spread
+from lemix_hpc.measure.measurement_rows import DID_NOT_FIT, OtherRow, PassRow, RowFile, read_rows, spread
 from lemix_hpc.profiling.grid import GridPoint
 from lemix_hpc.records.schema import Progress
 from lemix_hpc.records.writer import replace

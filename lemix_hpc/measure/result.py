@@ -10,8 +10,8 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from lemix_hpc.measure.measurement_rows import OtherRow, PassRow, read_rows
 from lemix_hpc.measure.profiler import COPY_BYTES, MESSAGE_BYTES, OTHERS, POINTS
-from lemix_hpc.measure.rows import OtherRow, PassRow, read_rows
 from lemix_hpc.measure.subject import Subject, slug
 from lemix_hpc.profiling.coefficients import Links, StageMemory, save_coefficients
 from lemix_hpc.profiling.fitting import fit_points, make_file

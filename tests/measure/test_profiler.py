@@ -5,8 +5,8 @@ import pytest
 
 from lemix_hpc.launch.rundir import RunDir
 from lemix_hpc.launch.states import read_progress
+from lemix_hpc.measure.measurement_rows import OtherRow, PassRow, read_rows
 from lemix_hpc.measure.profiler import MESSAGE_BYTES
-from lemix_hpc.measure.rows import OtherRow, PassRow, read_rows
 from lemix_hpc.profiling.points import Unfit, read_points
 from tests.measure.conftest import SMALL, STAGES, RunJob
 

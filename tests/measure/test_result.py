@@ -2,9 +2,9 @@ from pathlib import Path
 
 import pytest
 
+from lemix_hpc.measure.measurement_rows import OtherRow, PassRow
 from lemix_hpc.measure.profiler import COPY_BYTES
 from lemix_hpc.measure.result import links, stage_memory, write_result
-from lemix_hpc.measure.rows import OtherRow, PassRow
 from lemix_hpc.measure.subject import Subject
 from lemix_hpc.profiling.coefficients import load_coefficients
 from tests.measure.conftest import STAGES, RunJob
