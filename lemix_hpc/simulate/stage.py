@@ -12,12 +12,13 @@ from lemix_hpc.policy import execution_rules
 from lemix_hpc.policy.execution_rules import COMMIT, FORWARD, NOTHING, SERVE
 from lemix_hpc.policy.jit import compiled, inlined
 from lemix_hpc.policy.latency_tables import BACKWARD_PASS, FORWARD_PASS, SERVE_PASS, stage_seconds
-from lemix_hpc.simulate.cluster_state import ClusterState, SimulationConfig, add_span, append, take, touch
-from lemix_hpc.simulate.dtypes import BACKWARDS, COPY, FORWARDS, NONE, STEPS
+from lemix_hpc.simulate.cluster_state import ClusterState, SimulationConfig, append, take
+from lemix_hpc.simulate.dtypes import BACKWARDS, FORWARDS, NONE, STEPS
 from lemix_hpc.simulate.latency_noise import spread
 from lemix_hpc.simulate.memory import activations_there, claim_activations, may_leave, must_stay, release_activations
 from lemix_hpc.simulate.pairing_heap import pop, push
 from lemix_hpc.simulate.tournament_tree import set_timer
+from lemix_hpc.simulate.weight_updates import begin_step, commit_since, publish, report
 
 pick = compiled(execution_rules.pick)
 debt_after = compiled(execution_rules.debt_after)
@@ -50,8 +51,8 @@ def settle(cluster: ClusterState, config: SimulationConfig, node: int, stage: in
         return False
     reported = False
     while True:
-        reported |= _report(cluster, config, node, stage)
-        commit, backward = _commit_since(cluster, at, stage), _backward_since(cluster, config, at, stage)
+        reported |= report(cluster, config, node, stage)
+        commit, backward = commit_since(cluster, at, stage), _backward_since(cluster, config, at, stage)
         forward = _forward_since(cluster, config, at, stage)
         kind = pick(serve, commit, backward, forward, config.serving_first, state.debt > 0.0)
         if kind == FORWARD and not _has_memory(cluster, config, node, stage):
@@ -60,7 +61,7 @@ def settle(cluster: ClusterState, config: SimulationConfig, node: int, stage: in
             kind = pick(serve, commit, backward, math.inf, config.serving_first, state.debt > 0.0)
         if kind != COMMIT:
             break
-        _publish(cluster, config, node, stage)
+        publish(cluster, config, node, stage)
         serve = _serve_since(cluster, at)
     if kind == SERVE:
         _serve(cluster, config, node, stage)
@@ -80,7 +81,7 @@ def _has_memory(cluster: ClusterState, config: SimulationConfig, node: int, stag
 
 @inlined
 def _serve_since(cluster: ClusterState, at: int) -> float:
-    """Since when the next batch is there, if its after_updates is open."""
+    """Since when the next batch is there, if all updates that came before it are in force."""
     head = cluster.stages[at].serves
     if head == NONE or cluster.batches[head].after_updates != cluster.stages[at].went:
         return math.inf
@@ -118,102 +119,6 @@ def _backward_since(cluster: ClusterState, config: SimulationConfig, at: int, st
         return math.inf
     since: float = cluster.micro_batches[head].since
     return since
-
-
-@inlined
-def _report(cluster: ClusterState, config: SimulationConfig, node: int, stage: int) -> bool:
-    """Report an update that is ready here and behind, which takes no work: to the stage before, or on the first one to
-    itself. Whether the stage before has heard of it."""
-    at = node * config.stages + stage
-    state = cluster.stages[at]
-    # A step is prepared when the one before is in force, a copy when it is there.
-    ready = state.opened if node < config.servers else min(state.opened, state.version + 1)
-    if stage < config.stages - 1:
-        ready = min(ready, state.behind)
-    if ready <= state.told:
-        return False
-    state.told, state.told_since = ready, cluster.run[0].now
-    if stage > 0:
-        cluster.stages[at - 1].behind = ready
-    return stage > 0
-
-
-@inlined
-def _commit_since(cluster: ClusterState, at: int, stage: int) -> float:
-    """Since when an update is there to be published. The first stage decides on them; elsewhere the batches in front of the
-    marker come first."""
-    state = cluster.stages[at]
-    if stage == 0:
-        return state.told_since if state.told > state.version else math.inf
-    if state.came == state.went or (state.serves != NONE and cluster.batches[state.serves].after_updates == state.went):
-        return math.inf
-    since: float = cluster.markers[at, state.went % cluster.markers.shape[1]].since
-    return since
-
-
-@compiled
-def _publish(cluster: ClusterState, config: SimulationConfig, node: int, stage: int) -> None:
-    """Put an update in force, which takes no time, and tell the next stage in order with the activations."""
-    at, now = node * config.stages + stage, cluster.run[0].now
-    state, copied = cluster.stages[at], node < config.servers
-    add_span(cluster, node, stage, NONE, COPY if copied else COMMIT, now, now, state.version, NONE)
-    if stage == 0:
-        state.version = state.told
-    else:
-        state.version = cluster.markers[at, state.went % cluster.markers.shape[1]].version
-        state.went += 1
-    if stage < config.stages - 1:
-        _mark(cluster, at + 1, state.version)
-    if not copied:
-        if stage == 0:
-            _stepped(cluster, config, node)
-        if state.version % config.copy_every == 0:
-            _copy(cluster, config, node, stage)
-
-
-@compiled
-def _mark(cluster: ClusterState, at: int, version: int) -> None:
-    """A commit marker comes to a stage."""
-    state, room = cluster.stages[at], cluster.markers.shape[1]
-    if state.came - state.went == room:
-        raise IndexError("no room for a weight update")
-    marker = cluster.markers[at, state.came % room]
-    marker.version, marker.since = version, cluster.run[0].now
-    state.came += 1
-
-
-@compiled
-def _stepped(cluster: ClusterState, config: SimulationConfig, node: int) -> None:
-    """The step of a node's oldest group is in force on the first stage; the next one begins."""
-    at, run = node * config.stages, cluster.run[0]
-    group = take(cluster.queues[3 * at + STEPS], cluster.groups)
-    cluster.groups[group].step = cluster.stages[at].version
-    run.steps += 1
-    run.begun -= 1
-    _begin_step(cluster, config, node)
-
-
-@compiled
-def _begin_step(cluster: ClusterState, config: SimulationConfig, node: int) -> None:
-    """Let all stages prepare the next step, if there is one and none is open."""
-    at = node * config.stages
-    first = cluster.stages[at]
-    if first.opened > first.version or cluster.queues[3 * at + STEPS].head == NONE:
-        return
-    for stage in range(config.stages):
-        cluster.stages[at + stage].opened = first.version + 1
-
-
-@compiled
-def _copy(cluster: ClusterState, config: SimulationConfig, trainer: int, stage: int) -> None:
-    """Serving nodes get the weights of a training node's stage: trainers take turns, as in `lemix_hpc.policy.rules.Split`."""
-    trainers = config.nodes - config.servers
-    for node in range(config.servers):
-        if config.servers + node % trainers == trainer:
-            cluster.stages[node * config.stages + stage].opened = cluster.stages[
-                trainer * config.stages + stage
-            ].version
-            touch(cluster, node)
 
 
 @inlined
@@ -340,7 +245,7 @@ def backward_done(cluster: ClusterState, config: SimulationConfig, node: int, st
     ):
         if stage == 0:
             append(cluster.queues[3 * node * config.stages + STEPS], cluster.groups, group)
-            _begin_step(cluster, config, node)
+            begin_step(cluster, config, node)
             return
         stage -= 1
         cluster.at_stage[group, stage].sealed_behind = True
