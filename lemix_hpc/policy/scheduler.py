@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import singledispatchmethod
 
 import numpy as np
 
 from lemix_hpc.policy import transitions
 from lemix_hpc.policy.drift import Drift
+from lemix_hpc.policy.event_records import EVENT, record_of
 from lemix_hpc.policy.events import (
     Decision,
     Event,
@@ -18,10 +18,6 @@ from lemix_hpc.policy.events import (
     Place,
     Refuse,
     RequestArrived,
-    StageFinished,
-    TaskFinished,
-    Tick,
-    TrainingClosed,
 )
 from lemix_hpc.policy.latency import Affine, LatencyModel
 from lemix_hpc.policy.latency_tables import BACKWARD_PASS, FORWARD_PASS, SERVE_PASS, make_times
@@ -57,6 +53,7 @@ class Scheduler:
             expected_output=FIRST_GUESS,
         )
         self.state.counters[0]["overhead"] = self.rules.overhead
+        self._record = np.zeros(1, EVENT)
 
     @property
     def drifts(self) -> list[Drift]:
@@ -78,7 +75,15 @@ class Scheduler:
 
         Raises TypeError for what is no event, ValueError for a group whose tasks are not numbered one after the other.
         """
-        self._on(event)
+        if isinstance(event, GroupOffered):
+            self._group_offered(event)
+        elif isinstance(event, PassMeasured):
+            self._pass_measured(event)
+        else:
+            if isinstance(event, RequestArrived):
+                self._make_room(event.task + 1, 1)
+            self._record[0] = record_of(event)
+            transitions.tell(self.state, self.rules, self._record[0])
         counters = self.state.counters[0]
         count = counters["decided"]
         if not count:
@@ -98,16 +103,6 @@ class Scheduler:
         while full(self.state, until, more):
             self.state = grown(self.state, until)
 
-    @singledispatchmethod
-    def _on(self, event: object) -> None:
-        raise TypeError(f"no event: {event!r}")
-
-    @_on.register
-    def _request_arrived(self, event: RequestArrived) -> None:
-        self._make_room(event.task + 1, 1)
-        transitions.request_arrived(self.state, self.rules, event.time, event.task, event.prompt, event.output)
-
-    @_on.register
     def _group_offered(self, event: GroupOffered) -> None:
         first, count = event.tasks[0], len(event.tasks)
         if event.tasks != tuple(range(first, first + count)):
@@ -116,34 +111,6 @@ class Scheduler:
         lengths = np.array(event.lengths, dtype=np.int64)
         transitions.group_offered(self.state, self.rules, event.time, first, lengths, event.rows)
 
-    @_on.register
-    def _training_closed(self, event: TrainingClosed) -> None:  # noqa: ARG002
-        transitions.training_closed(self.state)
-
-    @_on.register
-    def _stage_finished(self, event: StageFinished) -> None:
-        transitions.stage_finished(
-            self.state,
-            self.rules,
-            event.time,
-            event.node,
-            event.stage,
-            event.task,
-            event.start,
-            event.end,
-            event.backward,
-            event.last,
-        )
-
-    @_on.register
-    def _task_finished(self, event: TaskFinished) -> None:
-        transitions.task_finished(self.state, self.rules, event.time, event.node, event.task, event.output)
-
-    @_on.register
-    def _tick(self, event: Tick) -> None:
-        transitions.tick(self.state, self.rules, event.time)
-
-    @_on.register
     def _pass_measured(self, event: PassMeasured) -> None:
         kind = int(self.state.times.kind_of[event.node])
         row = self._recalibrated[kind].measured(event)
@@ -155,12 +122,5 @@ def compile_policy() -> None:
     """Compile everything that a scheduler calls, or take it from the cache: the first time this takes half a minute."""
     moment = LatencyModel((Affine(1.0, 0.0, 0.0),), (Affine(1.0, 0.0, 0.0),))
     scheduler = Scheduler(SchedulerConfig(nodes=1), moment)
-    for event in (
-        RequestArrived(0.0, 0, prompt=1, output=2),
-        GroupOffered(0.0, 0, (1,), 1, (1,)),
-        StageFinished(1.0, 0, 0, 0, 0.0, 1.0),
-        TaskFinished(1.0, 0, 0, output=2),
-        Tick(1.0),
-        TrainingClosed(1.0),
-    ):
-        scheduler.handle(event)
+    scheduler.handle(RequestArrived(0.0, 0, prompt=1, output=2))
+    scheduler.handle(GroupOffered(0.0, 0, (1,), 1, (1,)))

@@ -7,11 +7,13 @@ afterwards: each has a slot with its node, or none if it is refused. The caller 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from lemix_hpc.policy.candidates import expected_output, order_key, request_candidate, request_row
 from lemix_hpc.policy.estimates import note_assigned, note_output, note_overhead
+from lemix_hpc.policy.event_records import ARRIVED, CLOSED, ENDED, PASSED_STAGE
 from lemix_hpc.policy.forecast import assign, expect, forget, observe, place_of_request
-from lemix_hpc.policy.jit import compiled
+from lemix_hpc.policy.jit import compiled, inlined
 from lemix_hpc.policy.placement_rules import PACK, has_room, packed, score, turn
 from lemix_hpc.policy.release import admit, offer, open_groups, passed
 from lemix_hpc.policy.rules import Rules
@@ -164,6 +166,32 @@ def tick(state: State, rules: Rules, now: float) -> None:
     for node in range(state.nodes.size):
         if state.nodes[node].held > 0:
             admit(state, rules, now, node)
+
+
+@inlined
+def tell(state: State, rules: Rules, event: Any) -> None:
+    """Take in one event, a record of `lemix_hpc.policy.event_records`; offered groups come by `group_offered`."""
+    if event.kind == PASSED_STAGE:
+        stage_finished(
+            state,
+            rules,
+            event.time,
+            event.node,
+            event.stage,
+            event.task,
+            event.start,
+            event.end,
+            event.backward,
+            event.last,
+        )
+    elif event.kind == ARRIVED:
+        request_arrived(state, rules, event.time, event.task, event.prompt, event.output)
+    elif event.kind == ENDED:
+        task_finished(state, rules, event.time, event.node, event.task, event.output)
+    elif event.kind == CLOSED:
+        training_closed(state)
+    else:
+        tick(state, rules, event.time)
 
 
 @compiled

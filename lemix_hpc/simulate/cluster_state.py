@@ -11,15 +11,15 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from lemix_hpc.policy.event_records import EVENT
 from lemix_hpc.policy.execution_rules import MOST_IN_FLIGHT, NOTHING
-from lemix_hpc.policy.jit import compiled, inlined
+from lemix_hpc.policy.jit import inlined
 from lemix_hpc.policy.latency_tables import Times
 from lemix_hpc.simulate.dtypes import (
     ACTIVATION,
     AT_STAGE,
     BATCH,
     CLAIM,
-    EVENT,
     GROUP,
     MARKER,
     MICRO_BATCH,
@@ -172,7 +172,7 @@ def make_cluster(
         markers=np.zeros((stages, MOST_IN_FLIGHT + 2 if config.servers else 1), MARKER),
         changed=np.zeros(config.nodes, dtype=np.int64),
         spans=np.zeros(spans, SPAN),
-        events=np.zeros(spans if config.logs else 0, EVENT),
+        events=np.zeros(spans if config.logs else 1, EVENT),
     )
 
 
@@ -267,25 +267,14 @@ def add_span(
     run.spans += 1
 
 
-@compiled
-def log(
-    cluster: ClusterState,
-    config: SimulationConfig,
-    kind: int,
-    node: int,
-    stage: int,
-    task: int,
-    start: float,
-    backward: bool,
-    last: bool,
-) -> None:
-    """Write down what the policy is told, if that is asked for. The loop sees to the room."""
-    if not config.logs:
-        return
+@inlined
+def next_event(cluster: ClusterState, config: SimulationConfig, kind: int) -> int:
+    """The number of a new record in `events`, of what happens now. The next one takes its place if nothing is to be written
+    down. The loop sees to the room."""
     run = cluster.run[0]
-    if run.events == cluster.events.size:
+    number: int = run.events
+    if number == cluster.events.size:
         raise IndexError("no room for an event")
-    event = cluster.events[run.events]
-    event.kind, event.time, event.node, event.stage, event.task = kind, run.now, node, stage, task
-    event.start, event.backward, event.last = start, backward, last
-    run.events += 1
+    run.events += config.logs
+    cluster.events[number].kind, cluster.events[number].time = kind, run.now
+    return number

@@ -175,24 +175,6 @@ SPAN = np.dtype(
 )
 """`kind`: as in `lemix_hpc.policy.execution_rules`, or COPY."""
 
-ARRIVED, OFFERED, CLOSED, PASSED_STAGE, ENDED, TICKED = range(6)
-"""What the policy is told."""
-
-EVENT = np.dtype(
-    [
-        ("kind", np.int64),
-        ("time", np.float64),
-        ("node", np.int64),
-        ("stage", np.int64),
-        ("task", np.int64),
-        ("start", np.float64),
-        ("backward", np.bool_),
-        ("last", np.bool_),
-    ],
-    align=True,
-)
-"""`task`: of an offered group its number; `start`: when the pass began [s]."""
-
 STAGE_MEMORY = np.dtype(
     [
         # What never changes: bytes for tasks beside the room to come back to, and bytes for each token.

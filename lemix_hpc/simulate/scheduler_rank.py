@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-from lemix_hpc.policy import execution_rules, transitions
+from lemix_hpc.policy import execution_rules
+from lemix_hpc.policy.event_records import ARRIVED, CLOSED, ENDED, OFFERED, PASSED_STAGE, TICKED
 from lemix_hpc.policy.execution_rules import BACKWARD, CLOSE, OFFER, SERVE, WAIT
 from lemix_hpc.policy.jit import compiled, inlined
 from lemix_hpc.policy.rules import Rules
 from lemix_hpc.policy.state import State, full
-from lemix_hpc.simulate.cluster_state import ClusterState, SimulationConfig, append, log, touch
+from lemix_hpc.policy.transitions import group_offered, tell
+from lemix_hpc.simulate.cluster_state import ClusterState, SimulationConfig, append, next_event, touch
 from lemix_hpc.simulate.dtypes import (
-    ARRIVED,
-    CLOSED,
-    ENDED,
     FINISHED,
     FORWARDS,
     NONE,
-    OFFERED,
-    PASSED_STAGE,
     REFUSED,
-    TICKED,
 )
 from lemix_hpc.simulate.pairing_heap import bring_follower, push
 
@@ -33,8 +29,9 @@ micro-batches, or to tell the policy how long the pass took that ends next."""
 def arrive(cluster: ClusterState, config: SimulationConfig, state: State, rules: Rules, task: int) -> None:
     """Let a request in."""
     request = cluster.requests[task]
-    log(cluster, config, ARRIVED, NONE, NONE, task, 0.0, False, False)
-    transitions.request_arrived(state, rules, cluster.run[0].now, task, request.prompt, request.output)
+    event = cluster.events[next_event(cluster, config, ARRIVED)]
+    event.task, event.prompt, event.output = task, request.prompt, request.output
+    tell(state, rules, event)
     _carry_out(cluster, config, state)
 
 
@@ -49,8 +46,7 @@ def supply_training(cluster: ClusterState, config: SimulationConfig, state: Stat
         if asked != OFFER:
             run.closed = asked != WAIT
             if asked == CLOSE:
-                log(cluster, config, CLOSED, NONE, NONE, NONE, 0.0, False, False)
-                transitions.training_closed(state)
+                tell(state, rules, cluster.events[next_event(cluster, config, CLOSED)])
             break
         if run.next_group == cluster.groups.size:
             return NEED_GROUPS
@@ -58,10 +54,10 @@ def supply_training(cluster: ClusterState, config: SimulationConfig, state: Stat
         task = cluster.requests.size + first
         if full(state, task + size, size):
             return NEED_SLOTS
-        log(cluster, config, OFFERED, NONE, NONE, run.next_group, 0.0, False, False)
+        cluster.events[next_event(cluster, config, OFFERED)].task = run.next_group
         run.next_group += 1
         run.offered += 1
-        transitions.group_offered(state, rules, run.now, task, cluster.lengths[first : first + size], config.rows)
+        group_offered(state, rules, run.now, task, cluster.lengths[first : first + size], config.rows)
         _carry_out(cluster, config, state)
     return GOING
 
@@ -78,8 +74,9 @@ def tell_finished(
     else:
         micro_batch = cluster.micro_batches[task - cluster.requests.size]
         micro_batch.outcome, micro_batch.finished = FINISHED, now
-    log(cluster, config, ENDED, node, NONE, task, 0.0, False, False)
-    transitions.task_finished(state, rules, now, node, task, output)
+    event = cluster.events[next_event(cluster, config, ENDED)]
+    event.node, event.task, event.output = node, task, output
+    tell(state, rules, event)
     _carry_out(cluster, config, state)
 
 
@@ -102,16 +99,17 @@ def tell_passed(
             passed.start = start
         passed.passes += 1
         start, last = passed.start, passed.passes >= cluster.requests[task].output
-    log(cluster, config, PASSED_STAGE, node, stage, task, start, kind == BACKWARD, last)
-    transitions.stage_finished(state, rules, now, node, stage, task, start, now, kind == BACKWARD, last)
+    event = cluster.events[next_event(cluster, config, PASSED_STAGE)]
+    event.node, event.stage, event.task, event.backward = node, stage, task, kind == BACKWARD
+    event.start, event.end, event.last = start, now, last
+    tell(state, rules, event)
     _carry_out(cluster, config, state)
 
 
 @compiled
 def look_again(cluster: ClusterState, config: SimulationConfig, state: State, rules: Rules) -> None:
     """The policy wants to look at held training again."""
-    log(cluster, config, TICKED, NONE, NONE, NONE, 0.0, False, False)
-    transitions.tick(state, rules, cluster.run[0].now)
+    tell(state, rules, cluster.events[next_event(cluster, config, TICKED)])
     _carry_out(cluster, config, state)
 
 
