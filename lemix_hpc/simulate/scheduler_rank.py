@@ -10,12 +10,7 @@ from lemix_hpc.policy.rules import Rules
 from lemix_hpc.policy.state import State, full
 from lemix_hpc.policy.transitions import group_offered, tell
 from lemix_hpc.simulate.cluster_state import ClusterState, SimulationConfig, append, next_event, touch
-from lemix_hpc.simulate.dtypes import (
-    FINISHED,
-    FORWARDS,
-    NONE,
-    REFUSED,
-)
+from lemix_hpc.simulate.dtypes import FINISHED, FORWARDS, NONE, REFUSED
 from lemix_hpc.simulate.pairing_heap import bring_follower, push
 
 next_supply = compiled(execution_rules.supply_training)
