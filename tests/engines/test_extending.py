@@ -36,7 +36,7 @@ def test_the_worked_engine_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     (tmp_path / "fixed-rate-times.yaml").write_text(coefficients)
     (tmp_path / "recipe.yaml").write_text(recipe)
     [(name, kind)] = eval(f"{{{entry}}}", {"EngineKind": EngineKind}).items()
-    monkeypatch.setitem(ENGINE_KINDS, name, kind)  # type: ignore[arg-type]
+    monkeypatch.setitem(ENGINE_KINDS, name, kind)
 
     loaded = read_recipe(tmp_path / "recipe.yaml")
     assert preflight(loaded, "local") == ()

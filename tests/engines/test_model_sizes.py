@@ -1,6 +1,8 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,7 +21,7 @@ LLAMA_3_8B = {
 }
 
 
-def test_llama():
+def test_llama() -> None:
     assert describe(Model(config=LLAMA_3_8B)) == ModelSizes(
         family="llama",
         layers=32,
@@ -31,14 +33,14 @@ def test_llama():
     )
 
 
-def test_gpt2_has_an_end():
+def test_gpt2_has_an_end() -> None:
     sizes = describe(Model(config={"model_type": "gpt2", "n_layer": 24, "n_embd": 1024, "n_head": 16}))
     assert (sizes.layers, sizes.hidden, sizes.max_positions) == (24, 1024, 1024)
     assert sizes.layer_parameters == 12 * 1024 * 1024
 
 
 @pytest.mark.parametrize("config", [{"model_type": f} for f in ("llama", "mistral", "qwen2", "gpt2")] + [LLAMA_3_8B])
-def test_defaults_are_those_of_hugging_face(config):
+def test_defaults_are_those_of_hugging_face(config: dict[str, Any]) -> None:
     from transformers import AutoConfig
 
     sizes = describe(Model(config=config))
@@ -52,7 +54,7 @@ def test_defaults_are_those_of_hugging_face(config):
 
 
 @pytest.mark.parametrize("config", [{"model_type": f} for f in ("llama", "mistral", "qwen2", "gpt2")] + [LLAMA_3_8B])
-def test_layer_parameters_are_the_matrices_of_a_layer(config):
+def test_layer_parameters_are_the_matrices_of_a_layer(config: dict[str, Any]) -> None:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -67,7 +69,7 @@ def test_layer_parameters_are_the_matrices_of_a_layer(config):
     assert describe(Model(config=config)).layer_parameters == sum(matrices)
 
 
-def test_read_from_a_checkpoint_directory(tmp_path):
+def test_read_from_a_checkpoint_directory(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(LLAMA_3_8B))
     assert describe(Model(path=tmp_path)) == describe(Model(config=LLAMA_3_8B))
 
@@ -76,30 +78,30 @@ def test_read_from_a_checkpoint_directory(tmp_path):
     ("content", "message"),
     [(None, "there is no .*config.json"), ("{", "could not be read"), ("[]", "does not hold a JSON object")],
 )
-def test_a_bad_config_file(content, message, tmp_path):
+def test_a_bad_config_file(content: str | None, message: str, tmp_path: Path) -> None:
     if content is not None:
         (tmp_path / "config.json").write_text(content)
     with pytest.raises(UserError, match=message):
         describe(Model(path=tmp_path))
 
 
-def test_an_unknown_family_lists_the_known_ones():
+def test_an_unknown_family_lists_the_known_ones() -> None:
     with pytest.raises(UserError, match=r"'bert' is not supported. Supported are llama .*mistral, qwen2 and gpt2"):
         describe(Model(config={"model_type": "bert"}))
 
 
-def test_no_model_at_all():
+def test_no_model_at_all() -> None:
     with pytest.raises(UserError, match=r"needs `path` .* or `config`"):
         describe(Model())
 
 
-def test_torch_is_not_imported():
+def test_torch_is_not_imported() -> None:
     code = "import lemix_hpc.engines.model_sizes, lemix_hpc.engines.torch.partition, sys; print('torch' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "False"
 
 
 @pytest.mark.parametrize("value", ["many", 0, 1.5])
-def test_a_size_that_is_none(value):
+def test_a_size_that_is_none(value: object) -> None:
     with pytest.raises(UserError, match=r"num_hidden_layers is .* must be a positive whole number"):
         describe(Model(config=LLAMA_3_8B | {"num_hidden_layers": value}))

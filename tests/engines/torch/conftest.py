@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -17,6 +17,9 @@ from lemix_hpc.engines.protocol import MicroBatch, Payload, SequenceResult, Serv
 from lemix_hpc.engines.torch.build import build_stage
 from lemix_hpc.engines.torch.stage import TorchStage
 from lemix_hpc.engines.torch.weights import RandomWeights
+
+TinyRecipe = Callable[..., Recipe]
+Reference = Callable[[Recipe], Any]
 
 VOCAB = 257
 LAYERS = 4
@@ -66,11 +69,16 @@ def _one_thread_and_no_traces() -> Iterator[None]:
 
 
 @pytest.fixture
-def tiny_recipe() -> Callable[..., Recipe]:
+def tiny_recipe() -> TinyRecipe:
     """tiny_recipe(name, stages=1, dtype="float32", model=..., **training) of one of the tiny models."""
 
     def make(
-        name: str, stages: int = 1, *, dtype: str = "float32", model: Model | None = None, **training: Any
+        name: str,
+        stages: int = 1,
+        *,
+        dtype: Literal["auto", "float32", "bfloat16"] = "float32",
+        model: Model | None = None,
+        **training: Any,
     ) -> Recipe:
         return Recipe(
             seed=3,
@@ -84,12 +92,12 @@ def tiny_recipe() -> Callable[..., Recipe]:
 
 
 @pytest.fixture
-def reference() -> Callable[[Recipe], Any]:
+def reference() -> Reference:
     """The whole Hugging Face model with the weights that the recipe's stages draw."""
 
     def make(recipe: Recipe) -> Any:
-        config = dict(recipe.model.config)
-        config = AutoConfig.for_model(config.pop("model_type"), **config)
+        settings = dict(recipe.model.config or {})
+        config = AutoConfig.for_model(settings.pop("model_type"), **settings)
         model = AutoModelForCausalLM.from_config(config).eval()
         residual = config.num_hidden_layers if config.model_type == "gpt2" else None
         weights = RandomWeights(recipe.seed, config.initializer_range, residual)
@@ -127,10 +135,11 @@ class Pipeline:
     def serve(self, sequences: Sequence[ServeSequence], temperature: float = 0.0) -> list[SequenceResult]:
         self._batches += 1
         batch = ServeBatch(self._batches, list(sequences), temperature)
-        flowing = None
+        flowing: Any = None
         for stage in self.stages:
             flowing = finish(stage.serve(batch, flowing))
-        return flowing
+        results: list[SequenceResult] = flowing
+        return results
 
     def score(self, *prompts: list[int]) -> list[SequenceResult]:
         return self.serve([ServeSequence(i, len(p), 0, False, p) for i, p in enumerate(prompts)])
@@ -150,7 +159,7 @@ class Pipeline:
         flowing: Any = None
         for stage in self.stages:
             flowing = finish(stage.forward(micro_batch, flowing))
-        return flowing
+        return float(flowing)
 
     def backward(self, micro_batch: MicroBatch) -> None:
         flowing = None
@@ -229,8 +238,11 @@ def _operations(order: str, stages: int, stage: int, count: int) -> list[tuple[s
     return operations
 
 
+MakePipeline = Callable[[Recipe], Pipeline]
+
+
 @pytest.fixture
-def pipeline() -> Iterator[Callable[[Recipe], Pipeline]]:
+def pipeline() -> Iterator[MakePipeline]:
     made: list[Pipeline] = []
 
     def make(recipe: Recipe) -> Pipeline:

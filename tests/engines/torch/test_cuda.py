@@ -4,21 +4,21 @@ import torch
 from lemix_hpc.engines.protocol import MicroBatch, ServeBatch, ServeSequence
 from lemix_hpc.engines.torch import build
 from lemix_hpc.engines.torch.build import build_stage
+from tests.engines.torch.conftest import MakePipeline, TinyRecipe, finish
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 
-def finish(work):
-    while True:
-        try:
-            next(work)
-        except StopIteration as end:
-            return end.value
-
-
 @pytest.mark.parametrize("cuda_aware", [False, True])
 @pytest.mark.parametrize("family", ["llama-tied", "gpt2"])
-def test_the_same_scores_as_on_the_cpu(family, cuda_aware, tiny_recipe, pipeline, prompts, monkeypatch):
+def test_the_same_scores_as_on_the_cpu(
+    family: str,
+    cuda_aware: bool,
+    tiny_recipe: TinyRecipe,
+    pipeline: MakePipeline,
+    prompts: list[list[int]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(build, "mpi_sends_device_memory", lambda: cuda_aware)
     recipe = tiny_recipe(family, 2)
     expected = pipeline(recipe).score(*prompts)
@@ -28,7 +28,7 @@ def test_the_same_scores_as_on_the_cpu(family, cuda_aware, tiny_recipe, pipeline
     assert [result.nll for result in results] == pytest.approx([result.nll for result in expected], rel=1e-3)
 
 
-def test_bfloat16_training_learns(tiny_recipe):
+def test_bfloat16_training_learns(tiny_recipe: TinyRecipe) -> None:
     stage = build_stage(tiny_recipe("llama", dtype="auto", learning_rate=3e-3), stage=0, device="cuda:0")
     tokens = (torch.arange(64, dtype=torch.int32) % 31).numpy().tobytes()
     losses = []

@@ -1,19 +1,15 @@
 """What stages of several nodes exchange: gradients and float32 weights as vectors."""
 
-from collections.abc import Callable
-
 import numpy as np
 import pytest
 import torch
 
-from lemix_hpc.config.recipe import Recipe
 from lemix_hpc.engines.protocol import Vector, Work
 from lemix_hpc.engines.torch import flat_vectors
 from lemix_hpc.engines.torch.build import build_stage
 from lemix_hpc.engines.torch.gradients import GroupGradients
 from lemix_hpc.engines.torch.stage import TorchStage
-
-TinyRecipe = Callable[..., Recipe]
+from tests.engines.torch.conftest import TinyRecipe
 
 
 def finish(work: Work[None] | None) -> None:

@@ -5,16 +5,16 @@ from lemix_hpc.engines.torch.kv_cache import KeyValueCache
 
 
 @pytest.fixture
-def cache():
+def cache() -> KeyValueCache:
     return KeyValueCache(range(3, 5), heads=2, head_dim=4, dtype=torch.float32, device=torch.device("cpu"))
 
 
-def some(length, value=None):
+def some(length: int, value: float | None = None) -> torch.Tensor:
     return torch.randn(1, 2, length, 4) if value is None else torch.full((1, 2, length, 4), value)
 
 
-def test_keys_and_values_outlive_the_growth_of_their_buffer(cache):
-    written = []
+def test_keys_and_values_outlive_the_growth_of_their_buffer(cache: KeyValueCache) -> None:
+    written: list[tuple[torch.Tensor, torch.Tensor]] = []
     for length in (5, 1, 90, 1, 300):
         cached = sum(key.shape[2] for key, _ in written)
         cache.reserve(7, cached, length)
@@ -25,7 +25,7 @@ def test_keys_and_values_outlive_the_growth_of_their_buffer(cache):
             assert torch.equal(values, torch.cat([value for _, value in written], dim=2) - layer)
 
 
-def test_requests_do_not_touch_each_other(cache):
+def test_requests_do_not_touch_each_other(cache: KeyValueCache) -> None:
     cache.reserve(1, 0, 3)
     cache.reserve(2, 0, 3)
     cache.append(1, 3, some(3, 1.0), some(3, 1.5))
@@ -35,7 +35,7 @@ def test_requests_do_not_touch_each_other(cache):
     assert keys[0, 0, :, 0].tolist() == [1.0, 1.0, 1.0, 3.0]
 
 
-def test_what_comes_after_the_cached_tokens_is_dropped(cache):
+def test_what_comes_after_the_cached_tokens_is_dropped(cache: KeyValueCache) -> None:
     cache.reserve(1, 0, 6)
     cache.append(1, 3, some(6, 1.0), some(6, 1.0))
     cache.reserve(1, 2, 1)
@@ -43,7 +43,7 @@ def test_what_comes_after_the_cached_tokens_is_dropped(cache):
     assert keys[0, 0, :, 0].tolist() == [1.0, 1.0, 9.0]
 
 
-def test_tokens_that_are_not_kept(cache):
+def test_tokens_that_are_not_kept(cache: KeyValueCache) -> None:
     cache.reserve(1, 0, 4)
     cache.forget([1, 8])
     with pytest.raises(ValueError, match=r"request 1 wants 4 cached tokens, but 0 are kept"):

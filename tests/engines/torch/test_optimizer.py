@@ -4,6 +4,9 @@ import math
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -17,48 +20,57 @@ MODES = [
     for dtype in (torch.float32, torch.bfloat16)
     for zero, offload in ((0, False), (1, False), (1, True), (None, False), (None, True))
 ]
-OPTIMIZER = {"learning_rate": 1e-2, "weight_decay": 0.1, "warmup_steps": 3}
+ZeroStage = Literal[0, 1] | None
+MakeOptimizer = Callable[..., StageOptimizer]
 
 
-def model(dtype):
+def model(dtype: torch.dtype) -> nn.Module:
     """Two layers, and sizes that fill neither a vector nor DeepSpeed's alignment."""
     torch.manual_seed(1)
     return nn.Sequential(nn.Linear(70, 33), nn.Linear(33, 7)).to(dtype)
 
 
-def gradients(module, step, size=0.01):
+def gradients(module: nn.Module, step: int, size: float = 0.01) -> list[torch.Tensor]:
     draw = torch.Generator().manual_seed(step)
     return [size * torch.randn(parameter.shape, generator=draw) for parameter in module.parameters()]
 
 
-def norm(grads):
+def norm(grads: Iterable[torch.Tensor]) -> float:
     return math.sqrt(sum(float(grad.square().sum()) for grad in grads))
 
 
-def step(optimizer, grads, between=lambda: None):
+def step(optimizer: StageOptimizer, module: nn.Module, grads: Sequence[torch.Tensor]) -> None:
+    """One step; the weights stay as they are until it is published."""
+    before = copies(module)
     for _ in optimizer.prepare(grads, norm(grads)):
-        between()
-    between()
+        assert same(copies(module), before)
+    assert same(copies(module), before)
     optimizer.publish()
 
 
-def copies(module):
+def copies(module: nn.Module) -> list[torch.Tensor]:
     return [parameter.detach().clone() for parameter in module.parameters()]
 
 
-def same(left, right):
+def same(left: Iterable[torch.Tensor], right: Iterable[torch.Tensor]) -> bool:
     return all(torch.equal(a, b) for a, b in zip(left, right, strict=True))
 
 
 @pytest.fixture
-def optimizer():
-    made = []
+def optimizer() -> Iterator[MakeOptimizer]:
+    """optimizer(module, zero, offload, clip=None)"""
+    made: list[StageOptimizer] = []
 
-    def make(module, *modes, **training):
-        zero, offload = modes
-        made.append(
-            StageOptimizer(module, Training(zero_stage=zero, offload_optimizer=offload, **OPTIMIZER, **training))
+    def make(module: nn.Module, zero: ZeroStage, offload: bool, clip: float | None = None) -> StageOptimizer:
+        training = Training(
+            learning_rate=1e-2,
+            weight_decay=0.1,
+            warmup_steps=3,
+            zero_stage=zero,
+            offload_optimizer=offload,
+            gradient_clipping=clip,
         )
+        made.append(StageOptimizer(module, training))
         return made[-1]
 
     yield make
@@ -69,33 +81,34 @@ def optimizer():
 @pytest.mark.parametrize(("dtype", "zero", "offload"), MODES)
 @pytest.mark.parametrize("clip", [None, 0.05])
 def test_twenty_steps_are_torchs_own_and_the_weights_change_in_place_at_publication(
-    dtype, zero, offload, clip, optimizer
-):
+    dtype: torch.dtype, zero: ZeroStage, offload: bool, clip: float | None, optimizer: MakeOptimizer
+) -> None:
     module = model(dtype)
     masters = [parameter.detach().float().clone() for parameter in module.parameters()]
     torchs = torch.optim.AdamW(masters, lr=1e-2, weight_decay=0.1, fused=True)
-    mine = optimizer(module, zero, offload, gradient_clipping=clip)
+    mine = optimizer(module, zero, offload, clip)
     places = [parameter.data_ptr() for parameter in module.parameters()]
     for number in range(20):
         grads = gradients(module, number)
-        before = copies(module)
         torchs.param_groups[0]["lr"] = 1e-2 * min(1.0, (number + 1) / 3)
         scale = 1.0 if clip is None else min(1.0, clip / (norm(grads) + 1e-6))
         for master, grad in zip(masters, grads, strict=True):
             master.grad = grad * scale
         torchs.step()
-        step(mine, grads, between=lambda before=before: same(copies(module), before) or pytest.fail("torn"))
+        step(mine, module, grads)
         assert same(copies(module), [master.to(dtype) for master in masters])
     assert [parameter.data_ptr() for parameter in module.parameters()] == places
 
 
 @pytest.mark.parametrize(("dtype", "zero", "offload"), MODES)
-def test_a_norm_that_is_not_finite_skips_the_step_and_nothing_else(dtype, zero, offload, optimizer, caplog):
+def test_a_norm_that_is_not_finite_skips_the_step_and_nothing_else(
+    dtype: torch.dtype, zero: ZeroStage, offload: bool, optimizer: MakeOptimizer, caplog: pytest.LogCaptureFixture
+) -> None:
     skipping, steady = model(dtype), model(dtype)
     first, second = optimizer(skipping, zero, offload), optimizer(steady, zero, offload)
     for number in range(4):
-        step(first, gradients(skipping, number))
-        step(second, gradients(steady, number))
+        step(first, skipping, gradients(skipping, number))
+        step(second, steady, gradients(steady, number))
         before = copies(skipping)
         assert list(first.prepare([grad / 0 for grad in gradients(skipping, 9)], float("inf"))) == []
         first.publish()
@@ -105,29 +118,31 @@ def test_a_norm_that_is_not_finite_skips_the_step_and_nothing_else(dtype, zero, 
 
 
 @pytest.mark.parametrize(("dtype", "zero", "offload"), MODES)
-def test_weights_from_outside_are_trained_on(dtype, zero, offload, optimizer):
+def test_weights_from_outside_are_trained_on(
+    dtype: torch.dtype, zero: ZeroStage, offload: bool, optimizer: MakeOptimizer
+) -> None:
     """Training goes on from the new weights, with the moments as they were."""
     written, moved = model(dtype), []
     mine = optimizer(written, zero, offload)
-    step(mine, gradients(written, 0))
+    step(mine, written, gradients(written, 0))
     with torch.no_grad():
         for parameter in written.parameters():
             parameter.fill_(1.0)
     mine.weights_replaced()
     before = copies(written)
-    step(mine, gradients(written, 1))
+    step(mine, written, gradients(written, 1))
     for old, new in zip(before, copies(written), strict=True):
         moved.append(float((new - old).abs().max()))
     assert all(0.0 < distance < 0.05 for distance in moved), moved
 
 
-def test_the_chunks_of_a_large_model_are_separate_pieces_of_work(optimizer):
+def test_the_chunks_of_a_large_model_are_separate_pieces_of_work(optimizer: MakeOptimizer) -> None:
     module = nn.Linear(1000, 1000)
     work = optimizer(module, 0, False).prepare(gradients(module, 0), 1.0)
     assert sum(1 for _ in work) >= 3
 
 
-def test_deepspeed_waits_for_no_other_rank_of_a_shared_world(tmp_path):
+def test_deepspeed_waits_for_no_other_rank_of_a_shared_world(tmp_path: Path) -> None:
     """Two ranks of one torch.distributed world; the second has left for long when the first one trains."""
     code = f"""
 import sys, torch, torch.distributed as dist

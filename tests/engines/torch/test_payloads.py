@@ -6,7 +6,7 @@ from lemix_hpc.engines.torch.payloads import Wire
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_tensor_comes_back_from_a_received_buffer(dtype):
+def test_a_tensor_comes_back_from_a_received_buffer(dtype: torch.dtype) -> None:
     wire = Wire(torch.device("cpu"))
     sent = torch.randn(2, 3, 5).to(dtype)
     payload = wire.payload(sent)
@@ -17,7 +17,7 @@ def test_a_tensor_comes_back_from_a_received_buffer(dtype):
     assert torch.equal(back, sent)
 
 
-def test_nothing_is_copied_on_the_cpu():
+def test_nothing_is_copied_on_the_cpu() -> None:
     wire = Wire(torch.device("cpu"))
     tensor = torch.zeros(4, 4)
     payload = wire.payload(tensor)
@@ -26,7 +26,7 @@ def test_nothing_is_copied_on_the_cpu():
     assert wire.tensor(payload).data_ptr() == tensor.data_ptr()
 
 
-def test_a_strided_tensor_is_sent_in_order():
+def test_a_strided_tensor_is_sent_in_order() -> None:
     wire = Wire(torch.device("cpu"))
     tensor = torch.arange(6.0).view(2, 3).T
     assert torch.equal(wire.tensor(wire.payload(tensor)), tensor)

@@ -1,18 +1,25 @@
 import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from lemix_hpc.config.errors import UserError
-from lemix_hpc.config.recipe import Model
+from lemix_hpc.config.recipe import Model, Recipe
+from tests.engines.torch.conftest import MakePipeline, Reference, TinyRecipe
+
+Saved = Callable[..., tuple[Path, Recipe]]
+Tensors = dict[str, torch.Tensor]
 
 
 @pytest.fixture
-def saved(tmp_path, tiny_recipe, reference):
+def saved(tmp_path: Path, tiny_recipe: TinyRecipe, reference: Reference) -> Saved:
     """saved(name, **options) -> (checkpoint directory, recipe whose random weights it holds)."""
 
-    def save(name, **options):
+    def save(name: str, **options: Any) -> tuple[Path, Recipe]:
         recipe = tiny_recipe(name)
         reference(recipe).save_pretrained(tmp_path, **options)
         return tmp_path, recipe
@@ -22,7 +29,9 @@ def saved(tmp_path, tiny_recipe, reference):
 
 @pytest.mark.parametrize("family", ["llama", "llama-tied", "mistral", "qwen2", "gpt2", "gpt2-untied"])
 @pytest.mark.parametrize("shard", ["5GB", "20KB"])
-def test_a_saved_model_gives_the_same_stages(family, shard, saved, tiny_recipe, pipeline, prompts):
+def test_a_saved_model_gives_the_same_stages(
+    family: str, shard: str, saved: Saved, tiny_recipe: TinyRecipe, pipeline: MakePipeline, prompts: list[list[int]]
+) -> None:
     directory, random = saved(family, max_shard_size=shard)
     assert (directory / "model.safetensors").exists() == (shard == "5GB")
     loaded = pipeline(tiny_recipe(family, 2, model=Model(path=directory)))
@@ -32,7 +41,7 @@ def test_a_saved_model_gives_the_same_stages(family, shard, saved, tiny_recipe, 
     assert random.nodes.stages == 1
 
 
-def test_a_stage_needs_only_its_own_shards(saved, tiny_recipe):
+def test_a_stage_needs_only_its_own_shards(saved: Saved, tiny_recipe: TinyRecipe) -> None:
     from lemix_hpc.engines.torch.build import build_stage
 
     directory, _ = saved("llama", max_shard_size="20KB")
@@ -46,12 +55,12 @@ def test_a_stage_needs_only_its_own_shards(saved, tiny_recipe):
         build_stage(recipe, stage=1, device="cpu")
 
 
-def rewrite(directory, change):
+def rewrite(directory: Path, change: Callable[[Tensors], Tensors]) -> None:
     path = directory / "model.safetensors"
     save_file(change(load_file(path)), path)
 
 
-def test_names_of_the_bare_transformer(saved, tiny_recipe, pipeline):
+def test_names_of_the_bare_transformer(saved: Saved, tiny_recipe: TinyRecipe, pipeline: MakePipeline) -> None:
     """The original GPT-2 checkpoints have `wte.weight`, not `transformer.wte.weight`."""
     directory, _ = saved("gpt2")
     rewrite(directory, lambda tensors: {name.removeprefix("transformer."): t for name, t in tensors.items()})
@@ -59,7 +68,7 @@ def test_names_of_the_bare_transformer(saved, tiny_recipe, pipeline):
     assert loaded.weights() == pipeline(tiny_recipe("gpt2", 2)).weights()
 
 
-def test_a_tied_embedding_under_the_heads_name(saved, tiny_recipe, pipeline):
+def test_a_tied_embedding_under_the_heads_name(saved: Saved, tiny_recipe: TinyRecipe, pipeline: MakePipeline) -> None:
     directory, _ = saved("qwen2")
     rewrite(
         directory,
@@ -69,28 +78,30 @@ def test_a_tied_embedding_under_the_heads_name(saved, tiny_recipe, pipeline):
     assert loaded.weights() == pipeline(tiny_recipe("qwen2", 2)).weights()
 
 
-def test_a_missing_tensor_is_named(saved, tiny_recipe, pipeline):
+def test_a_missing_tensor_is_named(saved: Saved, tiny_recipe: TinyRecipe, pipeline: MakePipeline) -> None:
     directory, _ = saved("llama")
     rewrite(directory, lambda tensors: {n: t for n, t in tensors.items() if n != "model.norm.weight"})
     with pytest.raises(UserError, match=r"no tensor named model\.norm\.weight"):
         pipeline(tiny_recipe("llama", model=Model(path=directory)))
 
 
-def test_an_untied_head_does_not_fall_back_to_the_embedding(saved, tiny_recipe, pipeline):
+def test_an_untied_head_does_not_fall_back_to_the_embedding(
+    saved: Saved, tiny_recipe: TinyRecipe, pipeline: MakePipeline
+) -> None:
     directory, _ = saved("llama")
     rewrite(directory, lambda tensors: {n: t for n, t in tensors.items() if n != "lm_head.weight"})
     with pytest.raises(UserError, match=r"no tensor named lm_head\.weight"):
         pipeline(tiny_recipe("llama", model=Model(path=directory)))
 
 
-def test_a_tensor_of_another_shape(saved, tiny_recipe, pipeline):
+def test_a_tensor_of_another_shape(saved: Saved, tiny_recipe: TinyRecipe, pipeline: MakePipeline) -> None:
     directory, _ = saved("llama")
     rewrite(directory, lambda tensors: tensors | {"model.norm.weight": torch.ones(63)})
     with pytest.raises(UserError, match=r"shape \(63,\), but config.json asks for \(64,\)"):
         pipeline(tiny_recipe("llama", model=Model(path=directory)))
 
 
-def test_no_safetensors(saved, tiny_recipe, pipeline):
+def test_no_safetensors(saved: Saved, tiny_recipe: TinyRecipe, pipeline: MakePipeline) -> None:
     directory, _ = saved("llama")
     (directory / "model.safetensors").rename(directory / "pytorch_model.bin")
     with pytest.raises(UserError, match=r"neither model\.safetensors nor"):
@@ -98,7 +109,7 @@ def test_no_safetensors(saved, tiny_recipe, pipeline):
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "model.safetensors.index.json"])
-def test_a_broken_file(name, saved, tiny_recipe, pipeline):
+def test_a_broken_file(name: str, saved: Saved, tiny_recipe: TinyRecipe, pipeline: MakePipeline) -> None:
     directory, _ = saved("llama")
     (directory / "model.safetensors").unlink()
     (directory / name).write_bytes(b"{")
@@ -106,7 +117,9 @@ def test_a_broken_file(name, saved, tiny_recipe, pipeline):
         pipeline(tiny_recipe("llama", model=Model(path=directory)))
 
 
-def test_random_weights_depend_on_the_seed_and_not_on_the_stages(tiny_recipe, pipeline):
+def test_random_weights_depend_on_the_seed_and_not_on_the_stages(
+    tiny_recipe: TinyRecipe, pipeline: MakePipeline
+) -> None:
     recipe = tiny_recipe("gpt2-untied")
     one, three = pipeline(recipe), pipeline(tiny_recipe("gpt2-untied", 3))
     assert sorted(one.weights()) == sorted(three.weights())

@@ -74,7 +74,8 @@ class Served:
         assert set(missing) <= {"lm_head.weight"}, "a tied head has no weight of its own"
         with torch.no_grad():
             logits = model(torch.tensor([TOKENS])).logits[0, :-1].float()
-        return logits.log_softmax(-1).gather(1, torch.tensor(TOKENS[1:])[:, None])[:, 0]
+        likelihoods: torch.Tensor = logits.log_softmax(-1).gather(1, torch.tensor(TOKENS[1:])[:, None])[:, 0]
+        return likelihoods
 
 
 def step(optimizer: StageOptimizer, module: FusedLlamaStage, number: int) -> None:
@@ -142,11 +143,11 @@ def error(found: torch.Tensor, exact: torch.Tensor) -> float:
 def check_a_model_that_is_not_shared_is_refused(served: Served) -> None:
     module = served.trained()
     check_sharing(served.model, module)
-    with torch.no_grad():
-        module.model.norm.weight.data = module.model.norm.weight.clone()
+    norm: Any = module.model.norm
+    norm.weight.data = norm.weight.detach().clone()
     with pytest.raises(UserError, match=r"model\.norm\.weight lies elsewhere.*engine\.vllm\.weights: copy"):
         check_sharing(served.model, module)
-    del module.model.norm.weight
+    del norm.weight
     with pytest.raises(UserError, match=r"model\.norm\.weight belongs to only one"):
         share(served.model, module)
 
@@ -165,4 +166,4 @@ def main(family: str, tied: str, dtype: str, directory: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:4], Path(sys.argv[4]))
+    main(sys.argv[1], sys.argv[2], sys.argv[3], Path(sys.argv[4]))

@@ -1,4 +1,5 @@
 import asyncio
+from collections.abc import AsyncIterator
 
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -14,7 +15,7 @@ async def echo(request: Request) -> JSONResponse:
 
 
 async def stream(request: Request) -> StreamingResponse:
-    async def pieces():
+    async def pieces() -> AsyncIterator[bytes]:
         yield b"a"
         while not await request.is_disconnected():
             await asyncio.sleep(0)
@@ -24,7 +25,7 @@ async def stream(request: Request) -> StreamingResponse:
 
 
 async def endless(request: Request) -> StreamingResponse:  # noqa: ARG001
-    async def pieces():
+    async def pieces() -> AsyncIterator[bytes]:
         while True:
             yield b"more"
             await asyncio.sleep(0)

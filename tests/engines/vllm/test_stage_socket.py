@@ -1,5 +1,6 @@
 """Both ends of the way between engine and stages, in one process."""
 
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ class Both:
         # Connections wait in the listener's backlog, so that one thread can play both parts.
         from threading import Thread
 
-        connected = []
+        connected: list[Connection] = []
         thread = Thread(target=lambda: connected.extend(connect(directory, 0, 10.0) for _ in range(2)))
         thread.start()
         self.socket = StageSocket(directory, 0)
@@ -32,7 +33,7 @@ def both(tmp_path: Path) -> Both:
 
 
 def refuse(call: Call) -> object:
-    raise ValueError(f"no method {call.method}")
+    raise ValueError(f"no method {call.method!r}")
 
 
 def test_batches_and_leaves_come_in_the_order_they_were_sent(both: Both) -> None:
@@ -48,7 +49,7 @@ def test_calls_are_performed_at_once_and_what_they_raise_is_answered(both: Both)
     assert receive(both.engine) == Reply(8)
     send(both.engine, Call("double", (), {}))
     both.socket.poll(refuse)
-    assert receive(both.engine) == Reply(None, "ValueError: no method double")
+    assert receive(both.engine) == Reply(None, "ValueError: no method 'double'")
 
 
 def test_what_bounds_samples_waits_for_its_batch(both: Both) -> None:

@@ -4,7 +4,8 @@ from lemix_hpc.engines.vllm.weight_version import WeightClock
 
 
 def test_a_new_version_waits_until_the_batch_being_scheduled_has_departed() -> None:
-    clock, order = WeightClock(), []
+    clock = WeightClock()
+    order: list[str | int] = []
     assert clock.begin() == 0
     asked = threading.Event()
 
