@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import sys
 import weakref
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from lemix_hpc.config.training_section import Training
+from lemix_hpc.engines.meter import finish
 from lemix_hpc.engines.protocol import MicroBatch
 from lemix_hpc.engines.torch.llama import LlamaStage
 from lemix_hpc.engines.torch.optimizer import StageOptimizer
@@ -77,19 +77,12 @@ def trained_step(training: StageTraining, number: int) -> float:
     """One optimizer step on one of four micro-batches; its loss."""
     generator = torch.Generator().manual_seed(number % 4)
     tokens = torch.randint(0, 257, (ROWS, LENGTH), generator=generator).int().numpy().tobytes()
-    loss = finished(training.forward(MicroBatch(number, number, 0, 1, ROWS, LENGTH, tokens, tokens), None))
-    finished(training.backward(number, None))
-    finished(training.prepare(number, training.seal(number, None).square_norm ** 0.5, None))
-    finished(training.publish(number))
-    return float(loss)
-
-
-def finished(work: Iterator[None]) -> Any:
-    while True:
-        try:
-            next(work)
-        except StopIteration as end:
-            return end.value
+    loss = finish(training.forward(MicroBatch(number, number, 0, 1, ROWS, LENGTH, tokens, tokens), None))
+    finish(training.backward(number, None))
+    finish(training.prepare(number, training.seal(number, None).square_norm ** 0.5, None))
+    finish(training.publish(number))
+    assert isinstance(loss, float)
+    return loss
 
 
 def main(dtype: str, directory: Path) -> None:

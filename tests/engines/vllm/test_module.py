@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 
+from lemix_hpc.engines.meter import finish
 from lemix_hpc.engines.torch import attention
 from lemix_hpc.engines.torch import micro_batch as passes
 from lemix_hpc.engines.torch.llama import LlamaStage
@@ -58,7 +58,7 @@ def run(module: Any, entry: torch.Tensor, labels: torch.Tensor | None) -> tuple[
     """The output, and the gradient of every parameter and of the entry."""
     segments: list[Segment] = []
     labelled = None if labels is None else Labels.of(labels, torch.device("cpu"))
-    output = finished(passes.forward(module, entry, labelled, segments))
+    output = finish(passes.forward(module, entry, labelled, segments))
     names = {parameter: name for name, parameter in module.named_parameters()}
     grads: dict[str, torch.Tensor] = {}
 
@@ -67,16 +67,8 @@ def run(module: Any, entry: torch.Tensor, labels: torch.Tensor | None) -> tuple[
 
     torch.manual_seed(5)
     flowing = torch.tensor(1.0) if labels is not None else torch.randn_like(output)
-    entry_grad = finished(passes.backward(segments, flowing, collect))
+    entry_grad = finish(passes.backward(segments, flowing, collect))
     return output, grads | ({} if entry_grad is None else {"entry": entry_grad})
-
-
-def finished(work: Iterator[None]) -> Any:
-    while True:
-        try:
-            next(work)
-        except StopIteration as end:
-            return end.value
 
 
 @pytest.mark.parametrize("tied", [False, True])
