@@ -167,15 +167,15 @@ class SchedulerLoop:
 
     def _refuse(self, number: int) -> None:
         """The allocation ends too soon for a task."""
-        self._names.retire(number)
         serving = self._serving.pop(number, None)
-        if serving is not None:
-            if serving.request.call is not None:
-                self._router.refuse(number)
-            self._end(serving.rejected(number))
-            self._arrivals.turned_away(serving.request.id, self._now())
+        if serving is None:
+            self._training.refuse(number)
             return
-        self._training.refuse(number)
+        self._names.retire(number)
+        if serving.request.call is not None:
+            self._router.refuse(number)
+        self._end(serving.rejected(number))
+        self._arrivals.turned_away(serving.request.id, self._now())
 
     def _receive(self, mail: Mail) -> None:
         match mail.message:

@@ -96,7 +96,7 @@ class TrainingTasks:
     def refuse(self, number: int) -> None:
         """The allocation ends too soon for a micro-batch. A group is refused as a whole, before it has begun."""
         self._refused = True
-        group = self._tasks.pop(number).micro_batch.group
+        group = self._end(number).micro_batch.group
         self._offered.pop(group, None)
         if self._together is not None:
             self._together.dropped(group)
@@ -138,7 +138,11 @@ class TrainingTasks:
         step = self._steps.pop((node, group))
         for member in members:
             self._recorder.task(member.record(step))
-            del self._tasks[member.micro_batch.id]
-            self._names.retire(member.micro_batch.id)
+            self._end(member.micro_batch.id)
         self.trained += len(members)
         del self._begun[group]
+
+    def _end(self, number: int) -> TrainingTask:
+        """Nothing more will happen to a micro-batch; late reports may still name it."""
+        self._names.retire(number)
+        return self._tasks.pop(number)

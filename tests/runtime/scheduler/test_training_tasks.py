@@ -14,6 +14,7 @@ from lemix_hpc.policy.events import GroupOffered, Place, TrainingClosed
 from lemix_hpc.records.schema import Progress, TrainedTask
 from lemix_hpc.records.writer import Recorder
 from lemix_hpc.run_setup.training_feed import TrainingFeed
+from lemix_hpc.runtime.scheduler import task_table
 from lemix_hpc.runtime.scheduler.sync_steps import StepsTogether
 from lemix_hpc.runtime.scheduler.task_table import TaskNames
 from lemix_hpc.runtime.scheduler.training_tasks import TrainingTasks
@@ -171,6 +172,23 @@ def test_a_refused_group_ends_training(bench: Bench) -> None:
         tasks.refuse(number)
     assert tasks.supply(2.0, ahead=2, served=False) == TrainingClosed(2.0)
     assert not tasks.finished, "the group before has begun"
+
+
+def test_trained_and_refused_micro_batches_keep_their_names_for_late_reports_alone(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(task_table, "LATE_REPORTS", 2)
+    tasks = bench.tasks(4, per_group=2)
+    assert offered(tasks) == [0, 1]
+    for number in (2, 3):
+        tasks.refuse(number)
+    assert dict(bench.names) == {0: "t0", 1: "t1", 2: "t2", 3: "t3"}
+    for number in (0, 1):
+        tasks.place(place(number), 1.0)
+        tasks.learned(number, 2.0)
+        tasks.ended(number, 4.0)
+    tasks.stepped(0, 0, 1)
+    assert dict(bench.names) == {0: "t0", 1: "t1"}, "others have ended since the refusal"
 
 
 def test_a_step_of_all_nodes_takes_as_many_groups_as_there_are_nodes(bench: Bench) -> None:
