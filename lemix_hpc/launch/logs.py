@@ -47,10 +47,10 @@ def launcher_logs(run: RunDir) -> list[Path]:
     return [log for log in candidates if log.is_file() and log.stat().st_size]
 
 
-def last_lines(log: Path, count: int = 10) -> str:
-    """The end of a log, without blank lines."""
+def last_lines(log: Path) -> str:
+    """The last ten lines of a log, without blank ones."""
     lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    return "\n".join(lines[-count:])
+    return "\n".join(lines[-10:])
 
 
 def _log_files(run: RunDir, rank: int | None) -> list[Path]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,21 +25,6 @@ _NO_LABEL = -100
 _BLOCK = 1024
 # Spawn key of the lengths' seed; requests have 0 to 2, and equal draws would tie micro-batches to requests.
 _LENGTHS_KEY = 3
-
-
-@dataclass(frozen=True)
-class TrainingData:
-    """One epoch. `malformed` has one message per bad line; `documents` is the number of valid ones."""
-
-    batches: tuple[TrainingBatch, ...]
-    malformed: tuple[str, ...]
-    documents: int
-
-
-def load_training(training: Training, *, tokenizer: Tokenizer | None, seed: int) -> TrainingData:
-    """The first epoch of `stream`, with the same errors. Without a tokenizer an epoch is one micro-batch: all are alike."""
-    source = stream(training, tokenizer, seed)
-    return TrainingData(tuple(source.epoch(0)), source.malformed, source.documents)
 
 
 def stream(training: Training, tokenizer: Tokenizer | None, seed: int) -> MicroBatchStream:
@@ -71,11 +55,6 @@ class MicroBatchStream(Iterator[TrainingBatch]):
 
     def __next__(self) -> TrainingBatch:
         return next(self._endless)
-
-    def epoch(self, number: int) -> Iterator[TrainingBatch]:
-        """The micro-batches of one epoch, named from "t0". Raises UserError if it has none."""
-        for index, rows in enumerate(self._groups(number)):
-            yield self._batch(index, rows)
 
     def _epochs(self) -> Iterator[TrainingBatch]:
         number = index = 0

@@ -15,7 +15,7 @@ from lemix_hpc.config.workload_section import TextData, TextFields
 from lemix_hpc.workload.tasks import TrainingBatch
 from lemix_hpc.workload.texts import Document
 from lemix_hpc.workload.tokenizer import ByteTokenizer
-from lemix_hpc.workload.training import TrainingData, labelled, load_training, packed, padded, stream
+from lemix_hpc.workload.training import MicroBatchStream, labelled, packed, padded, stream
 
 EOS = ByteTokenizer.eos
 BYTES = ByteTokenizer()
@@ -31,8 +31,8 @@ def arrays(batch: TrainingBatch) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
     return np.frombuffer(batch.tokens, "<i4").reshape(shape), np.frombuffer(batch.labels, "<i4").reshape(shape)
 
 
-def load(path: Path, *, seed: int = 0, **training: Any) -> TrainingData:
-    return load_training(Training(data=TextData(path=path), **training), tokenizer=BYTES, seed=seed)
+def opened(path: Path, *, seed: int = 0, **training: Any) -> MicroBatchStream:
+    return stream(Training(data=TextData(path=path), **training), BYTES, seed)
 
 
 @given(documents, st.integers(1, 40))
@@ -65,21 +65,21 @@ def test_labels_are_the_text_and_its_end_alone() -> None:
 
 def test_packed_epoch(write_jsonl: Callable[..., Path]) -> None:
     path = write_jsonl(*({"text": letter * 3} for letter in ALPHABET))
-    data = load(path, sequence_length=8, micro_batch_size=3)
+    data = opened(path, sequence_length=8, micro_batch_size=3)
+    batches = list(itertools.islice(data, 4))
     # 26 documents of 4 tokens are 13 rows of 8; the 13th does not fill a micro-batch of 3.
-    assert [(b.id, b.rows, b.length) for b in data.batches] == [(f"t{n}", 3, 8) for n in range(4)]
+    assert [(b.id, b.rows, b.length) for b in batches] == [(f"t{n}", 3, 8) for n in range(4)]
     assert (data.documents, data.malformed) == (26, ())
-    tokens, labels = arrays(data.batches[0])
+    tokens, labels = arrays(batches[0])
     assert np.array_equal(tokens, labels)
     assert (tokens[:, 3::4] == EOS).all()
-    used = np.concatenate([arrays(batch)[0][:, ::4].ravel() for batch in data.batches]).tolist()
+    used = np.concatenate([arrays(batch)[0][:, ::4].ravel() for batch in batches]).tolist()
     assert len(set(used)) == len(used) == 24 and used != sorted(used)
 
 
 def test_padded_epoch(write_jsonl: Callable[..., Path]) -> None:
     path = write_jsonl({"prompt": "ab", "completion": "c"}, {"text": "a long text to cut"})
-    data = load(path, sequence_length=6, micro_batch_size=2, packing="padded")
-    tokens, labels = arrays(*data.batches)
+    tokens, labels = arrays(next(opened(path, sequence_length=6, micro_batch_size=2, packing="padded")))
     rows = sorted(zip(tokens.tolist(), labels.tolist(), strict=True))
     assert rows[0] == ([*b"a long"], [*b"a long"])
     assert rows[1] == ([*b"abc", EOS, EOS, EOS], [-100, -100, ord("c"), EOS, -100, -100])
@@ -93,7 +93,6 @@ def test_stream_reshuffles_each_epoch_and_counts_on(write_jsonl: Callable[..., P
     epochs = [[bytes(arrays(batch)[0][:, 0].tolist()) for batch in batches[at : at + 13]] for at in (0, 13, 26)]
     assert all(sorted(b"".join(epoch)) == [ord(letter) for letter in ALPHABET] for epoch in epochs)
     assert epochs[0] != epochs[1] != epochs[2] != epochs[0]
-    assert batches[:13] == list(load(path, seed=5, sequence_length=4, micro_batch_size=2).batches)
     assert batches == list(itertools.islice(stream(training, BYTES, seed=5), 39))
     assert batches != list(itertools.islice(stream(training, BYTES, seed=6), 39))
 
@@ -121,16 +120,15 @@ def test_documents_are_tokenised_once_and_when_needed(write_jsonl: Callable[...,
 
 def test_micro_batches_without_labels_are_left_out(write_jsonl: Callable[..., Path]) -> None:
     path = write_jsonl({"prompt": "a long prompt", "completion": "x"}, {"prompt": "a", "completion": "x"})
-    data = load(path, sequence_length=4, packing="padded")
-    assert len(data.batches) == 1
-    assert arrays(data.batches[0])[1].tolist() == [[-100, ord("x"), EOS, -100]]
+    for batch in itertools.islice(opened(path, sequence_length=4, packing="padded"), 3):
+        assert arrays(batch)[1].tolist() == [[-100, ord("x"), EOS, -100]], "one in each epoch"
     with pytest.raises(UserError, match=r"none has a token to learn from: prompts .* Raise sequence_length"):
-        load(write_jsonl({"prompt": "a long prompt", "completion": "x"}), sequence_length=4, packing="padded")
+        next(opened(write_jsonl({"prompt": "a long prompt", "completion": "x"}), sequence_length=4, packing="padded"))
 
 
 def test_a_first_token_has_nothing_to_be_predicted_from(write_jsonl: Callable[..., Path]) -> None:
     with pytest.raises(UserError, match="none has a token to learn from"):
-        load(write_jsonl({"text": "abc"}), sequence_length=1)
+        next(opened(write_jsonl({"text": "abc"}), sequence_length=1))
 
 
 def test_too_little_text(write_jsonl: Callable[..., Path]) -> None:
@@ -138,39 +136,40 @@ def test_too_little_text(write_jsonl: Callable[..., Path]) -> None:
     with pytest.raises(
         UserError, match="1 documents with 6 tokens make 0 full rows of sequence_length 128, fewer than"
     ):
-        load(path)
+        next(opened(path))
     with pytest.raises(UserError, match="make 1 full rows of sequence_length 6, fewer than the 2 of one micro-batch"):
-        load(path, sequence_length=6, micro_batch_size=2)
+        next(opened(path, sequence_length=6, micro_batch_size=2))
     with pytest.raises(UserError, match="fewer than the 2"):
-        next(stream(Training(data=TextData(path=path), micro_batch_size=2, packing="padded"), BYTES, 0))
+        next(opened(path, micro_batch_size=2, packing="padded"))
 
 
 def test_bad_lines_are_reported_and_data_are_needed(write_jsonl: Callable[..., Path]) -> None:
     path = write_jsonl({"text": "abc"}, "nonsense", {"text": "def"})
-    data = load(path, sequence_length=4)
-    assert (len(data.batches), data.documents) == (2, 2)
+    data = opened(path, sequence_length=4)
+    texts = [bytes(arrays(batch)[0][0, :3].tolist()) for batch in itertools.islice(data, 2)]
+    assert (sorted(texts), data.documents) == ([b"abc", b"def"], 2)
     assert len(data.malformed) == 1 and data.malformed[0].startswith(f"{path}, line 2: ")
     with pytest.raises(UserError, match=r"training.data is missing"):
-        load_training(Training(), tokenizer=BYTES, seed=0)
+        stream(Training(), BYTES, seed=0)
 
 
 def test_without_a_tokenizer_only_sizes_matter() -> None:
     training = Training(sequence_length=64, micro_batch_size=4)
     endless = list(itertools.islice(stream(training, None, seed=0), 100))
     assert endless == [TrainingBatch(f"t{n}", 4, 64) for n in range(100)]
-    assert load_training(training, tokenizer=None, seed=0) == TrainingData((TrainingBatch("t0", 4, 64),), (), 0)
 
 
 @pytest.mark.trial_data
 def test_gsm8k(trial_data: Path) -> None:
     fields = TextFields(prompt="question", completion="answer")
     training = Training(data=TextData(path=trial_data / "gsm8k" / "test.jsonl", fields=fields), micro_batch_size=4)
-    data = load_training(training, tokenizer=BYTES, seed=0)
+    data = stream(training, BYTES, seed=0)
     assert (data.documents, data.malformed) == (1319, ())
-    tokens, labels = arrays(data.batches[0])
+    batches = list(itertools.islice(data, 1000))  # more than an epoch has
+    tokens, labels = arrays(batches[0])
     learnt = labels != -100
     assert 0 < learnt.mean() < 1 and np.array_equal(tokens[learnt], labels[learnt])
-    row_text = [BYTES.decode(row.tolist()) for batch in data.batches for row in arrays(batch)[0]]
+    row_text = [BYTES.decode(row.tolist()) for batch in batches for row in arrays(batch)[0]]
     assert "Janet" in "".join(row_text) and "#### " in "".join(row_text)
 
 
