@@ -21,7 +21,6 @@ from lemix_hpc.studies.recipe_variants import (
     with_seed,
 )
 from lemix_hpc.studies.simulated_run import simulate
-from lemix_hpc.studies.sweep import Simulate
 from lemix_hpc.workload.load import load_workload
 
 FIRST, LOWEST, HIGHEST = 0.5, 1 / 128, 8.0
@@ -67,7 +66,6 @@ class Search:
     recipe: Recipe
     target: Target
     split: Split = None
-    run: Simulate = simulate
 
     def __call__(self, policy: str) -> Capacity:
         recipes = self.recipes(policy)
@@ -96,7 +94,7 @@ class Search:
     def _attainment(self, recipes: Sequence[Recipe], rate: float) -> float:
         met = []
         for recipe in recipes:
-            records = self.run(with_rate(recipe, rate)).records
+            records = simulate(with_rate(recipe, rate)).records
             met.append(metrics.attainment(records.served, self.target.slo * records.facts.t0_s) or 0.0)
         return sum(met) / len(met)
 

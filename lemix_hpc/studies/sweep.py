@@ -12,12 +12,11 @@ from typing import Any, TypeVar
 from lemix_hpc.config.recipe import Recipe
 from lemix_hpc.records.reader import RunRecords
 from lemix_hpc.studies.recipe_variants import Split, with_placement, with_rate, with_seed, with_share
-from lemix_hpc.studies.simulated_run import Simulated, simulate
+from lemix_hpc.studies.simulated_run import simulate
 
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
 Figures = dict[str, float | None]
-Simulate = Callable[[Recipe], Simulated]
 
 
 @dataclass(frozen=True)
@@ -65,23 +64,18 @@ class Grid:
         return recipe if cell.rate is None else with_rate(recipe, cell.rate)
 
 
-@dataclass(frozen=True)
-class RunCell:
-    """Runs a cell: a function that other processes can be sent."""
-
-    run: Simulate = simulate
-
-    def __call__(self, work: tuple[Cell, Recipe]) -> Done:
-        cell, recipe = work
-        simulated = self.run(recipe)
-        nodes = simulated.recipe.policy.training_nodes
-        return Done(cell, nodes if isinstance(nodes, int) else None, figures(simulated.records, simulated.summary))
+def run_cell(work: tuple[Cell, Recipe]) -> Done:
+    """Simulate a cell by its recipe."""
+    cell, recipe = work
+    simulated = simulate(recipe)
+    nodes = simulated.recipe.policy.training_nodes
+    return Done(cell, nodes if isinstance(nodes, int) else None, figures(simulated.records, simulated.summary))
 
 
-def run_grid(grid: Grid, *, jobs: int, run: Simulate = simulate) -> Iterator[Done]:
+def run_grid(grid: Grid, *, jobs: int) -> Iterator[Done]:
     """All runs of a grid in the order of its cells, whatever the number of processes. Recipes are checked before the first."""
     work = [(cell, grid.recipe_of(cell)) for cell in grid.cells()]
-    return spread(RunCell(run), work, jobs=jobs)
+    return spread(run_cell, work, jobs=jobs)
 
 
 def spread(function: Callable[[Item], Answer], items: Sequence[Item], *, jobs: int) -> Iterator[Answer]:

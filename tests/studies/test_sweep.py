@@ -10,6 +10,7 @@ import pytest
 from lemix_hpc.config.load import load_recipe
 from lemix_hpc.config.recipe import Recipe
 from lemix_hpc.records.schema import ServedTask
+from lemix_hpc.studies import capacity
 from lemix_hpc.studies.capacity import Search, Target
 from lemix_hpc.studies.compare import summed_up
 from lemix_hpc.studies.recipe_variants import rate_of, with_fixed_requests, with_rate
@@ -73,7 +74,9 @@ def test_a_trace_is_scaled_in_time(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("breaks_at", "verdict"), [(37.0, "found"), (300.0, "found"), (1e-9, "misses"), (1e9, "holds")]
 )
-def test_the_capacity_is_where_attainment_breaks(recipe: Recipe, breaks_at: float, verdict: str) -> None:
+def test_the_capacity_is_where_attainment_breaks(
+    recipe: Recipe, breaks_at: float, verdict: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tried: list[float] = []
 
     def run(recipe: Recipe) -> SimpleNamespace:
@@ -82,8 +85,8 @@ def test_the_capacity_is_where_attainment_breaks(recipe: Recipe, breaks_at: floa
         done = ServedTask("r", "finished", 0.0, 1, finished=0.1 if rate <= breaks_at else 9.0)
         return SimpleNamespace(records=SimpleNamespace(served=[done], facts=SimpleNamespace(t0_s=0.1)))
 
-    search = Search(recipe, Target(5.0, 0.9, (0, 1), 0.01), run=run)  # type: ignore[arg-type]
-    found = search("least-completion")
+    monkeypatch.setattr(capacity, "simulate", run)
+    found = Search(recipe, Target(5.0, 0.9, (0, 1), 0.01))("least-completion")
     assert found.verdict == verdict
     assert found.tried == len(tried) / 2
     if verdict == "found":
