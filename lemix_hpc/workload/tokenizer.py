@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -34,10 +34,6 @@ class Tokenizer(Protocol):
         """Token ids of the text alone, without special tokens around it."""
         ...
 
-    def decode(self, tokens: Iterable[int]) -> str:
-        """The text of token ids."""
-        ...
-
 
 @runtime_checkable
 class ChatTokenizer(Tokenizer, Protocol):
@@ -49,17 +45,13 @@ class ChatTokenizer(Tokenizer, Protocol):
 
 
 class ByteTokenizer:
-    """UTF-8 bytes as ids 0..255, and 256 for the end of a text. Needs no files, and is lossless for all valid text."""
+    """UTF-8 bytes as ids 0..255, and 256 for the end of a text. Needs no files."""
 
     vocab_size = 257
     eos = 256
 
     def encode(self, text: str) -> list[int]:
         return list(text.encode())
-
-    def decode(self, tokens: Iterable[int]) -> str:
-        """The text of token ids. Ids above 255 are left out: a model may have a larger vocabulary than there are bytes."""
-        return bytes(token for token in tokens if token < 256).decode(errors="replace")
 
 
 class HuggingFaceTokenizer:
@@ -74,10 +66,6 @@ class HuggingFaceTokenizer:
         # `verbose=False`: long documents are cut later, so the warning about the model's length is not wanted.
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False, verbose=False)
         return ids
-
-    def decode(self, tokens: Iterable[int]) -> str:
-        text: str = self._tokenizer.decode(list(tokens), clean_up_tokenization_spaces=False)
-        return text
 
 
 class HuggingFaceChatTokenizer(HuggingFaceTokenizer):

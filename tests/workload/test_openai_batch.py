@@ -29,7 +29,7 @@ def read(
 
 def text(row: TraceRow) -> str:
     assert len(row.tokens) == row.prompt_tokens
-    return ByteTokenizer().decode(row.tokens)
+    return bytes(row.tokens).decode()
 
 
 def test_prompts_ids_and_conversations(write_jsonl: Callable[..., Path]) -> None:

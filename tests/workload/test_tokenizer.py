@@ -32,15 +32,8 @@ def save_checkpoint(folder: Path, *, vocab_size: int = 300, tokenizer: bool = Tr
 
 
 @given(st.text())
-def test_bytes_round_trip(text: str) -> None:
-    tokenizer = ByteTokenizer()
-    tokens = tokenizer.encode(text)
-    assert tokens == list(text.encode())
-    assert tokenizer.decode([*tokens, tokenizer.eos]) == text
-
-
-def test_bytes_decode_any_id() -> None:
-    assert ByteTokenizer().decode([104, 105, 256, 999, 255]) == "hi\N{REPLACEMENT CHARACTER}"
+def test_a_token_of_the_byte_level_tokenizer_is_a_byte(text: str) -> None:
+    assert bytes(ByteTokenizer().encode(text)).decode() == text
 
 
 def test_models_without_a_tokenizer_are_byte_level(tmp_path: Path) -> None:
@@ -63,7 +56,6 @@ def test_checkpoint_tokenizer(tmp_path: Path) -> None:
     assert isinstance(tokenizer, HuggingFaceTokenizer) and not isinstance(tokenizer, ChatTokenizer)
     assert (tokenizer.vocab_size, tokenizer.eos) == (9, 0)
     assert tokenizer.encode("good day") == [6, 7]
-    assert tokenizer.decode([6, 7]) == "good day"
 
 
 def test_chat_template(tmp_path: Path) -> None:
