@@ -83,9 +83,8 @@ def make_file(
     memory: Sequence[StageMemory] = (),
     step_s: Sequence[float] = (),
     links: Links | None = None,
-    valid: Valid | None = None,
 ) -> CoefficientFile:
-    """The coefficient file of these stages; with `per_layer` of the one layer. By default valid where points are.
+    """The coefficient file of these stages; with `per_layer` of the one layer. It is valid where points are.
 
     `memory` and `step_s` have an entry for each stage, or none. `points` names the table of raw points beside the file.
     """
@@ -103,7 +102,7 @@ def make_file(
         "per_layer": times[0] if per_layer else None,
         "stages": None if per_layer else times,
         "links": links,
-        "valid": valid or covered(p for stage in stages for p in stage.forward.points),
+        "valid": covered(p for stage in stages for p in stage.forward.points),
         "points": points,
         "provenance": dict(provenance),
     }
