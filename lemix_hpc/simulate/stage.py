@@ -91,10 +91,10 @@ def _serve_since(cluster: ClusterState, at: int) -> float:
 
 @inlined
 def _forward_since(cluster: ClusterState, config: SimulationConfig, at: int, stage: int) -> float:
-    """Since when the next micro-batch is there. Forwards wait for updates that have come, and for those about to be
-    committed: with a flush from the end of a group on, else from their report on."""
+    """Since when the next micro-batch is there. Forwards wait for updates that are about to be committed: with a flush from
+    the end of a group on, else from the stage's report on."""
     head, state = cluster.queues[3 * at + FORWARDS].head, cluster.stages[at]
-    if head == NONE or state.came > state.went:
+    if head == NONE:
         return math.inf
     if state.opened > state.version if config.sync else state.told > state.version:
         return math.inf
