@@ -65,16 +65,16 @@ def test_training_that_was_held_for_the_sake_of_a_request(inside: Command, simul
     task = held(simulate(*SLACK))
     told = explained(inside, task["id"])
     waited = task["placed"] - task["eligible"]
-    assert f"Eligible at {task['eligible']:.4f} s, and sent {waited:.4f} s later" in told
+    assert f"Released at {task['eligible']:.4f} s, sent to the node {waited:.4f} s later" in told
     reason = re.search(
-        r"It was held because it can keep requests waiting for ([\d.]+) ms, and the most pressed one of its node was "
-        r"expected to meet its limit by ([\d.]+) ms only",
+        r"It was held: it can delay requests by ([\d.]+) ms, and the most urgent request on its node was expected to meet "
+        r"its limit with only ([\d.]+) ms to spare",
         told,
     )
     assert reason is not None, told
     in_the_way, slack = map(float, reason.groups())
     assert 0.0 <= slack < in_the_way
-    assert "It went when" not in told, "the request had gone before"
+    assert "longest hold" not in told, "the request had gone before"
 
 
 def test_training_that_was_held_for_its_own_response_and_let_in_by_its_age(inside: Command, simulate: Simulate) -> None:
@@ -82,16 +82,16 @@ def test_training_that_was_held_for_its_own_response_and_let_in_by_its_age(insid
     assert task["placed"] - task["eligible"] == pytest.approx(0.2)
     told = explained(inside, task["id"]).splitlines()
     assert told[3:6] == [
-        f"Eligible at {task['eligible']:.4f} s, and sent 0.2000 s later",
-        "It was held because its own forward was expected to end more than the limit later (policy.admission: paper)",
-        "It went when it had been held as long as policy.max_hold_s = 0.2 s lets it.",
+        f"Released at {task['eligible']:.4f} s, sent to the node 0.2000 s later",
+        "It was held: its own response was expected to exceed the limit (policy.admission: paper).",
+        "It was sent after the longest hold, policy.max_hold_s = 0.2 s.",
     ]
 
 
 def test_training_that_was_not_held_needs_no_reason(inside: Command, simulate: Simulate) -> None:
     simulate(*SLACK)
     told = explained(inside, "t0")
-    assert "Eligible at 0.0000 s, and sent 0.0000 s later" in told and "held" not in told
+    assert "Released at 0.0000 s, sent to the node 0.0000 s later" in told and "held" not in told
 
 
 def test_a_request_that_was_refused(inside: Command, simulate: Simulate) -> None:
@@ -99,7 +99,7 @@ def test_a_request_that_was_refused(inside: Command, simulate: Simulate) -> None
     told = explained(inside, late["id"])
     assert told.splitlines()[:2] == [
         f"{late['id']}: a request of {late['prompt_tokens']} tokens, arrived at {late['arrival']:.4f} s",
-        "least-completion refused it: it was expected to outlive the allocation (policy.drain_reserve_s).",
+        "least-completion refused it: it was expected to end too late for the allocation (policy.drain_reserve_s).",
     ]
     [forecast] = [line.split() for line in told.splitlines() if re.match(r"\s+>?\s*\d+ ", line)]
     assert forecast[0] == "0", "no node is marked"
@@ -110,7 +110,7 @@ def test_an_order_of_turns_is_no_choice_and_few_nodes_are_shown(inside: Command,
     run = simulate("nodes.count=5", "policy.placement=round-robin")
     node = next(task["node"] for task in tasks(run) if task["id"] == "r3")
     told = explained(inside, "r3", "--nodes", "1")
-    assert f"round-robin takes turns, whatever the forecasts: node {node}" in told
+    assert f"round-robin chose without forecasts: node {node}" in told
     shown = [line for line in told.splitlines() if re.match(r"\s+>?\s*\d+ ", line)]
     assert len(shown) <= 2 and sum(line.split()[:2] == [">", str(node)] for line in shown) == 1
 
@@ -119,7 +119,7 @@ def test_an_order_of_turns_is_no_choice_and_few_nodes_are_shown(inside: Command,
     ("task", "reason"),
     [
         ("r99", "r99: tasks.jsonl has no task of this id or number; ids are such as r0 and t1\n"),
-        ("r0", "r0 was rejected before the policy was told of it: it is too long for the model\n"),
+        ("r0", "r0 was rejected before it reached the policy: it is too long for the model\n"),
     ],
 )
 def test_tasks_that_have_no_decision(inside: Command, simulate: Simulate, task: str, reason: str) -> None:
