@@ -15,7 +15,7 @@ from lemix_hpc.simulate.stage import come
 may_form_batch = compiled(execution_rules.may_form_batch)
 
 
-@compiled
+@inlined
 def supply_first_stage(cluster: ClusterState, config: SimulationConfig, node: int) -> None:
     """Keep the first stage supplied with batches, as far as there are requests."""
     leader = cluster.nodes[node]
@@ -38,7 +38,7 @@ def supply_first_stage(cluster: ClusterState, config: SimulationConfig, node: in
         come(cluster, batch, node * config.stages)
 
 
-@compiled
+@inlined
 def _next(cluster: ClusterState, node: int) -> int:
     """The request that goes into the next batch first: those that generate already go before new ones."""
     ready = cluster.ready[node].head

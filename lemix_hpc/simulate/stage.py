@@ -28,7 +28,7 @@ ROUNDING = 1e-9
 """Pieces by which a time may be off a boundary and still count as on it."""
 
 
-@compiled
+@inlined
 def settle(cluster: ClusterState, config: SimulationConfig, node: int, stage: int) -> bool:
     """Everything of this instant is there: run what is to run next, or make what runs give way.
 

@@ -60,7 +60,7 @@ def publish(cluster: ClusterState, config: SimulationConfig, node: int, stage: i
     if not copied:
         if stage == 0:
             _stepped(cluster, config, node)
-        if state.version % config.copy_every == 0:
+        if config.servers > 0 and state.version % config.copy_every == 0:
             _copy(cluster, config, node, stage)
 
 
