@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lemix_hpc.launch.rundir import RunDir
+from lemix_hpc.records.attempts import Attempt, claim
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -27,10 +28,10 @@ def run_rank(run_dir: str) -> None:
 
     run = RunDir(Path(run_dir))
     world = MPI.COMM_WORLD
-    attempt = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
-    job_stderr = _redirect_output(run.rank_log(attempt, world.Get_rank()))
-    role = "role not known yet"
+    job_stderr, attempt, role = os.dup(2), None, "role not known yet"
     try:
+        attempt = Attempt(Path(world.bcast(str(claim(run.path).path) if world.Get_rank() == 0 else "")))
+        _redirect_output(run.rank_log(attempt.number, world.Get_rank()))
         # Under submitit TERM is ignored, and a cancelled job would live on until Slurm kills it.
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         _set_environment(world)
@@ -43,16 +44,14 @@ def run_rank(run_dir: str) -> None:
         world.Abort(1)
 
 
-def _redirect_output(log: Path) -> int:
-    """Send stdout and stderr to the rank's log, also those of C libraries. Returns a duplicate of the stderr before."""
+def _redirect_output(log: Path) -> None:
+    """Send stdout and stderr to the rank's log, also those of C libraries."""
     log.parent.mkdir(parents=True, exist_ok=True)
-    before = os.dup(2)
     sys.stdout.flush()
     sys.stderr.flush()
     with log.open("ab") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-    return before
 
 
 def _set_environment(world: MPI.Comm) -> None:
@@ -86,13 +85,13 @@ def _role(recipe: Recipe, world: MPI.Comm) -> str:
     return layout.role(world.Get_rank())
 
 
-def _run(recipe: Recipe, run: RunDir, attempt: int, world: MPI.Comm) -> None:
+def _run(recipe: Recipe, run: RunDir, attempt: Attempt, world: MPI.Comm) -> None:
     if run.profile_order.exists():
         _profile(recipe, run)
         return
     from lemix_hpc.runtime.main import run as run_distributed
 
-    run_distributed(recipe, run.path, attempt)
+    run_distributed(recipe, attempt)
     if world.Get_rank() == 0:
         from lemix_hpc.report.build import build_report
 
@@ -107,10 +106,14 @@ def _profile(recipe: Recipe, run: RunDir) -> None:
     profile(recipe, run.path, msgspec.json.decode(run.profile_order.read_bytes(), type=ProfileOrder))
 
 
-def _tell(run: RunDir, attempt: int, rank: int, role: str, error: BaseException, job_stderr: int) -> None:
+def _tell(run: RunDir, attempt: Attempt | None, rank: int, role: str, error: BaseException, job_stderr: int) -> None:
     reason = " ".join(f"{type(error).__name__}: {error}".split())
-    line = f"rank {rank} ({role}) failed: {reason}; log: {run.rank_log(attempt, rank)}\n"
-    # One write in append mode: several ranks may fail at once.
-    with run.failure.open("a", encoding="utf-8") as file:
-        file.write(line)
-    os.write(job_stderr, line.encode())
+    line = f"rank {rank} ({role}) failed: {reason}"
+    if attempt is not None:
+        line += f"; log: {run.rank_log(attempt.number, rank)}"
+        # One write in append mode: several ranks may fail at once.
+        with attempt.failure.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+        attempt.publish(attempt.failure.name)
+        attempt.make_current()
+    os.write(job_stderr, line.encode() + b"\n")

@@ -14,7 +14,7 @@ import msgspec
 from lemix_hpc.config.errors import UserError
 from lemix_hpc.config.load import resolved_yaml
 from lemix_hpc.config.recipe import Recipe
-from lemix_hpc.records.writer import replace
+from lemix_hpc.records.files import replace
 
 
 class RunRecord(msgspec.Struct, frozen=True):

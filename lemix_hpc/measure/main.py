@@ -16,7 +16,7 @@ from lemix_hpc.measure.result import write_result
 from lemix_hpc.measure.subject import hardware_name, provenance, subject_of
 from lemix_hpc.measure.worker import ProfiledStage
 from lemix_hpc.profiling.grid import design
-from lemix_hpc.records.writer import replace
+from lemix_hpc.records.files import replace
 from lemix_hpc.runtime.transport.doorbell import hang_doorbell
 from lemix_hpc.runtime.transport.idle_wait import make_waiter
 from lemix_hpc.runtime.transport.mailbox import Inbox, Mailbox

@@ -12,8 +12,8 @@ import msgspec
 from lemix_hpc.config.recipe import Profile
 from lemix_hpc.measure.measurement_rows import DID_NOT_FIT, OtherRow, PassRow, RowFile, read_rows, spread
 from lemix_hpc.profiling.grid import GridPoint
+from lemix_hpc.records.files import replace
 from lemix_hpc.records.schema import Progress
-from lemix_hpc.records.writer import replace
 from lemix_hpc.runtime.transport import messages as m
 from lemix_hpc.runtime.transport.idle_wait import Waiter
 from lemix_hpc.runtime.transport.mailbox import Inbox, Mail, Mailbox

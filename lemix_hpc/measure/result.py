@@ -16,7 +16,7 @@ from lemix_hpc.measure.subject import Subject, slug
 from lemix_hpc.profiling.coefficients import Links, StageMemory, save_coefficients
 from lemix_hpc.profiling.fitting import fit_points, make_file
 from lemix_hpc.profiling.points import read_points
-from lemix_hpc.records.writer import replace
+from lemix_hpc.records.files import replace
 
 
 def write_result(

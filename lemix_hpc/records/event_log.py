@@ -22,17 +22,19 @@ def encode(event: Event) -> bytes:
     return msgspec.json.encode({type(event).__name__: event}) + b"\n"
 
 
-def read_events(run_dir: Path) -> Iterator[Event]:
-    """The events of a run in order, read one by one.
+def read_events(directory: Path) -> Iterator[Event]:
+    """The events of an attempt, or of a simulated run, in order, read one by one; without a last line that was cut off.
 
     Raises UserError if the file is missing, and at a broken line when it is reached.
     """
-    path = run_dir / EVENTS
+    path = directory / EVENTS
     decoders = {kind.__name__: msgspec.json.Decoder(kind) for kind in get_args(Event)}
     line = msgspec.json.Decoder(dict[str, msgspec.Raw])
     try:
         with path.open("rb") as file:
             for number, text in enumerate(file, start=1):
+                if not text.endswith(b"\n"):
+                    return
                 yield _decode(text, line, decoders, f"{path}, line {number}")
     except OSError as error:
         reason = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
@@ -52,7 +54,7 @@ def _decode(
         event: Event = decoders[name].decode(content)
     except (msgspec.DecodeError, UnicodeDecodeError, ValueError, KeyError) as error:
         raise UserError(
-            f"{where}: expected one event, as {{TYPE: {{...}}}} with a type out of {', '.join(decoders)}: {error}. The run may "
-            "have been cut off while it wrote this line; remove it and all later lines to read the rest."
+            f"{where}: expected one event, as {{TYPE: {{...}}}} with a type out of {', '.join(decoders)}: {error}. Remove "
+            "this line and all later ones to read the rest."
         ) from error
     return event

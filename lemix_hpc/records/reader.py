@@ -10,38 +10,76 @@ from typing import TypeVar
 import msgspec
 
 from lemix_hpc.config.errors import UserError
-from lemix_hpc.records.schema import RunFacts, ServedTask, Span, TaskRecord, TrainedTask
+from lemix_hpc.records.attempts import lineage
+from lemix_hpc.records.schema import FACTS, RunFacts, ServedTask, Span, TaskRecord, TrainedTask
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class RunRecords:
-    """The records of one run, in the order of its files; times in seconds since its start."""
+    """The records of one run, in the order of its files; times in seconds since its start. `attempts`: how many there were."""
 
     facts: RunFacts
     spans: list[Span]
     served: list[ServedTask]
     trained: list[TrainedTask]
+    attempts: int = 1
 
 
 def read_run(run_dir: Path) -> RunRecords:
-    """Read `facts.json`, `spans.jsonl` and `tasks.jsonl`. Raises UserError if one is missing, unreadable or broken."""
+    """Read `facts.json`, `spans.jsonl` and `tasks.jsonl` of a run: its tasks as the last attempt has them, the spans of all.
+
+    A line that was cut off at the end of a file is left out. Raises UserError if a file is missing, unreadable or broken.
+    """
     if not run_dir.is_dir():
         raise UserError(f"There is no run directory {run_dir}. Give the directory of a run.")
-    facts = _read_facts(run_dir / "facts.json")
-    spans = _read_lines(run_dir / "spans.jsonl", msgspec.json.Decoder(Span).decode)
-    tasks = _read_lines(run_dir / "tasks.jsonl", _decode_task(msgspec.json.Decoder(TaskRecord)))
+    directories = record_directories(run_dir)
+    facts = read_facts(directories[-1])
+    spans = _of_one_run([_read_lines(each / "spans.jsonl", msgspec.json.Decoder(Span).decode) for each in directories])
+    tasks = _read_lines(directories[-1] / "tasks.jsonl", _decode_task(msgspec.json.Decoder(TaskRecord)))
     served = [task for task in tasks if isinstance(task, ServedTask)]
     trained = [task for task in tasks if isinstance(task, TrainedTask)]
-    return RunRecords(facts, spans, served, trained)
+    return RunRecords(facts, spans, served, trained, len(directories))
 
 
-def _read_facts(path: Path) -> RunFacts:
+def record_directories(run_dir: Path) -> list[Path]:
+    """Where the records of a run lie: a directory for each attempt that counts, or its own if it was simulated.
+
+    Attempts that ended before their engines were ready have none.
+    """
+    paths = [attempt.path for attempt in lineage(run_dir)] or [run_dir]
+    return [path for path in paths if (path / FACTS).exists()] or paths[-1:]
+
+
+def directory_at(run_dir: Path, time: float) -> Path:
+    """Where the records of a moment of the run lie; `time` in seconds since its start."""
+    began = [attempt for attempt in lineage(run_dir) if (start := attempt.started) and start.clock <= time]
+    return began[-1].path if began else run_dir
+
+
+def _of_one_run(spans: list[list[Span]]) -> list[Span]:
+    """The spans of all attempts; batches are numbered in each, and must not be taken for one another."""
+    joined: list[Span] = []
+    batches = 0
+    for of_attempt in spans:
+        before = batches
+        for span in of_attempt:
+            batches = max(batches, before + span.batch)
+            moved = before and span.batch >= 0
+            joined.append(msgspec.structs.replace(span, batch=before + span.batch) if moved else span)
+    return joined
+
+
+def read_facts(directory: Path) -> RunFacts:
+    """Read `facts.json` of a directory of records. Raises UserError if it is missing, unreadable or broken."""
+    path = directory / FACTS
     try:
         return msgspec.json.decode(_open(path), type=RunFacts)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} does not hold the facts of a run: {error}. It is written when a run ends.") from error
+        raise UserError(
+            f"{path} does not hold the facts of a run: {error}. It is written when a run starts."
+        ) from error
 
 
 def _open(path: Path) -> bytes:
@@ -50,19 +88,21 @@ def _open(path: Path) -> bytes:
     except OSError as error:
         reason = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
         raise UserError(
-            f"{path} {reason}. A report needs facts.json, spans.jsonl and tasks.jsonl, which a run completes at its end."
+            f"{path} {reason}. A report needs facts.json, spans.jsonl and tasks.jsonl, which a run has once its engines are "
+            "ready."
         ) from error
 
 
 def _read_lines(path: Path, decode: Callable[[bytes], T]) -> list[T]:
     records = []
-    for number, line in enumerate(_open(path).splitlines(), start=1):
+    content = _open(path)
+    for number, line in enumerate(content[: content.rfind(b"\n") + 1].splitlines(), start=1):
         try:
             records.append(decode(line))
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise UserError(
-                f"{path}, line {number}: expected one whole JSON record: {error}. The run may have been cut off while "
-                "it wrote this line; remove it to make the report from the rest."
+                f"{path}, line {number}: expected one whole JSON record: {error}. Remove this line to make the report from "
+                "the rest."
             ) from error
     return records
 

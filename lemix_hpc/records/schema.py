@@ -11,6 +11,8 @@ from lemix_hpc.policy.recalibration import Learned
 
 COEFFICIENTS = "coefficients.yaml"
 """The stage times that a run started from, in its directory."""
+FACTS = "facts.json"
+"""What a report needs besides spans and tasks."""
 LEARNED = "learned.json"
 """What it has learned of them."""
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import msgspec
 
+from lemix_hpc.records.files import replace
 from lemix_hpc.records.reader import RunRecords, read_run
-from lemix_hpc.records.writer import replace
 from lemix_hpc.report import metrics
 
 Section = dict[str, Any]

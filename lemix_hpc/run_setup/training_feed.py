@@ -2,49 +2,96 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from typing import Protocol
 
 from lemix_hpc.config.recipe import Recipe
 from lemix_hpc.engines.protocol import MicroBatch
+from lemix_hpc.records.journal import GroupCut
 from lemix_hpc.workload.load import Workload
-from lemix_hpc.workload.samples import SampleQueue
+from lemix_hpc.workload.samples import Sample, SampleQueue
 from lemix_hpc.workload.tasks import TrainingBatch
+from lemix_hpc.workload.training import index_of
+
+
+class Text(Protocol):
+    """Micro-batches of the training text, from any of them on."""
+
+    def __next__(self) -> TrainingBatch: ...
+
+    def go_to(self, index: int, epoch: tuple[int, int]) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
 class FedGroup:
-    """One group: its number, and of each micro-batch its id, its content, and the clients' samples in it."""
+    """One group: its number, and of each micro-batch its content and where that comes from. `again`: cut by an earlier
+    attempt."""
 
     number: int
-    ids: tuple[str, ...]
     micro_batches: tuple[MicroBatch, ...]
-    samples: tuple[tuple[str, ...], ...]
+    sources: tuple[TrainingBatch, ...]
+    again: bool = False
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """Of its micro-batches."""
+        return tuple(batch.id for batch in self.sources)
+
+    @property
+    def cut(self) -> GroupCut:
+        """What to write down, so that the group can be cut again."""
+        text = (batch.epoch for batch in self.sources if not batch.came)
+        posted = tuple(batch.came for batch in self.sources if batch.came)
+        return GroupCut(self.number, self.ids, next(text, (0, 0)), posted)
 
 
 class TrainingFeed:
     """Cuts a stream of micro-batches into groups. `total` None: there is no end but the end of serving.
 
-    What clients send goes first. Without a `stream` there is nothing else, and a group may be smaller.
+    What clients send goes first. Without a `text` there is nothing else, and a group may be smaller.
     """
 
     def __init__(
         self,
-        stream: Iterator[TrainingBatch] | None,
+        text: Text | None,
         *,
         per_group: int,
         total: int | None,
         number: Callable[[], int],
         samples: SampleQueue | None = None,
     ) -> None:
-        self._stream = stream
+        self._text = text
         self._samples = samples
         self._per_group = per_group
         self._total = total
         self._number = number
         self._taken = 0
         self._groups = 0
+        self._again: deque[tuple[int, list[TrainingBatch]]] = deque()
+
+    def go_on(self, cuts: Sequence[GroupCut], done: Iterable[int], posted: Sequence[Sample] = ()) -> None:
+        """Go on behind the groups of earlier attempts, in order; those that are not `done` come again first.
+
+        `posted`: all samples that clients have sent so far. Before the first group.
+        """
+        over = frozenset(done)
+        left = [cut for cut in cuts if cut.group not in over]
+        counts = [count for cut in cuts for count in cut.posted]
+        batches = {} if self._samples is None else {b.id: b for b in self._samples.again(posted, counts)}
+        text = [(index, cut.position) for cut in cuts for index in map(index_of, cut.ids) if index is not None]
+        wanted = {index for cut in left for index in map(index_of, cut.ids) if index is not None}
+        if self._text is not None and text:
+            end = text[-1][0] + 1
+            first = min(wanted, default=end)
+            position = next((at for index, at in text if index == first), text[-1][1])
+            self._text.go_to(first, position)
+            batches |= {batch.id: batch for batch in (next(self._text) for _ in range(first, end))}
+        self._again.extend((cut.group, [batches[name] for name in cut.ids]) for cut in left)
+        self._groups = cuts[-1].group + 1 if cuts else 0
+        self._taken = sum(len(cut.ids) for cut in cuts)
 
     @property
     def total(self) -> int | None:
@@ -53,11 +100,11 @@ class TrainingFeed:
     @property
     def lasts_with_serving(self) -> bool:
         """Whether it ends when no more requests come: there is no amount, or clients would have to bring it."""
-        return self._total is None or self._stream is None
+        return self._total is None or self._text is None
 
     @property
     def exhausted(self) -> bool:
-        return self._total is not None and self._taken >= self._total
+        return self._total is not None and self._taken >= self._total and not self._again
 
     @property
     def samples_waiting(self) -> int:
@@ -71,23 +118,27 @@ class TrainingFeed:
 
     def next_group(self) -> FedGroup | None:
         """The next group, None while there is nothing to train on; the last one of a limited amount may be smaller."""
+        if self._again:
+            return self._group(*self._again.popleft(), again=True)
         left = self._per_group if self._total is None else min(self._per_group, self._total - self._taken)
         batches = list(islice(iter(self._next, None), left))
         if not batches:
             return None
-        group, size = self._groups, len(batches)
-        self._taken += size
+        self._taken += len(batches)
         self._groups += 1
+        return self._group(self._groups - 1, batches)
+
+    def _group(self, group: int, batches: list[TrainingBatch], *, again: bool = False) -> FedGroup:
+        size = len(batches)
         micro_batches = tuple(
             MicroBatch(self._number(), group, index, size, batch.rows, batch.length, batch.tokens, batch.labels)
             for index, batch in enumerate(batches)
         )
-        ids, samples = tuple(batch.id for batch in batches), tuple(batch.samples for batch in batches)
-        return FedGroup(group, ids, micro_batches, samples)
+        return FedGroup(group, micro_batches, tuple(batches), again)
 
     def _next(self) -> TrainingBatch | None:
         batch = self._samples.next() if self._samples is not None else None
-        return next(self._stream) if batch is None and self._stream is not None else batch
+        return next(self._text) if batch is None and self._text is not None else batch
 
 
 def amount(requests: int, share: float | None, micro_batches: int | None) -> int | None:

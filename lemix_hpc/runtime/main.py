@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from lemix_hpc.config.recipe import Recipe
 from lemix_hpc.engines.build import build_engine, check_sharing, choose_device
+from lemix_hpc.records.attempts import Attempt
 from lemix_hpc.run_setup.scheduler_setup import partners, split
 from lemix_hpc.runtime.leader.make_leader import make_leader
 from lemix_hpc.runtime.stage.links import StagePlace
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
     from mpi4py import MPI
 
 
-def run(recipe: Recipe, run_dir: Path, attempt: int) -> None:
-    """Serve and train as the recipe says, writing into `run_dir`. Called by all ranks of an MPI world of the right size.
+def run(recipe: Recipe, attempt: Attempt) -> None:
+    """Serve and train as the recipe says, in this attempt. Called by all ranks of an MPI world of the right size.
 
     Collective calls are made here, before the run starts; from then on there are only messages.
     """
@@ -35,7 +36,7 @@ def run(recipe: Recipe, run_dir: Path, attempt: int) -> None:
     layout = Layout(recipe.nodes.count, recipe.nodes.stages)
     comm = MPI.COMM_WORLD.Dup()
     rank = comm.Get_rank()
-    print(f"attempt {attempt}, rank {rank}: {layout.role(rank)} on {platform.node()}", flush=True)
+    print(f"attempt {attempt.number}, rank {rank}: {layout.role(rank)} on {platform.node()}", flush=True)
     clock = synchronise(comm)
     host = comm.Split_type(MPI.COMM_TYPE_SHARED)
     bell = hang_doorbell(comm, host)
@@ -62,7 +63,7 @@ def run(recipe: Recipe, run_dir: Path, attempt: int) -> None:
                 SchedulerRank,
             )  # it loads the policy's compiler, which other ranks do without
 
-            SchedulerRank(recipe, layout, run_dir, Mailbox(comm, Inbox.SCHEDULER, bell), clock, waiter, leader).run()
+            SchedulerRank(recipe, layout, attempt, Mailbox(comm, Inbox.SCHEDULER, bell), clock, waiter, leader).run()
             return
         while not leader.finished:
             if leader.turn():

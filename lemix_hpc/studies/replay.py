@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
 
 from lemix_hpc.config.recipe import Recipe
 from lemix_hpc.policy.events import RequestArrived
 from lemix_hpc.records.event_log import read_events
-from lemix_hpc.records.reader import RunRecords, read_run
+from lemix_hpc.records.reader import RunRecords, read_run, record_directories
 from lemix_hpc.records.schema import ServedTask
 from lemix_hpc.run_setup.training_feed import amount
 from lemix_hpc.studies.recorded_run import real_hardware
@@ -68,5 +69,5 @@ def _requests(run_dir: Path, tasks: list[ServedTask]) -> tuple[Request, ...]:
 
 def _asked(run_dir: Path, numbers: Iterable[int | None]) -> dict[int | None, int]:
     wanted = set(numbers)
-    events = read_events(run_dir)
+    events = chain.from_iterable(map(read_events, record_directories(run_dir)))
     return {event.task: event.output for event in events if isinstance(event, RequestArrived) and event.task in wanted}

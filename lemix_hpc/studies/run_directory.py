@@ -16,8 +16,8 @@ from lemix_hpc.config.load import resolved_yaml
 from lemix_hpc.config.recipe import Recipe
 from lemix_hpc.launch.registry import register
 from lemix_hpc.launch.rundir import RunDir, RunRecord, create_run_dir
+from lemix_hpc.records.files import replace
 from lemix_hpc.records.schema import Progress
-from lemix_hpc.records.writer import replace
 from lemix_hpc.studies.simulated_run import Simulated, simulate
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
+from threading import Lock
 
 import msgspec
 import numpy as np
@@ -65,6 +67,9 @@ class SampleQueue:
         self._tokenizer = tokenizer
         self._pending: deque[Sample] = deque()
         self._batches = 0
+        self._came = 0
+        # What a micro-batch is cut from must be told apart from what came while it was cut.
+        self._lock = Lock()
         self.closed = False
         """Whether training has ended, so that no more micro-batches will be asked for."""
 
@@ -80,7 +85,23 @@ class SampleQueue:
 
     def add(self, samples: Sequence[Sample]) -> None:
         """Append samples, in the order in which they are to be learnt."""
-        self._pending.extend(samples)
+        with self._lock:
+            self._pending.extend(samples)
+            self._came += len(samples)
+
+    def again(self, samples: Sequence[Sample], came: Sequence[int]) -> list[TrainingBatch]:
+        """Cut the first micro-batches of an earlier attempt again, and keep what was not in them.
+
+        `samples`: all that have come, in order; `came`: how many of them had when each micro-batch was cut.
+        """
+        cut: list[TrainingBatch] = []
+        for count in came:
+            self.add(samples[self._came : count])
+            batch = self.next()
+            assert batch is not None, "it was cut from these samples before"
+            cut.append(batch)
+        self.add(samples[self._came :])
+        return cut
 
     @property
     def pending(self) -> int:
@@ -89,8 +110,13 @@ class SampleQueue:
 
     def next(self) -> TrainingBatch | None:
         """The next micro-batch, "posted0", "posted1", ...; None if no sample is left."""
+        with self._lock:
+            return self._cut()
+
+    def _cut(self) -> TrainingBatch | None:
         size, length = self._training.micro_batch_size, self._training.sequence_length
-        while self._pending:
+        # The first token of a row is not learnt: the last one of a sample waits until there are others to go with it.
+        while sum(sample.tokens.shape[1] for sample in islice(self._pending, 2)) > 1:
             cut = list(self._rows(size))
             rows = [row for row, _ in cut] + [self._empty()] * (size - len(cut))
             if not any(has_labels(row) for row in rows):
@@ -99,7 +125,8 @@ class SampleQueue:
             both = np.stack(rows, axis=1).astype("<i4")
             self._batches += 1
             name = f"posted{self._batches - 1}"
-            return TrainingBatch(name, size, length, both[0].tobytes(), both[1].tobytes(), tuple(ids))
+            content = both[0].tobytes(), both[1].tobytes()
+            return TrainingBatch(name, size, length, *content, tuple(ids), came=self._came)
         return None
 
     def _rows(self, most: int) -> Iterator[tuple[Labelled, list[str]]]:
@@ -121,8 +148,9 @@ class SampleQueue:
             row[:, filled : filled + taken.shape[1]] = taken
             filled += taken.shape[1]
             ids.append(sample.id)
-            if taken.shape[1] < sample.tokens.shape[1]:
-                self._pending[0] = Sample(sample.id, sample.tokens[:, taken.shape[1] :])
+            rest = sample.tokens[:, taken.shape[1] :]
+            if rest.size:
+                self._pending[0] = Sample(sample.id, rest)
             else:
                 self._pending.popleft()
         return row, ids

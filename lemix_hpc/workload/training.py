@@ -32,6 +32,11 @@ def stream(training: Training, tokenizer: Tokenizer | None, seed: int) -> MicroB
     return MicroBatchStream(training, tokenizer, seed)
 
 
+def index_of(name: str) -> int | None:
+    """Which micro-batch of the text has this id; None for those of clients' samples."""
+    return int(name[1:]) if name.startswith("t") else None
+
+
 class MicroBatchStream(Iterator[TrainingBatch]):
     """Micro-batches over endless epochs, each with its own seeded order of documents.
 
@@ -49,18 +54,32 @@ class MicroBatchStream(Iterator[TrainingBatch]):
         self._documents = [] if tokenizer is None else _documents(training, findings)
         self._tokenised: dict[int, Labelled] = {}
         drawn = None if training.lengths is None or tokenizer is not None else _drawn_lengths(training.lengths, seed)
-        self._endless = self._epochs() if drawn is None else self._drawn(drawn)
+        self._lengths = drawn
+        self._endless = self._epochs(0, 0) if drawn is None else self._drawn(drawn)
         self.malformed = tuple(findings.malformed)
         self.documents = len(self._documents)
 
     def __next__(self) -> TrainingBatch:
         return next(self._endless)
 
-    def _epochs(self) -> Iterator[TrainingBatch]:
-        number = index = 0
+    def go_to(self, index: int, epoch: tuple[int, int] = (0, 0)) -> None:
+        """Go on with the micro-batch of this index. `epoch`: one that is not later, as in `TrainingBatch.epoch`.
+
+        Only once, and before the first micro-batch was taken.
+        """
+        if self._lengths is None:
+            self._endless = self._epochs(*epoch)
+            skipped = index - epoch[1]
+        else:
+            skipped = index
+        for _ in range(skipped):
+            next(self._endless)
+
+    def _epochs(self, number: int, index: int) -> Iterator[TrainingBatch]:
         while True:
+            first = index
             for rows in self._groups(number):
-                yield self._batch(index, rows)
+                yield self._batch(index, rows, (number, first))
                 index += 1
             number += 1
 
@@ -97,12 +116,12 @@ class MicroBatchStream(Iterator[TrainingBatch]):
                 self._tokenised[at] = labelled(self._documents[at], tokenizer)
             yield self._tokenised[at]
 
-    def _batch(self, index: int, rows: list[Labelled]) -> TrainingBatch:
+    def _batch(self, index: int, rows: list[Labelled], epoch: tuple[int, int]) -> TrainingBatch:
         size, length = self._training.micro_batch_size, self._training.sequence_length
         if not rows:
-            return TrainingBatch(f"t{index}", size, length)
+            return TrainingBatch(f"t{index}", size, length, epoch=epoch)
         both = np.stack(rows, axis=1).astype("<i4")
-        return TrainingBatch(f"t{index}", size, length, both[0].tobytes(), both[1].tobytes())
+        return TrainingBatch(f"t{index}", size, length, both[0].tobytes(), both[1].tobytes(), epoch=epoch)
 
     def _nothing_left(self, rows: int) -> str:
         training = self._training

@@ -43,7 +43,7 @@ def test_events_say_in_plain_text_what_they_are() -> None:
 @pytest.mark.parametrize(
     "line",
     [
-        b'{"TaskFinished":{"time":2.0,"no',
+        b'{"TaskFinished":{"time":2.0,"no\n',
         b'{"Unheard":{"time":2.0}}\n',
         b"{}\n",
         b"[]\n",
@@ -62,3 +62,8 @@ def test_a_broken_line_is_named(tmp_path: Path, line: bytes) -> None:
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"events\.jsonl is missing"):
         next(read_events(tmp_path))
+
+
+def test_a_line_that_was_cut_off_ends_the_log(tmp_path: Path) -> None:
+    events = read_events(write(tmp_path, [encode(TOLD[0]), b'{"TaskFinished":{"time":2.0,"no']))
+    assert list(events) == [TOLD[0]]

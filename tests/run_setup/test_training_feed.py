@@ -1,21 +1,27 @@
 import itertools
+import json
+from collections.abc import Iterable
+from typing import Literal
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from lemix_hpc.config.training_section import Training
-from lemix_hpc.run_setup.training_feed import TrainingFeed, amount
+from lemix_hpc.config.workload_section import TextData
+from lemix_hpc.run_setup.training_feed import FedGroup, TrainingFeed, amount
 from lemix_hpc.workload.samples import Sample, SampleQueue
-from lemix_hpc.workload.tasks import TrainingBatch
 from lemix_hpc.workload.texts import Document
 from lemix_hpc.workload.tokenizer import ByteTokenizer
+from lemix_hpc.workload.training import stream
 
 
 def feed(
     total: int | None, per_group: int = 3, *, samples: SampleQueue | None = None, alone: bool = False
 ) -> TrainingFeed:
-    stream = None if alone else (TrainingBatch(f"t{i}", 2, 16) for i in itertools.count())
+    text = None if alone else stream(Training(micro_batch_size=2, sequence_length=16), None, 0)
     numbers = itertools.count(100)
-    return TrainingFeed(stream, per_group=per_group, total=total, number=lambda: next(numbers), samples=samples)
+    return TrainingFeed(text, per_group=per_group, total=total, number=lambda: next(numbers), samples=samples)
 
 
 def test_groups_share_out_the_stream_and_the_last_one_is_smaller() -> None:
@@ -49,7 +55,8 @@ def test_what_clients_send_goes_first() -> None:
     assert source.next_group().ids == ("t0", "t1", "t2")
     waiting.add([Sample(name, waiting.tokenised(Document("abc"))) for name in "xy"])
     group = source.next_group()
-    assert (group.ids, group.samples) == (("posted0", "posted1", "t3"), (("x",), ("y",), ()))
+    assert group.ids == ("posted0", "posted1", "t3")
+    assert [source.samples for source in group.sources] == [("x",), ("y",), ()]
     assert [m.group_size for m in group.micro_batches] == [3, 3, 3]
     source.close()
     assert waiting.closed
@@ -62,3 +69,57 @@ def test_without_text_of_its_own_it_waits_for_clients() -> None:
     waiting.add([Sample(name, waiting.tokenised(Document("abc"))) for name in "uvwxyz"])
     assert [source.next_group().ids for _ in range(2)] == [("posted0", "posted1", "posted2"), ("posted3", "posted4")]
     assert source.exhausted and source.samples_waiting == 1
+
+
+def groups(source: TrainingFeed, count: int) -> list[FedGroup]:
+    return [group for _ in range(count) if (group := source.next_group()) is not None]
+
+
+def contents(groups: Iterable[FedGroup]) -> list[tuple[int, list[tuple[str, bytes, bytes, tuple[str, ...]]]]]:
+    return [(g.number, [(b.id, b.tokens, b.labels, b.samples) for b in g.sources]) for g in groups]
+
+
+TEXTS = st.lists(st.text("abc ", min_size=6, max_size=30), min_size=1, max_size=8)
+
+
+@given(
+    texts=TEXTS,
+    packing=st.sampled_from(["packed", "padded"]),
+    posts=st.lists(st.lists(st.text("xyz", min_size=1, max_size=12), max_size=3), min_size=4, max_size=4),
+    done=st.sets(st.integers(0, 3)),
+    total=st.none() | st.integers(7, 14),
+)
+def test_an_attempt_goes_on_with_the_very_groups(
+    tmp_path_factory: pytest.TempPathFactory,
+    texts: list[str],
+    packing: Literal["packed", "padded"],
+    posts: list[list[str]],
+    done: set[int],
+    total: int | None,
+) -> None:
+    """Those that are not done come again, byte by byte, and then what would have come next."""
+    path = tmp_path_factory.mktemp("text") / "text.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    training = Training(data=TextData(path=path), sequence_length=4, micro_batch_size=1, packing=packing)
+    tokenizer = ByteTokenizer()
+
+    def new() -> tuple[TrainingFeed, SampleQueue]:
+        queue = SampleQueue(training, tokenizer)
+        text = stream(training, tokenizer, 5)
+        return TrainingFeed(text, per_group=2, total=total, number=itertools.count().__next__, samples=queue), queue
+
+    first, queue = new()
+    came: list[Sample] = []
+    cut: list[FedGroup] = []
+    for post in posts:
+        samples = [Sample(f"sample{len(came) + i}", queue.tokenised(Document(text))) for i, text in enumerate(post)]
+        came += samples
+        queue.add(samples)
+        cut += groups(first, 1)
+    again, other_queue = new()
+    again.go_on([group.cut for group in cut], done, came)
+    assert other_queue.pending == queue.pending
+    left = [group for group in cut if group.number not in done]
+    assert contents(groups(again, len(left))) == contents(left)
+    assert contents(groups(again, 3)) == contents(groups(first, 3))
+    assert again.exhausted == first.exhausted

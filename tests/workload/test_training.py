@@ -156,7 +156,7 @@ def test_bad_lines_are_reported_and_data_are_needed(write_jsonl: Callable[..., P
 def test_without_a_tokenizer_only_sizes_matter() -> None:
     training = Training(sequence_length=64, micro_batch_size=4)
     endless = list(itertools.islice(stream(training, None, seed=0), 100))
-    assert endless == [TrainingBatch(f"t{n}", 4, 64) for n in range(100)]
+    assert endless == [TrainingBatch(f"t{n}", 4, 64, epoch=(n, n)) for n in range(100)]
 
 
 @pytest.mark.trial_data

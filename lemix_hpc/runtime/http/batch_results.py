@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import secrets
-from collections.abc import Iterable
-from pathlib import Path
+from collections.abc import Container, Iterable
 from typing import Any
 
 import msgspec
 
+from lemix_hpc.records.attempts import Attempt
 from lemix_hpc.runtime.http.call import ResponsePart
 from lemix_hpc.runtime.http.errors import ApiError
 from lemix_hpc.workload.batch_calls import name_of
@@ -17,13 +18,33 @@ from lemix_hpc.workload.lines import BadLine
 RESULTS = "results.jsonl"
 
 
-class BatchResults:
-    """Writes `results.jsonl` into the run directory. `bad`: lines that were left out, which get an error each."""
+class _Result(msgspec.Struct):
+    custom_id: str | None = None
 
-    def __init__(self, run_dir: Path, bad: Iterable[BadLine]) -> None:
-        self._file = (run_dir / RESULTS).open("wb", buffering=0)
+
+class BatchResults:
+    """Writes `results.jsonl` of an attempt. `bad`: lines that were left out, which get an error each."""
+
+    def __init__(self, attempt: Attempt, bad: Iterable[BadLine]) -> None:
+        self._file = (attempt.path / RESULTS).open("wb", buffering=0)
+        attempt.publish(RESULTS)
         for line in bad:
             self._write(name_of(line.content), None, {"code": "invalid_request", "message": line.reason})
+
+    def inherit(self, before: Attempt, answered: Container[str]) -> None:
+        """Begin with the results of an earlier attempt, of those lines that are `answered`. Raises OSError."""
+        try:
+            content = (before.path / RESULTS).read_bytes()
+        except FileNotFoundError:
+            return
+        for line in content[: content.rfind(b"\n") + 1].splitlines(keepends=True):
+            if msgspec.json.decode(line, type=_Result).custom_id in answered:
+                self._file.write(line)
+
+    def sync(self) -> None:
+        """Wait until all results so far are on the disk. Raises OSError."""
+        if not self._file.closed:
+            os.fdatasync(self._file.fileno())
 
     def client(self, custom_id: str) -> BatchLine:
         """Who waits for the answer to a line."""

@@ -7,14 +7,15 @@ import math
 import os
 import platform
 import signal
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from lemix_hpc.config.recipe import Recipe
 from lemix_hpc.config.serving_section import Http
 from lemix_hpc.config.training_section import Training
 from lemix_hpc.config.workload_section import TextFields
+from lemix_hpc.records.attempts import Attempt
+from lemix_hpc.records.inheritance import Inheritance
 from lemix_hpc.run_setup.scheduler_setup import allocation_end
 from lemix_hpc.runtime.http.batch_results import BatchResults
 from lemix_hpc.runtime.http.call_router import CallRouter
@@ -25,7 +26,7 @@ from lemix_hpc.runtime.transport.mailbox import Mailbox
 from lemix_hpc.runtime.transport.rank_layout import Layout
 from lemix_hpc.workload.api_lengths import context_of
 from lemix_hpc.workload.load import Workload
-from lemix_hpc.workload.samples import SampleQueue
+from lemix_hpc.workload.samples import Sample, SampleQueue
 from lemix_hpc.workload.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
@@ -37,16 +38,26 @@ LOCAL = ("127.0.0.1", "::1", "localhost")
 class Endpoint:
     """Takes the address of the recipe's `serving.http` at once, if there is one: UserError if it cannot be had.
 
-    `wake` ends the scheduler's sleep, from any thread; `now` gives seconds of the run.
+    `wake` ends the scheduler's sleep, from any thread; `now` gives seconds of the run. `inherited`: what the attempt goes on
+    from.
     """
 
-    def __init__(self, recipe: Recipe, run_dir: Path, now: Callable[[], float], wake: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        attempt: Attempt,
+        inherited: Inheritance,
+        now: Callable[[], float],
+        wake: Callable[[], None],
+    ) -> None:
         self._recipe = recipe
-        self._run_dir = run_dir
+        self._attempt = attempt
+        self._inherited = inherited
         self._now = now
         self._wake = wake
         self._results: BatchResults | None = None
         self._server: HttpServer | None = None
+        self._intake: SampleIntake | None = None
         self.address: str | None = None
         self.samples: SampleQueue | None = None
         """What clients want to be trained on."""
@@ -61,6 +72,8 @@ class Endpoint:
         self._tokenizer = load_tokenizer(self._recipe.model)
         if training is not None:
             self.samples = SampleQueue(training, load_tokenizer(self._recipe.model))
+            fields = training.data.fields if training.data is not None else TextFields()
+            self._intake = SampleIntake(self._attempt, fields, self.samples, self._wake, self._inherited.last)
         if http.host not in LOCAL and http.api_key is None:
             print(
                 f"warning: serving.http listens on {http.host} without an api_key: whoever reaches this host can use the "
@@ -71,7 +84,9 @@ class Endpoint:
     def router(self, layout: Layout, mailbox: Mailbox, number: Callable[[], int], work: Workload) -> CallRouter:
         """What carries the calls. `number` gives tasks their numbers."""
         if any(request.call is not None for request in work.requests):
-            self._results = BatchResults(self._run_dir, work.bad_calls)
+            self._results = BatchResults(self._attempt, work.bad_calls)
+            if self._inherited.last is not None:
+                self._results.inherit(self._inherited.last, {task.id for task in self._inherited.served})
         http = self._recipe.serving.http if self._recipe.serving is not None else None
         lasts = http.duration_s if http is not None else None
         return CallRouter(
@@ -94,17 +109,19 @@ class Endpoint:
                 stack.enter_context(self._answering(self._server, router))
             yield
 
-    def _intake(self) -> SampleIntake | None:
-        training = self._recipe.training
-        if training is None or self.samples is None:
-            return None
-        fields = training.data.fields if training.data is not None else TextFields()
-        return SampleIntake(self._run_dir, fields, self.samples, self._wake)
+    @property
+    def posted(self) -> Sequence[Sample]:
+        """What clients sent to earlier attempts."""
+        return self._intake.posted if self._intake is not None else ()
+
+    def sync(self) -> None:
+        """Make safe on the disk what clients and batches were given. Raises OSError. From any thread."""
+        if self._results is not None:
+            self._results.sync()
 
     @contextlib.contextmanager
     def _answering(self, server: HttpServer, router: CallRouter) -> Iterator[None]:
-        intake = self._intake()
-        app = self._app(server, router, intake)
+        app = self._app(server, router)
 
         def close_soon(*_: object) -> None:
             router.end = self._now()
@@ -119,10 +136,10 @@ class Endpoint:
         finally:
             server.close()
             signal.signal(signal.SIGTERM, before)
-            if intake is not None:
-                intake.close()
+            if self._intake is not None:
+                self._intake.close()
 
-    def _app(self, server: HttpServer, router: CallRouter, intake: SampleIntake | None) -> Starlette:
+    def _app(self, server: HttpServer, router: CallRouter) -> Starlette:
         from lemix_hpc.runtime.http.app import AppContext, make_app
 
         recipe = self._recipe
@@ -137,6 +154,6 @@ class Endpoint:
                 context=context_of(recipe),
                 now=self._now,
                 figures=lambda: router.figures,
-                samples=intake,
+                samples=self._intake,
             )
         )

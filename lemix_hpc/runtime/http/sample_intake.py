@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 
 from lemix_hpc.config.workload_section import TextFields
+from lemix_hpc.records.attempts import Attempt
 from lemix_hpc.runtime.http.errors import ApiError, bad_request
 from lemix_hpc.workload.samples import Sample, SampleQueue, parse_samples
 from lemix_hpc.workload.texts import Document
@@ -25,16 +26,36 @@ class _Entry(msgspec.Struct, frozen=True, omit_defaults=True):
     prompt: str | None = None
     completion: str | None = None
 
+    @property
+    def document(self) -> Document:
+        return Document(self.prompt or "", self.text if self.text is not None else self.completion or "")
+
 
 class SampleIntake:
-    """`take` is for one thread at a time. `wake` is called when there is something new to train on."""
+    """`take` is for one thread at a time. `wake` is called when there is something new to train on.
 
-    def __init__(self, run_dir: Path, fields: TextFields, queue: SampleQueue, wake: Callable[[], None]) -> None:
-        self._journal = (run_dir / JOURNAL).open("ab", buffering=0)
+    `posted`: the samples that earlier attempts took, `before` the last of these; they are not in the queue.
+    """
+
+    def __init__(
+        self,
+        attempt: Attempt,
+        fields: TextFields,
+        queue: SampleQueue,
+        wake: Callable[[], None],
+        before: Attempt | None = None,
+    ) -> None:
+        self._attempt = attempt
+        self._journal = (attempt.path / JOURNAL).open("ab", buffering=0)
+        attempt.publish(JOURNAL)
         self._fields = fields
         self._queue = queue
         self._wake = wake
-        self._count = 0
+        entries = [] if before is None else _entries(before.path / JOURNAL)
+        if entries:
+            self._write(entries)
+        self.posted = [Sample(entry.id, queue.tokenised(entry.document)) for entry in entries]
+        self._count = len(entries)
 
     def take(self, body: bytes, now: float) -> list[str]:
         """Accept all samples of a body and return their ids, or none. Raises ApiError naming the line and the reason."""
@@ -52,6 +73,9 @@ class SampleIntake:
                 raise bad_request(f"line {line}: {error}. Nothing was taken.") from error
         ids = [sample.id for sample in samples]
         self._write([_entry(id, now, document) for id, (_, document) in zip(ids, documents, strict=True)])
+        # Whoever goes on with the run has read the journal since then, or reads it after this.
+        if self._attempt.superseded:
+            raise ApiError(503, "The run goes on elsewhere. Send the samples there.", "service_unavailable_error")
         self._count += len(samples)
         self._queue.add(samples)
         self._wake()
@@ -72,6 +96,15 @@ class SampleIntake:
             os.ftruncate(self._journal.fileno(), end)
             message = f"The samples cannot be written down ({error.strerror}). Nothing was taken."
             raise ApiError(507, message, "server_error") from error
+
+
+def _entries(path: Path) -> list[_Entry]:
+    """The samples of an earlier attempt; a line that it did not end was never acknowledged."""
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return []
+    return [msgspec.json.decode(line, type=_Entry) for line in content[: content.rfind(b"\n") + 1].splitlines()]
 
 
 def _entry(id: str, now: float, document: Document) -> _Entry:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 from lemix_hpc.workload.tasks import Request
@@ -13,12 +13,12 @@ from lemix_hpc.workload.tasks import Request
 class Arrivals:
     """Requests that are still to come. `left` of them have not yet."""
 
-    def __init__(self, requests: Sequence[Request]) -> None:
+    def __init__(self, requests: Iterable[Request]) -> None:
         numbered = list(enumerate(requests))
         self._due = [(request.arrival, number, request) for number, request in numbered if request.after is None]
         heapq.heapify(self._due)
         self._after = {request.after: (number, request) for number, request in numbered if request.after is not None}
-        self.left = len(requests)
+        self.left = len(numbered)
 
     @property
     def next(self) -> float:

@@ -16,6 +16,8 @@ from lemix_hpc.policy.events import (
     Tick,
 )
 from lemix_hpc.policy.scheduler import Scheduler
+from lemix_hpc.records.inheritance import NOTHING, Inheritance
+from lemix_hpc.records.journal import Accepted, Placed
 from lemix_hpc.records.schema import ServedTask, Span
 from lemix_hpc.records.writer import Recorder
 from lemix_hpc.run_setup.scheduler_setup import Partners
@@ -24,6 +26,7 @@ from lemix_hpc.runtime.http.call import Client
 from lemix_hpc.runtime.http.call_router import CallRouter
 from lemix_hpc.runtime.scheduler.arrivals import Arrivals
 from lemix_hpc.runtime.scheduler.progress import LiveView
+from lemix_hpc.runtime.scheduler.resume import remaining
 from lemix_hpc.runtime.scheduler.sync_steps import Rounds, StepsTogether
 from lemix_hpc.runtime.scheduler.task_table import ServingTask, TaskNames
 from lemix_hpc.runtime.scheduler.training_tasks import TrainingTasks
@@ -61,14 +64,17 @@ class SchedulerLoop:
         router: CallRouter,
         settings: LoopSettings,
         next_number: Callable[[], int],
+        inherited: Inheritance = NOTHING,
     ) -> None:
         self._layout = layout
         self._scheduler = scheduler
         self._mailbox = mailbox
         self._recorder = recorder
         self._now = now
-        self._requests = len(requests)
-        self._arrivals = Arrivals(requests)
+        known = frozenset(request.id for request in requests)
+        self._requests = len(requests) + sum(task.id not in known for task in inherited.served)
+        self._arrivals = Arrivals(remaining(requests, inherited))
+        self._accepted = {accepted.id: accepted for accepted in inherited.waiting.values()}
         self._router = router
         self._settings = settings
         self._number = next_number
@@ -76,9 +82,12 @@ class SchedulerLoop:
         self._names = TaskNames()
         partners = settings.partners
         together = StepsTogether(partners.nodes) if partners is not None and partners.mode == "sync" else None
-        self._training = TrainingTasks(feed, self._names, recorder, together)
+        done = len(inherited.trained)
+        self._training = TrainingTasks(feed, self._names, recorder, together, steps=inherited.steps, trained=done)
         self.rounds = Rounds(partners, layout.stages) if partners is not None else None
         self._live = LiveView(recorder, layout, self._training, settings.live_interval, settings.address)
+        for task in inherited.served:
+            self._live.ended(task)
         self._tick_at = scheduler.next_tick
         self.stopped: set[tuple[int, int]] = set()
 
@@ -124,7 +133,10 @@ class SchedulerLoop:
             self._end(task.rejected())
             self._arrivals.turned_away(request.id, self._now())
             return
-        number = self._number()
+        accepted = self._accepted.pop(request.id, None)
+        number = accepted.number if accepted is not None else self._number()
+        if accepted is None:
+            self._recorder.promise(Accepted(number, request.id, request.arrival, request.prompt_tokens))
         self._serving[number] = task
         self._names[number] = request.id
         if request.call is not None:
@@ -148,7 +160,9 @@ class SchedulerLoop:
         for decision in decisions:
             if isinstance(decision, Refuse):
                 self._refuse(decision.task)
-            elif decision.task in self._serving:
+                continue
+            self._recorder.promise(Placed(decision.task, decision.node))
+            if decision.task in self._serving:
                 self._place_request(decision)
             else:
                 train = m.Train(self._training.place(decision, event.time))
@@ -186,7 +200,7 @@ class SchedulerLoop:
                 self._training.learned(micro_batch, loss)
                 self._live.learned(loss)
             case m.Stepped(node, group, version):
-                self._training.stepped(node, group, version)
+                self._training.stepped(node, group, version, self._now())
             case m.HttpPart() as part:
                 self._router.part(part, self._now())
             case m.RequestDone() as done:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 import platform
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,7 +15,10 @@ from lemix_hpc.policy.latency import LatencyModel
 from lemix_hpc.policy.scheduler import Scheduler, compile_policy
 from lemix_hpc.profiling.coefficients import CoefficientFile, load_coefficients, save_coefficients
 from lemix_hpc.profiling.hardware import Hardware, load_hardware
-from lemix_hpc.records.schema import COEFFICIENTS, LearnedTimes, Progress, RunFacts
+from lemix_hpc.records.attempts import Attempt
+from lemix_hpc.records.event_log import EVENTS
+from lemix_hpc.records.journal import Journal
+from lemix_hpc.records.schema import COEFFICIENTS, FACTS, LEARNED, LearnedTimes, Progress, RunFacts
 from lemix_hpc.records.writer import Recorder
 from lemix_hpc.run_setup.scheduler_setup import limits_ms, make_scheduler, mean_unloaded_response, partners, split
 from lemix_hpc.run_setup.training_feed import feed_of
@@ -22,6 +26,7 @@ from lemix_hpc.runtime.http.call_router import CallRouter
 from lemix_hpc.runtime.http.endpoint import Endpoint
 from lemix_hpc.runtime.leader.make_leader import AnyLeader, engines_in
 from lemix_hpc.runtime.scheduler.loop import LoopSettings, SchedulerLoop
+from lemix_hpc.runtime.scheduler.resume import lost, take_over, without_lost
 from lemix_hpc.runtime.scheduler.warm_up import ProbeTimes, probes
 from lemix_hpc.runtime.transport import messages as m
 from lemix_hpc.runtime.transport.idle_wait import ALONE_ON_HOST_S, Waiter
@@ -32,6 +37,11 @@ from lemix_hpc.workload.api_lengths import context_of
 from lemix_hpc.workload.load import Workload, load_workload
 from lemix_hpc.workload.tasks import Request
 
+PUBLISHED = ("spans.jsonl", "tasks.jsonl", EVENTS, FACTS, "progress.json", COEFFICIENTS, LEARNED)
+FACTS_EVERY_S = 5.0
+DISK_TIMEOUT_S = 600.0
+"""How long the end of a run waits for a disk that does not take what was promised."""
+
 
 class SchedulerRank:
     """Rank 0 of one run. Node 0's leader shares the rank and gets its turns here."""
@@ -40,7 +50,7 @@ class SchedulerRank:
         self,
         recipe: Recipe,
         layout: Layout,
-        run_dir: Path,
+        attempt: Attempt,
         mailbox: Mailbox,
         clock: RunClock,
         waiter: Waiter,
@@ -48,20 +58,29 @@ class SchedulerRank:
     ) -> None:
         self._recipe = recipe
         self._layout = layout
-        self._run_dir = run_dir
+        self._attempt = attempt
         self._mailbox = mailbox
         self._clock = clock
         self._waiter = waiter
         self._leader = leader
-        self._recorder = Recorder(run_dir)
+        self._inherited = take_over(attempt)
+        for message in self._inherited.damage:
+            print(f"damaged: {message}", flush=True)
+        self._endpoint = Endpoint(recipe, attempt, self._inherited, clock.now, waiter.wake)
+        self._journal = Journal(attempt.journal, self._endpoint.sync, waiter.wake)
+        self._recorder = Recorder(attempt.path, self._journal)
+        self._recorder.inherited([*self._inherited.served, *self._inherited.trained])
+        attempt.publish(*PUBLISHED)
+        attempt.make_current()
 
     def run(self) -> None:
         """Load the work, wait for the engines, predict, serve and train, stop everyone, write the facts."""
-        endpoint = Endpoint(self._recipe, self._run_dir, self._clock.now, self._waiter.wake)
+        endpoint = self._endpoint
         self._tell("loading the workload")
         work = load_workload(self._recipe)
         for message in work.left_out:
             print(f"left out: {message}", flush=True)
+        self._give_up(work.requests)
         self._tell("building the engines")
         # While others build theirs; once the run has started, everybody would wait for it.
         compile_policy()
@@ -69,23 +88,50 @@ class SchedulerRank:
         times = self._warm_up(work.requests) if self._recipe.engine.computes else None
         overhead = 0.0 if times is None else times.overhead
         hardware = self._hardware(times)
-        save_coefficients(hardware.believed[0], self._run_dir / COEFFICIENTS)
+        save_coefficients(hardware.believed[0], self._attempt.path / COEFFICIENTS)
         reference = hardware.reference.latency(self._layout.stages)
         t0 = mean_unloaded_response(reference, work.requests, self._recipe)
         scheduler = make_scheduler(self._recipe, hardware, t0, overhead)
-        start_time = self._clock.monotonic()
+        # The time of the run goes on where the last attempt ended.
+        start_time = self._clock.monotonic() - self._inherited.clock
         self._order(m.Go(start_time), range(self._layout.nodes))
         self._clock.start(start_time)
-        next_number = functools.partial(next, itertools.count())
+        next_number = functools.partial(next, itertools.count(self._inherited.next_number))
         router = endpoint.router(self._layout, self._mailbox, next_number, work)
         loop = self._make_loop(work, scheduler, endpoint, router, next_number)
+
+        def facts(duration: float) -> RunFacts:
+            return self._facts(work, reference, loop, duration, scheduler)
+
         with endpoint.open(router):
-            self._turn_until(lambda: loop.finished, loop.turn, loop.until_due)
+            self._turn_until(lambda: loop.finished, self._turn(loop, facts), loop.until_due)
         duration = self._clock.now()
         self._stop(loop)
-        self._recorder.facts(self._facts(work, reference, loop, duration, scheduler))
+        self._recorder.facts(facts(duration))
         self._recorder.learned(self._learned(scheduler))
         self._recorder.close()
+        self._journal.close(DISK_TIMEOUT_S)
+
+    def _turn(self, loop: SchedulerLoop, facts: Callable[[float], RunFacts]) -> Callable[[], bool]:
+        """The loop's turn. Now and then it leaves what a report needs, should the run end at once."""
+        due = -math.inf
+
+        def turn() -> bool:
+            nonlocal due
+            now = self._clock.now()
+            if now >= due:
+                self._recorder.facts(facts(now))
+                due = now + FACTS_EVERY_S
+            return loop.turn()
+
+        return turn
+
+    def _give_up(self, requests: Sequence[Request]) -> None:
+        """Give their outcome to requests of the last attempt that nobody waits for any more."""
+        gone = lost(requests, self._inherited)
+        for task in gone:
+            self._recorder.task(task)
+        self._inherited = without_lost(self._inherited, gone)
 
     def _make_loop(
         self,
@@ -97,6 +143,8 @@ class SchedulerRank:
     ) -> SchedulerLoop:
         recipe = self._recipe
         feed = feed_of(recipe, work, next_number, endpoint.samples)
+        if feed is not None:
+            feed.go_on(self._inherited.cuts, self._inherited.done, endpoint.posted)
         settings = LoopSettings(self._context, recipe.report.live_interval_s, endpoint.address, partners(recipe))
         return SchedulerLoop(
             self._layout,
@@ -109,6 +157,7 @@ class SchedulerRank:
             router,
             settings,
             next_number,
+            self._inherited,
         )
 
     @property

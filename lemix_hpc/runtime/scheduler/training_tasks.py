@@ -5,6 +5,7 @@ from __future__ import annotations
 from lemix_hpc.engines.protocol import MicroBatch
 from lemix_hpc.policy.events import GroupOffered, Place, TrainingClosed
 from lemix_hpc.policy.execution_rules import CLOSE, END, OFFER, supply_training
+from lemix_hpc.records.journal import Stepped
 from lemix_hpc.records.writer import Recorder
 from lemix_hpc.run_setup.training_feed import FedGroup, TrainingFeed
 from lemix_hpc.runtime.scheduler.sync_steps import StepsTogether
@@ -13,10 +14,17 @@ from lemix_hpc.runtime.transport import messages as m
 
 
 class TrainingTasks:
-    """`feed` None: nothing is trained. `steps` and `trained` micro-batches are done."""
+    """`feed` None: nothing is trained. `steps` and `trained` micro-batches are done, those of earlier attempts included."""
 
     def __init__(
-        self, feed: TrainingFeed | None, names: TaskNames, recorder: Recorder, together: StepsTogether | None = None
+        self,
+        feed: TrainingFeed | None,
+        names: TaskNames,
+        recorder: Recorder,
+        together: StepsTogether | None = None,
+        *,
+        steps: int = 0,
+        trained: int = 0,
     ) -> None:
         self._feed = feed
         self._together = together
@@ -28,8 +36,8 @@ class TrainingTasks:
         self._steps: dict[tuple[int, int], int] = {}
         self._closed = feed is None
         self._refused = False
-        self.steps = 0
-        self.trained = 0
+        self.steps = steps
+        self.trained = trained
 
     @property
     def total(self) -> int | None:
@@ -72,12 +80,14 @@ class TrainingTasks:
         group = feed.next_group()
         if group is None:
             return None
+        if not group.again:
+            self._recorder.promise(group.cut)
         self._offered[group.number] = group
         if self._together is not None:
             self._together.offered(group.number)
-        for task_id, micro_batch, samples in zip(group.ids, group.micro_batches, group.samples, strict=True):
-            self._tasks[micro_batch.id] = TrainingTask(task_id, micro_batch, samples)
-            self._names[micro_batch.id] = task_id
+        for source, micro_batch in zip(group.sources, group.micro_batches, strict=True):
+            self._tasks[micro_batch.id] = TrainingTask(source.id, micro_batch, source.samples)
+            self._names[micro_batch.id] = source.id
         tasks = tuple(micro_batch.id for micro_batch in group.micro_batches)
         lengths = tuple(micro_batch.length for micro_batch in group.micro_batches)
         return GroupOffered(now, group.number, tasks, group.micro_batches[0].rows, lengths)
@@ -112,10 +122,13 @@ class TrainingTasks:
         self._tasks[number].loss = loss
         self._close(self._tasks[number].micro_batch.group)
 
-    def stepped(self, node: int, group: int, version: int) -> None:
+    def stepped(self, node: int, group: int, version: int, now: float) -> None:
         """A node has committed a group's optimizer step, or that of all nodes which goes by the group's number."""
         members = {group: node} if self._together is None else self._together.stepped(node, group)
-        self.steps += bool(members)
+        if not members:
+            return
+        self.steps += 1
+        self._recorder.promise(Stepped(node, tuple(sorted(members)), version, now))
         for member, place in members.items():
             self._steps[place, member] = version
             self._close(member)

@@ -14,6 +14,7 @@ from typing import Any
 from mpi4py import MPI
 
 from lemix_hpc.config.load import load_recipe
+from lemix_hpc.records.attempts import claim
 from lemix_hpc.runtime.scheduler.rank import SchedulerRank
 from lemix_hpc.runtime.transport import messages as m
 from lemix_hpc.runtime.transport.doorbell import hang_doorbell
@@ -190,7 +191,7 @@ def main(run_dir: Path) -> None:
         return
     node = Node(layout, layout.node_of(rank), Mailbox(comm, Inbox.LEADER, bell), clock)
     if rank == SCHEDULER_RANK:
-        SchedulerRank(recipe, layout, run_dir, Mailbox(comm, Inbox.SCHEDULER, bell), clock, waiter, node).run()
+        SchedulerRank(recipe, layout, claim(run_dir), Mailbox(comm, Inbox.SCHEDULER, bell), clock, waiter, node).run()
         return
     while not node.finished:
         if node.turn():

@@ -2,10 +2,17 @@ import json
 from pathlib import Path
 from typing import Any
 
+from lemix_hpc.records.attempts import Attempt, claim
 from lemix_hpc.runtime.http.batch_results import RESULTS, BatchResults
 from lemix_hpc.runtime.http.call import ResponsePart
 from lemix_hpc.runtime.http.errors import closing
 from lemix_hpc.workload.lines import BadLine
+
+
+def new_attempt(run_dir: Path) -> Attempt:
+    attempt = claim(run_dir)
+    attempt.make_current()
+    return attempt
 
 
 def written(path: Path) -> list[dict[str, Any]]:
@@ -14,7 +21,7 @@ def written(path: Path) -> list[dict[str, Any]]:
 
 def test_every_line_has_its_result_in_openais_format(tmp_path: Path) -> None:
     bad = [BadLine(b'{"custom_id": "z"}', "line 2: no body"), BadLine(b"\xff", "line 3: not text")]
-    results = BatchResults(tmp_path, bad)
+    results = BatchResults(new_attempt(tmp_path), bad)
     good, late, refused, odd = (results.client(name) for name in ("a", "b", "c", "d"))
     good.number, late.number, odd.number = 1, 2, 3
     late.part(ResponsePart(400, [], b'{"error": {"message":', True))
@@ -43,6 +50,24 @@ def test_every_line_has_its_result_in_openais_format(tmp_path: Path) -> None:
 
 
 def test_a_result_is_in_the_file_as_soon_as_it_is_there(tmp_path: Path) -> None:
-    results = BatchResults(tmp_path, [])
+    results = BatchResults(new_attempt(tmp_path), [])
     results.client("a").part(ResponsePart(200, [], b"{}", False))
     assert [line["custom_id"] for line in written(tmp_path)] == ["a"]
+
+
+def test_the_next_attempt_begins_with_what_was_answered(tmp_path: Path) -> None:
+    first = new_attempt(tmp_path)
+    results = BatchResults(first, [BadLine(b"\xff", "line 3: not text")])
+    for name in "abc":
+        results.client(name).part(ResponsePart(200, [], b"{}", False))
+    results.close()
+    kept = {line["id"] for line in written(tmp_path) if line["custom_id"] in ("a", "c")}
+    with (first.path / RESULTS).open("ab") as file:
+        file.write(b'{"id":"batch_req_torn","custom_id":"d","resp')
+    second = new_attempt(tmp_path)
+    results = BatchResults(second, [BadLine(b"\xff", "line 3: not text")])
+    results.inherit(first, {"a", "c", "d"})
+    results.client("b").part(ResponsePart(200, [], b"{}", False))
+    lines = written(tmp_path)
+    assert [line["custom_id"] for line in lines] == [None, "a", "c", "b"]
+    assert {line["id"] for line in lines} > kept, "the lines as they were"

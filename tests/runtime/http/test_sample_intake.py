@@ -8,6 +8,7 @@ import pytest
 
 from lemix_hpc.config.training_section import Training
 from lemix_hpc.config.workload_section import TextData, TextFields
+from lemix_hpc.records.attempts import Attempt, claim
 from lemix_hpc.runtime.http.errors import ApiError
 from lemix_hpc.runtime.http.sample_intake import JOURNAL, SampleIntake
 from lemix_hpc.workload.lines import Findings
@@ -22,7 +23,11 @@ def waiting() -> SampleQueue:
 
 
 def intake(tmp_path: Path, waiting: SampleQueue, **more: Any) -> SampleIntake:
-    return SampleIntake(tmp_path, more.get("fields", TextFields()), waiting, more.get("wake", lambda: None))
+    attempt, before = claim(tmp_path), more.get("before")
+    attempt.make_current()
+    return SampleIntake(
+        attempt, more.get("fields", TextFields()), waiting, more.get("wake", lambda: None), before and Attempt(before)
+    )
 
 
 def journal(tmp_path: Path) -> list[dict[str, Any]]:
@@ -99,3 +104,25 @@ def test_after_training_has_ended_nothing_is_taken(tmp_path: Path, waiting: Samp
     with pytest.raises(ApiError, match="Training has ended") as refused:
         intake(tmp_path, waiting).take(b'{"text": "a"}', 0.0)
     assert refused.value.status == 409 and journal(tmp_path) == []
+
+
+def test_the_next_attempt_has_what_was_accepted(tmp_path: Path, waiting: SampleQueue) -> None:
+    first = intake(tmp_path, waiting)
+    first.take(b'{"text": "a"}\n{"prompt": "b", "completion": "c"}', 1.5)
+    before = journal(tmp_path)
+    with (tmp_path / JOURNAL).open("ab") as file:
+        file.write(b'{"id": "sample2", "received": 9, "te')
+    queue = SampleQueue(Training(sequence_length=8, packing="padded"), ByteTokenizer())
+    again = intake(tmp_path, queue, before=tmp_path / "attempts" / "0")
+    assert journal(tmp_path) == before
+    assert [sample.id for sample in again.posted] == ["sample0", "sample1"]
+    assert queue.pending == 0, "some of them may have been trained on"
+    assert again.take(b'{"text": "d"}', 2.5) == ["sample2"]
+
+
+def test_who_was_left_behind_accepts_nothing(tmp_path: Path, waiting: SampleQueue) -> None:
+    behind = intake(tmp_path, waiting)
+    claim(tmp_path)
+    with pytest.raises(ApiError, match="The run goes on elsewhere") as raised:
+        behind.take(b'{"text": "a"}', 1.5)
+    assert raised.value.status == 503 and waiting.pending == 0

@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from lemix_hpc.config.training_section import Training
 from lemix_hpc.policy.events import (
     Event,
     GroupOffered,
@@ -40,7 +41,8 @@ from lemix_hpc.runtime.scheduler.loop import LoopSettings, SchedulerLoop
 from lemix_hpc.runtime.transport import messages as m
 from lemix_hpc.runtime.transport.mailbox import Inbox, Mail
 from lemix_hpc.runtime.transport.rank_layout import Layout
-from lemix_hpc.workload.tasks import ApiCall, Request, TrainingBatch
+from lemix_hpc.workload.tasks import ApiCall, Request
+from lemix_hpc.workload.training import stream
 
 # Two stages. A request, and each forward, takes 1 s on each of them, a backward 2 s.
 LAYOUT = Layout(2, 2)
@@ -204,8 +206,10 @@ def training(
     total: int | None, per_group: int = 1, *, text: bool = True
 ) -> Callable[[Callable[[], int]], TrainingFeed]:
     """Groups of micro-batches t0, t1, ... of 2 x 4 tokens."""
-    stream = (TrainingBatch(f"t{index}", 2, 4) for index in itertools.count())
-    return lambda number: TrainingFeed(stream if text else None, per_group=per_group, total=total, number=number)
+    of_text = Training(micro_batch_size=2, sequence_length=4)
+    return lambda number: TrainingFeed(
+        stream(of_text, None, 0) if text else None, per_group=per_group, total=total, number=number
+    )
 
 
 def work(

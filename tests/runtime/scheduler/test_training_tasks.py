@@ -20,9 +20,9 @@ from lemix_hpc.runtime.scheduler.task_table import TaskNames
 from lemix_hpc.runtime.scheduler.training_tasks import TrainingTasks
 from lemix_hpc.runtime.transport.messages import StepTogether
 from lemix_hpc.workload.samples import Sample, SampleQueue
-from lemix_hpc.workload.tasks import TrainingBatch
 from lemix_hpc.workload.texts import Document
 from lemix_hpc.workload.tokenizer import ByteTokenizer
+from lemix_hpc.workload.training import stream
 
 
 class Bench:
@@ -42,9 +42,9 @@ class Bench:
         together: StepsTogether | None = None,
     ) -> TrainingTasks:
         """Training on the recipe's text, or on what clients send where they do."""
-        stream = (TrainingBatch(f"t{index}", 2, 4) for index in itertools.count()) if samples is None else None
+        text = stream(Training(micro_batch_size=2, sequence_length=4), None, 0) if samples is None else None
         number = itertools.count().__next__
-        feed = TrainingFeed(stream, per_group=per_group, total=total, number=number, samples=samples)
+        feed = TrainingFeed(text, per_group=per_group, total=total, number=number, samples=samples)
         return TrainingTasks(feed, self.names, self.recorder, together)
 
     def records(self) -> list[TrainedTask]:
@@ -95,7 +95,7 @@ def test_training_of_an_amount_is_over_when_all_of_it_is_recorded(bench: Bench) 
     tasks.learned(0, 2.5)
     tasks.ended(0, 6.0)
     assert not tasks.finished and tasks.trained == 0
-    tasks.stepped(0, 0, 1)
+    tasks.stepped(0, 0, 1, 9.0)
     assert tasks.finished and (tasks.trained, tasks.steps, tasks.total) == (1, 1, 1)
 
 
@@ -115,7 +115,7 @@ def test_a_group_is_recorded_whatever_comes_last(bench: Bench, order: tuple[str,
                 tasks.ended(1, 5.0)
                 tasks.ended(0, 4.0)
             case "step":
-                tasks.stepped(1, 0, 7)
+                tasks.stepped(1, 0, 7, 9.0)
     assert bench.records() == [
         TrainedTask("t0", "finished", 0.5, 8, 1, 0.75, 4.0, 2.0, 7, 0),
         TrainedTask("t1", "finished", 0.5, 8, 1, 0.75, 5.0, 3.0, 7, 1),
@@ -128,7 +128,7 @@ def test_the_step_of_another_node_is_not_the_groups_own(bench: Bench) -> None:
     tasks.place(place(0, node=1), 0.0)
     tasks.learned(0, 2.0)
     tasks.ended(0, 4.0)
-    tasks.stepped(0, 0, 7)
+    tasks.stepped(0, 0, 7, 9.0)
     assert bench.records() == []
 
 
@@ -141,7 +141,7 @@ def test_training_without_an_end_ends_with_serving(bench: Bench) -> None:
     assert not tasks.finished, "what has begun runs to its end"
     tasks.learned(0, 2.0)
     tasks.ended(0, 4.0)
-    tasks.stepped(0, 0, 1)
+    tasks.stepped(0, 0, 1, 9.0)
     assert tasks.finished
 
 
@@ -160,7 +160,7 @@ def test_training_on_what_clients_send_waits_for_it_and_ends_with_them(bench: Be
     assert tasks.supply(2.0, ahead=1, served=True) == TrainingClosed(2.0) and waiting.closed
     tasks.learned(0, 2.0)
     tasks.ended(0, 4.0)
-    tasks.stepped(0, 0, 1)
+    tasks.stepped(0, 0, 1, 9.0)
     assert [(record.id, record.samples) for record in bench.records()] == [("posted0", ["x"])]
 
 
@@ -187,7 +187,7 @@ def test_trained_and_refused_micro_batches_keep_their_names_for_late_reports_alo
         tasks.place(place(number), 1.0)
         tasks.learned(number, 2.0)
         tasks.ended(number, 4.0)
-    tasks.stepped(0, 0, 1)
+    tasks.stepped(0, 0, 1, 9.0)
     assert dict(bench.names) == {0: "t0", 1: "t1"}, "others have ended since the refusal"
 
 
@@ -201,9 +201,9 @@ def test_a_step_of_all_nodes_takes_as_many_groups_as_there_are_nodes(bench: Benc
     for number in range(2):
         tasks.learned(number, 2.0)
         tasks.ended(number, 4.0)
-    tasks.stepped(0, 0, 1)
+    tasks.stepped(0, 0, 1, 9.0)
     assert offered(tasks) == [] and (tasks.steps, tasks.trained) == (0, 0), "node 1 has not taken it"
-    tasks.stepped(1, 0, 1)
+    tasks.stepped(1, 0, 1, 9.0)
     assert (tasks.steps, tasks.trained) == (1, 2)
     assert offered(tasks) == [2]
     tasks.place(place(2, node=1), 5.0)
