@@ -13,8 +13,7 @@ from lemix_hpc.config.recipe import Model
 
 Messages = Sequence[dict[str, str]]
 
-# Any one of these in a checkpoint directory means that it brings its tokenizer.
-_TOKENIZER_FILES = (
+TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer.model",
     "tokenizer_config.json",
@@ -22,6 +21,7 @@ _TOKENIZER_FILES = (
     "vocab.json",
     "vocab.txt",
 )
+"""Any one of these in a checkpoint directory means that it brings its tokenizer."""
 
 
 class Tokenizer(Protocol):
@@ -91,7 +91,7 @@ def load_tokenizer(model: Model) -> Tokenizer:
     config = model_config(model)
     path = model.path
     tokenizer: Tokenizer
-    if path is not None and any((path / name).is_file() for name in _TOKENIZER_FILES):
+    if path is not None and any((path / name).is_file() for name in TOKENIZER_FILES):
         tokenizer, where = _from_checkpoint(path), f"the tokenizer in {path}"
     else:
         tokenizer, where = ByteTokenizer(), "the byte-level tokenizer"

@@ -15,9 +15,10 @@ from lemix_hpc.config.errors import UserError
 from lemix_hpc.config.recipe import Recipe
 from lemix_hpc.engines.model_sizes import model_config
 from lemix_hpc.engines.vllm.executor import StageExecutor
-from lemix_hpc.engines.vllm.model_files import ARCHITECTURES, model_directory, tokenizer_directory
+from lemix_hpc.engines.vllm.model_files import model_directory, tokenizer_directory
 
 CPU_CACHE_GB = 0.25
+FAMILIES = ("llama", "mistral", "qwen2")
 
 
 def server_args(recipe: Recipe, meeting: Path) -> Namespace:
@@ -76,8 +77,8 @@ def _ours(recipe: Recipe, model: Path, meeting: Path) -> dict[str, Any]:
 def _check_model(recipe: Recipe) -> None:
     config = model_config(recipe.model)
     family = config.get("model_type")
-    if family not in ARCHITECTURES:
-        known = ", ".join(ARCHITECTURES)
+    if family not in FAMILIES:
+        known = ", ".join(FAMILIES)
         raise UserError(f"model: engine vllm serves and trains {known}, and this is {family}; set engine.kind: torch")
     heads, hidden = config.get("num_attention_heads"), config.get("hidden_size")
     head_dim = config.get("head_dim") or (hidden // heads if heads and hidden else None)

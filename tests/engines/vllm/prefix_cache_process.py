@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from lemix_hpc.engines.vllm.environment import prepare
-from lemix_hpc.engines.vllm.model_files import byte_level_tokenizer
 from lemix_hpc.engines.vllm.weight_version import WeightClock
+from lemix_hpc.workload.byte_level import byte_level_tokenizer
 from tests.engines.vllm.conftest import hugging_face
 
 prepare()

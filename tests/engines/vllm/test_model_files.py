@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from lemix_hpc.config.recipe import Model
-from lemix_hpc.engines.vllm.model_files import byte_level_tokenizer, model_directory, tokenizer_directory
+from lemix_hpc.engines.vllm.model_files import model_directory, tokenizer_directory
+from lemix_hpc.workload.byte_level import byte_level_tokenizer
 from lemix_hpc.workload.tokenizer import ByteTokenizer
 
 CONFIG = {"model_type": "llama", "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 257}
