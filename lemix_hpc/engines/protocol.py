@@ -14,6 +14,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from lemix_hpc.checkpoints.stage_state import SavedState, StageState
+
 T = TypeVar("T")
 Work = Generator[None, None, T]
 Vector = NDArray[np.float32]
@@ -220,6 +222,22 @@ class StageEngine(Protocol):
 
     def publish_average(self) -> Work[None]:
         """Put the weights of `prepare_average` in force, as `publish` does."""
+        ...
+
+    def snapshot(self) -> Work[StageState]:
+        """Copy the training state into host memory, by Hugging Face's parameter names. The memory is that of the snapshot
+        before, which must not be in use any more.
+
+        No update may be prepared or published before this has ended. Raises ValueError if the recipe trains nothing.
+        """
+        ...
+
+    def restore(self, saved: SavedState) -> None:
+        """Go on from a training state, before any work: what is served and trained from here on. Whatever the number of
+        stages or the engine that it was saved from.
+
+        Raises UserError for a state of another model, or one that cannot be read.
+        """
         ...
 
     def sample(self, rows: int, length: int) -> Payload:

@@ -73,6 +73,29 @@ class ChunkedAdamW(torch.optim.Optimizer):
             for parameter, start, weight in self._parts(weights)
         ]
 
+    def moments(self, weights: Sequence[torch.Tensor]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Both moments of each of these tensors, as `held`."""
+        for parameter in self.param_groups[0]["params"]:
+            self._started(parameter)
+        return [
+            (self._moment("exp_avg", parameter, start, weight), self._moment("exp_avg_sq", parameter, start, weight))
+            for parameter, start, weight in self._parts(weights)
+        ]
+
+    @property
+    def updates(self) -> int:
+        """How many updates the moments have seen."""
+        return int(self._started(self.param_groups[0]["params"][0]))
+
+    @updates.setter
+    def updates(self, count: int) -> None:
+        for parameter in self.param_groups[0]["params"]:
+            self._started(parameter).fill_(count)
+
+    def _moment(self, name: str, parameter: torch.Tensor, start: int, weight: torch.Tensor) -> torch.Tensor:
+        moment: torch.Tensor = self.state[parameter][name].view(-1)[start : start + weight.numel()]
+        return moment
+
     def _started(self, parameter: torch.Tensor) -> torch.Tensor:
         """The count of updates of a parameter, whose state is made here when it has none."""
         state = self.state[parameter]

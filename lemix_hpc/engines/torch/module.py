@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -68,6 +68,10 @@ class StageModule(nn.Module, ABC):
     def shared_embedding(self) -> torch.Tensor | None:
         """The embedding weight of which another stage holds the other copy."""
         return self.embedding.weight if self.tied and self.first != self.last else None
+
+    def saved_parts(self, name: str, value: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
+        """What belongs to a named parameter, of its shape, under Hugging Face's names: views, not copies."""
+        yield name, value
 
     def run_block(
         self, block: nn.Module, hidden: torch.Tensor, arguments: dict[str, Any], attend: Attend

@@ -54,13 +54,13 @@ class StageOptimizer:
             chunk=_CHUNK["cpu" if training.offload_optimizer else device.type],
             in_place=self._master,
         )
-        warmup = training.warmup_steps
-        schedule = torch.optim.lr_scheduler.LambdaLR(self._adamw, lambda step: min(1.0, (step + 1) / max(warmup, 1)))
+        self._warmup = training.warmup_steps
+        self._schedule = torch.optim.lr_scheduler.LambdaLR(self._adamw, self._warmth)
         with contextlib.redirect_stdout(io.StringIO()):  # it prints memory figures, whatever its log level
             self._engine = deepspeed.initialize(
                 model=module,
                 optimizer=self._adamw,
-                lr_scheduler=schedule,
+                lr_scheduler=self._schedule,
                 config=_config(stage, dtype, device, offload=training.offload_optimizer),
                 mpu=None if process_group is None else SoloWorld(process_group),
                 dist_init_required=False,
@@ -111,8 +111,38 @@ class StageOptimizer:
         for parameter, master in zip(self._parameters, self.master(), strict=True):
             parameter.copy_(master.view(parameter.shape))
 
+    def moments(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Flat views of AdamW's first and second moments, in the order of the module's parameters."""
+        return self._adamw.moments(self._parameters)
+
+    @property
+    def updates(self) -> int:
+        """How many updates AdamW has made: all steps but those that were skipped."""
+        return self._adamw.updates
+
+    @property
+    def schedule(self) -> int:
+        """Where the schedule of the learning rate stands, in updates."""
+        position: int = self._schedule.last_epoch
+        return position
+
+    def go_on_from(self, updates: int, schedule: int) -> None:
+        """The master weights and the moments have been replaced by those after so many updates: bring all else up to them."""
+        self._adamw.updates = updates
+        rates = [base * self._warmth(schedule) for base in self._schedule.base_lrs]
+        place = {"last_epoch": schedule, "_step_count": schedule + 1, "_last_lr": rates}
+        self._schedule.load_state_dict(self._schedule.state_dict() | place)
+        for group, rate in zip(self._adamw.param_groups, rates, strict=True):
+            group["lr"] = rate
+        if self._master:
+            self.publish_master()
+
     def close(self) -> None:
         self._engine.destroy()
+
+    def _warmth(self, step: int) -> float:
+        """The part of the full learning rate after so many steps."""
+        return min(1.0, (step + 1) / max(self._warmup, 1))
 
     def _hand_over_gradient(self) -> None:
         """DeepSpeed asks for a flat gradient, which is in the master already: one zero stands for all of it."""

@@ -9,14 +9,16 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
+from lemix_hpc.checkpoints.stage_state import SavedState, StageState
 from lemix_hpc.engines.protocol import GroupGradient, MicroBatch, Payload, Vector, Work
-from lemix_hpc.engines.torch import flat_vectors
+from lemix_hpc.engines.torch import flat_vectors, saved_state
 from lemix_hpc.engines.torch import micro_batch as passes
 from lemix_hpc.engines.torch.gradients import GroupGradients
 from lemix_hpc.engines.torch.micro_batch import Labels, Segment
 from lemix_hpc.engines.torch.module import StageModule
 from lemix_hpc.engines.torch.optimizer import StageOptimizer
 from lemix_hpc.engines.torch.payloads import Wire
+from lemix_hpc.engines.torch.saved_state import HostCopies
 
 T = TypeVar("T")
 
@@ -57,6 +59,7 @@ class StageTraining:
         self._parameters = list(module.parameters())
         self._device = module.device
         self._gradients = GroupGradients(self._parameters)
+        self._copies = HostCopies(module)
         self._passes: dict[int, _Pass] = {}
         self._averaged: Vector | None = None
 
@@ -171,6 +174,14 @@ class StageTraining:
         self._settle()
         return
         yield
+
+    def snapshot(self) -> Work[StageState]:
+        return self._paced(self._copies.take(self._stepped_by()))
+
+    def restore(self, saved: SavedState) -> None:
+        """The weights change without a stop in between."""
+        saved_state.restore(self._module, self._stepped_by(), saved)
+        self._settle()
 
     def sample(self, rows: int, length: int) -> Payload:
         shape, dtype = (rows, length, self._module.width), self._parameters[0].dtype

@@ -61,7 +61,7 @@ def build_stage(recipe: Recipe, *, stage: int, device: str, meeting: Path) -> Vl
         module,
         Wire(place, device_buffers=place.type == "cuda" and mpi_sends_device_memory()),
         optimizer,
-        CopiedWeights(served, module, config) if copied else None,
+        CopiedWeights(served, module) if copied else None,
         keep_graphs=training is not None and training.release == "sync",
         max_positions=sizes.max_positions,
     )

@@ -7,7 +7,7 @@ to its order.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -34,6 +34,10 @@ class FusedLlamaStage(StageModule):
         """`weights`: those of this stage by vLLM's names; the parameters start out on the same storage."""
         super().__init__(config, first=first, last=last, device=device)
         self._vocabulary = config.vocab_size
+        self._fused = {
+            "qkv_proj": (("q_proj", "k_proj", "v_proj"), _attention_rows(config)),
+            "gate_up_proj": (("gate_proj", "up_proj"), [config.intermediate_size] * 2),
+        }
         self._epsilon = config.rms_norm_eps
         self.model = nn.Module()
         decoder = {str(index): _Layer(config, weights, index) for index in layers}
@@ -74,6 +78,17 @@ class FusedLlamaStage(StageModule):
     def layer_arguments(self, positions: torch.Tensor, dtype: torch.dtype) -> dict[str, Any]:
         like = torch.empty(0, dtype=dtype, device=positions.device)
         return {"position_embeddings": self._rotary(like, positions)}
+
+    def saved_parts(self, name: str, value: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
+        fused = next((key for key in self._fused if f".{key}." in name), None)
+        if fused is not None:
+            parts, rows = self._fused[fused]
+            for part, rows_of_part in zip(parts, torch.split(value, rows), strict=True):
+                yield name.replace(fused, part), rows_of_part
+        elif name in self.tied_names:
+            yield name, value[: self._vocabulary]  # without the rows that pad it
+        else:
+            yield name, value
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         normed = _rms_norm(hidden, self.model.norm.weight, self._epsilon)  # type: ignore[arg-type, union-attr]
@@ -135,10 +150,8 @@ class _Attention(nn.Module):
     def __init__(self, config: Any, weights: Weights, index: int) -> None:
         super().__init__()
         name = f"model.layers.{index}.self_attn"
-        heads = config.num_attention_heads
-        self._head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
-        groups = getattr(config, "num_key_value_heads", None) or heads
-        self._sizes = [heads * self._head_dim, groups * self._head_dim, groups * self._head_dim]
+        self._head_dim = _head_dim(config)
+        self._sizes = _attention_rows(config)
         self._index = index
         self._window = _window(config, index)
         self.qkv_proj = _Weighted(weights, f"{name}.qkv_proj")
@@ -170,6 +183,17 @@ class _FeedForward(nn.Module):
         gate, up = self.gate_up_proj(hidden).chunk(2, dim=-1)
         output: torch.Tensor = self.down_proj(silu(gate) * up)
         return output
+
+
+def _head_dim(config: Any) -> int:
+    return getattr(config, "head_dim", None) or int(config.hidden_size) // int(config.num_attention_heads)
+
+
+def _attention_rows(config: Any) -> list[int]:
+    """Rows of query, key and value in their fused matrix."""
+    heads = config.num_attention_heads
+    groups = getattr(config, "num_key_value_heads", None) or heads
+    return [each * _head_dim(config) for each in (heads, groups, groups)]
 
 
 def _window(config: Any, index: int) -> int | None:

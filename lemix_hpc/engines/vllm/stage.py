@@ -11,6 +11,7 @@ import torch
 from vllm.v1.outputs import AsyncModelRunnerOutput
 from vllm.v1.worker.worker_base import WorkerWrapperBase
 
+from lemix_hpc.checkpoints.stage_state import SavedState
 from lemix_hpc.engines.protocol import EngineOrder, Payload, SequenceResult, ServeBatch, Work
 from lemix_hpc.engines.torch.optimizer import StageOptimizer
 from lemix_hpc.engines.torch.payloads import Wire
@@ -72,6 +73,10 @@ class VllmStage(StageTraining):
 
     def write_weights(self, weights: list[Payload]) -> None:
         super().write_weights(weights)
+        self._copy()
+
+    def restore(self, saved: SavedState) -> None:
+        super().restore(saved)
         self._copy()
 
     def forget(self, requests: Sequence[int]) -> None:

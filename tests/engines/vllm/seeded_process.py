@@ -19,8 +19,8 @@ from lemix_hpc.engines.torch.training import StageTraining
 from lemix_hpc.engines.torch.weights import RandomWeights
 from lemix_hpc.engines.vllm.aliasing import check_sharing, share
 from lemix_hpc.engines.vllm.hugging_face import fill, unfused
-from lemix_hpc.engines.vllm.model_files import byte_level_tokenizer
 from lemix_hpc.engines.vllm.module import FusedLlamaStage
+from lemix_hpc.workload.byte_level import byte_level_tokenizer
 from tests.engines.vllm.conftest import hugging_face
 from tests.engines.vllm.sharing_process import Served
 
@@ -33,7 +33,7 @@ def check_it_starts_from_the_torch_engines_weights(served: Served) -> None:
     layers = range(served.config.num_hidden_layers)
     fill(served.model, source, served.config, layers, first=True, last=True)
     module = served.trained()
-    cut = dict(unfused(module, served.config))
+    cut = dict(unfused(module))
     with torch.device("meta"):
         stage = LlamaStage(served.config, layers, first=True, last=True, device=CPU)
     assert cut.keys() == dict(stage.named_parameters()).keys()

@@ -20,8 +20,8 @@ from lemix_hpc.engines.torch.optimizer import StageOptimizer
 from lemix_hpc.engines.vllm.aliasing import check_sharing, share
 from lemix_hpc.engines.vllm.environment import prepare
 from lemix_hpc.engines.vllm.hugging_face import CopiedWeights, unfused
-from lemix_hpc.engines.vllm.model_files import byte_level_tokenizer
 from lemix_hpc.engines.vllm.module import FusedLlamaStage
+from lemix_hpc.workload.byte_level import byte_level_tokenizer
 from tests.engines.vllm.conftest import hugging_face
 
 TOKENS = torch.randint(0, 257, (120,), generator=torch.Generator().manual_seed(1)).tolist()
@@ -69,7 +69,7 @@ class Served:
         """What Hugging Face makes of the trained weights, by default in their own type."""
         dtype = dtype or next(trained.parameters()).dtype
         model = AutoModelForCausalLM.from_pretrained(self.directory, dtype=dtype).eval()
-        missing, unexpected = model.load_state_dict(dict(unfused(trained, self.config)), strict=False)
+        missing, unexpected = model.load_state_dict(dict(unfused(trained)), strict=False)
         assert not unexpected
         assert set(missing) <= {"lm_head.weight"}, "a tied head has no weight of its own"
         with torch.no_grad():
@@ -126,7 +126,7 @@ def check_copied_weights_are_served_after_they_are_published(served: Served) -> 
         for parameter in module.parameters():
             parameter.mul_(1.5)
     assert torch.equal(served.log_likelihoods(), before)
-    CopiedWeights(served.model, module, served.config).publish()
+    CopiedWeights(served.model, module).publish()
     exact = served.hugging_face(module, torch.float32)
     if next(module.parameters()).dtype == torch.float32:
         torch.testing.assert_close(served.log_likelihoods(), exact, rtol=0, atol=1e-4)
