@@ -12,6 +12,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 from lemix_hpc.config.recipe import Recipe
@@ -223,6 +224,7 @@ class OneProcess:
         )
         engine = EmulatedStage(latency, stage, pieces, clock=clock.now, sleep=clock.sleep)
         box = self._box(self._layout.worker(node, stage), Inbox.STAGE, clock)
-        place, unused = stage_place(recipe, self._layout, node, stage), None
+        place = stage_place(recipe, self._layout, node, stage)
         run_clock: Any = clock
-        return StageWorker(place, engine, box, run_clock, unused, stage_rules(recipe)), clock  # type: ignore[arg-type]
+        nobody_waits: Any = SimpleNamespace(wake=lambda: None)
+        return StageWorker(place, engine, box, run_clock, nobody_waits, stage_rules(recipe)), clock

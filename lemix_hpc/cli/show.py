@@ -88,6 +88,8 @@ def _facts(progress: Progress | None) -> list[str]:
     if progress.trained or progress.training_total:
         total = "" if progress.training_total is None else f"/{progress.training_total}"
         facts.append(f"trained {progress.trained}{total} in {progress.steps} steps")
+    if progress.checkpoint_step is not None:
+        facts.append(f"checkpoint at step {progress.checkpoint_step}")
     if progress.loss is not None:
         facts.append(f"loss {progress.loss:.4f}")
     if progress.response_ms_p50 is not None:

@@ -28,6 +28,7 @@ def check_recipe(recipe: Recipe) -> list[Problem]:
         _check_across_nodes,
         _check_files,
         _check_model_files,
+        _check_resume,
     )
     return [problem for check in checks for problem in check(recipe)]
 
@@ -216,6 +217,23 @@ def _check_model_files(recipe: Recipe) -> Iterator[Problem]:
         yield Problem(("model", "path"), f"there is no directory {model}; give a Hugging Face checkpoint directory")
     elif model is not None and not (model / "config.json").is_file():
         yield Problem(("model", "path"), f"{model} has no config.json; give a Hugging Face checkpoint directory")
+
+
+def _check_resume(recipe: Recipe) -> Iterator[Problem]:
+    resume = recipe.training.resume if recipe.training is not None else None
+    if resume is None:
+        return
+    way_out = (
+        "give a directory such as RUN/checkpoints/step-00000100, or that of a run, whose newest checkpoint is taken"
+    )
+    if not resume.is_dir():
+        yield Problem(("training", "resume"), f"there is no directory {resume}; {way_out}")
+    elif not (resume / "manifest.json").is_file() and not (resume / "checkpoints").is_dir():
+        yield Problem(("training", "resume"), f"{resume} has no checkpoint; {way_out}")
+    elif not recipe.engine.computes:
+        yield Problem(
+            ("training", "resume"), f"the {recipe.engine.kind} engine has no weights to restore; leave it out"
+        )
 
 
 def _files(recipe: Recipe) -> Iterator[tuple[KeyPath, Path]]:

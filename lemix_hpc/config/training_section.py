@@ -6,8 +6,16 @@ from typing import Literal, Self
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from lemix_hpc.config.section import Fraction, Section
+from lemix_hpc.config.section import FilePath, Fraction, Section
 from lemix_hpc.config.workload_section import LengthTable, TextData
+
+
+class Checkpoint(Section):
+    """When the training state is saved. At the end of a run it always is, where the engine computes."""
+
+    every_steps: PositiveInt | None = Field(default=None, description="optimizer steps, of all nodes")
+    every_s: PositiveFloat | None = Field(default=None, description="seconds")
+    keep: PositiveInt = Field(default=2, description="how many checkpoints stay")
 
 
 class Training(Section):
@@ -42,6 +50,11 @@ class Training(Section):
         default="local", description="each node its own updates, or weights averaged, or one step of all nodes together"
     )
     average_every: PositiveInt = Field(default=16, description="`average`: steps of a node between two averages")
+
+    checkpoint: Checkpoint = Checkpoint()
+    resume: FilePath | None = Field(
+        default=None, description="directory of a checkpoint, or of a run: its weights and optimizer state"
+    )
 
     @model_validator(mode="after")
     def _one_amount(self) -> Self:

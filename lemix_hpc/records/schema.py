@@ -16,7 +16,7 @@ FACTS = "facts.json"
 LEARNED = "learned.json"
 """What it has learned of them."""
 
-SpanKind = Literal["serve", "forward", "backward", "step", "copy"]
+SpanKind = Literal["serve", "forward", "backward", "step", "copy", "save"]
 Outcome = Literal["finished", "rejected", "lost", "aborted"]
 """Of a call over HTTP: `rejected` if its answer was an error, `lost` without an answer, `aborted` if the client hung up."""
 
@@ -25,8 +25,8 @@ class Span(msgspec.Struct, frozen=True):
     """Uninterrupted work on one stage for one task (`spans.jsonl`).
 
     A batch of k requests gives k spans with the same `batch` and times. A training pass that rested for serving gives one
-    span before and one after each rest. `task` is the task's id, empty for steps and weight copies. `version` is the weight
-    version that the work used. `batch` is -1 for everything but serving.
+    span before and one after each rest. `task` is the task's id, empty for steps, weight copies and saves. `version` is the
+    weight version that the work used. `batch` is -1 for everything but serving.
     """
 
     node: int
@@ -130,6 +130,22 @@ class SumsOverNodes(msgspec.Struct, frozen=True):
     nbytes: int
 
 
+class CheckpointFacts(msgspec.Struct, frozen=True):
+    """The checkpoints of a run: `saved` and `failed` ones, and the bytes of all that were saved.
+
+    `last_step`: of the newest, None without one; `last_failure`: why one could not be saved. `snapshot_max_s`: the longest that
+    a stage took to copy its state, serving in between included; `write_max_s`: to write it, None without any.
+    """
+
+    saved: int
+    failed: int
+    last_step: int | None
+    last_failure: str | None
+    nbytes: int
+    snapshot_max_s: float | None
+    write_max_s: float | None
+
+
 class RunFacts(msgspec.Struct, frozen=True):
     """What the report needs in addition to spans and tasks (`facts.json`).
 
@@ -137,7 +153,7 @@ class RunFacts(msgspec.Struct, frozen=True):
     `tpot` and `response` that the recipe gives, ms; `malformed_lines`: lines of input files that were left out;
     `outside_range`: requests longer than the coefficient file's range; `drift`: alarms on stage times; `memory`: None if it
     has no limit; `across_nodes`: None if every node keeps its own updates; `overhead_s`: what forecasts added, at the start,
-    to the stage times of each pass of a response.
+    to the stage times of each pass of a response; `checkpoints`: None if nothing is saved.
     """
 
     policy: str
@@ -155,6 +171,7 @@ class RunFacts(msgspec.Struct, frozen=True):
     memory: MemoryUse | None = None
     across_nodes: SumsOverNodes | None = None
     overhead_s: float = 0.0
+    checkpoints: CheckpointFacts | None = None
 
 
 class LearnedTimes(msgspec.Struct, frozen=True):
@@ -174,7 +191,7 @@ class Progress(msgspec.Struct, frozen=True):
 
     `address`: of its OpenAI API. `loss`: mean of the last micro-batches, nats per token. `stage_busy`: busy share of every
     stage since the last update, 0..1, by node and stage. `measured` of `to_measure` points and `left_s` seconds are for
-    profiling jobs.
+    profiling jobs. `checkpoint_step`: of the newest checkpoint.
     """
 
     state: Literal["starting", "running", "finished", "failed"]
@@ -189,6 +206,7 @@ class Progress(msgspec.Struct, frozen=True):
     steps: int = 0
     loss: float | None = None
     response_ms_p50: float | None = None
+    checkpoint_step: int | None = None
     measured: int = 0
     to_measure: int = 0
     left_s: float | None = None

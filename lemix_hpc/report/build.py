@@ -58,6 +58,7 @@ def summarise(run: RunRecords) -> Section:
         "outside_range": facts.outside_range,
         "drift": msgspec.to_builtins(facts.drift),
         "memory": msgspec.to_builtins(facts.memory),
+        "checkpoints": msgspec.to_builtins(facts.checkpoints),
         "across_nodes": msgspec.to_builtins(facts.across_nodes),
     }
 

@@ -129,7 +129,8 @@ class StageTime:
 
 
 def stage_time(spans: Sequence[Span]) -> StageTime:
-    """Sum up spans; the k spans of a batch of k requests count once."""
+    """Sum up spans; the k spans of a batch of k requests count once. Saves do not count: they are no part of the work."""
+    spans = [span for span in spans if span.kind != "save"]
     count = len(spans)
     nodes, stages = (
         np.fromiter((getattr(span, name) for span in spans), np.int64, count) for name in ("node", "stage")

@@ -6,6 +6,7 @@ import os
 import random
 from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Executor, Future
 from typing import Any
 
 import numpy as np
@@ -62,11 +63,23 @@ class Box:
     def now(self) -> float:
         return 0.0
 
+    def wake(self) -> None:
+        """Nobody sleeps here."""
+
+
+class AtOnce(Executor):
+    """Does what it is given before it returns."""
+
+    def submit(self, job: Any, /, *args: Any, **others: Any) -> Future[Any]:
+        done: Future[Any] = Future()
+        done.set_result(job(*args, **others))
+        return done
+
 
 class Cluster:
     """Two nodes of two stages with the same weights, each at the start of a run."""
 
-    def __init__(self, partners: Partners, **training: Any) -> None:
+    def __init__(self, partners: Partners | None, **training: Any) -> None:
         self.boxes: dict[int, Box] = {}
         self.reports: list[m.AnyMessage] = []
         recipe = Recipe(
@@ -82,7 +95,8 @@ class Cluster:
             box = Box(self.boxes, self.reports, LAYOUT.worker(node, stage))
             place: Any = StagePlace(LAYOUT, node, stage)
             self.engines[node, stage] = engine
-            self.workers[node, stage] = StageWorker(place, engine, box, box, None, rules, partners)  # type: ignore[arg-type]
+            worker = StageWorker(place, engine, box, box, box, rules, partners, pool=AtOnce())  # type: ignore[arg-type]
+            self.workers[node, stage] = worker
 
     def send(self, node: int, stage: int, message: m.AnyMessage) -> None:
         self.boxes[LAYOUT.worker(node, stage)].mails.append(Mail(0, message, None))

@@ -91,7 +91,7 @@ class Leader:
             case m.SpanReport(spans) as work:
                 self._at_first_stage -= sum(s.kind == "serve" and s.stage == 0 and s.complete for s in spans)
                 self._mailbox.send(SCHEDULER_RANK, Inbox.SCHEDULER, work)
-            case (m.EngineReady() | m.Loss() | m.Stepped() | m.RingDone() | m.Stopped()) as report:
+            case (m.EngineReady() | m.Loss() | m.Stepped() | m.RingDone() | m.Saved() | m.Stopped()) as report:
                 self._running -= isinstance(report, m.Stopped)
                 self._mailbox.send(SCHEDULER_RANK, Inbox.SCHEDULER, report)
             case (m.Go() | m.Stop()) as order:

@@ -58,7 +58,9 @@ class EngineLeader:
                 self._server.abort(task)
             case m.Train() as train:
                 self._mailbox.send(self._layout.worker(self._node, 0), Inbox.STAGE, train)
-            case (m.EngineReady() | m.SpanReport() | m.Loss() | m.Stepped() | m.RingDone() | m.Stopped()) as report:
+            case (
+                m.EngineReady() | m.SpanReport() | m.Loss() | m.Stepped() | m.RingDone() | m.Saved() | m.Stopped()
+            ) as report:
                 self._running -= isinstance(report, m.Stopped)
                 self._tell(report)
             case (m.Go() | m.Stop()) as order:

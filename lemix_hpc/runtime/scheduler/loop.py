@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -25,6 +26,7 @@ from lemix_hpc.run_setup.training_feed import TrainingFeed
 from lemix_hpc.runtime.http.call import Client
 from lemix_hpc.runtime.http.call_router import CallRouter
 from lemix_hpc.runtime.scheduler.arrivals import Arrivals
+from lemix_hpc.runtime.scheduler.checkpoints import Checkpoints
 from lemix_hpc.runtime.scheduler.progress import LiveView
 from lemix_hpc.runtime.scheduler.resume import remaining
 from lemix_hpc.runtime.scheduler.sync_steps import Rounds, StepsTogether
@@ -65,6 +67,7 @@ class SchedulerLoop:
         settings: LoopSettings,
         next_number: Callable[[], int],
         inherited: Inheritance = NOTHING,
+        checkpoints: Checkpoints | None = None,
     ) -> None:
         self._layout = layout
         self._scheduler = scheduler
@@ -78,6 +81,7 @@ class SchedulerLoop:
         self._router = router
         self._settings = settings
         self._number = next_number
+        self._checkpoints = checkpoints
         self._serving: dict[int, ServingTask] = {}
         self._names = TaskNames()
         partners = settings.partners
@@ -106,8 +110,9 @@ class SchedulerLoop:
         return self._arrivals.left == 0 and not self._serving and self._router.idle
 
     def until_due(self) -> float:
-        """Seconds until the next request or the scheduler's next tick is due; inf when nothing is."""
-        return min(self._arrivals.next, self._tick_at, self._router.due) - self._now()
+        """Seconds until the next request, save or tick of the scheduler is due; inf when nothing is."""
+        saving = self._checkpoints.due if self._checkpoints is not None else math.inf
+        return min(self._arrivals.next, self._tick_at, self._router.due, saving) - self._now()
 
     def turn(self) -> bool:
         """Let in what is due, take in reports, keep training supplied. False when there was nothing to do."""
@@ -122,8 +127,9 @@ class SchedulerLoop:
         for mail in mails:
             self._receive(mail)
         self._supply_training()
+        saving = self._checkpoints is not None and self._checkpoints.turn(self._training.steps)
         self.show()
-        return bool(mails) or due
+        return bool(mails) or due or saving
 
     def _arrive(self, request: Request, client: Client | None = None) -> None:
         """`client`: who waits for the answer, if that is a call that has just come."""
@@ -207,6 +213,10 @@ class SchedulerLoop:
                 self._request_done(done)
             case m.RingDone() as done if self.rounds is not None:
                 self.rounds.add(done)
+                if self._checkpoints is not None:
+                    self._checkpoints.summed(done.round)
+            case m.Saved() as saved if self._checkpoints is not None:
+                self._checkpoints.received(saved)
             case m.Stopped(node, stage):
                 self.stopped.add((node, stage))
             case other:
@@ -266,5 +276,6 @@ class SchedulerLoop:
             self._scheduler.drifts,
             received=self._requests - self._arrivals.left,
             requests=self._requests,
+            checkpoint=self._checkpoints.last_step if self._checkpoints is not None else None,
             last=last,
         )

@@ -96,6 +96,7 @@ class LiveView:
         *,
         received: int,
         requests: int,
+        checkpoint: int | None = None,
         last: bool = False,
     ) -> Figures:
         """Replace the picture, and return the figures of this moment.
@@ -117,6 +118,7 @@ class LiveView:
                 steps=training.steps,
                 loss=loss,
                 response_ms_p50=self._figures.response_ms_p50,
+                checkpoint_step=checkpoint,
                 stage_busy=self._figures.look(now),
                 drift=[drift for drift in drifts if drift.until_s is None],
             )

@@ -9,6 +9,7 @@ import platform
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from lemix_hpc.checkpoints.resumption import Resumption
 from lemix_hpc.config.recipe import Recipe
 from lemix_hpc.engines.model_sizes import describe
 from lemix_hpc.policy.latency import LatencyModel
@@ -25,8 +26,10 @@ from lemix_hpc.run_setup.training_feed import feed_of
 from lemix_hpc.runtime.http.call_router import CallRouter
 from lemix_hpc.runtime.http.endpoint import Endpoint
 from lemix_hpc.runtime.leader.make_leader import AnyLeader, engines_in
+from lemix_hpc.runtime.scheduler.checkpoints import Checkpoints
 from lemix_hpc.runtime.scheduler.loop import LoopSettings, SchedulerLoop
 from lemix_hpc.runtime.scheduler.resume import lost, take_over, without_lost
+from lemix_hpc.runtime.scheduler.save_plan import save_plan
 from lemix_hpc.runtime.scheduler.warm_up import ProbeTimes, probes
 from lemix_hpc.runtime.transport import messages as m
 from lemix_hpc.runtime.transport.idle_wait import ALONE_ON_HOST_S, Waiter
@@ -55,6 +58,7 @@ class SchedulerRank:
         clock: RunClock,
         waiter: Waiter,
         leader: AnyLeader,
+        resumption: Resumption | None = None,
     ) -> None:
         self._recipe = recipe
         self._layout = layout
@@ -72,6 +76,9 @@ class SchedulerRank:
         self._recorder.inherited([*self._inherited.served, *self._inherited.trained])
         attempt.publish(*PUBLISHED)
         attempt.make_current()
+        self._recorder = Recorder(run_dir)
+        plan = save_plan(recipe, run_dir, resumption)
+        self._checkpoints = None if plan is None else Checkpoints(plan, layout, mailbox, clock.now, waiter.wake)
 
     def run(self) -> None:
         """Load the work, wait for the engines, predict, serve and train, stop everyone, write the facts."""
@@ -84,6 +91,8 @@ class SchedulerRank:
         self._tell("building the engines")
         # While others build theirs; once the run has started, everybody would wait for it.
         compile_policy()
+        if self._checkpoints is not None:
+            self._checkpoints.clear()
         self._collect(engines_in(self._recipe))
         times = self._warm_up(work.requests) if self._recipe.engine.computes else None
         overhead = 0.0 if times is None else times.overhead
@@ -106,6 +115,7 @@ class SchedulerRank:
         with endpoint.open(router):
             self._turn_until(lambda: loop.finished, self._turn(loop, facts), loop.until_due)
         duration = self._clock.now()
+        self._save_the_last(loop)
         self._stop(loop)
         self._recorder.facts(facts(duration))
         self._recorder.learned(self._learned(scheduler))
@@ -158,7 +168,17 @@ class SchedulerRank:
             settings,
             next_number,
             self._inherited,
+            self._checkpoints,
         )
+
+    def _save_the_last(self, loop: SchedulerLoop) -> None:
+        """Save what has been learned since the last checkpoint."""
+        checkpoints = self._checkpoints
+        if checkpoints is None:
+            return
+        checkpoints.finish()
+        self._turn_until(lambda: checkpoints.at_rest, loop.turn, loop.until_due)
+        checkpoints.close()
 
     @property
     def _context(self) -> int | None:
@@ -187,6 +207,7 @@ class SchedulerRank:
             drift=scheduler.drifts,
             across_nodes=loop.rounds.facts() if loop.rounds is not None else None,
             overhead_s=scheduler.rules.overhead,
+            checkpoints=self._checkpoints.facts() if self._checkpoints is not None else None,
         )
 
     def _learned(self, scheduler: Scheduler) -> LearnedTimes:

@@ -33,7 +33,10 @@ class DataParallel:
         updates: WeightUpdates,
         passes: Passes,
         now: Callable[[], float],
+        *,
+        steps: int = 0,
     ) -> None:
+        """`steps`: how many the node has taken before."""
         self._passes = passes
         self._reduction: Reduction | None = None
         self._mode: Averaging | Together | None = None
@@ -41,7 +44,7 @@ class DataParallel:
             return
         self._reduction = Reduction(partners, links, engine, now)
         if partners.mode == "average":
-            self._mode = Averaging(partners, links, engine, updates, self._reduction)
+            self._mode = Averaging(partners, links, engine, updates, self._reduction, steps)
         else:
             self._mode = Together(engine, self._reduction, passes.whole)
 
@@ -100,7 +103,13 @@ class Averaging:
     """
 
     def __init__(
-        self, partners: Partners, links: StageLinks, engine: StageEngine, updates: WeightUpdates, reduction: Reduction
+        self,
+        partners: Partners,
+        links: StageLinks,
+        engine: StageEngine,
+        updates: WeightUpdates,
+        reduction: Reduction,
+        steps: int,
     ) -> None:
         self._every = partners.every
         self._nodes = len(partners.nodes)
@@ -108,7 +117,7 @@ class Averaging:
         self._engine = engine
         self._updates = updates
         self._reduction = reduction
-        self._steps = 0
+        self._steps = steps
         self._under_way = False
         self._sum: Sum | None = None
         self._summed_behind = -1

@@ -94,8 +94,11 @@ class WeightUpdates:
         engine: StageEngine,
         now: Callable[[], float],
         on_published: Callable[[Update], None],
+        *,
+        version: int = 0,
     ) -> None:
-        self.version = 0
+        self.version = version
+        self._held_at: int | None = None
         self._links = links
         self._engine = engine
         self._now = now
@@ -106,7 +109,7 @@ class WeightUpdates:
         self._ready_here: set[int] = set()
         self._ready_behind: set[int] = set()
         self._due: list[int] = []
-        self._told = 0
+        self._told = version
         self._ready: Arrived[m.Commit] | None = None
         self._on_published = on_published
         self.asked = False
@@ -140,6 +143,20 @@ class WeightUpdates:
         if self._copies.complete(part.version):
             self._open[part.version] = Copy(self._engine, self._copies.take(part.version))
             self._prepared(part.version)
+
+    @property
+    def at_rest(self) -> bool:
+        """Whether no update is between the start of its preparation and its publication."""
+        return not self._open
+
+    def hold_at(self, version: int) -> None:
+        """Prepare nothing on top of this version until `release`: it is going to be saved."""
+        self._held_at = version
+
+    def release(self) -> None:
+        """It has been."""
+        self._held_at = None
+        self._prepare_next()
 
     def prepared_behind(self, version: int) -> None:
         """All stages behind this one have prepared an update."""
@@ -224,6 +241,8 @@ class WeightUpdates:
 
     def _prepare_next(self) -> None:
         """Let the stage prepare the update that comes next. What is prepared must be published first: engines keep one."""
+        if self._held_at == self.version:
+            return
         version = self.version + 1
         update = self._open.get(version)
         if not isinstance(update, Step | Average) or self._preparation is not None or version in self._ready_here:

@@ -8,15 +8,18 @@ committed in the same ordered channel as the activations, so every batch meets o
 from __future__ import annotations
 
 import math
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any
 
-from lemix_hpc.engines.protocol import EngineOrder, MicroBatch, ServeBatch, StageEngine
+from lemix_hpc.checkpoints.resumption import NodeStart
+from lemix_hpc.engines.protocol import EngineOrder, MicroBatch, Payload, ServeBatch, StageEngine
 from lemix_hpc.policy.execution_rules import BACKWARD, COMMIT, FORWARD, SERVE, debt_after, pick
 from lemix_hpc.run_setup.scheduler_setup import Partners
 from lemix_hpc.runtime.stage.data_parallel import DataParallel
 from lemix_hpc.runtime.stage.links import StageLinks, StagePlace
 from lemix_hpc.runtime.stage.passes import Passes
+from lemix_hpc.runtime.stage.saves import Saves
 from lemix_hpc.runtime.stage.version_queue import VersionQueue
 from lemix_hpc.runtime.stage.weight_updates import Update, WeightUpdates
 from lemix_hpc.runtime.stage.work_items import Arrived, Pass
@@ -55,7 +58,10 @@ class StageWorker:
         waiter: Waiter,
         rules: StageRules,
         partners: Partners | None = None,
+        start: NodeStart = NodeStart(),  # noqa: B008  it never changes
+        pool: Executor | None = None,
     ) -> None:
+        """`start`: how far the node is; `pool`: where files are written, by default a thread of its own."""
         self._place = place
         self._engine = engine
         self._mailbox = mailbox
@@ -63,7 +69,7 @@ class StageWorker:
         self._waiter = waiter
         self._rules = rules
         self._links = StageLinks(place, mailbox)
-        self._updates = WeightUpdates(self._links, engine, clock.now, self._published)
+        self._updates = WeightUpdates(self._links, engine, clock.now, self._published, version=start.version)
         self._passes = Passes(
             self._links,
             engine,
@@ -73,7 +79,10 @@ class StageWorker:
             gpipe=rules.gpipe,
             flush=rules.sync,
         )
-        self._across = DataParallel(partners, self._links, engine, self._updates, self._passes, clock.now)
+        self._across = DataParallel(
+            partners, self._links, engine, self._updates, self._passes, clock.now, steps=start.steps
+        )
+        self._saves = Saves(self._links, engine, self._updates, clock.now, waiter.wake, start=start, pool=pool)
         self._queue: VersionQueue[Arrived[m.Serve], Arrived[MicroBatch], Arrived[m.Commit]] = VersionQueue()
         self._urgent: Pass | None = None
         self._training: Pass | None = None
@@ -89,6 +98,7 @@ class StageWorker:
                 self._waiter.reset()
             else:
                 self._waiter.idle(in_transit=self._mailbox.in_transit)
+        self._saves.close()
         self._links.to_leader(m.Stopped(self._place.node, self._place.stage))
 
     def _group_done(self, group: int) -> None:
@@ -96,6 +106,7 @@ class StageWorker:
 
     def _published(self, update: Update) -> None:
         self._across.published(update)
+        self._saves.published(update)
 
     def _turn(self) -> bool:
         """Take in what arrived and run one piece of work. False when there was nothing to do."""
@@ -118,10 +129,11 @@ class StageWorker:
         orders = self._engine.orders()
         for order in orders:
             self._ordered(order)
-        return bool(mails or orders)
+        written = self._saves.poll()
+        return bool(mails or orders or written)
 
     def _finished(self) -> bool:
-        idle = self._urgent is None and self._training is None and not len(self._queue)
+        idle = self._urgent is None and self._training is None and not len(self._queue) and self._saves.idle
         at_rest = idle and self._passes.groups.idle and not self._updates.stepping
         return self._stopping and at_rest and self._across.leave() and self._mailbox.sent_all
 
@@ -135,15 +147,9 @@ class StageWorker:
                 self._passes.groups.gradient_arrived(micro_batch, mail.payload, self._clock.now())
             case m.Sealed() as sealed:
                 self._passes.sealed_behind(sealed, mail.payload)
-            case m.Prepare() as prepare:
-                self._updates.prepare(prepare, mail.payload)
-            case m.Prepared(version):
-                self._updates.prepared_behind(version)
             case m.Commit() as commit:
                 # Without a flush between steps, training is stale by nature, and keeps no batch behind the update waiting.
                 self._queue.add_update(Arrived(commit, None, self._clock.now()), before_training=not self._rules.sync)
-            case m.WeightsPart() as part:
-                self._updates.copy_arrived(part, mail.payload)
             case m.Forget() as forget:
                 self._passes.forget(forget)
             case m.Go(start_time):
@@ -151,7 +157,22 @@ class StageWorker:
             case m.Stop():
                 self._stopping = True
             case other:
-                self._across.receive(other, mail.payload)
+                self._receive_of_weights(other, mail.payload)
+
+    def _receive_of_weights(self, message: m.AnyMessage, payload: Payload | None) -> None:
+        match message:
+            case m.Prepare() as prepare:
+                self._updates.prepare(prepare, payload)
+            case m.Prepared(version):
+                self._updates.prepared_behind(version)
+            case m.WeightsPart() as part:
+                self._updates.copy_arrived(part, payload)
+            case m.SaveNext() as order:
+                self._saves.ask(order)
+            case m.Save() as save:
+                self._saves.order(save)
+            case other:
+                self._across.receive(other, payload)
 
     def _ordered(self, order: EngineOrder) -> None:
         """From the scheduler of an engine that has one."""
@@ -183,7 +204,7 @@ class StageWorker:
         held = holding or (self._rules.sync and self._updates.stepping)
         return pick(
             _since(self._queue.next_serve),
-            min(_since(self._next_commit), self._updates.preparation_since, self._across.since),
+            min(_since(self._next_commit), self._updates.preparation_since, self._across.since, self._saves.since),
             math.inf if holding else groups.backward_since,
             _since(train if may_forward and not held else None),
             self._rules.serving_first,
@@ -203,9 +224,13 @@ class StageWorker:
     def _start_update(self) -> None:
         commit = self._next_commit
         if commit is None:
-            # A snapshot of the weights goes before the preparation of the next step, which may change the master copy.
-            next_one = self._across if self._across.since < math.inf else self._updates
-            self._training = next_one.take_preparation()
+            # Snapshots of the weights go before the preparation of the next step, which may change the master copy.
+            if self._saves.since < math.inf:
+                self._training = self._saves.take()
+            elif self._across.since < math.inf:
+                self._training = self._across.take_preparation()
+            else:
+                self._training = self._updates.take_preparation()
             return
         if commit is self._queue.update:
             self._queue.pass_update()

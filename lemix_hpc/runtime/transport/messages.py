@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import msgspec
 
+from lemix_hpc.checkpoints.manifest import SavedFile
 from lemix_hpc.engines.protocol import MicroBatch, SequenceResult, ServeBatch
 from lemix_hpc.policy.latency import Shape
 from lemix_hpc.records.schema import SpanKind
@@ -110,6 +111,41 @@ class StepTogether(msgspec.Struct, frozen=True, array_like=True, tag=True):
 
     group: int
     shares: list[tuple[int, float]]
+
+
+class SaveNext(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """Scheduler to the first stage of a node: save into `directory` behind the next update, or at once where none is open, but
+    not before average `round` of all nodes (-1: whether there are any or not)."""
+
+    number: int
+    directory: str
+    round: int
+
+
+class Save(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """First stage to all behind, before it tells them to prepare the update after `version`: save that one."""
+
+    number: int
+    version: int
+    directory: str
+
+
+class Saved(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """Stage to leader to scheduler: its state is on disk, or could not be written (`error`).
+
+    The other fields are those of `lemix_hpc.checkpoints.manifest.SavedNode`, and the type of the served weights.
+    """
+
+    number: int
+    node: int
+    version: int
+    steps: int
+    round: int
+    updates: int
+    schedule: int
+    dtype: str
+    file: SavedFile
+    error: str
 
 
 class RingPart(msgspec.Struct, frozen=True, array_like=True, tag=True):
@@ -301,6 +337,9 @@ AnyMessage = (
     | Prepared
     | Commit
     | StepTogether
+    | SaveNext
+    | Save
+    | Saved
     | RingPart
     | RingLast
     | Summed

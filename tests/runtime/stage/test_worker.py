@@ -48,6 +48,9 @@ class World:
     def sleep(self, seconds: float) -> None:
         self.time += seconds
 
+    def wake(self) -> None:
+        """Nobody sleeps here."""
+
     def reset(self) -> None:
         """Nothing waits for longer and longer here."""
 
