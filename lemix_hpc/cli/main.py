@@ -10,6 +10,7 @@ import typer
 from lemix_hpc import __version__
 from lemix_hpc.cli import (
     capacity,
+    checkpoint,
     coefficients,
     compare,
     doctor,
@@ -44,6 +45,7 @@ app.command()(explain.explain)
 app.command()(doctor.doctor)
 app.command()(fit.fit)
 app.command()(profile.profile)
+app.add_typer(checkpoint.app, name="checkpoint")
 app.add_typer(coefficients.app, name="coefficients")
 
 
