@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import pytest
 
-from lemix_hpc.checkpoints.manifest import Manifest, SavedFile, SavedNode
-from lemix_hpc.checkpoints.resumption import Resumption
-from lemix_hpc.checkpoints.stage_state import FIRST_MOMENT, StageState, file_name, write_state
-from lemix_hpc.checkpoints.store import Checkpoint
+from lemix_hpc.checkpoints.stage_state import FIRST_MOMENT, SavedState, StageState
 from lemix_hpc.config.errors import UserError
 from lemix_hpc.engines.torch import saved_state
+from tests.checkpoints.states import saved
 from tests.engines.torch.conftest import MakePipeline, Pipeline, TinyRecipe, finish
 from tests.engines.torch.test_training import OPTIMIZER, texts, train
 
@@ -33,24 +31,14 @@ def snapshot(node: Pipeline, between: Callable[[], None] | None = None) -> list[
     return [finish(stage.snapshot(), between) for stage in node.stages]
 
 
-def save(node: Pipeline, directory: Path) -> Resumption:
+def save(node: Pipeline, directory: Path) -> SavedState:
     """Write what a node has learned, as a run does."""
-    files, states = [], snapshot(node)
-    directory.mkdir(exist_ok=True)
-    for stage, state in enumerate(states):
-        written = write_state(state, directory / file_name(0, stage))
-        files.append(SavedFile(file_name(0, stage), stage, written.nbytes, written.sha256, 0.0, 0.0))
-    saved = SavedNode(0, SAVED_AFTER, SAVED_AFTER, states[0].updates, states[0].schedule, -1, files)
-    settings: Any = dict.fromkeys(("run", "engine", "dtype", "across_nodes"), "")
-    manifest = Manifest(
-        **settings, step=SAVED_AFTER, created=0.0, model_path=None, model={}, nodes=1, stages=len(files), saved=[saved]
-    )
-    return Resumption(Checkpoint(directory, manifest))
+    return saved(snapshot(node), directory)
 
 
-def restore(node: Pipeline, resumption: Resumption) -> Pipeline:
+def restore(node: Pipeline, state: SavedState) -> Pipeline:
     for stage in node.stages:
-        stage.restore(resumption.state(0))
+        stage.restore(state)
     return node
 
 
@@ -78,8 +66,8 @@ def test_training_goes_on_as_if_it_had_never_stopped(
     for stage in node.stages:  # a skipped step is none for the schedule and the moments
         assert list(stage._stepped_by().prepare([], float("nan"))) == []
         stage._stepped_by().publish()
-    resumption = save(node, tmp_path / "saved")
-    resumed = restore(pipeline(recipe), resumption)
+    state = save(node, tmp_path / "saved")
+    resumed = restore(pipeline(recipe), state)
     assert resumed.weights() == node.weights(), "what is served"
     assert train(resumed, data[SAVED_AFTER:]) == train(node, data[SAVED_AFTER:])
     assert resumed.weights() == node.weights()
@@ -146,9 +134,9 @@ def test_before_the_first_step_the_moments_are_zero(tiny_recipe: TinyRecipe, pip
 
 
 def test_a_state_of_another_model_is_refused(tiny_recipe: TinyRecipe, pipeline: MakePipeline, tmp_path: Path) -> None:
-    resumption = save(pipeline(tiny_recipe("llama", 1, **OPTIMIZER)), tmp_path / "saved")
+    state = save(pipeline(tiny_recipe("llama", 1, **OPTIMIZER)), tmp_path / "saved")
     with pytest.raises(UserError, match="give a checkpoint of the same model"):
-        restore(pipeline(tiny_recipe("gpt2", 1, **OPTIMIZER)), resumption)
+        restore(pipeline(tiny_recipe("gpt2", 1, **OPTIMIZER)), state)
 
 
 def test_a_stage_that_does_not_train_has_nothing_to_save(tiny_recipe: TinyRecipe, pipeline: MakePipeline) -> None:

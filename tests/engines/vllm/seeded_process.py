@@ -21,6 +21,7 @@ from lemix_hpc.engines.vllm.aliasing import check_sharing, share
 from lemix_hpc.engines.vllm.hugging_face import fill, unfused
 from lemix_hpc.engines.vllm.module import FusedLlamaStage
 from lemix_hpc.workload.byte_level import byte_level_tokenizer
+from tests.checkpoints.states import saved
 from tests.engines.vllm.conftest import hugging_face
 from tests.engines.vllm.sharing_process import Served
 
@@ -70,7 +71,23 @@ def check_training_is_served(served: Served, zero_stage: Any) -> None:
     after = served.log_likelihoods()
     torch.testing.assert_close(after, served.hugging_face(module), rtol=0, atol=10 * tolerance)
     assert (after - before).abs().max() > 1.5, "the steps changed what is served"
+    check_a_saved_state_is_served_again(served, training, module)
     training.close()
+
+
+def check_a_saved_state_is_served_again(served: Served, training: StageTraining, module: FusedLlamaStage) -> None:
+    """And trained on, to the last bit; its tensors have Hugging Face's names and sizes."""
+    state = finish(training.snapshot())
+    assert {name for name in state.tensors if "/" not in name} == {name for name, _ in unfused(module)}
+    expected = served.log_likelihoods()
+    kept = saved([state], served.directory.with_name("saved"))
+    course = [trained_step(training, number) for number in range(STEPS, STEPS + 5)]
+    assert (served.log_likelihoods() - expected).abs().max() > 0
+    training.restore(kept)
+    check_sharing(served.model, module)
+    check_padding(module, served.config.vocab_size)
+    assert torch.equal(served.log_likelihoods(), expected)
+    assert [trained_step(training, number) for number in range(STEPS, STEPS + 5)] == course
 
 
 def trained_step(training: StageTraining, number: int) -> float:
