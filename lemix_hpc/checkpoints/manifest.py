@@ -45,7 +45,7 @@ class Manifest(msgspec.Struct, frozen=True):
 
     `created` in seconds since the epoch. `model_path`: where the model's files are, None if it was made from a config;
     `model`: its Hugging Face config; `dtype`: that of the served weights. `across_nodes` as in the recipe; with "sync" all
-    nodes are alike and one is saved. `position` is the scheduler's: where it stands in its data.
+    nodes are alike and one is saved.
     """
 
     run: str
@@ -59,7 +59,6 @@ class Manifest(msgspec.Struct, frozen=True):
     nodes: int
     stages: int
     saved: list[SavedNode]
-    position: dict[str, Any] = {}
     schema: int = SCHEMA
 
     @property

@@ -30,8 +30,9 @@ class Inheritance:
 
     `journal_bytes`: of the last of them. `served`, `trained`: tasks with their outcomes, in order. `waiting`: requests that
     came and have none, by number. `poison`: those of them that are not to be tried again. `next_number`: of tasks. `cuts`:
-    groups of training in order; `done`: those that are in the weights that training goes on from, `steps` of them. `clock`:
-    where the time of the run goes on [s]. `damage`: what could not be read, for people.
+    groups of training in order; `done`: those that are in the weights that training goes on from. `steps` made these, and
+    `versions` are those of each node's weights. `clock`: where the time of the run goes on [s]. `damage`: what could not be
+    read, for people.
     """
 
     last: Attempt | None = None
@@ -44,6 +45,7 @@ class Inheritance:
     cuts: list[GroupCut] = field(default_factory=list)
     done: frozenset[int] = frozenset()
     steps: int = 0
+    versions: dict[int, int] = field(default_factory=dict)
     clock: float = 0.0
     damage: list[str] = field(default_factory=list)
 
@@ -52,8 +54,9 @@ NOTHING = Inheritance()
 """Of the first attempt."""
 
 
-def inherit(run_dir: Path, versions: Mapping[int, int]) -> Inheritance:
-    """Fold the journals of a run's attempts. `versions`: of each node's weights that training goes on from; 0 without.
+def inherit(run_dir: Path, versions: Mapping[int, int] | None) -> Inheritance:
+    """Fold the journals of a run's attempts. `versions`: of each node's weights that training goes on from; 0 without. None:
+    there are no weights, and every step counts.
 
     Training that came later than these does not count: it is done again. Raises OSError if a journal cannot be read.
     """
@@ -72,6 +75,8 @@ def inherit(run_dir: Path, versions: Mapping[int, int]) -> Inheritance:
         fold.end(attempt)
         fold.damage += content.damage
         length = content.length
+    if versions is None:
+        versions = fold.versions
     fold.cut_back(versions)
     return Inheritance(
         last=line[-1],
@@ -84,6 +89,7 @@ def inherit(run_dir: Path, versions: Mapping[int, int]) -> Inheritance:
         cuts=[fold.cuts[group] for group in sorted(fold.cuts)],
         done=frozenset(group for step in fold.steps for group in step.groups),
         steps=len(fold.steps),
+        versions=dict(versions),
         clock=fold.clock,
         damage=fold.damage,
     )
@@ -119,6 +125,14 @@ class _Fold:
             for task in self.trained
             if task.node is not None and task.step is not None and task.step <= versions.get(task.node, 0)
         ]
+
+    @property
+    def versions(self) -> dict[int, int]:
+        """The newest of each node's weights."""
+        newest: dict[int, int] = {}
+        for step in self.steps:
+            newest[step.node] = max(step.version, newest.get(step.node, 0))
+        return newest
 
     def add(self, record: Record) -> None:
         match record:

@@ -9,14 +9,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lemix_hpc.checkpoints.resumption import NodeStart, Resumption, check_model, find_checkpoint
-from lemix_hpc.checkpoints.store import Checkpoint
+from lemix_hpc.checkpoints.resumption import NodeStart
 from lemix_hpc.config.recipe import Recipe
 from lemix_hpc.engines.build import build_engine, check_sharing, choose_device
 from lemix_hpc.records.attempts import Attempt
-from lemix_hpc.engines.model_sizes import model_config
 from lemix_hpc.run_setup.scheduler_setup import partners, split
 from lemix_hpc.runtime.leader.make_leader import make_leader
+from lemix_hpc.runtime.scheduler.resume import Beginning, take_over
 from lemix_hpc.runtime.stage.links import StagePlace
 from lemix_hpc.runtime.stage.worker import StageRules, StageWorker
 from lemix_hpc.runtime.transport.doorbell import hang_doorbell
@@ -50,7 +49,9 @@ def run(recipe: Recipe, attempt: Attempt) -> None:
     stages_before = sum(host.allgather(stage is not None)[: host.Get_rank()])
     device = choose_device(recipe, stages_before) if stage is not None else None
     check_sharing(recipe, host.allgather(device))
-    resumption = _resumption(recipe, comm)
+    taken_over = take_over(recipe, attempt) if rank == SCHEDULER_RANK else None
+    beginning: Beginning = comm.bcast(taken_over and taken_over[0], SCHEDULER_RANK)
+    resumption = beginning.resumption
     with _meeting_place(comm, node, is_leader=stage is None) as meeting:
         if stage is not None and device is not None:
             engine = build_engine(recipe, node=node, stage=stage, device=device, meeting=meeting)
@@ -60,39 +61,24 @@ def run(recipe: Recipe, attempt: Attempt) -> None:
             mailbox = Mailbox(comm, Inbox.STAGE, bell, engine.buffer)
             place, across = stage_place(recipe, layout, node, stage), partners(recipe)
             across = across if across is not None and node in across.nodes else None
-            start = resumption.start(node) if resumption is not None else NodeStart()
+            start = beginning.starts.get(node, NodeStart())
             StageWorker(place, engine, mailbox, clock, waiter, stage_rules(recipe), across, start).run()
             engine.close()
             return
         leader = make_leader(recipe, layout, node, Mailbox(comm, Inbox.LEADER, bell), meeting, clock, bell.wake)
-        if rank == SCHEDULER_RANK:
+        if taken_over is not None:
             from lemix_hpc.runtime.scheduler.rank import (
                 SchedulerRank,
             )  # it loads the policy's compiler, which other ranks do without
 
-            SchedulerRank(recipe, layout, attempt, Mailbox(comm, Inbox.SCHEDULER, bell), clock, waiter, leader).run()
             mailbox = Mailbox(comm, Inbox.SCHEDULER, bell)
-            SchedulerRank(recipe, layout, run_dir, mailbox, clock, waiter, leader, resumption).run()
+            SchedulerRank(recipe, layout, attempt, taken_over[1], mailbox, clock, waiter, leader).run()
             return
         while not leader.finished:
             if leader.turn():
                 waiter.reset()
             else:
                 waiter.idle(in_transit=leader.in_transit)
-
-
-def _resumption(recipe: Recipe, comm: MPI.Comm) -> Resumption | None:
-    """What the recipe wants training to go on from. Rank 0 looks for it and checks it. Collective over `comm`."""
-    resume = recipe.training.resume if recipe.training is not None else None
-    if resume is None:
-        return None
-    path = None
-    if comm.Get_rank() == SCHEDULER_RANK:
-        found = find_checkpoint(resume)
-        check_model(found, model_config(recipe.model))
-        print(f"training goes on from {found.path}", flush=True)
-        path = found.path
-    return Resumption(Checkpoint.read(comm.bcast(path, SCHEDULER_RANK)))
 
 
 @contextlib.contextmanager

@@ -72,7 +72,10 @@ class AtOnce(Executor):
 
     def submit(self, job: Any, /, *args: Any, **others: Any) -> Future[Any]:
         done: Future[Any] = Future()
-        done.set_result(job(*args, **others))
+        try:
+            done.set_result(job(*args, **others))
+        except OSError as error:
+            done.set_exception(error)
         return done
 
 

@@ -6,11 +6,10 @@ import math
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
@@ -21,9 +20,6 @@ from lemix_hpc.runtime.scheduler.save_plan import SavePlan
 from lemix_hpc.runtime.transport import messages as m
 from lemix_hpc.runtime.transport.mailbox import Inbox, Mailbox
 from lemix_hpc.runtime.transport.rank_layout import Layout
-
-Position = Callable[[Mapping[int, int]], dict[str, Any]]
-"""From the weight version of each node that is saved to the scheduler's own part of a manifest."""
 
 
 @dataclass(slots=True)
@@ -38,8 +34,8 @@ class _Save:
 class Checkpoints:
     """One save at a time. A failed one is told of, and the next is tried when it is due.
 
-    Nodes that average their weights are all saved behind the same average. `wake` ends the rank's sleep. `position` gives what
-    the scheduler keeps beside the weights; `saved` is told of each checkpoint.
+    Nodes that average their weights are all saved behind the same average. `wake` ends the rank's sleep. In a thread
+    `secure` makes safe what a checkpoint counts on, before that counts; it may raise OSError.
     """
 
     def __init__(
@@ -50,8 +46,7 @@ class Checkpoints:
         now: Callable[[], float],
         wake: Callable[[], None],
         *,
-        position: Position = lambda versions: {},  # noqa: ARG005
-        saved: Callable[[store.Checkpoint], None] = lambda checkpoint: None,  # noqa: ARG005
+        secure: Callable[[], None] = lambda: None,
         pool: Executor | None = None,
     ) -> None:
         self._plan = plan
@@ -61,14 +56,12 @@ class Checkpoints:
         self._wake = wake
         self._averages = plan.template.across_nodes == "average"
         self._round = -1
-        self._position = position
-        self._saved = saved
+        self._secure = secure
         self._pool = pool or ThreadPoolExecutor(1, "checkpoints")
         self._number = 0
-        self._steps = 0
+        self._steps = plan.template.step
         self._begun_at = 0.0
-        self._begun_steps = 0
-        self._covered = 0
+        self._begun_steps = self._covered = self._steps
         self._over = False
         self._save: _Save | None = None
         self._completion: Future[store.Checkpoint] | None = None
@@ -178,7 +171,7 @@ class Checkpoints:
         rounds = {saved.round for saved in save.reports}
         if not errors and len(rounds) == 1:
             manifest = self._manifest(save.reports)
-            self._completion = self._pool.submit(_completed, save.path, manifest, self._plan)
+            self._completion = self._pool.submit(_completed, save.path, manifest, self._plan, self._secure)
             self._completion.add_done_callback(lambda _: self._wake())
             return
         self._save = None
@@ -199,20 +192,14 @@ class Checkpoints:
             self._failed(f"{error.filename or save.path}: {error.strerror or error}")
             return
         self._manifests.append(checkpoint.manifest)
-        self._covered = max(self._covered, checkpoint.manifest.step - self._first_step)
+        self._covered = max(self._covered, checkpoint.manifest.step)
         print(f"checkpoint {checkpoint.path.name}: {checkpoint.manifest.nbytes} bytes", flush=True)
-        self._saved(checkpoint)
 
     def _failed(self, why: str) -> None:
         """At the end of a run there is no next time."""
         self._failures.append(why)
         self._covered = self._steps if self._over else self._covered
         print(f"the training state could not be saved: {why}", flush=True)
-
-    @property
-    def _first_step(self) -> int:
-        """Where the run began to count."""
-        return self._plan.template.step
 
     def _manifest(self, reports: Sequence[m.Saved]) -> Manifest:
         nodes = [self._node([saved for saved in reports if saved.node == node]) for node in self._plan.nodes]
@@ -222,7 +209,6 @@ class Checkpoints:
             created=time.time(),
             dtype=reports[0].dtype,
             saved=nodes,
-            position=self._position({node.node: node.version for node in nodes}),
         )
 
     def _node(self, reports: Sequence[m.Saved]) -> SavedNode:
@@ -231,8 +217,9 @@ class Checkpoints:
         return SavedNode(first.node, first.version, first.steps, first.updates, first.schedule, first.round, files)
 
 
-def _completed(path: Path, manifest: Manifest, plan: SavePlan) -> store.Checkpoint:
+def _completed(path: Path, manifest: Manifest, plan: SavePlan, secure: Callable[[], None]) -> store.Checkpoint:
     """In a thread: the names of files may take as long as their content."""
+    secure()
     checkpoint = store.complete(path, manifest)
     store.prune(plan.directory, plan.keep)
     return checkpoint

@@ -66,8 +66,8 @@ class SchedulerLoop:
         router: CallRouter,
         settings: LoopSettings,
         next_number: Callable[[], int],
-        inherited: Inheritance = NOTHING,
         checkpoints: Checkpoints | None = None,
+        inherited: Inheritance = NOTHING,
     ) -> None:
         self._layout = layout
         self._scheduler = scheduler

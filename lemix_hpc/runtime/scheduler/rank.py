@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import itertools
 import math
@@ -9,7 +10,6 @@ import platform
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from lemix_hpc.checkpoints.resumption import Resumption
 from lemix_hpc.config.recipe import Recipe
 from lemix_hpc.engines.model_sizes import describe
 from lemix_hpc.policy.latency import LatencyModel
@@ -18,6 +18,7 @@ from lemix_hpc.profiling.coefficients import CoefficientFile, load_coefficients,
 from lemix_hpc.profiling.hardware import Hardware, load_hardware
 from lemix_hpc.records.attempts import Attempt
 from lemix_hpc.records.event_log import EVENTS
+from lemix_hpc.records.inheritance import Inheritance
 from lemix_hpc.records.journal import Journal
 from lemix_hpc.records.schema import COEFFICIENTS, FACTS, LEARNED, LearnedTimes, Progress, RunFacts
 from lemix_hpc.records.writer import Recorder
@@ -28,7 +29,7 @@ from lemix_hpc.runtime.http.endpoint import Endpoint
 from lemix_hpc.runtime.leader.make_leader import AnyLeader, engines_in
 from lemix_hpc.runtime.scheduler.checkpoints import Checkpoints
 from lemix_hpc.runtime.scheduler.loop import LoopSettings, SchedulerLoop
-from lemix_hpc.runtime.scheduler.resume import lost, take_over, without_lost
+from lemix_hpc.runtime.scheduler.resume import lost, without_lost
 from lemix_hpc.runtime.scheduler.save_plan import save_plan
 from lemix_hpc.runtime.scheduler.warm_up import ProbeTimes, probes
 from lemix_hpc.runtime.transport import messages as m
@@ -54,11 +55,11 @@ class SchedulerRank:
         recipe: Recipe,
         layout: Layout,
         attempt: Attempt,
+        inherited: Inheritance,
         mailbox: Mailbox,
         clock: RunClock,
         waiter: Waiter,
         leader: AnyLeader,
-        resumption: Resumption | None = None,
     ) -> None:
         self._recipe = recipe
         self._layout = layout
@@ -67,18 +68,17 @@ class SchedulerRank:
         self._clock = clock
         self._waiter = waiter
         self._leader = leader
-        self._inherited = take_over(attempt)
-        for message in self._inherited.damage:
-            print(f"damaged: {message}", flush=True)
+        self._inherited = inherited
         self._endpoint = Endpoint(recipe, attempt, self._inherited, clock.now, waiter.wake)
         self._journal = Journal(attempt.journal, self._endpoint.sync, waiter.wake)
         self._recorder = Recorder(attempt.path, self._journal)
         self._recorder.inherited([*self._inherited.served, *self._inherited.trained])
         attempt.publish(*PUBLISHED)
         attempt.make_current()
-        self._recorder = Recorder(run_dir)
-        plan = save_plan(recipe, run_dir, resumption)
-        self._checkpoints = None if plan is None else Checkpoints(plan, layout, mailbox, clock.now, waiter.wake)
+        plan = save_plan(recipe, attempt.run_dir, inherited.steps)
+        self._checkpoints = (
+            None if plan is None else Checkpoints(plan, layout, mailbox, clock.now, waiter.wake, secure=self._secure)
+        )
 
     def run(self) -> None:
         """Load the work, wait for the engines, predict, serve and train, stop everyone, write the facts."""
@@ -136,6 +136,14 @@ class SchedulerRank:
 
         return turn
 
+    def _secure(self) -> None:
+        """Before a checkpoint counts, the disk must know what is in it; nobody may build on one of an attempt that was left
+        behind. Raises OSError. In a thread."""
+        if not self._journal.flush(DISK_TIMEOUT_S):
+            raise OSError(errno.EIO, self._journal.trouble, str(self._attempt.journal))
+        if self._attempt.superseded:
+            raise OSError(errno.ESTALE, "a later attempt goes on with the run", str(self._attempt.path))
+
     def _give_up(self, requests: Sequence[Request]) -> None:
         """Give their outcome to requests of the last attempt that nobody waits for any more."""
         gone = lost(requests, self._inherited)
@@ -167,8 +175,8 @@ class SchedulerRank:
             router,
             settings,
             next_number,
-            self._inherited,
             self._checkpoints,
+            self._inherited,
         )
 
     def _save_the_last(self, loop: SchedulerLoop) -> None:

@@ -1,4 +1,4 @@
-"""How an attempt goes on where the last one ended: what is still to be served, and under which names."""
+"""How an attempt goes on where the last one ended: its weights, and what is still to be served, under which names."""
 
 from __future__ import annotations
 
@@ -6,28 +6,97 @@ import dataclasses
 import os
 import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import chain
+from pathlib import Path
 
-from lemix_hpc.records.attempts import Attempt, AttemptStart
+from lemix_hpc.checkpoints.resumption import NodeStart, Resumption, check_model, find_checkpoint
+from lemix_hpc.checkpoints.store import CHECKPOINTS, Checkpoint, complete_paths, newest_whole
+from lemix_hpc.config.recipe import Recipe
+from lemix_hpc.engines.model_sizes import model_config
+from lemix_hpc.records.attempts import Attempt, AttemptStart, lineage
 from lemix_hpc.records.inheritance import Inheritance, inherit
 from lemix_hpc.records.schema import ServedTask
 from lemix_hpc.workload.tasks import Request
 
 
-def take_over(attempt: Attempt) -> Inheritance:
-    """Find what counts of the attempts before this one, and fence them off. Raises OSError, UserError for broken files."""
-    inherited = inherit(attempt.run_dir, {})
-    start = AttemptStart(
-        time=time.time(),
-        host=socket.gethostname(),
-        job=os.environ.get("SLURM_JOB_ID"),
-        inherits=inherited.last.number if inherited.last is not None else None,
-        journal_bytes=inherited.journal_bytes,
-        clock=inherited.clock,
+@dataclass(frozen=True, slots=True)
+class Beginning:
+    """Where the stages of an attempt start. `checkpoint`: its directory, None for fresh weights; `continued` if it is of this
+    very run, whose numbers go on. `starts`: how far each node is; those that are missing are at 0."""
+
+    checkpoint: Path | None = None
+    continued: bool = False
+    starts: Mapping[int, NodeStart] = field(default_factory=dict)
+
+    @property
+    def resumption(self) -> Resumption | None:
+        """Raises UserError if the checkpoint cannot be read."""
+        return None if self.checkpoint is None else Resumption(Checkpoint.read(self.checkpoint), self.continued)
+
+
+def take_over(recipe: Recipe, attempt: Attempt) -> tuple[Beginning, Inheritance]:
+    """Find what counts of the attempts before this one, and fence them off.
+
+    Raises OSError, and UserError for broken files and for a checkpoint of another model.
+    """
+    own = _own_checkpoint(recipe, attempt) if lineage(attempt.run_dir) else None
+    inherited = inherit(attempt.run_dir, _versions(recipe, own) if recipe.engine.computes else None)
+    for message in inherited.damage:
+        print(f"damaged: {message}", flush=True)
+    attempt.start(
+        AttemptStart(
+            time=time.time(),
+            host=socket.gethostname(),
+            job=os.environ.get("SLURM_JOB_ID"),
+            inherits=inherited.last.number if inherited.last is not None else None,
+            journal_bytes=inherited.journal_bytes,
+            clock=inherited.clock,
+            checkpoint=own.path.name if own is not None else None,
+            versions=inherited.versions,
+        )
     )
-    attempt.start(start)
-    return inherited
+    return _beginning(recipe, own, inherited), inherited
+
+
+def _beginning(recipe: Recipe, own: Checkpoint | None, inherited: Inheritance) -> Beginning:
+    if own is not None:
+        resumption = Resumption(own, continued=True)
+        starts = {node: resumption.start(node) for node in range(recipe.nodes.count)}
+        print(f"training goes on from {own.path}", flush=True)
+        return Beginning(own.path, True, starts)
+    if not recipe.engine.computes:
+        return Beginning(starts={node: NodeStart(version) for node, version in inherited.versions.items()})
+    resume = recipe.training.resume if recipe.training is not None else None
+    if resume is None:
+        return Beginning()
+    found = find_checkpoint(resume)
+    check_model(found, model_config(recipe.model))
+    print(f"training goes on from {found.path}", flush=True)
+    return Beginning(found.path)
+
+
+def _own_checkpoint(recipe: Recipe, attempt: Attempt) -> Checkpoint | None:
+    """The newest whole checkpoint of this run. Newer ones are put aside: nothing will be built on them."""
+    if recipe.training is None or not recipe.engine.computes:
+        return None
+    directory = attempt.run_dir / CHECKPOINTS
+    newest, problems = newest_whole(directory)
+    for problem in problems:
+        print(f"damaged: {problem}; an older checkpoint is taken", flush=True)
+    paths = complete_paths(directory)
+    for path in paths if newest is None else paths[paths.index(newest.path) + 1 :]:
+        path.rename(path.with_name(f"damaged-{path.name}-{attempt.number}"))
+    return newest
+
+
+def _versions(recipe: Recipe, own: Checkpoint | None) -> dict[int, int]:
+    """The weight version of each node in a checkpoint."""
+    if own is None:
+        return {}
+    resumption = Resumption(own, continued=True)
+    return {node: resumption.start(node).version for node in range(recipe.nodes.count)}
 
 
 def remaining(requests: Sequence[Request], inherited: Inheritance) -> Iterator[Request]:

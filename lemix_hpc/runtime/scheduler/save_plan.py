@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lemix_hpc.checkpoints.manifest import Manifest
-from lemix_hpc.checkpoints.resumption import Resumption
 from lemix_hpc.checkpoints.store import CHECKPOINTS
 from lemix_hpc.config.recipe import Recipe
 from lemix_hpc.engines.model_sizes import model_config
@@ -32,8 +31,10 @@ class SavePlan:
     keep: int
 
 
-def save_plan(recipe: Recipe, run_dir: Path, resumption: Resumption | None) -> SavePlan | None:
-    """None if nothing is saved: nothing is trained, or there are no weights and the recipe asks for no checkpoints."""
+def save_plan(recipe: Recipe, run_dir: Path, step: int) -> SavePlan | None:
+    """`step`: steps of all nodes that the run starts from.
+
+    None if nothing is saved: nothing is trained, or there are no weights and the recipe asks for no checkpoints."""
     training = recipe.training
     computes = recipe.engine.computes
     if training is None:
@@ -48,7 +49,7 @@ def save_plan(recipe: Recipe, run_dir: Path, resumption: Resumption | None) -> S
         nodes = nodes[:1]  # all are alike, to the last bit
     template = Manifest(
         run=run_dir.name,
-        step=sum(resumption.start(node).steps for node in nodes) if resumption is not None else 0,
+        step=step,
         created=0.0,
         model_path=str(recipe.model.path) if computes and recipe.model.path is not None else None,
         model=dict(model_config(recipe.model)) if computes else {},

@@ -16,6 +16,7 @@ from mpi4py import MPI
 from lemix_hpc.config.load import load_recipe
 from lemix_hpc.records.attempts import claim
 from lemix_hpc.runtime.scheduler.rank import SchedulerRank
+from lemix_hpc.runtime.scheduler.resume import take_over
 from lemix_hpc.runtime.transport import messages as m
 from lemix_hpc.runtime.transport.doorbell import hang_doorbell
 from lemix_hpc.runtime.transport.idle_wait import make_waiter
@@ -191,7 +192,8 @@ def main(run_dir: Path) -> None:
         return
     node = Node(layout, layout.node_of(rank), Mailbox(comm, Inbox.LEADER, bell), clock)
     if rank == SCHEDULER_RANK:
-        SchedulerRank(recipe, layout, claim(run_dir), Mailbox(comm, Inbox.SCHEDULER, bell), clock, waiter, node).run()
+        mailbox, attempt = Mailbox(comm, Inbox.SCHEDULER, bell), claim(run_dir)
+        SchedulerRank(recipe, layout, attempt, take_over(recipe, attempt)[1], mailbox, clock, waiter, node).run()
         return
     while not node.finished:
         if node.turn():

@@ -26,22 +26,29 @@ class World:
     """The stages of all nodes, at versions and steps that the test sets; time stands still."""
 
     def __init__(self, directory: Path, nodes: int = 1, **plan: Any) -> None:
-        template = Manifest("r", 0, 0.0, None, {}, "torch", "", plan.pop("mode", "local"), nodes, STAGES, [])
+        template = Manifest(
+            "r", plan.pop("first_step", 0), 0.0, None, {}, "torch", "", plan.pop("mode", "local"), nodes, STAGES, []
+        )
         settings: dict[str, Any] = {"every_steps": None, "every_s": None, "at_end": True, "keep": 2} | plan
         self.plan = SavePlan(directory, template, tuple(range(nodes)), **settings)
         self.asked: list[m.SaveNext] = []
         self.time = 0.0
-        self.taken: list[Checkpoint] = []
+        self.secured = 0
+        self.insecure: OSError | None = None
         self.checkpoints = Checkpoints(
             self.plan,
             Layout(nodes, STAGES),
             self,  # type: ignore[arg-type]
             lambda: self.time,
             lambda: None,
-            position=lambda versions: {"versions": {str(node): version for node, version in versions.items()}},
-            saved=self.taken.append,
+            secure=self.secure,
             pool=AtOnce(),
         )
+
+    def secure(self) -> None:
+        if self.insecure is not None:
+            raise self.insecure
+        self.secured += 1
 
     def send(self, rank: int, inbox: object, message: m.SaveNext) -> None:  # noqa: ARG002
         self.asked.append(message)
@@ -112,9 +119,29 @@ def test_a_checkpoint_has_all_stages_of_all_nodes_and_the_newest_stay(tmp_path: 
     newest = Checkpoint.read(complete_paths(tmp_path)[-1])
     assert list(damage(newest)) == []
     assert [(node.node, node.steps, len(node.files)) for node in newest.manifest.saved] == [(0, 2, 2), (1, 2, 2)]
-    assert newest.manifest.position == {"versions": {"0": 2, "1": 2}}
-    assert [each.manifest.step for each in world.taken] == [1, 3, 4]
+    assert world.secured == 3
     assert world.checkpoints.facts().saved == 3
+
+
+def test_a_checkpoint_does_not_count_before_what_it_counts_on_is_safe(tmp_path: Path) -> None:
+    world = World(tmp_path, every_steps=1)
+    world.insecure = OSError(5, "Input/output error", "journal.bin")
+    world.checkpoints.turn(1)
+    world.answer([1])
+    assert (world.steps, world.checkpoints.facts().last_failure) == ([], "journal.bin: Input/output error")
+    world.insecure = None
+    world.checkpoints.turn(2)
+    world.answer([2])
+    assert world.steps == [2]
+
+
+def test_an_attempt_that_goes_on_counts_on(tmp_path: Path) -> None:
+    world = World(tmp_path, every_steps=4, first_step=10)
+    world.checkpoints.turn(13)
+    assert not world.asked
+    world.checkpoints.turn(14)
+    world.answer([14])
+    assert world.steps == [14]
 
 
 def test_at_the_end_only_what_is_new_is_saved(tmp_path: Path) -> None:
@@ -197,7 +224,7 @@ def test_what_is_saved_follows_from_the_recipe(tmp_path: Path) -> None:
     recipe = Recipe(nodes=Nodes(count=3), model=Model(config=tiny_llama()), training=training)
 
     def nodes(**changes: Any) -> tuple[int, ...]:
-        plan = save_plan(recipe.model_copy(update=changes), tmp_path, None)
+        plan = save_plan(recipe.model_copy(update=changes), tmp_path, 0)
         assert plan is not None
         return plan.nodes
 
@@ -206,6 +233,6 @@ def test_what_is_saved_follows_from_the_recipe(tmp_path: Path) -> None:
     assert nodes(training=training.model_copy(update={"across_nodes": "sync"})) == (0,)
     apart = recipe.policy.model_copy(update={"placement": "separate", "training_nodes": 2})
     assert nodes(policy=apart) == (1, 2) or nodes(policy=apart) == (0, 1)
-    assert save_plan(recipe.model_copy(update={"training": None}), tmp_path, None) is None
+    assert save_plan(recipe.model_copy(update={"training": None}), tmp_path, 0) is None
     emulated = recipe.model_copy(update={"engine": Engine(kind="emulated")})
-    assert save_plan(emulated, tmp_path, None) is None
+    assert save_plan(emulated, tmp_path, 0) is None
