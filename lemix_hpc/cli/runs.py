@@ -58,16 +58,11 @@ def cancel(run: RunName) -> None:
 
 
 def report(run: RunName, as_json: Json = False) -> None:
-    """Print the report of a run that is done."""
-    from lemix_hpc.config.errors import UserError
+    """Print the report of a run; of one that goes on, or was cut off, what there is so far."""
     from lemix_hpc.launch.registry import find_run
-    from lemix_hpc.launch.states import run_state
 
     found = find_run(run)
-    if not found.report.exists():
-        state = run_state(found, found.read_record())
-        raise UserError(f"{found.id} is {state} and has no report; `lemix logs {found.id}` shows what it did")
-    content = json.loads(found.report.read_text(encoding="utf-8"))
+    content = _report(found)
     if as_json:
         typer.echo(json.dumps(content))
         return
@@ -76,6 +71,23 @@ def report(run: RunName, as_json: Json = False) -> None:
     from lemix_hpc.cli.show import render_report
 
     Console().print(render_report(found, content), crop=False)
+
+
+def _report(run: RunDir) -> dict[str, Any]:
+    """The written one, or one made from the records of a run that is not complete."""
+    from lemix_hpc.config.errors import UserError
+    from lemix_hpc.launch.states import run_state
+    from lemix_hpc.records.reader import is_complete, read_run
+    from lemix_hpc.report.build import summarise
+
+    if run.report.exists() and (run.profile_order.exists() or is_complete(run.path)):
+        content: dict[str, Any] = json.loads(run.report.read_text(encoding="utf-8"))
+        return content
+    state = run_state(run, run.read_record())
+    if run.profile_order.exists() or not run.facts.exists():
+        raise UserError(f"{run.id} is {state} and has no report; `lemix logs {run.id}` shows what it did")
+    typer.echo(f"{run.id} is {state} and not complete; this is what it has done so far.", err=True)
+    return summarise(read_run(run.path))
 
 
 def _row(run: RunDir) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from lemix_hpc.config.errors import UserError
 from lemix_hpc.config.load import resolved_yaml
 from lemix_hpc.config.recipe import Recipe
 from lemix_hpc.records.files import replace
+from lemix_hpc.records.schema import FACTS
 
 
 class RunRecord(msgspec.Struct, frozen=True):
@@ -85,6 +86,11 @@ class RunDir:
     @property
     def progress(self) -> Path:
         return self.path / "progress.json"
+
+    @property
+    def facts(self) -> Path:
+        """There once a run has served or trained."""
+        return self.path / FACTS
 
     @property
     def profile_order(self) -> Path:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -11,20 +11,34 @@ import msgspec
 
 from lemix_hpc.config.errors import UserError
 from lemix_hpc.records.attempts import lineage
-from lemix_hpc.records.schema import FACTS, RunFacts, ServedTask, Span, TaskRecord, TrainedTask
+from lemix_hpc.records.schema import (
+    FACTS,
+    PROGRESS,
+    AttemptFacts,
+    Progress,
+    RunFacts,
+    ServedTask,
+    Span,
+    TaskRecord,
+    TrainedTask,
+)
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class RunRecords:
-    """The records of one run, in the order of its files; times in seconds since its start. `attempts`: how many there were."""
+    """The records of one run, in the order of its files; times in seconds since its start.
+
+    `complete`: it has done all that it had to do. `attempts`: none if it was simulated.
+    """
 
     facts: RunFacts
     spans: list[Span]
     served: list[ServedTask]
     trained: list[TrainedTask]
-    attempts: int = 1
+    complete: bool = True
+    attempts: tuple[AttemptFacts, ...] = ()
 
 
 def read_run(run_dir: Path) -> RunRecords:
@@ -36,11 +50,36 @@ def read_run(run_dir: Path) -> RunRecords:
         raise UserError(f"There is no run directory {run_dir}. Give the directory of a run.")
     directories = record_directories(run_dir)
     facts = read_facts(directories[-1])
-    spans = _of_one_run([_read_lines(each / "spans.jsonl", msgspec.json.Decoder(Span).decode) for each in directories])
+    read_spans = msgspec.json.Decoder(Span).decode
+    spans = _of_one_run([_read_lines(each / "spans.jsonl", read_spans) for each in directories])
     tasks = _read_lines(directories[-1] / "tasks.jsonl", _decode_task(msgspec.json.Decoder(TaskRecord)))
     served = [task for task in tasks if isinstance(task, ServedTask)]
     trained = [task for task in tasks if isinstance(task, TrainedTask)]
-    return RunRecords(facts, spans, served, trained, len(directories))
+    return RunRecords(facts, spans, served, trained, is_complete(run_dir), tuple(_attempt_facts(run_dir)))
+
+
+def is_complete(run_dir: Path) -> bool:
+    """Whether a run has done all that it had to do: its last attempt ended, and left nothing to another one."""
+    line = lineage(run_dir)
+    if not line:
+        return True
+    end = line[-1].ended
+    if end is not None:
+        return end.reason == "finished"
+    try:
+        shown = msgspec.json.decode((line[-1].path / PROGRESS).read_bytes(), type=Progress)
+    except FileNotFoundError:
+        return False
+    return shown.state == "finished"
+
+
+def _attempt_facts(run_dir: Path) -> Iterator[AttemptFacts]:
+    for attempt in lineage(run_dir):
+        start, end = attempt.started, attempt.ended
+        if start is not None and end is not None:
+            yield AttemptFacts(attempt.number, start.time, end.time, end.reason, end.message)
+        elif start is not None:
+            yield AttemptFacts(attempt.number, start.time)
 
 
 def record_directories(run_dir: Path) -> list[Path]:

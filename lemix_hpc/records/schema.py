@@ -13,6 +13,8 @@ COEFFICIENTS = "coefficients.yaml"
 """The stage times that a run started from, in its directory."""
 FACTS = "facts.json"
 """What a report needs besides spans and tasks."""
+PROGRESS = "progress.json"
+"""The live figures."""
 LEARNED = "learned.json"
 """What it has learned of them."""
 
@@ -184,6 +186,17 @@ class LearnedTimes(msgspec.Struct, frozen=True):
     source: str | None
     applied: bool
     learned: list[Learned]
+
+
+class AttemptFacts(msgspec.Struct, frozen=True):
+    """One attempt at a run. `started`, `ended`: seconds since the epoch; `reason` and `message`: why it ended. None where
+    nobody knows, or it has not ended."""
+
+    number: int
+    started: float
+    ended: float | None = None
+    reason: str | None = None
+    message: str | None = None
 
 
 class Progress(msgspec.Struct, frozen=True):

@@ -13,7 +13,17 @@ from lemix_hpc.policy.events import Event
 from lemix_hpc.records import event_log
 from lemix_hpc.records.files import replace
 from lemix_hpc.records.journal import Ended, Journal, Record, Trained
-from lemix_hpc.records.schema import FACTS, LEARNED, LearnedTimes, Progress, RunFacts, ServedTask, Span, TaskRecord
+from lemix_hpc.records.schema import (
+    FACTS,
+    LEARNED,
+    PROGRESS,
+    LearnedTimes,
+    Progress,
+    RunFacts,
+    ServedTask,
+    Span,
+    TaskRecord,
+)
 
 
 class Recorder:
@@ -64,7 +74,7 @@ class Recorder:
         self._spans.flush()
         self._tasks.flush()
         self._events.flush()
-        replace(self._dir / "progress.json", self._encoder.encode(progress))
+        replace(self._dir / PROGRESS, self._encoder.encode(progress))
 
     def facts(self, facts: RunFacts) -> None:
         """Replace `facts.json`."""

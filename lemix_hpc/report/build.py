@@ -40,6 +40,8 @@ def summarise(run: RunRecords) -> Section:
         "nodes": facts.nodes,
         "stages": facts.stages,
         "duration_s": facts.duration_s,
+        "complete": run.complete,
+        "attempts": [msgspec.to_builtins(attempt) for attempt in run.attempts],
         "serving": _serving(run, batches),
         "training": _training(run, time),
         "throughput": {

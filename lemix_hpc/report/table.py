@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 from rich import box
@@ -25,7 +26,8 @@ def render(report: dict[str, Any]) -> RenderableType:
 def _head(report: dict[str, Any]) -> Text:
     size = f"{_count(report['nodes'], 'node')} x {_count(report['stages'], 'stage')}"
     rest = f"  {report['engine']} engine · {size} · {number(report['duration_s'])} s"
-    return Text.assemble((report["policy"], "bold cyan"), (rest, "dim"))
+    partial = "" if report.get("complete", True) else "  not complete"
+    return Text.assemble((report["policy"], "bold cyan"), (rest, "dim"), (partial, "yellow"))
 
 
 def _latencies(serving: dict[str, Any]) -> Table:
@@ -47,10 +49,21 @@ def _figures(report: dict[str, Any]) -> Table:
         ("serving", _serving(report)),
         ("training", _training(report["training"]) + _across_nodes(report.get("across_nodes"))),
         ("devices", _devices(report)),
+        ("run", _attempts(report.get("attempts", []))),
     ):
         for index, (name, value) in enumerate(rows):
             table.add_row("" if index else title, name, value, end_section=index == len(rows) - 1)
     return table
+
+
+def _attempts(attempts: list[dict[str, Any]]) -> list[tuple[str, RenderableType]]:
+    """Nothing for a run that needed but one."""
+    if len(attempts) < 2:
+        return []
+    pairs = pairwise(attempts)
+    between = sum(after["started"] - before["ended"] for before, after in pairs if before["ended"] is not None)
+    reasons = [attempt["reason"] or "end unknown" for attempt in attempts[:-1]]
+    return [("attempts", f"{len(attempts)} · {number(between)} s between them · ended before: {', '.join(reasons)}")]
 
 
 def _serving(report: dict[str, Any]) -> list[tuple[str, RenderableType]]:

@@ -20,7 +20,7 @@ from lemix_hpc.records.attempts import Attempt
 from lemix_hpc.records.event_log import EVENTS
 from lemix_hpc.records.inheritance import Inheritance
 from lemix_hpc.records.journal import Journal
-from lemix_hpc.records.schema import COEFFICIENTS, FACTS, LEARNED, LearnedTimes, Progress, RunFacts
+from lemix_hpc.records.schema import COEFFICIENTS, FACTS, LEARNED, PROGRESS, LearnedTimes, Progress, RunFacts
 from lemix_hpc.records.writer import Recorder
 from lemix_hpc.run_setup.scheduler_setup import limits_ms, make_scheduler, mean_unloaded_response, partners, split
 from lemix_hpc.run_setup.training_feed import feed_of
@@ -41,7 +41,7 @@ from lemix_hpc.workload.api_lengths import context_of
 from lemix_hpc.workload.load import Workload, load_workload
 from lemix_hpc.workload.tasks import Request
 
-PUBLISHED = ("spans.jsonl", "tasks.jsonl", EVENTS, FACTS, "progress.json", COEFFICIENTS, LEARNED)
+PUBLISHED = ("spans.jsonl", "tasks.jsonl", EVENTS, FACTS, PROGRESS, COEFFICIENTS, LEARNED)
 FACTS_EVERY_S = 5.0
 DISK_TIMEOUT_S = 600.0
 """How long the end of a run waits for a disk that does not take what was promised."""

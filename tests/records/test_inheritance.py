@@ -1,0 +1,144 @@
+"""What an attempt goes on from, by the journals of those before it."""
+
+from pathlib import Path
+
+import pytest
+
+from lemix_hpc.records.attempts import AttemptEnd, AttemptStart, EndReason, claim
+from lemix_hpc.records.inheritance import NOTHING, Inheritance, inherit
+from lemix_hpc.records.journal import Accepted, Ended, GroupCut, Journal, Placed, Record, Stepped, Trained
+from lemix_hpc.records.schema import ServedTask, TrainedTask
+
+
+class Run:
+    """Attempts one after the other, each with the records of its journal."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def attempt(
+        self, *records: Record, versions: dict[int, int] | None = None, end: EndReason | None = None
+    ) -> Inheritance:
+        """Go on from the versions of a checkpoint, and be cut off. Returns what the attempt went on from."""
+        inherited = inherit(self.path, versions or {})
+        attempt = claim(self.path)
+        journal = Journal(attempt.journal)
+        before = inherited.last.number if inherited.last is not None else None
+        attempt.start(
+            AttemptStart(
+                time=0.0,
+                host="h",
+                inherits=before,
+                journal_bytes=inherited.journal_bytes,
+                clock=inherited.clock,
+                versions=inherited.versions,
+            )
+        )
+        for record in records:
+            journal.append(record)
+        journal.close()
+        if end is not None:
+            attempt.end(AttemptEnd(end, "", 0.0))
+        return inherited
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    return Run(tmp_path)
+
+
+def served(id: str, number: int | None, finished: float = 1.0) -> Ended:
+    return Ended(ServedTask(id, "finished", 0.5, 3, finished=finished, number=number))
+
+
+def trained(id: str, node: int, step: int) -> Trained:
+    return Trained(TrainedTask(id, "finished", 0.5, 8, node=node, step=step))
+
+
+def cut(group: int) -> GroupCut:
+    return GroupCut(group, (f"t{group}",), (0, 0), ())
+
+
+def test_the_first_attempt_goes_on_from_nothing(run: Run) -> None:
+    assert run.attempt() is NOTHING
+
+
+def test_requests_without_an_outcome_are_waiting(run: Run) -> None:
+    run.attempt(Accepted(0, "a", 0.5, 3), Accepted(4, "b", 0.75, 3), Placed(0, 0), Placed(4, 1), served("a", 0, 2.5))
+    inherited = run.attempt(served("b", 4))
+    assert [task.id for task in inherited.served] == ["a"]
+    assert inherited.waiting == {4: Accepted(4, "b", 0.75, 3)}
+    assert (inherited.next_number, inherited.clock) == (5, 2.5)
+    again = run.attempt()
+    assert [task.id for task in again.served] == ["a", "b"] and not again.waiting
+
+
+def test_a_request_that_never_became_a_task_has_its_outcome_too(run: Run) -> None:
+    run.attempt(Ended(ServedTask("long", "rejected", 0.5, 9999)), Ended(ServedTask("longer", "rejected", 0.5, 9999)))
+    assert [task.id for task in run.attempt().served] == ["long", "longer"]
+
+
+def test_training_behind_the_checkpoint_is_done_again(run: Run) -> None:
+    steps = [Stepped(0, (group,), group + 1, 9.0) for group in range(4)]
+    tasks = [trained(f"t{group}", 0, group + 1) for group in range(4)]
+    run.attempt(*(cut(group) for group in range(6)), *steps, *tasks)
+    inherited = run.attempt(steps[2], tasks[2], versions={0: 2})
+    assert [task.id for task in inherited.trained] == ["t0", "t1"]
+    assert (inherited.steps, inherited.done, inherited.versions) == (2, frozenset({0, 1}), {0: 2})
+    assert [each.group for each in inherited.cuts] == list(range(6))
+    again = run.attempt(versions={0: 3})
+    assert [task.id for task in again.trained] == ["t0", "t1", "t2"], "the first attempt's t2 and t3 were dropped"
+    assert again.done == frozenset({0, 1, 2})
+
+
+def test_each_node_is_cut_back_to_its_own_version(run: Run) -> None:
+    run.attempt(
+        cut(0), cut(1), Stepped(0, (0,), 1, 1.0), Stepped(1, (1,), 1, 1.0), trained("t0", 0, 1), trained("t1", 1, 1)
+    )
+    assert run.attempt(versions={1: 1}).done == frozenset({1})
+
+
+def test_without_weights_every_step_counts(run: Run) -> None:
+    run.attempt(cut(0), Stepped(0, (0,), 1, 1.0), trained("t0", 0, 1))
+    assert inherit(run.path, None).versions == {0: 1}
+    assert inherit(run.path, None).done == frozenset({0})
+
+
+def test_what_was_written_behind_the_fence_does_not_count(run: Run) -> None:
+    run.attempt(Accepted(0, "a", 0.5, 3))
+    run.attempt()
+    # The ranks of the first attempt are still there, on a host that Slurm has lost.
+    written = (run.path / "attempts" / "0" / "journal.bin").read_bytes()
+    late = Run(run.path / "late")
+    late.path.mkdir()
+    late.attempt(Accepted(0, "a", 0.5, 3), served("a", 0))
+    content = (late.path / "attempts" / "0" / "journal.bin").read_bytes()
+    assert content.startswith(written)
+    (run.path / "attempts" / "0" / "journal.bin").write_bytes(content)
+    assert list(inherit(run.path, {}).waiting) == [0]
+
+
+@pytest.mark.parametrize(
+    ("ends", "poison"),
+    [
+        (["error", "error"], {1}),
+        (["out-of-memory", "error"], {1}),
+        (["killed", "error"], set()),
+        (["error", None], set()),
+    ],
+)
+def test_what_was_on_a_node_at_two_errors_in_a_row_is_not_tried_again(
+    run: Run, ends: list[EndReason | None], poison: set[int]
+) -> None:
+    run.attempt(Accepted(0, "a", 0, 3), Accepted(1, "b", 0, 3), Placed(0, 0), Placed(1, 0), end=ends[0])
+    run.attempt(Placed(0, 0), Placed(1, 0), served("a", 0), end=ends[1])
+    assert inherit(run.path, {}).poison == poison
+
+
+def test_damage_is_named(run: Run) -> None:
+    run.attempt(Placed(0, 0), Placed(1, 0))
+    path = run.path / "attempts" / "0" / "journal.bin"
+    content = bytearray(path.read_bytes())
+    content[3] ^= 1
+    path.write_bytes(content)
+    assert "attempts/0/journal.bin" in inherit(run.path, {}).damage[0]
