@@ -15,11 +15,14 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
+from lemix_hpc.checkpoints.resumption import NodeStart
 from lemix_hpc.config.recipe import Recipe
 from lemix_hpc.engines.emulated import EmulatedStage
 from lemix_hpc.engines.protocol import Payload
 from lemix_hpc.policy.events import Event
 from lemix_hpc.profiling.hardware import load_hardware
+from lemix_hpc.records.inheritance import NOTHING, Inheritance
+from lemix_hpc.records.journal import Ended, Record, Trained
 from lemix_hpc.records.schema import Progress, ServedTask, Span, TaskRecord, TrainedTask
 from lemix_hpc.records.writer import Recorder
 from lemix_hpc.run_setup.scheduler_setup import make_scheduler, mean_unloaded_response
@@ -80,12 +83,14 @@ Box = list[tuple[float, int, int, m.AnyMessage, Payload | None]]
 class Post:
     """All that is on its way: by the inbox of a rank, in order of the time at which it was sent, then of the sender."""
 
+    on_message: Callable[[m.AnyMessage], None]
     boxes: dict[tuple[int, Inbox], Box] = field(default_factory=dict)
     sent: int = 0
 
     def put(
         self, to: tuple[int, Inbox], time: float, source: int, message: m.AnyMessage, payload: Payload | None
     ) -> None:
+        self.on_message(message)
         self.sent += 1
         heapq.heappush(self.boxes.setdefault(to, []), (time, source, self.sent, message, payload))
 
@@ -119,7 +124,8 @@ class VirtualMailbox:
 class MemoryRecorder(Recorder):
     """Keeps what a run writes about itself."""
 
-    def __init__(self) -> None:
+    def __init__(self, on_promise: Callable[[Record], None] = lambda record: None) -> None:  # noqa: ARG005
+        self.on_promise = on_promise
         self.spans: list[Span] = []
         self.served: list[ServedTask] = []
         self.trained: list[TrainedTask] = []
@@ -133,6 +139,10 @@ class MemoryRecorder(Recorder):
             self.served.append(task)
         else:
             self.trained.append(task)
+        self.promise(Ended(task) if isinstance(task, ServedTask) else Trained(task))
+
+    def promise(self, record: Record) -> None:
+        self.on_promise(record)
 
     def event(self, event: Event) -> None:
         self.events.append(event)
@@ -142,12 +152,23 @@ class MemoryRecorder(Recorder):
 
 
 class OneProcess:
-    """The run of a recipe whose engine is `emulated`. `records` has what it wrote."""
+    """The run of a recipe whose engine is `emulated`. `records` has what it wrote.
 
-    def __init__(self, recipe: Recipe) -> None:
-        self.records = MemoryRecorder()
-        self._time = [0.0]
-        self._post = Post()
+    `inherited`: what an earlier attempt has left. `on_promise` and `on_message` are told of each record of the journal and each
+    message, and may end it all by an exception.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        inherited: Inheritance = NOTHING,
+        on_promise: Callable[[Record], None] = lambda record: None,  # noqa: ARG005
+        on_message: Callable[[m.AnyMessage], None] = lambda message: None,  # noqa: ARG005
+    ) -> None:
+        self.records = MemoryRecorder(on_promise)
+        self._inherited = inherited
+        self._time = [inherited.clock]
+        self._post = Post(on_message)
         self._layout = Layout(recipe.nodes.count, recipe.nodes.stages)
         self._loop = self._make_loop(recipe)
         leaders = range(recipe.nodes.count)
@@ -196,7 +217,10 @@ class OneProcess:
         t0 = mean_unloaded_response(hardware.reference.latency(recipe.nodes.stages), work.requests, recipe)
         clock = Clock(self._time)
         mailbox = self._box(SCHEDULER_RANK, Inbox.SCHEDULER, clock)
-        number: Callable[[], int] = functools.partial(next, itertools.count())
+        number: Callable[[], int] = functools.partial(next, itertools.count(self._inherited.next_number))
+        feed = feed_of(recipe, work, number)
+        if feed is not None:
+            feed.go_on(self._inherited.cuts, self._inherited.done)
         return SchedulerLoop(
             self._layout,
             make_scheduler(recipe, hardware, t0),
@@ -204,10 +228,11 @@ class OneProcess:
             self.records,
             clock.now,
             work.requests,
-            feed_of(recipe, work, number),
+            feed,
             CallRouter(self._layout, mailbox, number, recipe.engine.timeout_s),
             LoopSettings(None, recipe.report.live_interval_s),
             number,
+            inherited=self._inherited,
         )
 
     def _make_leader(self, recipe: Recipe, node: int) -> Any:
@@ -227,4 +252,6 @@ class OneProcess:
         place = stage_place(recipe, self._layout, node, stage)
         run_clock: Any = clock
         nobody_waits: Any = SimpleNamespace(wake=lambda: None)
-        return StageWorker(place, engine, box, run_clock, nobody_waits, stage_rules(recipe)), clock
+        start = NodeStart(self._inherited.versions.get(node, 0))
+        worker = StageWorker(place, engine, box, run_clock, nobody_waits, stage_rules(recipe), start=start)
+        return worker, clock

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -82,7 +82,7 @@ def inherit(run_dir: Path, versions: Mapping[int, int] | None) -> Inheritance:
         last=line[-1],
         journal_bytes=length,
         served=fold.served,
-        trained=fold.trained,
+        trained=[*fold.trained, *fold.told_by_steps()],
         waiting=fold.waiting,
         poison=frozenset(fold.suspects) & frozenset(fold.waiting) if fold.twice else frozenset(),
         next_number=fold.next_number,
@@ -156,6 +156,17 @@ class _Fold:
                 self.clock = max(self.clock, time)
             case GroupCut(group):
                 self.cuts[group] = record
+
+    def told_by_steps(self) -> Iterator[TrainedTask]:
+        """Micro-batches that are in a step that counts, of which no more was written down before the end."""
+        told = {task.id for task in self.trained}
+        for step in self.steps:
+            for cut in (self.cuts[group] for group in step.groups if group in self.cuts):
+                for id, tokens in zip(cut.ids, cut.tokens, strict=True):
+                    if id not in told:
+                        yield TrainedTask(
+                            id, "finished", step.time, tokens, step.node, finished=step.time, step=step.version
+                        )
 
     def end(self, attempt: Attempt) -> None:
         """What was on a node at two ends in a row that it may have caused is a suspect."""

@@ -62,12 +62,13 @@ class Trained(msgspec.Struct, frozen=True, array_like=True, tag=True):
 class GroupCut(msgspec.Struct, frozen=True, array_like=True, tag=True):
     """Micro-batches were taken for one optimizer step.
 
-    `ids` in order. `position`: (epoch, index of that epoch's first micro-batch) of the training text, where its first one
-    comes from there. `posted`: for each one from clients' samples, how many samples had come when it was cut.
+    `ids` in order, `tokens` of each. `position`: (epoch, index of that epoch's first micro-batch) of the training text, where
+    the first one comes from there. `posted`: for each one from clients' samples, how many samples had come when it was cut.
     """
 
     group: int
     ids: tuple[str, ...]
+    tokens: tuple[int, ...]
     position: tuple[int, int]
     posted: tuple[int, ...]
 

@@ -45,7 +45,8 @@ class FedGroup:
         """What to write down, so that the group can be cut again."""
         text = (batch.epoch for batch in self.sources if not batch.came)
         posted = tuple(batch.came for batch in self.sources if batch.came)
-        return GroupCut(self.number, self.ids, next(text, (0, 0)), posted)
+        tokens = tuple(batch.rows * batch.length for batch in self.sources)
+        return GroupCut(self.number, self.ids, tokens, next(text, (0, 0)), posted)
 
 
 class TrainingFeed:

@@ -56,7 +56,7 @@ def trained(id: str, node: int, step: int) -> Trained:
 
 
 def cut(group: int) -> GroupCut:
-    return GroupCut(group, (f"t{group}",), (0, 0), ())
+    return GroupCut(group, (f"t{group}",), (64,), (0, 0), ())
 
 
 def test_the_first_attempt_goes_on_from_nothing(run: Run) -> None:
@@ -102,6 +102,12 @@ def test_without_weights_every_step_counts(run: Run) -> None:
     run.attempt(cut(0), Stepped(0, (0,), 1, 1.0), trained("t0", 0, 1))
     assert inherit(run.path, None).versions == {0: 1}
     assert inherit(run.path, None).done == frozenset({0})
+
+
+def test_a_step_tells_of_micro_batches_whose_records_were_lost(run: Run) -> None:
+    run.attempt(cut(0), Stepped(1, (0,), 3, 9.0))
+    (task,) = run.attempt(versions={1: 3}).trained
+    assert task == TrainedTask("t0", "finished", 9.0, 64, 1, finished=9.0, step=3)
 
 
 def test_what_was_written_behind_the_fence_does_not_count(run: Run) -> None:

@@ -16,6 +16,7 @@ from lemix_hpc.records.journal import Accepted, Ended, GroupCut, Journal, Placed
 from lemix_hpc.records.schema import ServedTask, TrainedTask
 
 NUMBERS = st.integers(0, 2**40)
+PAIRS = st.tuples(NUMBERS, NUMBERS)
 TIMES = st.floats(0, 1e9)
 IDS = st.text(max_size=20)
 RECORDS: st.SearchStrategy[Record] = st.one_of(
@@ -27,7 +28,14 @@ RECORDS: st.SearchStrategy[Record] = st.one_of(
         st.lists(NUMBERS, max_size=9),
     ),
     st.builds(lambda id, loss: Trained(TrainedTask(id, "finished", 0.5, 64, loss=loss)), IDS, TIMES),
-    st.builds(GroupCut, NUMBERS, st.tuples(IDS, IDS), st.tuples(NUMBERS, NUMBERS), st.tuples(NUMBERS)),
+    st.builds(
+        GroupCut,
+        NUMBERS,
+        st.tuples(IDS, IDS),
+        st.tuples(NUMBERS, NUMBERS),
+        st.tuples(NUMBERS, NUMBERS),
+        st.tuples(NUMBERS),
+    ),
     st.builds(Stepped, st.integers(0, 4096), st.tuples(NUMBERS), NUMBERS, TIMES),
 )
 

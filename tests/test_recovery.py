@@ -1,0 +1,176 @@
+"""A run that is killed at any instant, again and again: what was accepted has one outcome, and what is trained counts once.
+
+Scheduler, leaders and stage workers are the real ones, in one process on a virtual clock; the journals are real files.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lemix_hpc.config.recipe import Recipe
+from lemix_hpc.records import journal
+from lemix_hpc.records.attempts import AttemptStart, claim
+from lemix_hpc.records.inheritance import NOTHING, Inheritance, inherit
+from lemix_hpc.records.journal import Journal, Record
+from lemix_hpc.records.schema import ServedTask, TrainedTask
+from lemix_hpc.runtime.transport import messages as m
+from lemix_hpc.workload.load import load_workload
+from tests.one_process import OneProcess
+from tests.test_equivalence import load, scenarios
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_reserve() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(journal, "RESERVE", 4096)
+        yield
+
+
+class Killed(Exception):  # noqa: N818  no error
+    """Nothing of the run's processes is left."""
+
+
+class Attempt:
+    """One attempt, to be killed at its n-th record or message; the last `unsafe` records are not on the disk then."""
+
+    def __init__(self, run_dir: Path, recipe: Recipe, kill_at: int | None, unsafe: int) -> None:
+        self._run_dir = run_dir
+        self._recipe = recipe
+        self._left = kill_at
+        self._unsafe = unsafe
+        self._records: list[Record] = []
+
+    def run(self) -> Inheritance | None:
+        """What it went on from; None if it was killed."""
+        inherited = inherit(self._run_dir, None)
+        attempt = claim(self._run_dir)
+        attempt.start(
+            AttemptStart(
+                time=0.0,
+                host="h",
+                inherits=inherited.last.number if inherited.last is not None else None,
+                journal_bytes=inherited.journal_bytes,
+                clock=inherited.clock,
+                versions=inherited.versions,
+            )
+        )
+        killed = False
+        try:
+            OneProcess(self._recipe, inherited, self._promise, self._message).run()
+        except Killed:
+            killed = True
+        written = Journal(attempt.journal)
+        for record in self._records[: max(0, len(self._records) - self._unsafe)] if killed else self._records:
+            written.append(record)
+        written.close()
+        return None if killed else inherited
+
+    def _promise(self, record: Record) -> None:
+        self._records.append(record)
+        self._step()
+
+    def _message(self, message: m.AnyMessage) -> None:  # noqa: ARG002
+        self._step()
+
+    def _step(self) -> None:
+        if self._left is not None:
+            self._left -= 1
+            if self._left < 0:
+                raise Killed
+
+
+def outcomes(run_dir: Path) -> tuple[list[ServedTask], list[TrainedTask]]:
+    everything = inherit(run_dir, None)
+    assert everything.damage == []
+    return everything.served, everything.trained
+
+
+def run_through(recipe: Recipe, kills: list[tuple[int, int]]) -> tuple[list[ServedTask], list[TrainedTask], int]:
+    """The outcomes after so many kills, and the optimizer steps that count."""
+    with tempfile.TemporaryDirectory() as directory:
+        run_dir = Path(directory)
+        for kill_at, unsafe in kills:
+            if Attempt(run_dir, recipe, kill_at, unsafe).run() is not None:
+                break
+        else:
+            assert Attempt(run_dir, recipe, None, 0).run() is not None
+        return *outcomes(run_dir), inherit(run_dir, None).steps
+
+
+KILLS = st.lists(st.tuples(st.integers(0, 400), st.integers(0, 4)), min_size=1, max_size=4)
+
+
+@settings(max_examples=40)
+@given(scenarios(), KILLS)
+def test_every_request_has_one_outcome_and_every_micro_batch_counts_once(
+    scenario: dict[str, Any], kills: list[tuple[int, int]]
+) -> None:
+    with tempfile.TemporaryDirectory() as directory:
+        recipe = load(scenario, Path(directory))
+        served, trained, steps = run_through(recipe, kills)
+        requests = [request.id for request in load_workload(recipe).requests]
+    assert sorted(task.id for task in served) == sorted(requests)
+    assert len({task.number for task in served}) == len(served)
+    names = [task.id for task in trained]
+    assert len(set(names)) == len(names)
+    training = recipe.training
+    if training is None:
+        assert not trained
+        return
+    if training.micro_batches is not None and not recipe.policy.drain_reserve_s:
+        assert sorted(names, key=lambda name: int(name[1:])) == [f"t{i}" for i in range(training.micro_batches)]
+        assert steps == -(-training.micro_batches // training.micro_batches_per_step)
+
+
+def test_killed_at_each_record_and_each_message_of_a_small_run(tmp_path: Path) -> None:
+    times = {"forward": {"a": 2e-3, "b": 4e-6, "c": 1e-10, "d": 1e-7}, "backward": 2.0}
+    coefficients = {
+        "schema": 1,
+        "form": "affine-quadratic",
+        "hardware": "h",
+        "model": "m",
+        "dtype": "float32",
+        "layers": 4,
+        "stages": [times, times],
+        "provenance": {"source": "made up"},
+    }
+    serving = {
+        "source": {"kind": "poisson", "rate": 80.0, "requests": 3, "lengths": "azure-conv"},
+        "mode": "generate",
+        "max_new_tokens": 3,
+        "conversations": {"turns": 2, "think_s": 0.02},
+    }
+    recipe = load(
+        {
+            "recipe": {
+                "nodes": {"count": 1, "stages": 2},
+                "engine": {"kind": "emulated", "coefficients": "real.yaml"},
+                "serving": serving,
+                "training": {"micro_batches": 3, "micro_batches_per_step": 2, "release": "sync"},
+            },
+            "files": {"real.yaml": coefficients},
+        },
+        tmp_path,
+    )
+    whole = run_through(recipe, [])
+    names = sorted(task.id for task in (*whole[0], *whole[1]))
+    assert len(names) == 6
+    points = 0
+    while True:
+        with tempfile.TemporaryDirectory() as directory:
+            if Attempt(Path(directory), recipe, points, 0).run() is not None:
+                break
+            assert Attempt(Path(directory), recipe, None, 0).run() not in (None, NOTHING)
+            served, trained = outcomes(Path(directory))
+        assert sorted(task.id for task in (*served, *trained)) == names, f"killed at point {points}"
+        points += 1
+    assert points > 60, "records and messages of the whole run"
+    with pytest.raises(Killed):
+        OneProcess(recipe, on_message=Attempt(tmp_path, recipe, 0, 0)._message).run()
