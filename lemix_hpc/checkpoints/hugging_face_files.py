@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from collections.abc import Mapping
@@ -91,7 +92,7 @@ def copy_tokenizer(source: Path | None, directory: Path) -> bool:
 def _complete(given: Mapping[str, Any]) -> dict[str, Any]:
     from transformers import AutoConfig
 
-    settings = dict(given)
+    settings = copy.deepcopy(dict(given))  # the config adds to what is nested in it
     complete: dict[str, Any] = AutoConfig.for_model(settings.pop("model_type"), **settings).to_dict()
     return {key: value for key, value in complete.items() if key not in _OF_NO_MODEL}
 

@@ -19,7 +19,7 @@ def preflight(loaded: LoadedRecipe, cluster: str) -> tuple[str, ...]:
     that will be left out.
     """
     problems = [*check_recipe(loaded.recipe), *_split(loaded)]
-    loaded.reject(problems or [*_coefficients(loaded), *_model(loaded), *_device(loaded, cluster)])
+    loaded.reject(problems or [*_coefficients(loaded), *_model(loaded), *_resume(loaded), *_device(loaded, cluster)])
     from lemix_hpc.workload.load import load_workload
 
     work = load_workload(loaded.recipe)
@@ -80,6 +80,23 @@ def _model(loaded: LoadedRecipe) -> Iterator[Problem]:
         return
     if stages > layers:
         yield Problem(("nodes", "stages"), f"{stages} stages need as many decoder layers, and the model has {layers}")
+
+
+def _resume(loaded: LoadedRecipe) -> Iterator[Problem]:
+    """Whether the checkpoint is of this model, as far as its manifest tells."""
+    training = loaded.recipe.training
+    if training is None or training.resume is None:
+        return
+    from lemix_hpc.checkpoints.resumption import KEY, check_model
+    from lemix_hpc.checkpoints.store import CHECKPOINTS, Checkpoint, complete_paths
+    from lemix_hpc.engines.model_sizes import model_config
+
+    path = training.resume
+    inside = complete_paths(path / CHECKPOINTS)
+    try:
+        check_model(Checkpoint.read(inside[-1] if inside else path), model_config(loaded.recipe.model))
+    except UserError as error:
+        yield Problem(tuple(KEY.split(".")), str(error).removeprefix(f"{KEY}: "))
 
 
 def _device(loaded: LoadedRecipe, cluster: str) -> Iterator[Problem]:

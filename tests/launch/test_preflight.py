@@ -10,7 +10,10 @@ import pytest
 from lemix_hpc.config.errors import UserError
 from lemix_hpc.config.load import LoadedRecipe, read_recipe
 from lemix_hpc.launch.preflight import preflight, preflight_profile, preflight_simulation
+from tests.checkpoints.conftest import MakeCheckpoint, make_checkpoint
 from tests.launch.conftest import COEFFICIENTS
+
+__all__ = ["make_checkpoint"]
 
 Write = Callable[..., LoadedRecipe]
 
@@ -203,3 +206,24 @@ def test_profiling_reads_the_coefficients_too(write: Write, tmp_path: Path) -> N
     (tmp_path / "bad.yaml").write_text("nonsense: 1\n")
     with pytest.raises(UserError, match=r"r\.yaml:3: policy\.coefficients: "):
         preflight_profile(write(COMPUTES, "policy: {coefficients: bad.yaml}"), "local")
+
+
+def test_a_checkpoint_to_go_on_from_is_looked_at_before_anything_starts(
+    write: Write, tmp_path: Path, make_checkpoint: MakeCheckpoint
+) -> None:
+    work = ["training: {micro_batches: 1, sequence_length: 4, data: {path: text.jsonl}, resume: .}", COMPUTES]
+    (tmp_path / "text.jsonl").write_text('{"text": "a b c"}\n')
+    assert refused(write(*work)) == [
+        f"r.yaml:1: training.resume: {tmp_path} has no checkpoint; give a directory such as RUN/checkpoints/step-00000100, or "
+        "that of a run, whose newest checkpoint is taken".replace(f"{tmp_path}/", "")
+    ]
+    made = make_checkpoint(3, model={"model_type": "llama", "num_hidden_layers": 5})
+    [problem] = refused(write(*work))
+    assert problem.startswith("r.yaml:1: training.resume: ")
+    assert problem.endswith(
+        "is of a model with num_hidden_layers 5, and this recipe's has 4; give the same model, or another checkpoint"
+    )
+    made.path.joinpath("manifest.json").write_text("{}")
+    assert "damaged" in refused(write(*work))[0]
+    make_checkpoint(3, model={"model_type": "llama", "num_hidden_layers": 4})
+    assert preflight(write(*work), "local") == ()
