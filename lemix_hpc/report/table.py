@@ -47,7 +47,12 @@ def _figures(report: dict[str, Any]) -> Table:
     table.add_column()
     for title, rows in (
         ("serving", _serving(report)),
-        ("training", _training(report["training"]) + _across_nodes(report.get("across_nodes"))),
+        (
+            "training",
+            _training(report["training"])
+            + _checkpoints(report.get("checkpoints"))
+            + _across_nodes(report.get("across_nodes")),
+        ),
         ("devices", _devices(report)),
         ("run", _attempts(report.get("attempts", []))),
     ):
@@ -110,6 +115,17 @@ def _training(training: dict[str, Any]) -> list[tuple[str, RenderableType]]:
             ABSENT if loss is None else f"{loss:.4f}" for loss in (training["loss_first"], training["loss_last"])
         )
         rows.insert(1, ("loss", f"{first} → {last} nats/token"))
+    return rows
+
+
+def _checkpoints(checkpoints: dict[str, Any] | None) -> list[tuple[str, RenderableType]]:
+    if checkpoints is None or not checkpoints["saved"] + checkpoints["failed"]:
+        return []
+    last = "" if checkpoints["last_step"] is None else f", the newest after {_count(checkpoints['last_step'], 'step')}"
+    rows: list[tuple[str, RenderableType]] = [("checkpoints", f"{checkpoints['saved']} saved{last}")]
+    if checkpoints["failed"]:
+        failed = f"{checkpoints['failed']} could not be saved: {checkpoints['last_failure']}"
+        rows.append(("warning", Text(failed, "bold red")))
     return rows
 
 
