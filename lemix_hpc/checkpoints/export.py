@@ -119,7 +119,10 @@ def _shards(specs: Sequence[TensorSpec]) -> Iterator[list[TensorSpec]]:
 def _mean(states: Sequence[SavedState], spec: TensorSpec) -> Tensor:
     if len(states) == 1:
         return states[0].read(spec.name, spec.shape)
-    return np.mean([state.read(spec.name, spec.shape) for state in states], axis=0, dtype=np.float64).astype(np.float32)
+    total = np.zeros(spec.shape)
+    for state in states:
+        total += state.read(spec.name, spec.shape)
+    return (total / len(states)).astype(np.float32)
 
 
 def _in_dtype(values: Tensor, dtype: str) -> Any:

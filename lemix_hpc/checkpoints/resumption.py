@@ -35,6 +35,10 @@ class Resumption:
         saved = self._saved(node)
         return NodeStart(saved.version, saved.steps) if self.continued else NodeStart()
 
+    def versions(self, nodes: int) -> dict[int, int]:
+        """The weight version at which each of so many nodes starts."""
+        return {node: self.start(node).version for node in range(nodes)}
+
     def state(self, node: int) -> SavedState:
         """What a node starts from: what was saved of it, or of another one where the run had other nodes.
 

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lemix_hpc.checkpoints.manifest import MANIFEST, Manifest, encode, read_manifest
-from lemix_hpc.checkpoints.tensor_file import checksum, sync_directory
+from lemix_hpc.checkpoints.tensor_file import checksum
 from lemix_hpc.config.errors import UserError
+from lemix_hpc.records.files import sync_directory
 
 CHECKPOINTS = "checkpoints"
 """The directory of checkpoints in that of a run."""
@@ -38,9 +39,9 @@ def step_directory(directory: Path, step: int) -> Path:
 
 
 def complete_paths(directory: Path) -> list[Path]:
-    """The complete checkpoints in a directory, oldest first, by their step."""
-    found = {int(path.name[5:]): path for path in directory.glob("step-*") if re.fullmatch(r"step-\d{8,}", path.name)}
-    return [found[step] for step in sorted(found) if (found[step] / MANIFEST).is_file()]
+    """The complete checkpoints in a directory, oldest first. One that cannot be read is as old as its manifest's file."""
+    found = (path for path in directory.glob("step-*") if re.fullmatch(r"step-\d{8,}", path.name))
+    return sorted((path for path in found if (path / MANIFEST).is_file()), key=_created)
 
 
 def begin(directory: Path, name: str) -> Path:
@@ -127,3 +128,11 @@ def newest_whole(directory: Path) -> tuple[Checkpoint | None, list[str]]:
             return checkpoint, problems
         problems += found
     return None, problems
+
+
+def _created(path: Path) -> float:
+    """Seconds since the epoch. The step would not do: a run that had to go back comes by the same steps again."""
+    try:
+        return read_manifest(path).created
+    except UserError:
+        return (path / MANIFEST).stat().st_mtime

@@ -71,15 +71,6 @@ def checksum(path: Path) -> Written:
     return Written(nbytes, digest.hexdigest())
 
 
-def sync_directory(path: Path) -> None:
-    """Wait until the names in a directory are on disk. Raises OSError."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _write_all(descriptor: int, piece: memoryview) -> None:
     while piece:
         piece = piece[os.write(descriptor, piece) :]

@@ -47,12 +47,7 @@ def _figures(report: dict[str, Any]) -> Table:
     table.add_column()
     for title, rows in (
         ("serving", _serving(report)),
-        (
-            "training",
-            _training(report["training"])
-            + _checkpoints(report.get("checkpoints"))
-            + _across_nodes(report.get("across_nodes")),
-        ),
+        ("training", _trained(report)),
         ("devices", _devices(report)),
         ("run", _attempts(report.get("attempts", []))),
     ):
@@ -95,6 +90,12 @@ def _serving(report: dict[str, Any]) -> list[tuple[str, RenderableType]]:
     if error["mean"] is not None:
         rows.append(("forecast error", f"{number(error['mean'])} T0 mean · {number(error['p95'])} T0 p95"))
     return rows
+
+
+def _trained(report: dict[str, Any]) -> list[tuple[str, RenderableType]]:
+    """All rows on training."""
+    rows = _training(report["training"])
+    return [*rows, *_checkpoints(report.get("checkpoints")), *_across_nodes(report.get("across_nodes"))]
 
 
 def _training(training: dict[str, Any]) -> list[tuple[str, RenderableType]]:

@@ -29,6 +29,7 @@ def test_only_a_run_that_goes_on_keeps_its_numbers(make_checkpoint: MakeCheckpoi
     checkpoint = make_checkpoint(4)
     assert Resumption(checkpoint).start(0) == NodeStart(0, 0)
     assert Resumption(checkpoint, continued=True).start(0) == NodeStart(4, 4)
+    assert Resumption(checkpoint, continued=True).versions(2) == {0: 4, 1: 4}
 
 
 def test_what_does_not_fit_is_named(make_checkpoint: MakeCheckpoint) -> None:

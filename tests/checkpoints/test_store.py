@@ -47,6 +47,13 @@ def test_the_newest_stay(make_checkpoint: MakeCheckpoint, directory: Path) -> No
     assert store.prune(directory, keep=2) == []
 
 
+def test_a_run_that_went_back_keeps_what_it_has_saved_since(make_checkpoint: MakeCheckpoint, directory: Path) -> None:
+    make_checkpoint(9)
+    again = make_checkpoint(7, created=2e9)
+    assert store.newest_whole(directory) == (again, [])
+    assert [path.name[-1] for path in store.prune(directory, keep=1)] == ["9"]
+
+
 def test_a_checkpoint_after_the_same_step_takes_the_place_of_the_former(make_checkpoint: MakeCheckpoint) -> None:
     make_checkpoint(5, nodes=2)
     again = make_checkpoint(5)

@@ -22,7 +22,7 @@ from tests.runtime.conftest import REPOSITORY, SUMS, FinishedRun, Run, sums_trai
 pytestmark = pytest.mark.mpi
 
 PROMPTS: dict[str, Any] = {"max_prompt_tokens": 32, "prompts": {"path": str(SUMS)}}
-ROPE = {"rope_theta": 500.0, "rope_scaling": {"rope_type": "linear", "factor": 2.0}}
+ROPE: dict[str, Any] = {"rope_theta": 500.0, "rope_scaling": {"rope_type": "linear", "factor": 2.0}}
 """Not the defaults, which a reader that misses them would take."""
 
 

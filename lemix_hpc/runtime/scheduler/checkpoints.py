@@ -59,9 +59,8 @@ class Checkpoints:
         self._secure = secure
         self._pool = pool or ThreadPoolExecutor(1, "checkpoints")
         self._number = 0
-        self._steps = plan.template.step
-        self._begun_at = 0.0
-        self._begun_steps = self._covered = self._steps
+        self._steps = self._begun_steps = self._covered = plan.template.step
+        self._begun_at: float | None = None
         self._over = False
         self._save: _Save | None = None
         self._completion: Future[store.Checkpoint] | None = None
@@ -69,8 +68,11 @@ class Checkpoints:
         self._failures: list[str] = []
 
     def turn(self, steps: int) -> bool:
-        """Begin what is due and end what is complete; `steps`: of all nodes so far. False when there was nothing to do."""
+        """Begin what is due and end what is complete. False when there was nothing to do. `steps`: of all nodes so far, in all
+        attempts."""
         self._steps = steps
+        if self._begun_at is None:
+            self._begun_at = self._now()
         ended = self._completion is not None and self._completion.done()
         if ended:
             self._end()
@@ -82,9 +84,10 @@ class Checkpoints:
     @property
     def due(self) -> float:
         """When the clock alone makes a save due [s]; inf if it does not."""
-        every = self._plan.every_s
-        waits = every is not None and self._save is None and self._steps > self._begun_steps
-        return self._begun_at + every if waits and every is not None else math.inf
+        every, begun = self._plan.every_s, self._begun_at
+        if every is None or begun is None or self._save is not None or self._steps == self._begun_steps:
+            return math.inf
+        return begun + every
 
     def clear(self) -> None:
         """Before the run: remove what an earlier attempt has left unfinished."""

@@ -107,6 +107,6 @@ def test_stages_of_one_engine_are_taken_up_by_one_of_the_other_and_back(tmp_path
     for each in split:
         step(each, 3)
     assert bits(state(*again)) == bits(state(*split))
-    embeddings = [each._module.shared_embedding for each in again]
+    embeddings = [each._module.embedding.weight for each in again]
     assert torch.equal(embeddings[0], embeddings[1]), "both copies of a tied embedding"
     assert np.any(embeddings[0].detach().numpy())

@@ -95,6 +95,7 @@ def test_a_save_is_due_after_so_many_steps_and_one_is_under_way_at_a_time(tmp_pa
 
 def test_a_save_is_due_after_so_many_seconds_if_anything_was_learned(tmp_path: Path) -> None:
     world = World(tmp_path, every_s=5.0)
+    world.checkpoints.turn(0)
     world.time = 7.0
     world.checkpoints.turn(0)
     assert world.checkpoints.due == float("inf")
