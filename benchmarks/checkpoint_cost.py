@@ -92,21 +92,26 @@ def measure(run: Path) -> Cost:
     for task in tasks:
         saving = any(task["arrival"] < end and start < task["finished"] for start, end in windows)
         (during if saving else outside).append(1e3 * (task["finished"] - task["arrival"]))
-    p99 = float(np.percentile(during, 99)), float(np.percentile(outside, 99))
+    p99 = _percentile(during, 99), _percentile(outside, 99)
     return Cost(
         saves=len(windows),
         during=len(during),
         outside=len(outside),
-        p50_during=float(np.median(during)),
-        p50_outside=float(np.median(outside)),
+        p50_during=_percentile(during, 50),
+        p50_outside=_percentile(outside, 50),
         p99_during=p99[0],
         p99_outside=p99[1],
         p99_ratio=p99[0] / p99[1],
-        snapshot_ms=1e3 * float(np.median(snapshots)),
-        longest_stretch_ms=1e3 * float(np.median(stretches)),
-        whole_ms=1e3 * float(np.median([end - start for start, end in windows])),
+        snapshot_ms=1e3 * _percentile(snapshots, 50),
+        longest_stretch_ms=1e3 * _percentile(stretches, 50),
+        whole_ms=1e3 * _percentile([end - start for start, end in windows], 50),
         nbytes=sum(file["nbytes"] for file in manifests[0]["saved"][0]["files"]),
     )
+
+
+def _percentile(values: list[float], q: float) -> float:
+    """NaN of nothing."""
+    return float(np.percentile(values, q)) if values else float("nan")
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:

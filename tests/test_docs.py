@@ -28,6 +28,7 @@ SHORTER = {
     "benchmarks/policy_study.py": "--seeds 1 --rates 50 --requests 40 --hours 0.02",
     "benchmarks/decision_cost.py": "--nodes 4 --decisions 100",
     "benchmarks/simulation_speed.py": "--nodes 4 --tasks 1000",
+    "benchmarks/checkpoint_cost.py": "--seconds 8 --every 2",
     "benchmarks/simulator_fidelity.py": "--policies least-completion --rates 16 --seconds 2",
 }
 
@@ -38,6 +39,15 @@ engine: {{kind: emulated, coefficients: {REPOSITORY}/profiling/nvidia-a100-80gb/
 serving:
   source: {{kind: poisson, rate: 50, requests: 5}}
 training: {{share: 0.3}}
+"""
+
+# A run whose weights are of interest.
+TRAINED = f"""\
+name: trained
+model:
+  config: {{model_type: llama, hidden_size: 32, num_hidden_layers: 2, num_attention_heads: 2, vocab_size: 257}}
+engine: {{kind: torch, device: cpu}}
+training: {{data: {{path: {REPOSITORY}/recipes/data/sums.jsonl}}, sequence_length: 32, micro_batches: 2}}
 """
 
 
@@ -114,6 +124,12 @@ class Reader:
         assert done.returncode == 0, f"{command}\nended with {done.returncode}\n{done.stdout}{done.stderr}"
         return done.stdout
 
+    def train(self, run: str) -> None:
+        """Make a run that leaves weights, unless there is one."""
+        if not (self.home / "runs" / run).exists():
+            (self.home / "trained.yaml").write_text(TRAINED)
+            self.type(f"lemix run trained.yaml --cluster local --out runs/{run}")
+
     def await_job(self, submitted: str) -> None:
         """Wait for a batch job by what `sbatch` said; its own `--wait` looks only every half minute."""
         job = submitted.rsplit(maxsplit=1)[-1]
@@ -138,6 +154,9 @@ def reader(slurm_cluster: SlurmCluster, tmp_path_factory: pytest.TempPathFactory
 @pytest.mark.parametrize("command", commands())
 def test_commands_run(reader: Reader, command: str) -> None:
     run = "first"
+    if command.startswith("lemix checkpoint"):
+        run = "trained"
+        reader.train(run)
     if command.startswith("lemix cancel"):
         run = "endless"
         endless = "serving.source={kind: constant, rate: 1, requests: 1000}"

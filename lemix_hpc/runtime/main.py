@@ -52,6 +52,7 @@ def run(recipe: Recipe, attempt: Attempt) -> None:
     taken_over = take_over(recipe, attempt) if rank == SCHEDULER_RANK else None
     beginning: Beginning = comm.bcast(taken_over and taken_over[0], SCHEDULER_RANK)
     resumption = beginning.resumption
+    start = beginning.starts.get(node, NodeStart())
     with _meeting_place(comm, node, is_leader=stage is None) as meeting:
         if stage is not None and device is not None:
             engine = build_engine(recipe, node=node, stage=stage, device=device, meeting=meeting)
@@ -61,11 +62,11 @@ def run(recipe: Recipe, attempt: Attempt) -> None:
             mailbox = Mailbox(comm, Inbox.STAGE, bell, engine.buffer)
             place, across = stage_place(recipe, layout, node, stage), partners(recipe)
             across = across if across is not None and node in across.nodes else None
-            start = beginning.starts.get(node, NodeStart())
             StageWorker(place, engine, mailbox, clock, waiter, stage_rules(recipe), across, start).run()
             engine.close()
             return
-        leader = make_leader(recipe, layout, node, Mailbox(comm, Inbox.LEADER, bell), meeting, clock, bell.wake)
+        mailbox = Mailbox(comm, Inbox.LEADER, bell)
+        leader = make_leader(recipe, layout, node, mailbox, meeting, clock, bell.wake, start.version)
         if taken_over is not None:
             from lemix_hpc.runtime.scheduler.rank import (
                 SchedulerRank,

@@ -21,8 +21,8 @@ CPU_CACHE_GB = 0.25
 FAMILIES = ("llama", "mistral", "qwen2")
 
 
-def server_args(recipe: Recipe, meeting: Path) -> Namespace:
-    """The arguments of `vllm serve` for one node whose ranks share the directory `meeting`.
+def server_args(recipe: Recipe, meeting: Path, weight_version: int = 0) -> Namespace:
+    """The arguments of `vllm serve` for one node whose ranks share the directory `meeting`. `weight_version`: at the start.
 
     Raises UserError for an `engine.vllm.args` that vLLM does not know, or that is not the user's to choose, and for a model
     that cannot be served and trained at once.
@@ -30,7 +30,7 @@ def server_args(recipe: Recipe, meeting: Path) -> Namespace:
     _check_model(recipe)
     model = model_directory(recipe.model, meeting)
     args: Namespace = make_arg_parser(FlexibleArgumentParser()).parse_args([str(model)])
-    ours = _ours(recipe, model, meeting)
+    ours = _ours(recipe, model, meeting, weight_version)
     for name, value in recipe.engine.vllm.args.items():
         if not hasattr(args, name):
             raise UserError(f"engine.vllm.args.{name}: `vllm serve` of this version has no such argument")
@@ -43,7 +43,7 @@ def server_args(recipe: Recipe, meeting: Path) -> Namespace:
     return args
 
 
-def _ours(recipe: Recipe, model: Path, meeting: Path) -> dict[str, Any]:
+def _ours(recipe: Recipe, model: Path, meeting: Path, weight_version: int) -> dict[str, Any]:
     engine = recipe.engine
     cpu = current_platform.is_cpu()
     cache_gb = engine.vllm.kv_cache_gb or (CPU_CACHE_GB if cpu else None)
@@ -63,7 +63,11 @@ def _ours(recipe: Recipe, model: Path, meeting: Path) -> dict[str, Any]:
         "async_scheduling": False,
         "max_num_seqs": engine.max_batch_requests,
         "max_num_batched_tokens": engine.max_batch_tokens,
-        "additional_config": {"stages_at": str(meeting), "timeout_s": engine.timeout_s},
+        "additional_config": {
+            "stages_at": str(meeting),
+            "timeout_s": engine.timeout_s,
+            "weight_version": weight_version,
+        },
     }
     if cache_gb is not None:
         settings["kv_cache_memory_bytes"] = int(cache_gb * 1e9)

@@ -54,7 +54,8 @@ class _Answer(Future):  # type: ignore[type-arg]
 
 
 class StageExecutor(Executor):  # type: ignore[misc]
-    """`additional_config` names the stages' directory (`stages_at`) and the seconds within which they must answer."""
+    """`additional_config` names the stages' directory (`stages_at`), the seconds within which they must answer (`timeout_s`),
+    and the version of the weights that they start with (`weight_version`)."""
 
     supports_pp = True
 
@@ -73,7 +74,7 @@ class StageExecutor(Executor):  # type: ignore[misc]
         self._closing = False
         self.collective_rpc("start", args=(self.vllm_config,))
         # Only now: the stages have been sent a configuration that can be pickled.
-        self._clock = settings["weight_clock"] = WeightClock()
+        self._clock = settings["weight_clock"] = WeightClock(settings["weight_version"])
         asking = connect(directory, 0, START_TIMEOUT_S)
         threading.Thread(target=self._give_leave, args=(asking,), name="leave", daemon=True).start()
 

@@ -66,11 +66,20 @@ Event = Ready | ResponsePart | Done
 class NodeServer:
     """Started at once; `poll` brings what has happened. All methods are for the leader's loop alone.
 
-    `meeting` is a directory that the stages share. `wake` is called from the thread whenever there is something to poll.
+    `meeting` is a directory that the stages share; `weight_version` that of their weights at the start. `wake` is called from
+    the thread whenever there is something to poll.
     """
 
-    def __init__(self, recipe: Recipe, meeting: Path, now: Callable[[], float], wake: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        meeting: Path,
+        now: Callable[[], float],
+        wake: Callable[[], None],
+        weight_version: int = 0,
+    ) -> None:
         self._recipe = recipe
+        self._weight_version = weight_version
         self._meeting = meeting
         self._now = now
         self._wake = wake
@@ -141,7 +150,7 @@ class NodeServer:
         self._wake()
 
     async def _serve(self) -> None:
-        args = server_args(self._recipe, self._meeting)
+        args = server_args(self._recipe, self._meeting, self._weight_version)
         async with self._engine(AsyncEngineArgs.from_cli_args(args)) as llm:
             self._llm = llm
             self._tracker.follow(llm)

@@ -12,9 +12,10 @@ from threading import Lock
 class WeightClock:
     """Lives in the engine process. `begin` and `departed` enclose one batch; `advance` waits for what lies between."""
 
-    def __init__(self) -> None:
+    def __init__(self, version: int = 0) -> None:
+        """`version`: of the weights that the node starts with."""
         self._batch = Lock()
-        self._version = 0
+        self._version = version
 
     def begin(self) -> int:
         """A batch is being scheduled: the version that it will run under, until it has departed."""

@@ -33,8 +33,10 @@ def make_leader(
     meeting: Path,
     clock: RunClock,
     wake: Callable[[], None],
+    weight_version: int = 0,
 ) -> AnyLeader:
-    """The leader of a node whose ranks share the directory `meeting`. `wake` ends this rank's sleep, from any thread."""
+    """The leader of a node whose ranks share the directory `meeting`, and whose weights start at a version. `wake` ends this
+    rank's sleep, from any thread."""
     temperature = recipe.serving.temperature if recipe.serving else 0.0
     engine = recipe.engine
     if not engine.has_scheduler:
@@ -52,7 +54,7 @@ def make_leader(
     from lemix_hpc.engines.vllm.server import NodeServer
     from lemix_hpc.runtime.leader.vllm_leader import EngineLeader
 
-    server = NodeServer(recipe, meeting, clock.now, wake)
+    server = NodeServer(recipe, meeting, clock.now, wake, weight_version)
     return EngineLeader(layout, node, mailbox, server, clock, temperature=temperature)
 
 

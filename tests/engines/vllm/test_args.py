@@ -32,6 +32,8 @@ def test_the_recipe_decides_what_vllm_is_told(tmp_path: Path) -> None:
     assert args.enable_prefix_caching is False
     assert args.load_format == "dummy"
     assert args.kv_cache_memory_bytes == 250_000_000
+    assert args.additional_config["weight_version"] == 0
+    assert server_args(recipe(), tmp_path, 7).additional_config["weight_version"] == 7
 
 
 @pytest.mark.parametrize(

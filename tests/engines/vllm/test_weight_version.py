@@ -25,6 +25,14 @@ def test_a_new_version_waits_until_the_batch_being_scheduled_has_departed() -> N
     clock.departed()
 
 
+def test_a_node_may_start_at_a_later_version() -> None:
+    clock = WeightClock(5)
+    assert clock.begin() == 5
+    clock.departed()
+    with clock:
+        assert clock.advance() == 6
+
+
 def test_versions_of_batches_never_go_back_under_concurrent_advances() -> None:
     clock = WeightClock()
 
