@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
+from xdist.remote import Producer
+from xdist.scheduler import LoadFileScheduling
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 DEVCLUSTER = REPOSITORY / "slurm" / "devcluster" / "devcluster"
@@ -85,6 +87,20 @@ class SlurmCluster:
         done = self.devcluster(*arguments)
         assert done.returncode == 0, f"devcluster {' '.join(arguments)} ended with {done.returncode}\n{done.stderr}"
         return done.stdout
+
+
+class _OneForTheCluster(LoadFileScheduling):  # type: ignore[misc]
+    """Like `--dist loadfile`, but all files that use the cluster go to one worker: tests crash its nodes, or see them idle."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = super()._split_scope(nodeid)
+        return "slurm_cluster" if "slurm_cluster" in (REPOSITORY / file).read_text() else file
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadFileScheduling | None:
+    """xdist's own `loadgroup` does not see marks with this version of pytest."""
+    return _OneForTheCluster(config, log) if config.getoption("dist") == "loadfile" else None
 
 
 @pytest.fixture(scope="session")

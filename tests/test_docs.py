@@ -11,10 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import REPOSITORY, SlurmCluster
+from tests.conftest import REPOSITORY
 
 PAGES = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
 COMMAND = re.compile(r"^    ((?:lemix|sbatch|python benchmarks/\S+)(?: .*)?)$", re.MULTILINE)
+# What does the same whether there is a cluster or not.
+ANYWHERE = re.compile(
+    r"python benchmarks/|lemix (fit|coefficients|simulate|compare|capacity|replay|explain) |lemix run .*--cluster local"
+)
 # A run that a reader would watch for a while is cut short here.
 SHORTER = {
     "recipes/quickstart.yaml": "--set serving.source.duration_s=2",
@@ -89,14 +93,17 @@ def test_paths_of_the_repository_exist(page: Path) -> None:
 
 
 class Reader:
-    """Someone who types what the pages say, in a directory with a recipe and a finished run named `first`."""
+    """Someone who types what the pages say, in a directory with a recipe and a finished run named `first`.
 
-    def __init__(self, cluster: SlurmCluster, home: Path) -> None:
+    `environment`: what the cluster that they work on needs, if they have one.
+    """
+
+    def __init__(self, home: Path, environment: dict[str, str]) -> None:
         self.home = home
         programs = Path(sys.executable).parent
         self.environment = {
             **os.environ,
-            **cluster.env,
+            **environment,
             "PATH": f"{programs}:{os.environ['PATH']}",
             "LEMIX_RUNS": str(home / "runs"),
             "XDG_STATE_HOME": str(home / "state"),
@@ -144,15 +151,12 @@ class Reader:
 
 
 @pytest.fixture(scope="module")
-def reader(slurm_cluster: SlurmCluster, tmp_path_factory: pytest.TempPathFactory) -> Reader:
-    home = slurm_cluster.scratch / f"reader-{tmp_path_factory.getbasetemp().name}-{os.getpid()}"
-    home.mkdir()
-    return Reader(slurm_cluster, home)
+def reader(tmp_path_factory: pytest.TempPathFactory) -> Reader:
+    """On a machine of their own."""
+    return Reader(tmp_path_factory.mktemp("reader"), {})
 
 
-@pytest.mark.slurm
-@pytest.mark.parametrize("command", commands())
-def test_commands_run(reader: Reader, command: str) -> None:
+def type_in_full(reader: Reader, command: str) -> None:
     run = "first"
     if command.startswith("lemix checkpoint"):
         run = "trained"
@@ -166,3 +170,9 @@ def test_commands_run(reader: Reader, command: str) -> None:
     said = reader.type(typed)
     if command.startswith("sbatch"):
         reader.await_job(said)
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("command", [command for command in commands() if ANYWHERE.match(command)])
+def test_commands_run(reader: Reader, command: str) -> None:
+    type_in_full(reader, command)
