@@ -5,12 +5,13 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEVCLUSTER := slurm/devcluster/devcluster
 
-.PHONY: demo test test-slow lint slurm-install slurm-up slurm-down clean
+.PHONY: demo test test-slow lint compiled slurm-install slurm-up slurm-down clean
 
 demo: $(STAMP)
 	$(BIN)/lemix run recipes/quickstart.yaml --cluster local
 
-test: $(STAMP) slurm-install lint
+test: $(STAMP) slurm-install
+	$(MAKE) --jobs 2 lint compiled
 	$(BIN)/python -m pytest --numprocesses 2 -m "not (mpi or slurm or slow)"
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "(mpi or slurm) and not slow"
 
@@ -23,6 +24,10 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# The policy and the simulator, in numba's cache: once here, or else in every process of the tests that needs them first.
+compiled: $(STAMP)
+	$(BIN)/lemix simulate recipes/emulated-a100.yaml > /dev/null
 
 # Torch first and by version: other packages would take a build for another device.
 $(STAMP): pyproject.toml
