@@ -71,7 +71,7 @@ def test_profile_writes_a_file_that_a_run_takes(lemix: Command, tiny: Path, tmp_
     assert path.with_suffix(".csv").read_text() == (jobs(tmp_path / "profiling")[0] / "points.csv").read_text()
     run = lemix(
         *("run", tiny, "--cluster", "local", "--json"),
-        *("--set", f"engine.coefficients={path}", "--set", "training=null"),
+        *("--set", f"engine.coefficients={path}", "--set", "training=null", "--set", "nodes.count=1"),
         *("--set", "serving={source: {kind: poisson, rate: 50, requests: 5}, max_prompt_tokens: 32}"),
     )
     assert run.returncode == 0, run.stderr
