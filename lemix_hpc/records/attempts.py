@@ -113,7 +113,9 @@ class Attempt:
                 (self.run_dir / name).symlink_to(Path(ATTEMPTS, CURRENT, name))
 
     def make_current(self) -> None:
-        """From now on the run's files are this attempt's. Raises OSError."""
+        """From now on the run's files are this attempt's, unless a later one has begun. Raises OSError."""
+        if self.superseded:
+            return
         link = self.path.parent / CURRENT
         new = link.with_name(f"{CURRENT}.{self.number}")
         new.unlink(missing_ok=True)

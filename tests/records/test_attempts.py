@@ -112,3 +112,10 @@ def test_a_moment_belongs_to_an_attempt(tmp_path: Path) -> None:
     second = written(tmp_path, 0, 5.0, (), ())
     assert directory_at(tmp_path, 4.9) == first.path
     assert directory_at(tmp_path, 5.0) == second.path
+
+
+def test_who_was_left_behind_does_not_come_back(tmp_path: Path) -> None:
+    first, second = claim(tmp_path), claim(tmp_path)
+    second.make_current()
+    first.make_current()
+    assert (tmp_path / "attempts" / "current").resolve() == second.path

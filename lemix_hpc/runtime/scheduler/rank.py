@@ -123,7 +123,10 @@ class SchedulerRank:
         self._journal.close(DISK_TIMEOUT_S)
 
     def _turn(self, loop: SchedulerLoop, facts: Callable[[float], RunFacts]) -> Callable[[], bool]:
-        """The loop's turn. Now and then it leaves what a report needs, should the run end at once."""
+        """The loop's turn. Now and then it leaves what a report needs, should the run end at once.
+
+        Raises RuntimeError in an attempt that was taken for dead, and was left behind.
+        """
         due = -math.inf
 
         def turn() -> bool:
@@ -132,6 +135,8 @@ class SchedulerRank:
             if now >= due:
                 self._recorder.facts(facts(now))
                 due = now + FACTS_EVERY_S
+                if self._attempt.superseded:
+                    raise RuntimeError("a later attempt goes on with the run; what this one still does is not counted")
             return loop.turn()
 
         return turn
