@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lemix_hpc.cli.runs import Json, RunName
+from lemix_hpc.cli.run import Json, RunName
 from lemix_hpc.config.errors import UserError
 
 if TYPE_CHECKING:

@@ -13,9 +13,11 @@ from rich.console import Console
 from rich.live import Live
 
 from lemix_hpc.cli.show import progress_line, progress_panel, render_report
+from lemix_hpc.config.errors import UserError
 from lemix_hpc.launch.logs import last_lines, launcher_logs
 from lemix_hpc.launch.start import StartedRun
 from lemix_hpc.launch.states import FINAL, read_progress, run_state
+from lemix_hpc.records.attempts import AttemptEnd, attempts
 from lemix_hpc.records.schema import Progress
 
 LIVE_EVERY_S = 0.25
@@ -38,15 +40,22 @@ def follow(started: StartedRun, *, as_json: bool) -> int:
     """Show a run until it ends. Returns the exit code: 0, 1 if it failed, 130 if the user interrupted it."""
     console = Console(stderr=True)
     console.print(f"{started.record.id}: {started.run.path}", soft_wrap=True, highlight=False)
-    # A closed terminal or a TERM must not leave the ranks of a local run behind.
+    # A closed terminal or a TERM must not leave a run behind that nobody follows.
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
             signal.signal(number, signal.default_int_handler)
-    try:
-        state = _watch(started, console)
-    except KeyboardInterrupt:
-        return _interrupted(started)
-    return _report(started, state, as_json=as_json)
+    asked_to_stop = False
+    while True:
+        try:
+            state = _watch(started, console)
+            break
+        except KeyboardInterrupt:
+            if asked_to_stop:
+                return _cancelled(started)
+            asked_to_stop = True
+            _stop(started)
+    code = _report(started, state, as_json=as_json)
+    return EXIT_INTERRUPTED if asked_to_stop else code
 
 
 def _watch(started: StartedRun, console: Console) -> str:
@@ -76,23 +85,37 @@ def _pictures(started: StartedRun) -> Iterator[Picture]:
             asked, state = time.monotonic(), run_state(started.run, started.record)
         progress = read_progress(started.run)
         ended_itself = progress is not None and progress.state in ("finished", "failed")
-        ending = ended_itself or started.run.failure.exists()
+        attempt = started.run.last_attempt
+        ending = ended_itself or (attempt is not None and attempt.failure.exists())
         yield Picture(state, progress)
         if state in FINAL:
             return
         time.sleep(LIVE_EVERY_S)
 
 
-def _interrupted(started: StartedRun) -> int:
-    """Ctrl-C ends a local run, which this command owns; a Slurm job goes on."""
-    if started.process is None:
-        typer.echo(f"\nJob {started.record.job} keeps running; `lemix cancel {started.record.id}` ends it.", err=True)
-        return EXIT_INTERRUPTED
-    typer.echo("\nInterrupted; ending the run.", err=True)
-    from lemix_hpc.launch.cancel import end_local
+def _stop(started: StartedRun) -> None:
+    """The first Ctrl-C."""
+    from lemix_hpc.launch.cancel import stop
 
-    end_local(started.run, started.record)
-    started.process.wait()
+    try:
+        told = stop(started.run, started.record)
+    except UserError as error:
+        typer.echo(f"\n{error}", err=True)  # it has just ended
+        return
+    typer.echo(f"\n{started.record.id} {told}. Ctrl-C again cancels it.", err=True)
+
+
+def _cancelled(started: StartedRun) -> int:
+    """The second Ctrl-C."""
+    from lemix_hpc.launch.cancel import cancel
+
+    typer.echo("\nInterrupted again; cancelling the run.", err=True)
+    try:
+        cancel(started.run, started.record)
+    except UserError as error:
+        typer.echo(str(error), err=True)
+    if started.process is not None:
+        started.process.wait()
     return EXIT_INTERRUPTED
 
 
@@ -100,6 +123,11 @@ def _report(started: StartedRun, state: str, *, as_json: bool) -> int:
     if state != "COMPLETED":
         _explain_failure(started, state)
         return 1
+    end = _end_of(started)
+    if end is not None and end.reason == "drained":
+        typer.echo(
+            f"The run ended before all was done: {end.message}. `lemix resume {started.record.id}` goes on.", err=True
+        )
     if not started.run.report.exists():
         typer.echo(f"The run is done, but its report {started.run.report} is not visible on this host.", err=True)
         return 1
@@ -112,11 +140,19 @@ def _report(started: StartedRun, state: str, *, as_json: bool) -> int:
 
 
 def _explain_failure(started: StartedRun, state: str) -> None:
-    run = started.run
+    run, end, attempt = started.run, _end_of(started), started.run.last_attempt
     typer.echo(f"The run ended as {state}.", err=True)
-    if run.failure.exists():
-        typer.echo(run.failure.read_text(encoding="utf-8").rstrip(), err=True)
+    if end is not None and end.reason != "error":
+        typer.echo(f"Attempt {len(attempts(run.path)) - 1}: {end.reason}: {end.message}", err=True)
+    if attempt is not None and attempt.failure.exists():
+        typer.echo(attempt.failure.read_text(encoding="utf-8").rstrip(), err=True)
         return
     # Ranks that were killed leave no word; whoever started them does.
     for log in launcher_logs(run)[:LOGS_SHOWN]:
         typer.echo(f"From {log}:\n{last_lines(log)}", err=True)
+
+
+def _end_of(started: StartedRun) -> AttemptEnd | None:
+    """Why the last attempt ended."""
+    attempt = started.run.last_attempt
+    return attempt.ended if attempt is not None else None

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lemix_hpc.cli.run import Json
-from lemix_hpc.cli.runs import RunName
+from lemix_hpc.cli.run import Json, RunName
 
 if TYPE_CHECKING:
     from lemix_hpc.studies.sweep import Figures

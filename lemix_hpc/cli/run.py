@@ -11,7 +11,7 @@ import typer
 
 if TYPE_CHECKING:
     from lemix_hpc.config.recipe import Recipe
-    from lemix_hpc.launch.start import ClusterKind
+    from lemix_hpc.launch.start import ClusterKind, StartedRun
 
 
 class ClusterChoice(enum.StrEnum):
@@ -45,6 +45,16 @@ DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Check everything and show what would be started. Starts nothing.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+Renew = Annotated[
+    bool,
+    typer.Option(
+        "--renew",
+        help="Let each job submit one that goes on with the run after it, until all is done or the run is stopped.",
+    ),
+]
+RunName = Annotated[
+    str, typer.Argument(metavar="RUN", help="Id of the run, the start of an id, or its directory.", show_default=False)
+]
 
 
 def run(
@@ -71,6 +81,7 @@ def submit(
     overrides: Overrides = None,
     cluster: Cluster = None,
     out: Out = None,
+    renew: Renew = False,
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
@@ -81,12 +92,41 @@ def submit(
         return
     from lemix_hpc.launch.start import start
 
-    started = start(ready, kind, out)
+    if renew and kind != "slurm":
+        from lemix_hpc.config.errors import UserError
+
+        raise UserError(f"--renew: only Slurm jobs have a limit that makes it necessary, and this run is {kind}")
+    _tell(start(ready, kind, out, renew=renew), as_json=as_json)
+
+
+def resume(
+    name: RunName,
+    cluster: Cluster = None,
+    renew: Renew = False,
+    as_json: Json = False,
+) -> None:
+    """Go on with a run that ended before its work was done, and return at once."""
+    from lemix_hpc.config.load import read_recipe
+    from lemix_hpc.launch.preflight import preflight
+    from lemix_hpc.launch.registry import find_run
+    from lemix_hpc.launch.start import choose_cluster, resumable
+    from lemix_hpc.launch.start import resume as start_again
+
+    run = find_run(name)
+    record = resumable(run)
+    kind = choose_cluster(cluster or record.cluster)
+    loaded = read_recipe(run.recipe, [])
+    preflight(loaded, kind)
+    _tell(start_again(run, loaded.recipe, kind, renew=renew), as_json=as_json)
+
+
+def _tell(started: StartedRun, *, as_json: bool) -> None:
+    """What has been started, and how to find it."""
     record = started.record
     if as_json:
         facts = {
             "id": record.id,
-            "cluster": kind,
+            "cluster": record.cluster,
             "job": record.job,
             "pid": record.pid,
             "directory": str(started.run.path),
@@ -120,7 +160,7 @@ def _show_dry_run(recipe: Recipe, kind: ClusterKind) -> None:
     else:
         import shlex
 
-        from lemix_hpc.launch.start import make_launcher
+        from lemix_hpc.launch.launchers import make_launcher
 
         typer.echo(f"# command\n{shlex.join(make_launcher(recipe, kind, run_dir).command)}")
 

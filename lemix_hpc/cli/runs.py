@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from lemix_hpc.cli.run import Json, RunName
+
 if TYPE_CHECKING:
     from lemix_hpc.launch.rundir import RunDir
+    from lemix_hpc.records.attempts import Attempt
 
-RunName = Annotated[
-    str, typer.Argument(metavar="RUN", help="Id of the run, the start of an id, or its directory.", show_default=False)
-]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 
 RECENT_S = 7 * 86400.0
 
@@ -38,17 +37,45 @@ def ps(
 def logs(
     run: RunName,
     rank: Annotated[int | None, typer.Option(min=0, help="Only this rank's log.")] = None,
+    attempt: Annotated[int | None, typer.Option(min=0, help="Of this attempt; by default the last one.")] = None,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Print new lines until the run ends.")] = False,
 ) -> None:
     """Print the logs of a run's last attempt."""
     from lemix_hpc.launch.logs import print_logs
     from lemix_hpc.launch.registry import find_run
 
-    print_logs(find_run(run), rank, follow=follow, write=typer.echo)
+    print_logs(find_run(run), rank, attempt, follow=follow, write=typer.echo)
+
+
+def stop(run: RunName) -> None:
+    """Let a run finish what it has begun, save, report and end. `lemix resume` can go on with it."""
+    from lemix_hpc.launch.cancel import stop as stop_run
+    from lemix_hpc.launch.registry import find_run
+
+    found = find_run(run)
+    typer.echo(f"{found.id} {stop_run(found, found.read_record())}")
+
+
+def url(run: RunName) -> None:
+    """Print where a run's OpenAI API is now: each attempt may be on another host."""
+    from lemix_hpc.config.errors import UserError
+    from lemix_hpc.launch.registry import find_run
+    from lemix_hpc.launch.states import read_progress, run_state
+
+    found = find_run(run)
+    state, progress = run_state(found, found.read_record()), read_progress(found)
+    if state != "RUNNING":
+        raise UserError(f"{found.id} is {state}, so nobody answers; `lemix ps` shows when it runs")
+    if progress is None or progress.state == "starting":
+        raise UserError(f"{found.id} is starting; ask again in a moment")
+    if progress.address is None or progress.state != "running":
+        why = "is ending" if progress.address is not None else "has no OpenAI API: its recipe has no serving.http"
+        raise UserError(f"{found.id} {why}")
+    typer.echo(progress.address)
 
 
 def cancel(run: RunName) -> None:
-    """End a run."""
+    """End a run at once."""
     from lemix_hpc.launch.cancel import cancel as cancel_run
     from lemix_hpc.launch.registry import find_run
 
@@ -92,6 +119,7 @@ def _report(run: RunDir) -> dict[str, Any]:
 
 def _row(run: RunDir) -> dict[str, Any]:
     from lemix_hpc.launch.states import read_progress, run_state
+    from lemix_hpc.records.attempts import attempts
 
     record, progress = run.read_record(), read_progress(run)
     return {
@@ -106,20 +134,44 @@ def _row(run: RunDir) -> dict[str, Any]:
         "trained": progress.trained if progress else 0,
         "address": progress.address if progress else None,
         "directory": str(run.path),
+        "attempts": [_attempt(attempt) for attempt in attempts(run.path)],
     }
+
+
+def _attempt(attempt: Attempt) -> dict[str, Any]:
+    """Why it ended; None while it runs."""
+    end = attempt.ended
+    ended = None if end is None else {"reason": end.reason, "message": end.message, "time": end.time}
+    return {"number": attempt.number, "ended": ended}
+
+
+def _endings(row: dict[str, Any]) -> str:
+    """How the attempts of a run ended, in short, if there is more to tell than the state does."""
+    ends = [attempt["ended"]["reason"] if attempt["ended"] else "..." for attempt in row["attempts"]]
+    return "" if ends in ([], ["finished"], ["..."]) else ", ".join(ends)
 
 
 def _print_rows(rows: list[dict[str, Any]]) -> None:
     from lemix_hpc.launch.states import FINAL
 
-    table = [("RUN", "STATE", "CLUSTER", "JOB/PID", "STARTED", "SERVED", "TRAINED", "OPENAI API")]
+    table = [("RUN", "STATE", "CLUSTER", "JOB/PID", "STARTED", "SERVED", "TRAINED", "ATTEMPTS ENDED", "OPENAI API")]
     for row in rows:
         started = time.strftime("%m-%d %H:%M", time.localtime(row["created"]))
         served = f"{row['served']}/{row['requests']}"
         number = str(row["job"] or row["pid"] or "-")
         # Nobody answers there any more once the run is over.
         address = row["address"] if row["address"] and row["state"] not in FINAL else ""
-        shown = (row["id"], row["state"], row["cluster"], number, started, served, str(row["trained"]), address)
+        shown = (
+            row["id"],
+            row["state"],
+            row["cluster"],
+            number,
+            started,
+            served,
+            str(row["trained"]),
+            _endings(row),
+            address,
+        )
         table.append(shown)
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     for line in table:

@@ -73,8 +73,8 @@ class Policy(_Placement):
     output_lengths: Literal["predicted", "oracle"] = Field(
         default="predicted", description="what forecasts know of a request's output"
     )
-    drain_reserve_s: NonNegativeFloat = Field(
-        default=0.0, description="nothing is started that would outlive the allocation minus this, seconds"
+    drain_reserve_s: NonNegativeFloat | Literal["auto"] = Field(
+        default="auto", description="kept of the allocation's time for finishing, saving and the report, seconds"
     )
     memory: Memory = Memory()
 
@@ -91,6 +91,14 @@ class Policy(_Placement):
         number = isinstance(value, int) and not isinstance(value, bool) and value > 0
         if not (value is None or value == "auto" or number):
             raise ValueError(f"expected a number of nodes above 0, or auto; found {value!r}")
+        return value
+
+    @field_validator("drain_reserve_s", mode="before")
+    @classmethod
+    def _seconds_or_auto(cls, value: Any) -> Any:
+        number = isinstance(value, (int, float)) and not isinstance(value, bool) and value >= 0
+        if not (value == "auto" or number):
+            raise ValueError(f"expected a number of seconds, or auto; found {value!r}")
         return value
 
     @model_validator(mode="after")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any, Literal, Self
 
-from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator, model_validator
 from pydantic_core import PydanticKnownError
 
 from lemix_hpc.config.engine_kinds import ENGINE_KINDS
@@ -39,6 +39,10 @@ class Cluster(Section):
     setup: list[str] = Field(default=[], description="shell lines before srun")
     srun_args: list[str] = Field(default=[], description="more arguments for srun")
     mpi: str = "pmix"
+    requeue: bool = Field(default=True, description="Slurm may start the job again, so that the run goes on")
+    restarts: NonNegativeInt = Field(
+        default=3, description="crashes without progress after which the run is given up, in one allocation"
+    )
 
     @field_validator("time")
     @classmethod

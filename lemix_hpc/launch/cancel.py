@@ -1,18 +1,40 @@
-"""End a run before its time."""
+"""End a run before its time: at once, or after what has begun."""
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import socket
 import subprocess
 
 from lemix_hpc.config.errors import UserError
-from lemix_hpc.launch.process import is_alive, signal_group
+from lemix_hpc.launch.process import is_alive, send_signal
 from lemix_hpc.launch.rundir import RunDir, RunRecord
+from lemix_hpc.launch.states import FINAL, WAITING, next_job, run_state
+
+
+def stop(run: RunDir, record: RunRecord) -> str:
+    """Ask a run to finish what has begun, save, report and end. Returns what happens now.
+
+    It looks for the file about every second, wherever it is. Raises UserError for one that has ended.
+    """
+    state = _of_unended(run, record)
+    run.stop.touch()
+    if record.cluster != "slurm":
+        return "is stopping: it finishes what has begun, and then reports and ends"
+    assert record.job is not None, "a submitted run has a job"
+    _cancel_successor(run)
+    if state in WAITING:
+        _scancel(record.job)
+        return "had not begun; its job is cancelled"
+    # Sooner than a shared file system may show the file. A job that has just ended needs no signal.
+    with contextlib.suppress(UserError):
+        _scancel("--signal=TERM", record.job)
+    return "is stopping: it finishes what has begun, and then reports and ends"
 
 
 def cancel(run: RunDir, record: RunRecord) -> None:
-    """Ask Slurm, or mpiexec, to end the run. Raises UserError if it cannot be reached from here."""
+    """Ask Slurm, or the run's supervisor, to end the run at once. Raises UserError if it cannot be reached from here."""
     if record.cluster == "simulated":
         raise UserError(f"{record.id} was simulated, and has ended")
     if record.cluster != "slurm":
@@ -20,14 +42,18 @@ def cancel(run: RunDir, record: RunRecord) -> None:
             raise UserError(f"{record.id} has already ended")
         return
     assert record.job is not None, "a submitted run has a job"
-    done = subprocess.run(["scancel", record.job], capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise UserError(f"scancel {record.job} failed: {done.stderr.strip()}")
+    _cancel_successor(run)
+    # Before, so that nobody takes the end that follows for a failure.
     run.cancelled.touch()
+    try:
+        _scancel(record.job)
+    except UserError:
+        run.cancelled.unlink()
+        raise
 
 
 def end_local(run: RunDir, record: RunRecord) -> bool:
-    """End a run whose launcher is on this host: mpiexec and srun end its ranks when they get TERM.
+    """End a run whose supervisor is on this host: on TERM it ends mpiexec or srun, and with them the ranks.
 
     Returns whether it was still running.
     """
@@ -39,4 +65,27 @@ def end_local(run: RunDir, record: RunRecord) -> bool:
         return False
     # Before the signal, so that nobody takes the end that follows for a failure.
     run.cancelled.touch()
-    return signal_group(record.pid, record.pid_started, signal.SIGTERM)
+    return send_signal(record.pid, record.pid_started, signal.SIGTERM)
+
+
+def _of_unended(run: RunDir, record: RunRecord) -> str:
+    """Its state. Raises UserError if it is a final one."""
+    if record.cluster == "simulated":
+        raise UserError(f"{record.id} was simulated, and has ended")
+    state = run_state(run, record)
+    if state in FINAL:
+        raise UserError(f"{record.id} has already ended: it is {state}")
+    return state
+
+
+def _cancel_successor(run: RunDir) -> None:
+    successor = next_job(run)
+    if successor is not None:
+        _scancel(successor)
+        run.successor.unlink(missing_ok=True)
+
+
+def _scancel(*arguments: str) -> None:
+    done = subprocess.run(["scancel", *arguments], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise UserError(f"scancel {' '.join(arguments)} failed: {done.stderr.strip()}")

@@ -3,45 +3,96 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
+import time
 import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
+from lemix_hpc.launch.rank_signals import end_at_once, hand_to, leave_to_scheduler, note
 from lemix_hpc.launch.rundir import RunDir
-from lemix_hpc.records.attempts import Attempt, claim
+from lemix_hpc.records.attempts import Attempt, AttemptEnd, claim
 
 if TYPE_CHECKING:
     from mpi4py import MPI
 
     from lemix_hpc.config.recipe import Recipe
 
+SCHEDULER_RANK = 0
+EXIT_EARLY = 75
+"""Of the scheduler's rank, if the run is to end before it has begun."""
+
 
 def run_rank(run_dir: str) -> None:
     """Run this rank's part of the run in `run_dir`; collective over MPI.COMM_WORLD.
 
-    An exception ends all ranks: it is written to the rank's log, in a line of failure.txt and on the job's stderr, and the
-    MPI world is aborted, since other ranks may wait for this one for ever.
+    An exception ends all ranks: it is written to the rank's log, in a line of the attempt's failure.txt and on the job's
+    stderr, and the MPI world is aborted, since other ranks may wait for this one for ever.
     """
     from mpi4py import MPI
 
-    run = RunDir(Path(run_dir))
-    world = MPI.COMM_WORLD
+    run, world = RunDir(Path(run_dir)), MPI.COMM_WORLD
+    rank = world.Get_rank()
+    # Before all else: until here a signal ends the rank.
+    noted: list[int] = []
+    if rank == SCHEDULER_RANK:
+        noted = note()
+    else:
+        leave_to_scheduler()
     job_stderr, attempt, role = os.dup(2), None, "role not known yet"
     try:
-        attempt = Attempt(Path(world.bcast(str(claim(run.path).path) if world.Get_rank() == 0 else "")))
-        _redirect_output(run.rank_log(attempt.number, world.Get_rank()))
-        # Under submitit TERM is ignored, and a cancelled job would live on until Slurm kills it.
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        attempt = Attempt(Path(world.bcast(str(claim(run.path).path) if rank == SCHEDULER_RANK else "")))
+        _redirect_output(run.rank_log(attempt.number, rank))
         _set_environment(world)
         recipe = _load(run)
         role = _role(recipe, world)
-        _run(recipe, run, attempt, world)
+        if run.profile_order.exists():
+            end_at_once()
+            _profile(recipe, run)
+            if rank == SCHEDULER_RANK:
+                attempt.end(AttemptEnd("finished", "all is measured", time.time()))
+        else:
+            _run(recipe, run, attempt, rank, noted)
     except BaseException as error:  # noqa: BLE001  whatever it is, the other ranks must not wait for this one
         traceback.print_exc()
-        _tell(run, attempt, world.Get_rank(), role, error, job_stderr)
+        _tell(run, attempt, rank, role, error, job_stderr)
         world.Abort(1)
+
+
+def _run(recipe: Recipe, run: RunDir, attempt: Attempt, rank: int, noted: list[int]) -> None:
+    from lemix_hpc.runtime.main import run as run_distributed
+
+    if rank != SCHEDULER_RANK:
+        run_distributed(recipe, attempt, None)
+        return
+    from lemix_hpc.report.build import build_report
+    from lemix_hpc.runtime.scheduler.allocation import watch
+    from lemix_hpc.runtime.scheduler.drain import Drain, EndedEarlyError
+
+    drain = Drain(run.stop, recipe.policy.drain_reserve_s, watch())
+    hand_to(drain.heard, noted)
+    try:
+        end = run_distributed(recipe, attempt, drain)
+        assert end is not None, "the scheduler rank knows why"
+        build_report(run.path)
+        attempt.end(end)
+        if drain.hopeless:
+            # The others may be dead, and MPI would wait for them.
+            _leave(0)
+    except EndedEarlyError as early:
+        print(f"ended before it began: {early}", flush=True)
+        attempt.end(AttemptEnd(early.ending.reason, early.ending.message, time.time()))
+        # The others are building their engines and hear nothing; mpiexec and srun end them when this rank ends so.
+        _leave(EXIT_EARLY)
+    finally:
+        drain.close()
+
+
+def _leave(code: int) -> NoReturn:
+    """Without a word to the other ranks."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _redirect_output(log: Path) -> None:
@@ -83,19 +134,6 @@ def _role(recipe: Recipe, world: MPI.Comm) -> str:
             f"{world.Get_size()} were started; `lemix doctor` checks that MPI and the launcher fit together"
         )
     return layout.role(world.Get_rank())
-
-
-def _run(recipe: Recipe, run: RunDir, attempt: Attempt, world: MPI.Comm) -> None:
-    if run.profile_order.exists():
-        _profile(recipe, run)
-        return
-    from lemix_hpc.runtime.main import run as run_distributed
-
-    run_distributed(recipe, attempt)
-    if world.Get_rank() == 0:
-        from lemix_hpc.report.build import build_report
-
-        build_report(run.path)
 
 
 def _profile(recipe: Recipe, run: RunDir) -> None:

@@ -9,25 +9,32 @@ from pathlib import Path
 from lemix_hpc.config.errors import UserError
 from lemix_hpc.launch.rundir import RunDir
 from lemix_hpc.launch.states import FINAL, run_state
+from lemix_hpc.records.attempts import attempts
 
 LOOK_EVERY_S = 0.5
 
 
-def print_logs(run: RunDir, rank: int | None, *, follow: bool, write: Callable[[str], None]) -> None:
-    """Write the lines of the last attempt's logs, those of several ranks each behind `rank R: `.
+def print_logs(
+    run: RunDir, rank: int | None, attempt: int | None = None, *, follow: bool, write: Callable[[str], None]
+) -> None:
+    """Write the lines of an attempt's logs, by default the last one's, those of several ranks each behind `rank R: `.
 
-    Raises UserError if the rank has no log and none can come any more.
+    Raises UserError if the rank has no log and none can come any more, and for an attempt that there is not.
     """
     record = run.read_record()
     if record.cluster == "simulated":
         raise UserError(f"{run.id} was simulated, so it has no logs; `lemix report {run.id}` prints its report")
     if rank is not None and rank >= record.world_size:
         raise UserError(f"--rank {rank}: the run has ranks 0 to {record.world_size - 1}")
+    known = [each.number for each in attempts(run.path)]
+    if attempt is not None and attempt not in known:
+        there = f"attempts {known[0]} to {known[-1]}" if known else "none yet"
+        raise UserError(f"--attempt {attempt}: the run has {there}")
     read: dict[Path, int] = {}
     while True:
         # Asked before reading: what a run wrote until its end is then read in this turn.
         ended = not follow or run_state(run, record) in FINAL
-        for path in _log_files(run, rank):
+        for path in _log_files(run, rank, attempt):
             prefix = "" if rank is not None else f"{path.stem.replace('-', ' ')}: "
             lines, read[path] = _new_lines(path, read.get(path, 0), last=ended)
             for line in lines:
@@ -43,7 +50,11 @@ def print_logs(run: RunDir, rank: int | None, *, follow: bool, write: Callable[[
 def launcher_logs(run: RunDir) -> list[Path]:
     """What mpiexec or srun wrote, and ranks before they had a log of their own; those with content."""
     # The jobs of an array share a directory.
-    candidates = [run.launcher_log, *sorted(run.submitit.glob(f"{run.read_record().job}_*_log.err"))]
+    candidates = [
+        run.launcher_log,
+        run.supervisor_log,
+        *sorted(run.submitit.glob(f"{run.read_record().job}_*_log.err")),
+    ]
     return [log for log in candidates if log.is_file() and log.stat().st_size]
 
 
@@ -53,11 +64,13 @@ def last_lines(log: Path) -> str:
     return "\n".join(lines[-10:])
 
 
-def _log_files(run: RunDir, rank: int | None) -> list[Path]:
-    attempts = sorted(run.logs.glob("attempt-*"), key=_number)
-    files = attempts[-1].glob("rank-*.log" if rank is None else f"rank-{rank}.log") if attempts else []
-    launcher = [run.launcher_log] if rank is None and run.launcher_log.exists() else []
-    return launcher + sorted(files, key=_number)
+def _log_files(run: RunDir, rank: int | None, attempt: int | None) -> list[Path]:
+    wanted = [each for each in attempts(run.path) if attempt in (None, each.number)]
+    directory = run.rank_log(wanted[-1].number, 0).parent if wanted else run.logs
+    files = directory.glob("rank-*.log" if rank is None else f"rank-{rank}.log")
+    # Those of all attempts.
+    common = [run.supervisor_log, run.launcher_log] if rank is None and attempt is None else []
+    return [log for log in common if log.exists()] + sorted(files, key=_number)
 
 
 def _number(path: Path) -> int:

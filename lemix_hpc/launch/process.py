@@ -22,12 +22,12 @@ def is_alive(pid: int, started: int) -> bool:
     return start_time(pid) == started
 
 
-def signal_group(pid: int, started: int, number: signal.Signals) -> bool:
-    """Send a signal to the process group that a process leads, if it still is that process."""
+def send_signal(pid: int, started: int, number: signal.Signals) -> bool:
+    """Send a signal to a process, if it still is that process."""
     if not is_alive(pid, started):
         return False
     try:
-        os.killpg(pid, number)
+        os.kill(pid, number)
     except ProcessLookupError:
         return False
     return True

@@ -114,7 +114,7 @@ def open_job(recipe: Recipe, out: Path) -> RunDir:
     order = ProfileOrder(str(out.absolute()), sys.argv)
     try:
         run.logs.mkdir(parents=True, exist_ok=True)
-        for left_behind in (run.report, run.failure, run.cancelled, run.progress):
+        for left_behind in (run.report, run.cancelled, run.stop, run.progress):
             left_behind.unlink(missing_ok=True)
         run.recipe.write_text(resolved_yaml(recipe), encoding="utf-8")
         run.profile_order.write_bytes(msgspec.json.encode(order))

@@ -14,6 +14,7 @@ import msgspec
 from lemix_hpc.config.errors import UserError
 from lemix_hpc.config.load import resolved_yaml
 from lemix_hpc.config.recipe import Recipe
+from lemix_hpc.records.attempts import Attempt, attempts
 from lemix_hpc.records.files import replace
 from lemix_hpc.records.schema import FACTS
 
@@ -22,8 +23,9 @@ class RunRecord(msgspec.Struct, frozen=True):
     """How a run was started (`run.json`).
 
     `job` is the Slurm job id, also of the allocation that a run was started in. `pid` and `pid_started` (clock ticks since
-    boot, as in /proc/PID/stat) name the launcher of a run that was started from here; a process with the pid but another
-    start time is a stranger. A simulated run has none of these, and no ranks. `created` is in seconds since the epoch.
+    boot, as in /proc/PID/stat) name the supervisor of a run that was started from here; a process with the pid but another
+    start time is a stranger. `renew`: each job submits one that goes on with the run after it. A simulated run has none of
+    these, and no ranks. `created` is in seconds since the epoch.
     """
 
     id: str
@@ -35,6 +37,7 @@ class RunRecord(msgspec.Struct, frozen=True):
     version: str
     world_size: int
     job: str | None = None
+    renew: bool = False
     pid: int | None = None
     pid_started: int | None = None
 
@@ -71,12 +74,35 @@ class RunDir:
 
     @property
     def launcher_log(self) -> Path:
-        """What mpiexec and ranks that failed early wrote, for local runs."""
-        return self.logs / "mpiexec.log"
+        """What mpiexec or srun wrote in all attempts, and ranks before they had a log of their own."""
+        return self.logs / "launcher.log"
+
+    @property
+    def supervisor_log(self) -> Path:
+        """What the supervisor of a run that was started from here wrote: how each attempt ended. Under Slurm the job's output
+        has that."""
+        return self.logs / "supervisor.log"
 
     @property
     def failure(self) -> Path:
+        """There if ranks of the current attempt failed: a line for each of them."""
         return self.path / "failure.txt"
+
+    @property
+    def last_attempt(self) -> Attempt | None:
+        """None before the first."""
+        found = attempts(self.path)
+        return found[-1] if found else None
+
+    @property
+    def stop(self) -> Path:
+        """There if the user asked the run to stop."""
+        return self.path / "stop"
+
+    @property
+    def successor(self) -> Path:
+        """There if a job waits that goes on with the run after this one; its id."""
+        return self.path / "successor"
 
     @property
     def cancelled(self) -> Path:

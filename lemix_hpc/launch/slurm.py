@@ -20,22 +20,19 @@ from submitit.core.utils import FailedJobError, FailedSubmissionError
 from lemix_hpc.config.errors import UserError
 from lemix_hpc.config.recipe import Recipe
 from lemix_hpc.config.walltime import parse_walltime
-from lemix_hpc.launch.allocation import mpi_options
-from lemix_hpc.launch.entry import run_rank
 from lemix_hpc.launch.rundir import RunDir
+from lemix_hpc.launch.supervisor import supervise
+from lemix_hpc.runtime.scheduler.drain import signal_lead
 
 
-class MpiSlurmExecutor(submitit.SlurmExecutor):  # type: ignore[misc]
-    """submitit's Slurm executor with ranks under `python -m mpi4py`, so that one failing rank ends all of them."""
-
-    def __init__(self, folder: Path, container: list[str]) -> None:
-        super().__init__(folder)
-        self._container = container
+class SupervisorExecutor(submitit.SlurmExecutor):  # type: ignore[misc]
+    """submitit's Slurm executor with its function in the batch step, in the place of the shell: there it gets what Slurm tells
+    the job, and the ranks, which it starts with srun, have no handlers of submitit's."""
 
     @property
     def _submitit_command_str(self) -> str:
-        python = [sys.executable, "-u", "-m", "mpi4py", "-m", "submitit.core._submit"]
-        return shlex.join([*self._container, *python, str(self.folder)])
+        python = [sys.executable, "-u", "-m", "submitit.core._submit"]
+        return f"exec {shlex.join([*python, str(self.folder)])}"
 
 
 @dataclass(frozen=True)
@@ -46,21 +43,26 @@ class TestAnswer:
     message: str
 
 
-def submit(recipe: Recipe, run: RunDir) -> str:
-    """Submit a run. Returns the job id. Raises UserError with sbatch's reason if Slurm refuses the job."""
-    return submit_array(recipe, [run], run.submitit)[0]
+def submit(recipe: Recipe, run: RunDir, after: str | None = None) -> str:
+    """Submit a run, to start when the job `after` has ended, if there is one. Returns the job id.
+
+    Raises UserError with sbatch's reason if Slurm refuses the job.
+    """
+    return submit_array(recipe, [run], run.submitit, after)[0]
 
 
-def submit_array(recipe: Recipe, runs: Sequence[RunDir], folder: Path) -> list[str]:
+def submit_array(recipe: Recipe, runs: Sequence[RunDir], folder: Path, after: str | None = None) -> list[str]:
     """Submit runs that ask Slurm for the same as `recipe` as one job array, with submitit's files in `folder`.
 
     Returns their job ids. Raises UserError with sbatch's reason if Slurm refuses the job.
     """
     executor = _executor(recipe, folder)
+    if after is not None:
+        executor.update_parameters(dependency=f"afterany:{after}")
     try:
         # submitit prints what sbatch says of a refused job, and raises it as well.
         with contextlib.redirect_stderr(io.StringIO()), executor.batch():
-            jobs = [executor.submit(run_rank, str(run.path)) for run in runs]
+            jobs = [executor.submit(supervise, str(run.path)) for run in runs]
     except (FailedJobError, FailedSubmissionError) as error:
         raise UserError(f"sbatch refused the job: {_sbatch_reason(error)}; `--dry-run` shows the script") from error
     for job, run in zip(jobs, runs, strict=True):
@@ -89,8 +91,8 @@ def test_only(text: str) -> TestAnswer:
     return TestAnswer(done.returncode == 0, (done.stderr or done.stdout).strip())
 
 
-def _executor(recipe: Recipe, folder: Path) -> MpiSlurmExecutor:
-    executor = MpiSlurmExecutor(folder, recipe.cluster.container)
+def _executor(recipe: Recipe, folder: Path) -> SupervisorExecutor:
+    executor = SupervisorExecutor(folder)
     executor.update_parameters(**_parameters(recipe))
     return executor
 
@@ -98,8 +100,8 @@ def _executor(recipe: Recipe, folder: Path) -> MpiSlurmExecutor:
 def _parameters(recipe: Recipe) -> dict[str, Any]:
     """submitit's parameters; those that are None are left out of the script."""
     cluster, nodes = recipe.cluster, recipe.nodes
-    # An interrupted run cannot be resumed yet, and one that Slurm started again would mix its records with the first.
-    extra: dict[str, Any] = {"no-requeue": True}
+    limit = parse_walltime(cluster.time)
+    extra: dict[str, Any] = {"requeue" if cluster.requeue else "no-requeue": True}
     if cluster.reservation is not None:
         extra["reservation"] = cluster.reservation
     return {
@@ -107,7 +109,9 @@ def _parameters(recipe: Recipe) -> dict[str, Any]:
         "nodes": nodes.count // cluster.nodes_per_host,
         "ntasks_per_node": cluster.nodes_per_host * (nodes.stages + 1),
         "cpus_per_task": cluster.cpus_per_task,
-        "time": math.ceil(parse_walltime(cluster.time) / 60),
+        "time": math.ceil(limit / 60),
+        "signal_delay_s": signal_lead(recipe.policy.drain_reserve_s, limit),
+        "use_srun": False,
         "partition": cluster.partition,
         "account": cluster.account,
         "qos": cluster.qos,
@@ -119,7 +123,6 @@ def _parameters(recipe: Recipe) -> dict[str, Any]:
         "exclude": cluster.exclude,
         "wckey": None,
         "setup": [*_exports(recipe), *cluster.setup],
-        "srun_args": mpi_options(recipe),
         "additional_parameters": extra,
     }
 

@@ -13,15 +13,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import msgspec
+
 from lemix_hpc import __version__
 from lemix_hpc.config.errors import UserError
 from lemix_hpc.config.recipe import Recipe
-from lemix_hpc.launch import allocation, local
-from lemix_hpc.launch.launcher import Launcher
-from lemix_hpc.launch.launcher import start as launch
+from lemix_hpc.launch.launchers import make_launcher, world_size
+from lemix_hpc.launch.process import start_time
 from lemix_hpc.launch.registry import register
 from lemix_hpc.launch.rundir import RunDir, RunRecord, create_run_dir
-from lemix_hpc.runtime.transport.rank_layout import Layout
+from lemix_hpc.launch.states import FINAL, run_state
 
 ClusterKind = Literal["local", "slurm", "allocation"]
 
@@ -58,19 +59,19 @@ def slurm_answers() -> bool:
         return False
 
 
-def world_size(recipe: Recipe) -> int:
-    """MPI ranks of a run: a leader and the stages of every node."""
-    return Layout(recipe.nodes.count, recipe.nodes.stages).size
+def start(recipe: Recipe, cluster: ClusterKind, out: Path | None, *, renew: bool = False) -> StartedRun:
+    """Make the run directory, and start or submit the run. It goes on when this process ends.
 
-
-def start(recipe: Recipe, cluster: ClusterKind, out: Path | None) -> StartedRun:
-    """Make the run directory, and start or submit the run. It goes on when this process ends."""
+    `renew`: its job is to be followed by others until all is done.
+    """
     if cluster != "slurm":
         # A missing MPI or allocation is told before there is a run directory.
         make_launcher(recipe, cluster, Path())
     run = create_run_dir(recipe, out)
     try:
-        started = start_in(recipe, cluster, run)
+        # A job's supervisor may look for the record before this process comes to write it.
+        run.write_record(_record(run, recipe, cluster, renew=renew))
+        started = start_in(recipe, cluster, run, renew=renew)
     except UserError:
         # Nothing was started, so there is no run.
         shutil.rmtree(run.path)
@@ -79,9 +80,38 @@ def start(recipe: Recipe, cluster: ClusterKind, out: Path | None) -> StartedRun:
     return started
 
 
-def start_in(recipe: Recipe, cluster: ClusterKind, run: RunDir) -> StartedRun:
+def resume(run: RunDir, recipe: Recipe, cluster: ClusterKind, *, renew: bool = False) -> StartedRun:
+    """Start or submit another attempt of a run that has ended before its work was done: see `resumable`."""
+    before = run.read_record()
+    for asked_then in (run.stop, run.cancelled, run.successor):
+        asked_then.unlink(missing_ok=True)
+    started = start_in(recipe, cluster, run, renew=renew)
+    record = msgspec.structs.replace(started.record, created=before.created)
+    started = StartedRun(run, record, started.process)
+    note(started)
+    return started
+
+
+def resumable(run: RunDir) -> RunRecord:
+    """Raises UserError for a run that another attempt cannot go on with: it is under way, or done, or was none."""
+    record = run.read_record()
+    if record.cluster == "simulated":
+        raise UserError(f"{run.id} was simulated; `lemix simulate` does it again")
+    if run.profile_order.exists():
+        raise UserError(f"{run.id} is a profiling job; give its `lemix profile` command again, and it goes on")
+    state = run_state(run, record)
+    if state not in FINAL and state != "UNKNOWN":
+        raise UserError(f"{run.id} is {state}; `lemix stop {run.id}` ends it, if it is to go on elsewhere")
+    attempt = run.last_attempt
+    end = attempt.ended if attempt is not None else None
+    if end is not None and end.reason == "finished":
+        raise UserError(f"{run.id} has done all its work; `lemix report {run.id}` prints its report")
+    return record
+
+
+def start_in(recipe: Recipe, cluster: ClusterKind, run: RunDir, *, renew: bool = False) -> StartedRun:
     """Start or submit what is in a run directory. `note` it at once."""
-    return _submit(recipe, run) if cluster == "slurm" else _start_here(recipe, cluster, run)
+    return _submit(recipe, run, renew) if cluster == "slurm" else _start_here(recipe, cluster, run)
 
 
 def note(started: StartedRun) -> None:
@@ -90,28 +120,34 @@ def note(started: StartedRun) -> None:
     register(started.run)
 
 
-def submitted(recipe: Recipe, run: RunDir, job: str) -> StartedRun:
+def submitted(recipe: Recipe, run: RunDir, job: str, *, renew: bool = False) -> StartedRun:
     """A run that was handed to Slurm."""
-    return StartedRun(run, _record(run, recipe, "slurm", job=job))
-
-
-def make_launcher(recipe: Recipe, cluster: Literal["local", "allocation"], run_dir: Path) -> Launcher:
-    """What starts all ranks from here. Raises UserError where that is not possible."""
-    if cluster == "allocation":
-        return allocation.launcher(recipe, run_dir)
-    return local.launcher(world_size(recipe), run_dir)
+    return StartedRun(run, _record(run, recipe, "slurm", job=job, renew=renew))
 
 
 def _start_here(recipe: Recipe, cluster: Literal["local", "allocation"], run: RunDir) -> StartedRun:
-    process, started = launch(run, make_launcher(recipe, cluster, run.path))
+    make_launcher(recipe, cluster, run.path)
+    process, started = _start_supervisor(run, cluster)
     job = os.environ["SLURM_JOB_ID"] if cluster == "allocation" else None
     return StartedRun(run, _record(run, recipe, cluster, job=job, pid=process.pid, pid_started=started), process)
 
 
-def _submit(recipe: Recipe, run: RunDir) -> StartedRun:
+def _start_supervisor(run: RunDir, cluster: str) -> tuple[subprocess.Popen[bytes], int]:
+    """Detached from the terminal. Returns its process and start time. Raises UserError with what it said if it has ended."""
+    command = [sys.executable, "-u", "-m", "lemix_hpc.launch.supervisor", str(run.path), cluster]
+    with run.supervisor_log.open("ab") as log:
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+    started = start_time(process.pid)
+    if started is None:
+        said = run.supervisor_log.read_text(encoding="utf-8", errors="replace").strip()
+        raise UserError(f"the run's supervisor ended at once: {said or 'it printed nothing'}")
+    return process, started
+
+
+def _submit(recipe: Recipe, run: RunDir, renew: bool) -> StartedRun:
     from lemix_hpc.launch import slurm
 
-    return submitted(recipe, run, slurm.submit(recipe, run))
+    return submitted(recipe, run, slurm.submit(recipe, run), renew=renew)
 
 
 def _record(
@@ -122,6 +158,7 @@ def _record(
     job: str | None = None,
     pid: int | None = None,
     pid_started: int | None = None,
+    renew: bool = False,
 ) -> RunRecord:
     return RunRecord(
         id=run.id,
@@ -135,4 +172,5 @@ def _record(
         job=job,
         pid=pid,
         pid_started=pid_started,
+        renew=renew,
     )

@@ -9,6 +9,7 @@ import msgspec
 
 from lemix_hpc.launch.process import is_alive
 from lemix_hpc.launch.rundir import RunDir, RunRecord
+from lemix_hpc.records.attempts import EndReason
 from lemix_hpc.records.schema import Progress
 
 FINAL = frozenset(
@@ -25,17 +26,40 @@ FINAL = frozenset(
         "REVOKED",
     }
 )
+WAITING = frozenset({"PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT"})
+"""A job that does not run, and may later."""
+
+OF_ENDS: dict[EndReason, str] = {
+    "finished": "COMPLETED",
+    "drained": "COMPLETED",
+    "time-limit": "TIMEOUT",
+    "preempted": "PREEMPTED",
+    "cancelled": "CANCELLED",
+    "node-failure": "NODE_FAIL",
+    "killed": "FAILED",
+    "out-of-memory": "OUT_OF_MEMORY",
+    "error": "FAILED",
+}
+"""The states of runs whose last attempt ended so."""
 
 
 def run_state(run: RunDir, record: RunRecord) -> str:
     """A state in Slurm's words: PENDING, RUNNING, COMPLETED, FAILED, CANCELLED, TIMEOUT, ...; UNKNOWN if nobody can tell."""
-    if record.job is None:
-        return _local_state(run, record)
-    if record.cluster == "slurm":
-        return _slurm_state(run, record.job)
-    # The allocation goes on after the run, or ends under it.
-    state = _state_from_files(run) or _slurm_state(run, record.job)
-    return "FAILED" if state == "COMPLETED" and not run.report.exists() else state
+    if record.job is None or record.cluster == "allocation":
+        return _state_here(run, record)
+    state = _slurm_state(run, record.job)
+    if state in FINAL and (successor := next_job(run)) is not None:
+        return _slurm_state(run, successor)
+    # A job whose run has left work for another one has done its own part.
+    return (_state_from_files(run) or state) if state == "COMPLETED" else state
+
+
+def next_job(run: RunDir) -> str | None:
+    """The job that goes on with the run after this one, None without one."""
+    try:
+        return run.successor.read_text(encoding="utf-8").strip() or None
+    except FileNotFoundError:
+        return None
 
 
 def read_progress(run: RunDir) -> Progress | None:
@@ -46,19 +70,25 @@ def read_progress(run: RunDir) -> Progress | None:
         return None
 
 
-def _local_state(run: RunDir, record: RunRecord) -> str:
-    if record.host != socket.gethostname():
-        return _state_from_files(run) or "UNKNOWN"
-    if record.pid is not None and record.pid_started is not None and is_alive(record.pid, record.pid_started):
+def _state_here(run: RunDir, record: RunRecord) -> str:
+    """Of a run whose supervisor was started from a command."""
+    here = record.host == socket.gethostname()
+    if here and record.pid is not None and record.pid_started is not None and is_alive(record.pid, record.pid_started):
         return "RUNNING"
-    return _state_from_files(run) or "FAILED"
+    if record.job is not None and not here and _slurm_state(run, record.job) == "RUNNING":
+        return _state_from_files(run) or "RUNNING"
+    return _state_from_files(run) or ("FAILED" if here or record.job is not None else "UNKNOWN")
 
 
 def _state_from_files(run: RunDir) -> str | None:
     if run.cancelled.exists():
         return "CANCELLED"
-    if run.failure.exists():
-        return "FAILED"
+    attempt = run.last_attempt
+    if attempt is not None:
+        end = attempt.ended
+        if end is not None:
+            return OF_ENDS[end.reason]
+        return "FAILED" if attempt.failure.exists() else None
     return "COMPLETED" if run.report.exists() else None
 
 

@@ -155,7 +155,8 @@ class RunFacts(msgspec.Struct, frozen=True):
     `tpot` and `response` that the recipe gives, ms; `malformed_lines`: lines of input files that were left out;
     `outside_range`: requests longer than the coefficient file's range; `drift`: alarms on stage times; `memory`: None if it
     has no limit; `across_nodes`: None if every node keeps its own updates; `overhead_s`: what forecasts added, at the start,
-    to the stage times of each pass of a response; `checkpoints`: None if nothing is saved.
+    to the stage times of each pass of a response; `checkpoints`: None if nothing is saved; `refuses_after_s`: when the policy
+    let nothing run any more, None if that was not limited.
     """
 
     policy: str
@@ -174,6 +175,7 @@ class RunFacts(msgspec.Struct, frozen=True):
     across_nodes: SumsOverNodes | None = None
     overhead_s: float = 0.0
     checkpoints: CheckpointFacts | None = None
+    refuses_after_s: float | None = None
 
 
 class LearnedTimes(msgspec.Struct, frozen=True):

@@ -33,15 +33,18 @@ class Partners:
     every: int = 1
 
 
-def make_scheduler(recipe: Recipe, hardware: Hardware, t0: float, overhead: float = 0.0) -> Scheduler:
+def make_scheduler(
+    recipe: Recipe, hardware: Hardware, t0: float, overhead: float = 0.0, end: float | None = None
+) -> Scheduler:
     """The scheduler of a run of this recipe; `t0`: mean unloaded response [s]; `overhead`: what a response takes besides its
-    stages' work, for each pass [s], which is learned from then on."""
+    stages' work, for each pass [s], which is learned from then on. `end`: when nothing may run any more [s], if it is not by
+    the recipe."""
     # The compiler behind it takes a second to load, which stages and most leaders need not wait for.
     from lemix_hpc.policy.scheduler import Scheduler
 
     stages = recipe.nodes.stages
     config = scheduler_config(recipe, t0=t0, pieces=hardware.pieces(stages), drift_limit=hardware.drift_limit)
-    config = dataclasses.replace(config, overhead=overhead)
+    config = dataclasses.replace(config, overhead=overhead, end=config.end if end is None else end)
     return Scheduler(config, hardware.forecasts(stages), hardware.kinds)
 
 
@@ -88,9 +91,12 @@ def scheduler_config(recipe: Recipe, *, t0: float, pieces: int, drift_limit: flo
 
 
 def allocation_end(recipe: Recipe) -> float:
-    """When nothing may run any more, in seconds from the start; inf where nothing is reserved for the end."""
+    """When nothing may run any more where there is no real allocation, in seconds from the start; inf where the recipe does
+    not give a reserve."""
     reserve = recipe.policy.drain_reserve_s
-    return parse_walltime(recipe.cluster.time) - reserve if reserve > 0 else math.inf
+    if reserve == "auto" or reserve <= 0:
+        return math.inf
+    return parse_walltime(recipe.cluster.time) - reserve
 
 
 def split(recipe: Recipe) -> Split | None:

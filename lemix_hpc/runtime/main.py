@@ -27,11 +27,15 @@ from lemix_hpc.runtime.transport.run_clock import synchronise
 if TYPE_CHECKING:
     from mpi4py import MPI
 
+    from lemix_hpc.records.attempts import AttemptEnd
+    from lemix_hpc.runtime.scheduler.drain import Drain
 
-def run(recipe: Recipe, attempt: Attempt) -> None:
+
+def run(recipe: Recipe, attempt: Attempt, drain: Drain | None) -> AttemptEnd | None:
     """Serve and train as the recipe says, in this attempt. Called by all ranks of an MPI world of the right size.
 
-    Collective calls are made here, before the run starts; from then on there are only messages.
+    Collective calls are made here, before the run starts; from then on there are only messages. The scheduler rank looks
+    after `drain`, and returns why the run has ended; raises EndedEarlyError if it is to end before it has begun.
     """
     from mpi4py import MPI
 
@@ -64,22 +68,22 @@ def run(recipe: Recipe, attempt: Attempt) -> None:
             across = across if across is not None and node in across.nodes else None
             StageWorker(place, engine, mailbox, clock, waiter, stage_rules(recipe), across, start).run()
             engine.close()
-            return
+            return None
         mailbox = Mailbox(comm, Inbox.LEADER, bell)
         leader = make_leader(recipe, layout, node, mailbox, meeting, clock, bell.wake, start.version)
         if taken_over is not None:
-            from lemix_hpc.runtime.scheduler.rank import (
-                SchedulerRank,
-            )  # it loads the policy's compiler, which other ranks do without
+            # It loads the policy's compiler, which other ranks do without.
+            from lemix_hpc.runtime.scheduler.rank import SchedulerRank
 
+            assert drain is not None, "the scheduler rank has one"
             mailbox = Mailbox(comm, Inbox.SCHEDULER, bell)
-            SchedulerRank(recipe, layout, attempt, taken_over[1], mailbox, clock, waiter, leader).run()
-            return
+            return SchedulerRank(recipe, layout, attempt, taken_over[1], mailbox, clock, waiter, leader, drain).run()
         while not leader.finished:
             if leader.turn():
                 waiter.reset()
             else:
                 waiter.idle(in_transit=leader.in_transit)
+    return None
 
 
 @contextlib.contextmanager

@@ -45,7 +45,8 @@ def explain(run_dir: Path, recipe: Recipe, name: str) -> Explained:
     hardware, facts = believed_hardware(run_dir, recipe), read_facts(run_dir)
 
     def scheduler() -> Scheduler:
-        return make_scheduler(recipe, hardware, facts.t0_s, facts.overhead_s)
+        end = math.inf if facts.refuses_after_s is None else facts.refuses_after_s
+        return make_scheduler(recipe, hardware, facts.t0_s, facts.overhead_s, end)
 
     number, again = task.number, scheduler()
     if isinstance(task, ServedTask):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -23,7 +24,13 @@ from lemix_hpc.records.schema import COEFFICIENTS, LearnedTimes, RunFacts, Serve
 from lemix_hpc.records.writer import Recorder
 from lemix_hpc.report import metrics
 from lemix_hpc.report.build import summarise, write_report
-from lemix_hpc.run_setup.scheduler_setup import aim, limits_ms, make_scheduler, mean_unloaded_response
+from lemix_hpc.run_setup.scheduler_setup import (
+    aim,
+    allocation_end,
+    limits_ms,
+    make_scheduler,
+    mean_unloaded_response,
+)
 from lemix_hpc.run_setup.training_feed import TrainingFeed, feed_of
 from lemix_hpc.simulate import to_records as result
 from lemix_hpc.simulate.cluster_state import ClusterState, follow, make_requests
@@ -185,7 +192,7 @@ def _groups(feed: TrainingFeed, names: list[str]) -> Iterator[list[int]]:
 def _facts(
     recipe: Recipe, work: Workload, hardware: Hardware, t0: float, cluster: ClusterState, drifts: list[Drift]
 ) -> RunFacts:
-    latencies = hardware.latencies(recipe.nodes.stages)
+    latencies, end = hardware.latencies(recipe.nodes.stages), allocation_end(recipe)
     lengths = [request.prompt_tokens + request.output_tokens for request in work.requests]
     return RunFacts(
         policy=recipe.policy.placement,
@@ -201,4 +208,5 @@ def _facts(
         outside_range=sum(any(not latency.covers(length) for latency in latencies) for length in lengths),
         drift=drifts,
         memory=memory_use(recipe, hardware, cluster.memory),
+        refuses_after_s=end if end < math.inf else None,
     )

@@ -13,8 +13,7 @@ from lemix_hpc.config.errors import UserError
 from lemix_hpc.config.recipe import Recipe
 from lemix_hpc.launch import local
 from lemix_hpc.launch.cancel import cancel
-from lemix_hpc.launch.launcher import start as launch
-from lemix_hpc.launch.process import is_alive, signal_group, start_time
+from lemix_hpc.launch.process import is_alive, send_signal, start_time
 from lemix_hpc.launch.rundir import RunDir, create_run_dir
 from lemix_hpc.launch.start import start
 from lemix_hpc.launch.states import read_progress, run_state
@@ -77,13 +76,13 @@ def test_a_process_is_told_from_a_later_one_with_its_pid() -> None:
     started = start_time(child.pid)
     assert started is not None
     assert is_alive(child.pid, started)
-    assert not signal_group(child.pid, started + 1, signal.SIGTERM)
-    assert signal_group(child.pid, started, signal.SIGTERM)
+    assert not send_signal(child.pid, started + 1, signal.SIGTERM)
+    assert send_signal(child.pid, started, signal.SIGTERM)
     # Not reaped yet, so the pid is still taken: a zombie is not alive.
     os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
     assert not is_alive(child.pid, started)
     assert child.wait() == -signal.SIGTERM
-    assert not signal_group(child.pid, started, signal.SIGTERM)
+    assert not send_signal(child.pid, started, signal.SIGTERM)
 
 
 @pytest.mark.mpi
@@ -94,7 +93,8 @@ def test_a_run_completes_with_records_logs_and_report(recipe: Recipe) -> None:
     assert run_state(run, started.record) == "COMPLETED"
     assert run.report.exists()
     assert read_progress(run).served == 5
-    assert sorted(path.name for path in (run.logs / "attempt-0").iterdir()) == [f"rank-{rank}.log" for rank in range(3)]
+    logs = run.rank_log(0, 0).parent
+    assert sorted(path.name for path in logs.iterdir()) == [f"rank-{rank}.log" for rank in range(3)]
 
 
 @pytest.mark.mpi
@@ -105,13 +105,13 @@ def test_a_failing_rank_is_named_and_ends_all(recipe: Recipe, tmp_path: Path) ->
     assert started.process.wait(DEADLINE_S) != 0
     run = started.run
     assert run_state(run, started.record) == "FAILED"
-    log = run.rank_log(0, 0)
+    log, failure = run.rank_log(0, 0), run.last_attempt.failure.read_text()
     assert re.search(
         rf"^rank 0 \(node 0, leader\) failed: UserError: .*missing\.csv.*; log: {re.escape(str(log))}$",
-        run.failure.read_text(),
+        failure,
         re.MULTILINE,
     )
-    assert run.failure.read_text().splitlines()[0] in run.launcher_log.read_text()
+    assert failure.splitlines()[0] in run.launcher_log.read_text()
     assert "Traceback" in log.read_text()
     wait_for(lambda: not processes_of(run), "the other ranks to end")
 
@@ -119,9 +119,10 @@ def test_a_failing_rank_is_named_and_ends_all(recipe: Recipe, tmp_path: Path) ->
 @pytest.mark.mpi
 def test_a_wrong_number_of_ranks_is_told(recipe: Recipe) -> None:
     run = create_run_dir(recipe, None)
-    process, _ = launch(run, local.launcher(2, run.path))
-    assert process.wait(DEADLINE_S) != 0
-    assert "the recipe needs 3 MPI ranks, 1 x (1 leader + 2 stages), and 2 were started" in run.failure.read_text()
+    launcher = local.launcher(2, run.path)
+    assert subprocess.run(launcher.command, env=launcher.environment, check=False, timeout=DEADLINE_S).returncode != 0
+    told = run.last_attempt.failure.read_text()
+    assert "the recipe needs 3 MPI ranks, 1 x (1 leader + 2 stages), and 2 were started" in told
 
 
 @pytest.mark.mpi

@@ -64,12 +64,12 @@ def test_one_node_is_profiled_without_the_file_that_is_to_be_made(tmp_path: Path
 def test_a_job_is_found_again_with_its_points(tmp_path: Path) -> None:
     first = open_job(made(), tmp_path)
     (first.path / "points.csv").write_text("points")
-    first.failure.write_text("rank 1 failed")
+    first.stop.touch()
     first.report.write_text("{}")
     again = open_job(made(profile={"lengths": [16]}), tmp_path)
     assert again == first
     assert (again.path / "points.csv").read_text() == "points"
-    assert not again.failure.exists()
+    assert not again.stop.exists()
     assert not again.report.exists()
     assert "lengths:\n  - 16" in again.recipe.read_text()
     assert json.loads(again.profile_order.read_text())["out"] == str(tmp_path)

@@ -8,10 +8,11 @@ import pytest
 
 from lemix_hpc.config.errors import UserError
 from lemix_hpc.config.recipe import Recipe
-from lemix_hpc.launch import slurm
+from lemix_hpc.launch import allocation, slurm
 from lemix_hpc.launch.cancel import cancel
 from lemix_hpc.launch.start import StartedRun, choose_cluster, start
 from lemix_hpc.launch.states import run_state
+from lemix_hpc.records.attempts import claim
 from tests.launch.conftest import FakeSlurm
 
 
@@ -25,7 +26,7 @@ def flags(script: str) -> dict[str, str]:
 
 
 def command(script: str) -> list[str]:
-    [line] = [line for line in script.splitlines() if line.startswith("srun ")]
+    [line] = [line for line in script.splitlines() if line.startswith("exec ")]
     return shlex.split(line)
 
 
@@ -55,8 +56,9 @@ def test_shape_and_resources(recipe: Recipe, tmp_path: Path) -> None:
             "job-name": "lemix-toy",
             "time": "1561",
             "cpus-per-task": "6",
-            "no-requeue": "",
-            "signal": "USR2@90",
+            "requeue": "",
+            "open-mode": "append",
+            "signal": "USR2@120",
         }.items()
     )
     same = {key: value for key, value in asked.items() if key not in ("time", "cpus_per_task")}
@@ -66,22 +68,34 @@ def test_shape_and_resources(recipe: Recipe, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("fake_slurm")
-def test_ranks_run_under_mpi4py_inside_the_container(recipe: Recipe, tmp_path: Path) -> None:
+def test_a_short_job_is_warned_later_and_one_that_must_not_come_back_says_so(recipe: Recipe, tmp_path: Path) -> None:
+    found = flags(slurm.script(with_cluster(recipe, time="00:02:00", requeue=False), tmp_path))
+    assert found.items() >= {"no-requeue": "", "signal": "USR2@30", "time": "2"}.items()
+    assert "requeue" not in found
+
+
+@pytest.mark.usefixtures("fake_slurm")
+def test_the_batch_step_is_the_supervisor_behind_the_users_setup(recipe: Recipe, tmp_path: Path) -> None:
+    script = slurm.script(with_cluster(recipe, container=["apptainer", "exec", "x"], setup=["module load x"]), tmp_path)
+    assert command(script) == ["exec", sys.executable, "-u", "-m", "submitit.core._submit", str(tmp_path)]
+    assert script.index("module load x") < script.index("exec ")
+
+
+@pytest.mark.usefixtures("fake_slurm")
+def test_ranks_run_under_mpi4py_inside_the_container(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "1")
     told = with_cluster(
-        recipe,
-        container=["apptainer", "exec", "my image.sif"],
-        srun_args=["--cpu-bind=cores"],
-        mpi="pmi2",
-        setup=["module load x"],
+        recipe, container=["apptainer", "exec", "my image.sif"], srun_args=["--cpu-bind=cores"], mpi="pmi2"
     )
-    script = slurm.script(told, tmp_path)
-    words = command(script)
-    assert words[words.index("--mpi=pmi2") :] == [
+    words = allocation.launcher(told, tmp_path).command
+    assert words == [
+        *("srun", "--nodes=1", "--ntasks=3", "--ntasks-per-node=3", "--cpus-per-task=1"),
         *("--mpi=pmi2", "--kill-on-bad-exit=1", "--distribution=block", "--cpu-bind=cores"),
         *("apptainer", "exec", "my image.sif"),
-        *(sys.executable, "-u", "-m", "mpi4py", "-m", "submitit.core._submit", str(tmp_path)),
+        *(sys.executable, "-u", "-m", "mpi4py", "-m", "lemix_hpc.launch.rank", str(tmp_path)),
     ]
-    assert script.index("module load x") < script.index("srun ")
 
 
 def test_submission_is_recorded_with_the_script_that_was_sent(fake_slurm: FakeSlurm, recipe: Recipe) -> None:
@@ -139,7 +153,7 @@ def test_a_job_that_slurm_forgot_is_judged_by_its_files(submitted: StartedRun) -
     assert run_state(submitted.run, submitted.record) == "UNKNOWN"
     submitted.run.report.touch()
     assert run_state(submitted.run, submitted.record) == "COMPLETED"
-    submitted.run.failure.touch()
+    claim(submitted.run.path).failure.touch()
     assert run_state(submitted.run, submitted.record) == "FAILED"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,7 @@ def _ours(recipe: Recipe, model: Path, meeting: Path, weight_version: int) -> di
         "additional_config": {
             "stages_at": str(meeting),
             "timeout_s": engine.timeout_s,
+            "leader": os.getpid(),
             "weight_version": weight_version,
         },
     }

@@ -24,6 +24,7 @@ from vllm.v1.outputs import EMPTY_MODEL_RUNNER_OUTPUT
 
 from lemix_hpc.engines.protocol import PermissionToCommit, ServeBatch, ServeSequence
 from lemix_hpc.engines.vllm.engine_ipc import Ask, Bye, Call, Output, Reply, Run, Sample, connect, receive, send
+from lemix_hpc.engines.vllm.process_guard import follow_leader
 from lemix_hpc.engines.vllm.request_ids import task_of
 from lemix_hpc.engines.vllm.weight_version import WeightClock
 
@@ -54,13 +55,14 @@ class _Answer(Future):  # type: ignore[type-arg]
 
 
 class StageExecutor(Executor):  # type: ignore[misc]
-    """`additional_config` names the stages' directory (`stages_at`), the seconds within which they must answer (`timeout_s`),
-    and the version of the weights that they start with (`weight_version`)."""
+    """`additional_config` has the stages' directory (`stages_at`), the seconds within which they must answer (`timeout_s`), the
+    pid of the `leader`, and the version of the weights that the stages start with (`weight_version`)."""
 
     supports_pp = True
 
     def _init_executor(self) -> None:
         settings = self.vllm_config.additional_config
+        follow_leader(settings["leader"])
         directory, self._timeout = Path(settings["stages_at"]), float(settings["timeout_s"])
         self._stages = self.parallel_config.world_size
         self._patience = START_TIMEOUT_S

@@ -6,7 +6,8 @@ import asyncio
 import contextlib
 import math
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
@@ -24,6 +25,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from lemix_hpc.config.recipe import Recipe
 from lemix_hpc.engines.vllm import asgi
 from lemix_hpc.engines.vllm.args import server_args
+from lemix_hpc.engines.vllm.process_guard import shield_children
 from lemix_hpc.engines.vllm.request_ids import request_id
 from lemix_hpc.engines.vllm.response_versions import with_priority, with_versions
 from lemix_hpc.engines.vllm.tracking import Served, Tracker
@@ -87,6 +89,7 @@ class NodeServer:
         self._events: SimpleQueue[Event] = SimpleQueue()
         self._failure: BaseException | None = None
         self._running: dict[int, asyncio.Event] = {}
+        self._work: dict[int, Future[None]] = {}
         self._loop = asyncio.new_event_loop()
         self._closing = asyncio.Event()
         self._ready = asyncio.Event()
@@ -96,6 +99,11 @@ class NodeServer:
     def poll(self) -> list[Event]:
         """Everything that has happened since the last call. Raises what the engine died of."""
         events = [self._events.get() for _ in range(self._events.qsize())]
+        # What is still told of a withdrawn task is for nobody.
+        events = [event for event in events if isinstance(event, Ready) or event.task in self._work]
+        for event in events:
+            if isinstance(event, Done):
+                del self._work[event.task]
         if self._failure is not None and not events:
             raise RuntimeError(f"vLLM's engine has failed: {self._failure}") from self._failure
         return events
@@ -116,6 +124,14 @@ class NodeServer:
         if gone is not None:
             self._loop.call_soon_threadsafe(gone.set)
 
+    def withdraw(self, tasks: Sequence[int]) -> list[int]:
+        """Let go of those that no batch has had yet: nothing more comes of them. Returns which they are."""
+        gone = [task for task in tasks if task in self._work and self._tracker.waits(task)]
+        for task in gone:
+            self._work.pop(task).cancel()
+            self._tracker.pop(task)
+        return gone
+
     def close(self) -> None:
         """Stop the engine process, and wait for that. Raises TimeoutError if it does not stop."""
         self._loop.call_soon_threadsafe(self._closing.set)
@@ -125,7 +141,7 @@ class NodeServer:
 
     def _start(self, task: int, work: Coroutine[Any, Any, None]) -> None:
         self._tracker.of(task)
-        asyncio.run_coroutine_threadsafe(self._whole(work), self._loop)
+        self._work[task] = asyncio.run_coroutine_threadsafe(self._whole(work), self._loop)
 
     async def _whole(self, work: Coroutine[Any, Any, None]) -> None:
         """Run a task; what it does not answer itself ends the run, since its client would wait for ever."""
@@ -136,6 +152,7 @@ class NodeServer:
             self._fail(error)
 
     def _run(self) -> None:
+        shield_children()
         try:
             self._loop.run_until_complete(self._serve())
         except BaseException as error:  # noqa: BLE001  raised again in the leader's loop

@@ -43,6 +43,11 @@ class Tracker:
         """A task so far; it is remembered until `pop`."""
         return self._tasks.setdefault(task, Served())
 
+    def waits(self, task: int) -> bool:
+        """Whether it is there and no batch has had it yet, as far as is known."""
+        served = self._tasks.get(task)
+        return served is not None and served.versions is None and served.first_token is None
+
     def pop(self, task: int) -> Served:
         return self._tasks.pop(task, None) or Served()
 

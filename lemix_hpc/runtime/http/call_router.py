@@ -108,6 +108,23 @@ class CallRouter:
         """The policy refuses a call: the allocation ends."""
         self._waiting.pop(number).fail(closing())
 
+    def may_wait(self, number: int) -> bool:
+        """Whether nobody would miss the answer to a call before the next attempt gives it."""
+        call = self._calls.get(number)
+        return call is None or call.client.patient
+
+    def withdrawn(self, number: int) -> None:
+        """A node has not begun a call, and will not."""
+        self._calls.pop(number)
+        self._heard.pop(number)
+
+    def cut(self) -> None:
+        """The run ends now: tell the clients that still wait."""
+        for call in self._calls.values():
+            if not call.over and not call.client.patient:
+                call.over = True
+                call.client.fail(closing())
+
     def carries(self, number: int) -> bool:
         """Whether a task is a call that is with a node."""
         return number in self._calls

@@ -6,7 +6,6 @@ import contextlib
 import math
 import os
 import platform
-import signal
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -16,7 +15,6 @@ from lemix_hpc.config.training_section import Training
 from lemix_hpc.config.workload_section import TextFields
 from lemix_hpc.records.attempts import Attempt
 from lemix_hpc.records.inheritance import Inheritance
-from lemix_hpc.run_setup.scheduler_setup import allocation_end
 from lemix_hpc.runtime.http.batch_results import BatchResults
 from lemix_hpc.runtime.http.call_router import CallRouter
 from lemix_hpc.runtime.http.request_guard import Guard
@@ -38,8 +36,8 @@ LOCAL = ("127.0.0.1", "::1", "localhost")
 class Endpoint:
     """Takes the address of the recipe's `serving.http` at once, if there is one: UserError if it cannot be had.
 
-    `wake` ends the scheduler's sleep, from any thread; `now` gives seconds of the run. `inherited`: what the attempt goes on
-    from.
+    `wake` ends the scheduler's sleep, from any thread; `now` gives seconds of the run; it closes at `end` by those, if not
+    before. `inherited`: what the attempt goes on from.
     """
 
     def __init__(
@@ -49,12 +47,14 @@ class Endpoint:
         inherited: Inheritance,
         now: Callable[[], float],
         wake: Callable[[], None],
+        end: float = math.inf,
     ) -> None:
         self._recipe = recipe
         self._attempt = attempt
         self._inherited = inherited
         self._now = now
         self._wake = wake
+        self._end = end
         self._results: BatchResults | None = None
         self._server: HttpServer | None = None
         self._intake: SampleIntake | None = None
@@ -95,13 +95,13 @@ class Endpoint:
             number,
             self._recipe.engine.timeout_s,
             server=self._server,
-            end=min(math.inf if lasts is None else lasts, allocation_end(self._recipe)),
+            end=min(math.inf if lasts is None else lasts, self._end),
             results=self._results,
         )
 
     @contextlib.contextmanager
     def open(self, router: CallRouter) -> Iterator[None]:
-        """Answer clients meanwhile. TERM to this process closes the server, and those who are inside are still served."""
+        """Answer clients meanwhile."""
         with contextlib.ExitStack() as stack:
             if self._results is not None:
                 stack.callback(self._results.close)
@@ -123,10 +123,6 @@ class Endpoint:
     def _answering(self, server: HttpServer, router: CallRouter) -> Iterator[None]:
         app = self._app(server, router)
 
-        def close_soon(*_: object) -> None:
-            router.end = self._now()
-
-        before = signal.signal(signal.SIGTERM, close_soon)
         server.open(app)
         print(
             f"OpenAI API: {self.address}/v1 on {platform.node()}; TERM to process {os.getpid()} closes it", flush=True
@@ -135,7 +131,6 @@ class Endpoint:
             yield
         finally:
             server.close()
-            signal.signal(signal.SIGTERM, before)
             if self._intake is not None:
                 self._intake.close()
 

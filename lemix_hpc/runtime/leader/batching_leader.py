@@ -52,6 +52,7 @@ class Leader:
         self._at_first_stage = 0
         self._batches = 0
         self._running = layout.stages
+        self._stopped = False
 
     def turn(self) -> bool:
         """Take in what arrived and keep the first stage supplied. False when there was nothing to do."""
@@ -66,8 +67,12 @@ class Leader:
 
     def _may_form(self) -> bool:
         request, stages = self._next(), self._layout.stages
-        return request is not None and may_form_batch(
-            request.output_wanted > 0, self._at_first_stage, len(self._in_batch), self._generating, stages
+        return (
+            request is not None
+            and not self._stopped
+            and may_form_batch(
+                request.output_wanted > 0, self._at_first_stage, len(self._in_batch), self._generating, stages
+            )
         )
 
     @property
@@ -94,11 +99,22 @@ class Leader:
             case (m.EngineReady() | m.Loss() | m.Stepped() | m.RingDone() | m.Saved() | m.Stopped()) as report:
                 self._running -= isinstance(report, m.Stopped)
                 self._mailbox.send(SCHEDULER_RANK, Inbox.SCHEDULER, report)
+            case m.Withdraw(tasks):
+                self._withdraw(set(tasks))
             case (m.Go() | m.Stop()) as order:
+                # A run that ends early may have left requests here.
+                self._stopped = isinstance(order, m.Stop)
                 for stage in range(self._layout.stages):
                     self._mailbox.send(self._layout.worker(self._node, stage), Inbox.STAGE, order)
             case other:
                 raise TypeError(f"no message for a leader: {other!r}")
+
+    def _withdraw(self, tasks: set[int]) -> None:
+        """Let go of those that are in no batch yet."""
+        gone = [task for _, task, _ in self._waiting if task in tasks]
+        self._waiting = [waiting for waiting in self._waiting if waiting[1] not in tasks]
+        heapq.heapify(self._waiting)
+        self._mailbox.send(SCHEDULER_RANK, Inbox.SCHEDULER, m.Withdrawn(self._node, gone))
 
     def _next_members(self) -> list[_Request]:
         """Of the next batch: as many requests as the limits allow, at least one if any is there."""

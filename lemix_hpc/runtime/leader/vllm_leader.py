@@ -56,6 +56,8 @@ class EngineLeader:
                 self._server.call(task, method, path, headers, body, key)
             case m.HttpAbort(task):
                 self._server.abort(task)
+            case m.Withdraw(tasks):
+                self._tell(m.Withdrawn(self._node, self._server.withdraw(tasks)))
             case m.Train() as train:
                 self._mailbox.send(self._layout.worker(self._node, 0), Inbox.STAGE, train)
             case (

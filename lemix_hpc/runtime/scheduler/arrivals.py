@@ -19,6 +19,18 @@ class Arrivals:
         heapq.heapify(self._due)
         self._after = {request.after: (number, request) for number, request in numbered if request.after is not None}
         self.left = len(numbered)
+        self.closed = False
+
+    @property
+    def over(self) -> bool:
+        """Nothing comes any more."""
+        return self.closed or self.left == 0
+
+    def close(self) -> None:
+        """Let nothing in any more; what has not come is left to the next attempt."""
+        self.closed = True
+        self._due.clear()
+        self._after.clear()
 
     @property
     def next(self) -> float:

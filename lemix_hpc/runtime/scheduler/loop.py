@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -17,6 +18,7 @@ from lemix_hpc.policy.events import (
     Tick,
 )
 from lemix_hpc.policy.scheduler import Scheduler
+from lemix_hpc.records.attempts import AttemptEnd
 from lemix_hpc.records.inheritance import NOTHING, Inheritance
 from lemix_hpc.records.journal import Accepted, Placed
 from lemix_hpc.records.schema import ServedTask, Span
@@ -27,6 +29,7 @@ from lemix_hpc.runtime.http.call import Client
 from lemix_hpc.runtime.http.call_router import CallRouter
 from lemix_hpc.runtime.scheduler.arrivals import Arrivals
 from lemix_hpc.runtime.scheduler.checkpoints import Checkpoints
+from lemix_hpc.runtime.scheduler.drain import Drain, Ending
 from lemix_hpc.runtime.scheduler.progress import LiveView
 from lemix_hpc.runtime.scheduler.resume import remaining
 from lemix_hpc.runtime.scheduler.sync_steps import Rounds, StepsTogether
@@ -68,7 +71,10 @@ class SchedulerLoop:
         next_number: Callable[[], int],
         checkpoints: Checkpoints | None = None,
         inherited: Inheritance = NOTHING,
+        drain: Drain | None = None,
     ) -> None:
+        self._drain = drain
+        self._ending: Ending | None = None
         self._layout = layout
         self._scheduler = scheduler
         self._mailbox = mailbox
@@ -102,12 +108,21 @@ class SchedulerLoop:
 
     @property
     def finished(self) -> bool:
-        return self._served and self._training.finished
+        """All is done, or what a drain has left has had its time."""
+        done = self._served and self._training.finished
+        return done or (self._ending is not None and self._drain is not None and self._drain.over)
+
+    @property
+    def end(self) -> AttemptEnd:
+        """Why the run ends now."""
+        if self._ending is None:
+            return AttemptEnd("finished", "all work is done", time.time())
+        return AttemptEnd(self._ending.reason, self._ending.message, time.time())
 
     @property
     def _served(self) -> bool:
         """All requests have come and been answered, and no client can send more."""
-        return self._arrivals.left == 0 and not self._serving and self._router.idle
+        return self._arrivals.over and not self._serving and self._router.idle
 
     def until_due(self) -> float:
         """Seconds until the next request, save or tick of the scheduler is due; inf when nothing is."""
@@ -116,6 +131,8 @@ class SchedulerLoop:
 
     def turn(self) -> bool:
         """Let in what is due, take in reports, keep training supplied. False when there was nothing to do."""
+        if self._ending is None and self._drain is not None and (ending := self._drain.look()):
+            self._close_doors(ending)
         due = self.until_due() <= 0
         for request in self._arrivals.until(self._now()):
             self._arrive(request)
@@ -130,6 +147,29 @@ class SchedulerLoop:
         saving = self._checkpoints is not None and self._checkpoints.turn(self._training.steps)
         self.show()
         return bool(mails) or due or saving
+
+    def _close_doors(self, ending: Ending) -> None:
+        """The run ends early: begin nothing any more. What nobody waits for is left to the next attempt."""
+        print(f"draining: {ending.message}", flush=True)
+        self._ending = ending
+        self._arrivals.close()
+        self._router.end = self._now()
+        self._training.end()
+        waiting: dict[int, list[int]] = {}
+        for number, task in self._serving.items():
+            if task.place is not None and not task.passes and self._router.may_wait(number):
+                waiting.setdefault(task.place.node, []).append(number)
+        for node, numbers in waiting.items():
+            self._mailbox.send(self._layout.leader(node), Inbox.LEADER, m.Withdraw(numbers))
+
+    def _withdrawn(self, node: int, numbers: Sequence[int]) -> None:
+        """A node has not begun these tasks. They get no outcome: the next attempt serves them."""
+        for number in numbers:
+            del self._serving[number]
+            self._names.retire(number)
+            if self._router.carries(number):
+                self._router.withdrawn(number)
+            self._tell(TaskFinished(self._now(), node, number))
 
     def _arrive(self, request: Request, client: Client | None = None) -> None:
         """`client`: who waits for the answer, if that is a call that has just come."""
@@ -209,6 +249,8 @@ class SchedulerLoop:
                 self._training.stepped(node, group, version, self._now())
             case m.HttpPart() as part:
                 self._router.part(part, self._now())
+            case m.Withdrawn(node, numbers):
+                self._withdrawn(node, numbers)
             case m.RequestDone() as done:
                 self._request_done(done)
             case m.RingDone() as done if self.rounds is not None:

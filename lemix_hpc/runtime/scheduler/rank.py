@@ -16,18 +16,26 @@ from lemix_hpc.policy.latency import LatencyModel
 from lemix_hpc.policy.scheduler import Scheduler, compile_policy
 from lemix_hpc.profiling.coefficients import CoefficientFile, load_coefficients, save_coefficients
 from lemix_hpc.profiling.hardware import Hardware, load_hardware
-from lemix_hpc.records.attempts import Attempt
+from lemix_hpc.records.attempts import Attempt, AttemptEnd
 from lemix_hpc.records.event_log import EVENTS
 from lemix_hpc.records.inheritance import Inheritance
 from lemix_hpc.records.journal import Journal
 from lemix_hpc.records.schema import COEFFICIENTS, FACTS, LEARNED, PROGRESS, LearnedTimes, Progress, RunFacts
 from lemix_hpc.records.writer import Recorder
-from lemix_hpc.run_setup.scheduler_setup import limits_ms, make_scheduler, mean_unloaded_response, partners, split
+from lemix_hpc.run_setup.scheduler_setup import (
+    allocation_end,
+    limits_ms,
+    make_scheduler,
+    mean_unloaded_response,
+    partners,
+    split,
+)
 from lemix_hpc.run_setup.training_feed import feed_of
 from lemix_hpc.runtime.http.call_router import CallRouter
 from lemix_hpc.runtime.http.endpoint import Endpoint
 from lemix_hpc.runtime.leader.make_leader import AnyLeader, engines_in
 from lemix_hpc.runtime.scheduler.checkpoints import Checkpoints
+from lemix_hpc.runtime.scheduler.drain import Drain, EndedEarlyError
 from lemix_hpc.runtime.scheduler.loop import LoopSettings, SchedulerLoop
 from lemix_hpc.runtime.scheduler.resume import lost, without_lost
 from lemix_hpc.runtime.scheduler.save_plan import save_plan
@@ -60,6 +68,7 @@ class SchedulerRank:
         clock: RunClock,
         waiter: Waiter,
         leader: AnyLeader,
+        drain: Drain,
     ) -> None:
         self._recipe = recipe
         self._layout = layout
@@ -68,8 +77,9 @@ class SchedulerRank:
         self._clock = clock
         self._waiter = waiter
         self._leader = leader
+        self._drain = drain
         self._inherited = inherited
-        self._endpoint = Endpoint(recipe, attempt, self._inherited, clock.now, waiter.wake)
+        self._endpoint = Endpoint(recipe, attempt, self._inherited, clock.now, waiter.wake, self._policy_end)
         self._journal = Journal(attempt.journal, self._endpoint.sync, waiter.wake)
         self._recorder = Recorder(attempt.path, self._journal)
         self._recorder.inherited([*self._inherited.served, *self._inherited.trained])
@@ -80,8 +90,11 @@ class SchedulerRank:
             None if plan is None else Checkpoints(plan, layout, mailbox, clock.now, waiter.wake, secure=self._secure)
         )
 
-    def run(self) -> None:
-        """Load the work, wait for the engines, predict, serve and train, stop everyone, write the facts."""
+    def run(self) -> AttemptEnd:
+        """Load the work, wait for the engines, predict, serve and train, stop everyone, write the facts.
+
+        Returns why it ended. Raises EndedEarlyError if it is to end before it has begun.
+        """
         endpoint = self._endpoint
         self._tell("loading the workload")
         work = load_workload(self._recipe)
@@ -100,7 +113,7 @@ class SchedulerRank:
         save_coefficients(hardware.believed[0], self._attempt.path / COEFFICIENTS)
         reference = hardware.reference.latency(self._layout.stages)
         t0 = mean_unloaded_response(reference, work.requests, self._recipe)
-        scheduler = make_scheduler(self._recipe, hardware, t0, overhead)
+        scheduler = make_scheduler(self._recipe, hardware, t0, overhead, self._policy_end)
         # The time of the run goes on where the last attempt ended.
         start_time = self._clock.monotonic() - self._inherited.clock
         self._order(m.Go(start_time), range(self._layout.nodes))
@@ -114,6 +127,7 @@ class SchedulerRank:
 
         with endpoint.open(router):
             self._turn_until(lambda: loop.finished, self._turn(loop, facts), loop.until_due)
+            router.cut()
         duration = self._clock.now()
         self._save_the_last(loop)
         self._stop(loop)
@@ -121,6 +135,7 @@ class SchedulerRank:
         self._recorder.learned(self._learned(scheduler))
         self._recorder.close()
         self._journal.close(DISK_TIMEOUT_S)
+        return loop.end
 
     def _turn(self, loop: SchedulerLoop, facts: Callable[[float], RunFacts]) -> Callable[[], bool]:
         """The loop's turn. Now and then it leaves what a report needs, should the run end at once.
@@ -182,6 +197,7 @@ class SchedulerRank:
             next_number,
             self._checkpoints,
             self._inherited,
+            self._drain,
         )
 
     def _save_the_last(self, loop: SchedulerLoop) -> None:
@@ -190,8 +206,9 @@ class SchedulerRank:
         if checkpoints is None:
             return
         checkpoints.finish()
-        self._turn_until(lambda: checkpoints.at_rest, loop.turn, loop.until_due)
-        checkpoints.close()
+        self._turn_until(lambda: checkpoints.at_rest or self._drain.hopeless, loop.turn, loop.until_due)
+        if checkpoints.at_rest:
+            checkpoints.close()
 
     @property
     def _context(self) -> int | None:
@@ -200,6 +217,11 @@ class SchedulerRank:
         if not engine.computes:
             return None
         return context_of(self._recipe) if engine.serves_http else describe(self._recipe.model).max_positions
+
+    @property
+    def _policy_end(self) -> float:
+        """When nothing may run any more [s of the run]. In an allocation the drain sees to that, by its real end."""
+        return math.inf if self._drain.in_allocation else allocation_end(self._recipe)
 
     def _facts(
         self, work: Workload, latency: LatencyModel, loop: SchedulerLoop, duration: float, scheduler: Scheduler
@@ -221,6 +243,7 @@ class SchedulerRank:
             across_nodes=loop.rounds.facts() if loop.rounds is not None else None,
             overhead_s=scheduler.rules.overhead,
             checkpoints=self._checkpoints.facts() if self._checkpoints is not None else None,
+            refuses_after_s=scheduler.rules.end if scheduler.rules.end < math.inf else None,
         )
 
     def _learned(self, scheduler: Scheduler) -> LearnedTimes:
@@ -264,6 +287,8 @@ class SchedulerRank:
         mails: list[Mail] = []
 
         def turn() -> bool:
+            if (ending := self._drain.look()) is not None:
+                raise EndedEarlyError(ending)
             arrived = self._mailbox.poll()
             mails.extend(arrived)
             return bool(arrived)
@@ -305,6 +330,6 @@ class SchedulerRank:
         for part in parts:
             self._order(m.Stop(), part)
             stages = {(node, stage) for node in part for stage in range(self._layout.stages)}
-            self._turn_until(functools.partial(loop.stopped.issuperset, stages), loop.turn)
+            self._turn_until(lambda: loop.stopped >= stages or self._drain.hopeless, loop.turn)  # noqa: B023
         loop.show(last=True)
-        self._turn_until(lambda: self._leader.finished, lambda: False)
+        self._turn_until(lambda: self._leader.finished or self._drain.hopeless, lambda: False)

@@ -35,7 +35,7 @@ class TrainingTasks:
         self._begun: dict[int, FedGroup] = {}
         self._steps: dict[tuple[int, int], int] = {}
         self._closed = feed is None
-        self._refused = False
+        self._ends = False
         self.steps = steps
         self.trained = trained
 
@@ -60,7 +60,7 @@ class TrainingTasks:
         feed = self._feed
         if feed is None or self._closed:
             return None
-        over = self._refused or (feed.lasts_with_serving and served)
+        over = self._ends or (feed.lasts_with_serving and served)
         asked = supply_training(over, feed.exhausted, len(self._offered), ahead)
         if asked == OFFER:
             return self._offer(feed, now) if self._together is None or self._together.takes_more else None
@@ -105,11 +105,15 @@ class TrainingTasks:
 
     def refuse(self, number: int) -> None:
         """The allocation ends too soon for a micro-batch. A group is refused as a whole, before it has begun."""
-        self._refused = True
+        self._ends = True
         group = self._end(number).micro_batch.group
         self._offered.pop(group, None)
         if self._together is not None:
             self._together.dropped(group)
+
+    def end(self) -> None:
+        """Begin no group any more: the run ends early."""
+        self._ends = True
 
     def orders(self) -> dict[int, m.StepTogether]:
         """What to tell the stages of nodes that take their steps together."""

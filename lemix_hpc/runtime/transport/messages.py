@@ -289,6 +289,19 @@ class HttpAbort(msgspec.Struct, frozen=True, array_like=True, tag=True):
     task: int
 
 
+class Withdraw(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """Scheduler to leader: the run ends early, so do not begin these tasks. Those that have begun go on to their end."""
+
+    tasks: list[int]
+
+
+class Withdrawn(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """Leader to scheduler: these tasks had not begun, and nothing more will be heard of them."""
+
+    node: int
+    tasks: list[int]
+
+
 class MeasurePass(msgspec.Struct, frozen=True, array_like=True, tag=True):
     """Profiler to stage: measure one point of the grid; see `lemix_hpc.profiling.grid.GridPoint`."""
 
@@ -355,6 +368,8 @@ AnyMessage = (
     | HttpCall
     | HttpPart
     | HttpAbort
+    | Withdraw
+    | Withdrawn
     | MeasurePass
     | MeasureCopy
     | MeasureLink

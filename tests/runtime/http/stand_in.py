@@ -5,6 +5,7 @@ pretends to train at once. What a prompt says decides what happens to it: see `N
 """
 
 import json
+import signal
 import sys
 import time
 from collections import deque
@@ -15,6 +16,7 @@ from mpi4py import MPI
 
 from lemix_hpc.config.load import load_recipe
 from lemix_hpc.records.attempts import claim
+from lemix_hpc.runtime.scheduler.drain import Drain
 from lemix_hpc.runtime.scheduler.rank import SchedulerRank
 from lemix_hpc.runtime.scheduler.resume import take_over
 from lemix_hpc.runtime.transport import messages as m
@@ -85,6 +87,8 @@ class Node:
             case m.Go(start_time):
                 if self._node:
                     self._clock.start(start_time)
+            case m.Withdraw():
+                self._tell(m.Withdrawn(self._node, []))
             case m.Stop():
                 self.stopped = True
                 for stage in range(self._layout.stages):
@@ -192,8 +196,11 @@ def main(run_dir: Path) -> None:
         return
     node = Node(layout, layout.node_of(rank), Mailbox(comm, Inbox.LEADER, bell), clock)
     if rank == SCHEDULER_RANK:
+        drain = Drain(run_dir / "stop", recipe.policy.drain_reserve_s)
+        signal.signal(signal.SIGTERM, lambda number, _: drain.heard(number))
         mailbox, attempt = Mailbox(comm, Inbox.SCHEDULER, bell), claim(run_dir)
-        SchedulerRank(recipe, layout, attempt, take_over(recipe, attempt)[1], mailbox, clock, waiter, node).run()
+        inherited = take_over(recipe, attempt)[1]
+        SchedulerRank(recipe, layout, attempt, inherited, mailbox, clock, waiter, node, drain).run()
         return
     while not node.finished:
         if node.turn():

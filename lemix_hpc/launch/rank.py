@@ -1,4 +1,4 @@
-"""`python -m mpi4py -m lemix_hpc.launch.local_rank RUN_DIR`: one rank of a local run."""
+"""`python -m mpi4py -m lemix_hpc.launch.rank RUN_DIR`: one rank of a run."""
 
 from __future__ import annotations
 

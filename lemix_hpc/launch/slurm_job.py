@@ -1,0 +1,47 @@
+"""The Slurm job that this process is in: its state, and asking Slurm to start it again."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+
+TIMEOUT_S = 30
+STILL_THERE = ("RUNNING", "CONFIGURING", "SUSPENDED", "STOPPED", "PENDING", "")
+
+
+def job_id() -> str | None:
+    return os.environ.get("SLURM_JOB_ID")
+
+
+def is_over(job: str) -> bool:
+    """Whether a job has ended or is not known any more."""
+    answer = _answer("squeue", "--noheader", "--jobs", job, "--format", "%T").strip()
+    return answer not in {state for state in STILL_THERE if state}
+
+
+def states_so_far(job: str) -> list[str]:
+    """The states in which the job ended each time it ran, oldest first; none without accounting."""
+    answer = _answer("sacct", "-X", "-D", "--noheader", "--parsable2", "--format", "State", "--jobs", job)
+    # sacct writes `CANCELLED by 1000`.
+    states = [line.split()[0].rstrip("+") for line in answer.splitlines() if line.strip()]
+    return [state for state in states if state not in STILL_THERE]
+
+
+def requeue(job: str) -> str | None:
+    """Ask Slurm to end this job and start it again. Returns what it says against that, None if it does so."""
+    try:
+        done = subprocess.run(
+            ["scontrol", "requeue", job], capture_output=True, text=True, timeout=TIMEOUT_S, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return str(error)
+    return (done.stderr.strip() or f"exit code {done.returncode}") if done.returncode else None
+
+
+def _answer(*command: str) -> str:
+    """What a Slurm command prints, nothing if it fails or is not there."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout if done.returncode == 0 else ""

@@ -1,0 +1,235 @@
+"""Keeps a run going: starts its ranks, sees how each attempt ends, and does what follows.
+
+One supervisor is beside the ranks of a run: on this machine in a session of its own, under Slurm in the batch step.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+from lemix_hpc.config.errors import UserError
+from lemix_hpc.config.load import load_recipe
+from lemix_hpc.launch import slurm_job
+from lemix_hpc.launch.endings import abandoned, is_mistake, killed_by_slurm, settle
+from lemix_hpc.launch.launcher import Launcher
+from lemix_hpc.launch.launchers import make_launcher
+from lemix_hpc.launch.next_step import Next, Situation, decide
+from lemix_hpc.launch.rundir import RunDir
+from lemix_hpc.launch.states import read_progress
+from lemix_hpc.launch.successor import cancel_successor, submit_successor, take_over
+from lemix_hpc.records.attempts import Attempt, AttemptEnd, attempts, claim
+
+Where = Literal["local", "allocation", "job"]
+"""What starts the ranks, and for how long: on this machine; in an allocation that is not ours; in the run's own Slurm job."""
+
+LOOK_EVERY_S = 1.0
+PATIENCE_S = 6.0
+"""How long the ranks may take once Slurm ends the job: sites kill what is left 10 s after that or later."""
+
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
+
+
+def supervise(run_dir: str) -> None:
+    """What a Slurm job of a run does, in its batch step. Raises SystemExit if the run has failed."""
+    code = Supervisor(RunDir(Path(run_dir)), "job").run()
+    if code:
+        sys.exit(code)
+
+
+class Supervisor:
+    """Of one run, in one allocation or on one machine."""
+
+    def __init__(self, run: RunDir, where: Where) -> None:
+        self._run = run
+        self._where = where
+        self._recipe = load_recipe(run.recipe)
+        self._launcher = make_launcher(self._recipe, "local" if where == "local" else "allocation", run.path)
+        self._job = slurm_job.job_id() if where == "job" else None
+        self._fruitless = 0
+        self._most_done = 0
+        self._ranks: subprocess.Popen[bytes] | None = None
+        self._terminated_at = math.inf
+
+    def run(self) -> int:
+        """Attempt after attempt. Returns the exit code: 0, or 1 if the run has failed."""
+        self._hear_signals()
+        self._note_what_nobody_saw()
+        renewed = self._renew()
+        code = self._attempts(renewed)
+        if renewed and (code or self._over()) and (refused := cancel_successor(self._run)):
+            self._say(f"the job that was to follow is still there: {refused}")
+        return code
+
+    def _attempts(self, renewed: bool) -> int:
+        while not self._run.stop.exists() and self._terminated_at == math.inf:
+            attempt, end = self._attempt()
+            step, because = decide(self._situation(attempt, end, renewed))
+            self._say(f"attempt {attempt.number} ended: {end.reason} ({end.message}); {step.value}: {because}")
+            if step is Next.REQUEUE and (refused := slurm_job.requeue(self._job or "")):
+                self._say(
+                    f"Slurm does not requeue the job: {refused}; `lemix resume {self._run.id}` goes on with the run"
+                )
+            if step is not Next.RESTART:
+                return int(step is Next.GIVE_UP)
+        return 0
+
+    def _attempt(self) -> tuple[Attempt, AttemptEnd]:
+        """Start all ranks, and wait until they have ended."""
+        before = {attempt.number for attempt in attempts(self._run.path)}
+        with self._run.launcher_log.open("ab+") as log:
+            began = log.seek(0, os.SEEK_END)
+            status = self._run_ranks(self._launcher, log.fileno())
+            log.seek(began)
+            printed = log.read().decode(errors="replace")
+        new = [attempt for attempt in attempts(self._run.path) if attempt.number not in before]
+        # Ranks that die at once have not come so far.
+        attempt = new[-1] if new else claim(self._run.path)
+        return attempt, settle(attempt, printed, status, self._killed(printed))
+
+    def _killed(self, printed: str) -> AttemptEnd | None:
+        """Why the run is ended from outside, if it is."""
+        if self._run.cancelled.exists():
+            return AttemptEnd("cancelled", "by `lemix cancel`", time.time())
+        if self._terminated_at == math.inf:
+            return None
+        if self._job is None:
+            return AttemptEnd("cancelled", "the supervisor was ended by a signal", time.time())
+        return killed_by_slurm(printed)
+
+    def _run_ranks(self, launcher: Launcher, log: int) -> int:
+        self._ranks = subprocess.Popen(
+            launcher.command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env=launcher.environment,
+            # Signals for this process's group are not for mpiexec, which would take two of them for an emergency.
+            start_new_session=True,
+            preexec_fn=_end_with_parent,  # noqa: PLW1509  there are no threads here
+        )
+        try:
+            return self._wait_for(self._ranks)
+        finally:
+            self._ranks = None
+            _end_orphans()
+
+    def _renew(self) -> bool:
+        """Whether another job goes on with the run after this one."""
+        if self._job is None or not self._run.read_record().renew:
+            return False
+        take_over(self._run, self._job)
+        try:
+            successor = submit_successor(self._recipe, self._run, self._job)
+        except UserError as error:
+            self._say(f"no job can be submitted from here to go on with the run: {error}")
+            return False
+        self._say(f"job {successor} goes on with the run after this one")
+        return True
+
+    def _over(self) -> bool:
+        """Whether there is nothing more to do, or nobody wants it to be done."""
+        attempt = self._run.last_attempt
+        end = attempt.ended if attempt is not None else None
+        return self._run.stop.exists() or (end is not None and end.reason in ("finished", "drained", "cancelled"))
+
+    def _wait_for(self, ranks: subprocess.Popen[bytes]) -> int:
+        """Its exit status. When Slurm ends the job there is not the time to wait for it, and nothing to be had from that."""
+        while True:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                return ranks.wait(LOOK_EVERY_S)
+            if self._where == "job" and time.monotonic() >= self._terminated_at + PATIENCE_S:
+                return -signal.SIGTERM
+
+    def _situation(self, attempt: Attempt, end: AttemptEnd, renewed: bool) -> Situation:
+        crashed = end.reason in ("killed", "out-of-memory", "error")
+        done = self._done()
+        self._fruitless = self._fruitless + 1 if crashed and done <= self._most_done else 0
+        self._most_done = max(self._most_done, done)
+        return Situation(
+            end,
+            fruitless=self._fruitless,
+            restarts=self._recipe.cluster.restarts,
+            mistake=is_mistake(attempt),
+            renewed=renewed,
+            requeue=self._job is not None and self._recipe.cluster.requeue,
+            stopped=self._run.stop.exists() or self._run.cancelled.exists(),
+            ending=self._terminated_at < math.inf,
+        )
+
+    def _done(self) -> int:
+        """Requests served, micro-batches trained and points measured, by the last picture of the run."""
+        progress = read_progress(self._run)
+        return 0 if progress is None else progress.served + progress.trained + progress.measured
+
+    def _note_what_nobody_saw(self) -> None:
+        """The attempts of a job that has died as a whole."""
+        states = slurm_job.states_so_far(self._job) if self._job else []
+        for attempt in attempts(self._run.path):
+            if attempt.ended is None:
+                attempt.end(abandoned(attempt, states))
+
+    def _hear_signals(self) -> None:
+        """TERM ends the ranks of a run on this machine. Under Slurm they have got it themselves, and end as they can."""
+        signal.signal(signal.SIGTERM, self._end_ranks)
+        for number in (signal.SIGINT, signal.SIGUSR2, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
+
+    def _end_ranks(self, *_: object) -> None:
+        self._terminated_at = min(self._terminated_at, time.monotonic())
+        ranks = self._ranks
+        if self._where != "job" and ranks is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(ranks.pid, signal.SIGTERM)
+
+    def _say(self, what: str) -> None:
+        print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {what}", flush=True)
+
+
+def _end_with_parent() -> None:
+    """In the launcher, before it is one: the kernel ends it with its supervisor."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
+    for number in (signal.SIGINT, signal.SIGUSR2, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0)
+
+
+def adopt_orphans() -> None:
+    """Processes whose parents die below this one become its children, so that they can be ended with the attempt."""
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def _end_orphans() -> None:
+    """Kill and reap what an attempt has left of its processes on this host."""
+    while children := list(_children()):
+        for pid in children:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(pid, 0)
+
+
+def _children() -> Iterator[int]:
+    for task in Path("/proc/self/task").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            yield from map(int, (task / "children").read_text().split())
+
+
+def main() -> None:
+    """`python -m lemix_hpc.launch.supervisor RUN_DIR WHERE`."""
+    run_dir, where = sys.argv[1:]
+    adopt_orphans()
+    sys.exit(Supervisor(RunDir(Path(run_dir)), "allocation" if where == "allocation" else "local").run())
+
+
+if __name__ == "__main__":
+    main()
