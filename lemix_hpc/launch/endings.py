@@ -56,9 +56,10 @@ def why(attempt: Attempt, death: Death | None, status: int, killed: AttemptEnd |
         # The rank may have taken the signal for one of a user, who wants it to stop.
         return killed if told is None or told.reason == "drained" else told
     early = death is not None and (death.rank, death.code) == (SCHEDULER_RANK, EXIT_EARLY)
-    if told is not None and (death is None or early):
-        return told
     failures = _failures(attempt)
+    # When a rank ends, those that start ranks end the others by the signal with which users ask a run to stop.
+    if told is not None and not failures and (death is None or early):
+        return told
     if is_mistake(attempt) or (failures and (death is None or death.signal is None)):
         return _end("error", failures.splitlines()[0])
     if death is None:

@@ -3,14 +3,13 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.cli.conftest import Command
+from tests.cli.conftest import LEMIX, Command
 
 DEADLINE_S = 60
 ENDLESS = "serving.source={kind: constant, rate: 1, requests: 1000}"
@@ -25,7 +24,8 @@ def wait_for(condition: Callable[[], object], what: str) -> None:
 
 def processes_in(directory: Path) -> list[str]:
     commands = subprocess.run(["ps", "-eww", "-o", "pid,args"], capture_output=True, text=True, check=True).stdout
-    return [line for line in commands.splitlines() if f"local_rank {directory}" in line]
+    ranks = [line for line in commands.splitlines() if f"lemix_hpc.launch.rank {directory}" in line]
+    return [line for line in ranks if "prterun" not in line and "mpiexec" not in line]
 
 
 def test_semantic_mistakes_have_lines_too(inside: Command, recipe: Path) -> None:
@@ -124,52 +124,91 @@ def test_submit_ps_logs_cancel(lemix: Command, recipe: Path) -> None:
     assert row["state"] == "CANCELLED"
 
 
+def running(directory: Path) -> bool:
+    progress = directory / "progress.json"
+    return progress.exists() and b'"running"' in progress.read_bytes()
+
+
+def following(recipe: Path, tmp_path: Path, *changes: str) -> subprocess.Popen[str]:
+    """`lemix run` of a run without an end."""
+    sets = [part for change in (ENDLESS, *changes) for part in ("--set", change)]
+    command = [LEMIX, "run", str(recipe), "--cluster", "local", "--out", "one", *sets]
+    # A test that was started in the background has INT ignored, and hands that down.
+    reset = ["env", "--default-signal=INT"]
+    return subprocess.Popen([*reset, *command], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+
+
 @pytest.mark.mpi
-def test_a_killed_rank_ends_the_run_and_the_launcher_is_quoted(recipe: Path, tmp_path: Path) -> None:
-    lemix = str(Path(sys.executable).parent / "lemix")
-    following = subprocess.Popen(
-        [lemix, "run", str(recipe), "--cluster", "local", "--out", "one", "--set", ENDLESS],
-        cwd=tmp_path,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    wait_for((tmp_path / "one" / "progress.json").exists, "the run to start")
-    ranks = [line for line in processes_in(tmp_path / "one") if "prterun" not in line and "mpiexec" not in line]
-    os.kill(int(ranks[-1].split()[0]), signal.SIGKILL)
-    _, stderr = following.communicate(timeout=DEADLINE_S)
-    assert following.returncode == 1
+def test_a_killed_rank_is_followed_by_another_attempt_and_then_by_none(recipe: Path, tmp_path: Path) -> None:
+    run = tmp_path / "one"
+    process = following(recipe, tmp_path, "cluster.restarts=1")
+    wait_for(lambda: running(run) and json.loads((run / "progress.json").read_bytes())["served"], "an answer")
+    for attempt in range(3):
+        # Once more than is borne, since the first attempt had got somewhere.
+        wait_for((run / "attempts" / str(attempt) / "start.json").exists, f"attempt {attempt}")
+        os.kill(int(processes_in(run)[-1].split()[0]), signal.SIGKILL)
+        wait_for((run / "attempts" / str(attempt) / "end.json").exists, "its end")
+    _, stderr = process.communicate(timeout=DEADLINE_S)
+    assert process.returncode == 1
     assert "The run ended as FAILED." in stderr
-    assert f"From {tmp_path}/one/logs/mpiexec.log:" in stderr
-    assert "signal 9" in stderr
-    wait_for(lambda: not processes_in(tmp_path / "one"), "the other ranks to end")
+    assert re.search(r"Attempt 2: killed: rank \d on \S+ was killed by signal 9", stderr)
+    assert "give up: 2 attempts in a row ended so, without progress" in (run / "logs/supervisor.log").read_text()
+    wait_for(lambda: not processes_in(run), "the other ranks to end")
 
 
 @pytest.mark.mpi
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_interrupting_run_ends_every_rank(recipe: Path, tmp_path: Path, number: signal.Signals) -> None:
-    lemix = str(Path(sys.executable).parent / "lemix")
-    following = subprocess.Popen(
-        # A test that was started in the background has INT ignored, and hands that down.
-        [
-            "env",
-            "--default-signal=INT",
-            lemix,
-            "run",
-            str(recipe),
-            "--cluster",
-            "local",
-            "--out",
-            "one",
-            "--set",
-            ENDLESS,
-        ],
-        cwd=tmp_path,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    wait_for((tmp_path / "one" / "progress.json").exists, "the run to start")
-    following.send_signal(number)
-    _, stderr = following.communicate(timeout=DEADLINE_S)
-    assert following.returncode == 130
-    assert "Interrupted; ending the run." in stderr
+def test_interrupting_run_lets_it_finish_and_report(recipe: Path, tmp_path: Path, number: signal.Signals) -> None:
+    process = following(recipe, tmp_path)
+    wait_for(lambda: running(tmp_path / "one"), "the run to start")
+    process.send_signal(number)
+    _, stderr = process.communicate(timeout=DEADLINE_S)
+    assert process.returncode == 130
+    assert "one is stopping: it finishes what has begun, and then reports and ends. Ctrl-C again cancels it." in stderr
+    assert "The run ended before all was done: asked to stop by `lemix stop`." in stderr
     assert processes_in(tmp_path / "one") == []
+    assert json.loads((tmp_path / "one/attempts/0/end.json").read_text())["reason"] == "drained"
+    report = json.loads((tmp_path / "one/report.json").read_text())
+    assert report["serving"]["rejected"] == report["serving"]["lost"] == 0, (
+        "what has not begun is left to another attempt"
+    )
+
+
+@pytest.mark.mpi
+def test_interrupting_twice_ends_it_at_once(recipe: Path, tmp_path: Path) -> None:
+    process = following(recipe, tmp_path)
+    wait_for((tmp_path / "one/run.json").exists, "the run's record")
+    process.send_signal(signal.SIGINT)
+    wait_for((tmp_path / "one/stop").exists, "the first one to be heard")
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=DEADLINE_S)
+    assert process.returncode == 130
+    assert "Interrupted again; cancelling the run." in stderr
+    wait_for(lambda: not processes_in(tmp_path / "one"), "the ranks to end")
+
+
+@pytest.mark.mpi
+def test_stop_resume_and_what_ps_tells_of_both(lemix: Command, recipe: Path, tmp_path: Path) -> None:
+    short = "serving.source={kind: constant, rate: 20, requests: 100}"
+    lemix("submit", recipe, "--cluster", "local", "--out", "one", "--set", short)
+    run = tmp_path / "one"
+    wait_for(lambda: running(run), "the run to start")
+    refused = lemix("resume", "one")
+    assert (refused.returncode, refused.stderr.split(";")[0]) == (2, "one is RUNNING")
+    assert lemix("url", "one").stderr == "one has no OpenAI API: its recipe has no serving.http\n"
+    assert "one is stopping" in lemix("stop", "one").stdout
+    wait_for((run / "attempts/0/end.json").exists, "the run to end")
+    wait_for(lambda: not processes_in(run), "the ranks to end")
+    assert lemix("stop", "one").stderr.startswith("one has already ended: it is COMPLETED")
+    done = lemix("resume", "one")
+    assert done.returncode == 0, done.stderr
+    wait_for((run / "attempts/1/end.json").exists, "the second attempt to end")
+    wait_for(lambda: not processes_in(run), "the ranks to end")
+    [row] = json.loads(lemix("ps", "--json").stdout)
+    assert [attempt["ended"]["reason"] for attempt in row["attempts"]] == ["drained", "finished"]
+    assert row["state"] == "COMPLETED"
+    assert "drained, finished" in lemix("ps").stdout
+    assert json.loads((run / "report.json").read_text())["serving"]["finished"] == 100
+    assert "attempt 0, rank 1" in lemix("logs", "one", "--attempt", "0", "--rank", "1").stdout
+    assert lemix("logs", "one", "--attempt", "2").stderr == "--attempt 2: the run has attempts 0 to 1\n"
+    assert lemix("resume", "one").stderr.startswith("one has done all its work")
