@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Sequence
+
+import msgspec
 
 from lemix_hpc.launch.deaths import Death, first_death
 from lemix_hpc.launch.entry import EXIT_EARLY, SCHEDULER_RANK
 from lemix_hpc.records.attempts import Attempt, AttemptEnd, EndReason
+from lemix_hpc.records.schema import Progress
 
+OWN_FAULT: tuple[EndReason, ...] = ("killed", "out-of-memory", "error", "time-limit")
 _DUE_TO = re.compile(r"CANCELLED AT \S+ DUE TO ([A-Z ]+?) \*\*\*")
 OF_STATES: dict[str, EndReason] = {
     "CANCELLED": "cancelled",
@@ -73,6 +78,30 @@ def _reason(death: Death) -> EndReason:
     if death.out_of_memory:
         return "out-of-memory"
     return "error" if death.signal is None else "killed"
+
+
+def fruitless(attempts: Sequence[Attempt], first: int) -> int:
+    """How many attempts in a row, up to the last one and from number `first` on, have got no further than those before them.
+
+    One that Slurm ended for others' sake is not counted.
+    """
+    most, count = 0, 0
+    for attempt in attempts:
+        done, end = _done(attempt), attempt.ended
+        if done > most:
+            most, count = done, 0
+        elif attempt.number >= first and end is not None and end.reason in OWN_FAULT:
+            count += 1
+    return count
+
+
+def _done(attempt: Attempt) -> int:
+    """Requests served, micro-batches trained and points measured until its end, by it and those before it."""
+    try:
+        progress = msgspec.json.decode((attempt.path / "progress.json").read_bytes(), type=Progress)
+    except FileNotFoundError:
+        return 0
+    return progress.served + progress.trained + progress.measured
 
 
 def abandoned(attempt: Attempt, states: list[str]) -> AttemptEnd:

@@ -21,7 +21,7 @@ class Next(enum.Enum):
 class Situation:
     """How things are after an attempt.
 
-    `fruitless`: crashes in a row, up to this one, in which no more was served or trained than before; `restarts`: how many
+    `fruitless`: attempts in a row, up to this one, in which no more was served or trained than before; `restarts`: how many
     of them are borne. `mistake`: a rank raised a UserError, which would come again. `requeue`: Slurm may start the job again;
     `renewed`: another job goes on with the run after this one. `stopped`: a user wants the run to end. `ending`: Slurm is
     ending the job.
@@ -49,6 +49,8 @@ def decide(now: Situation) -> Step:
     if now.ending:
         # A job that Slurm requeues itself, after a preemption or a failed node, needs nobody who asks for it.
         return Next.DONE, "the job is ending"
+    if reason == "time-limit" and now.fruitless > now.restarts:
+        return Next.GIVE_UP, f"{now.fruitless} attempts in a row ended without progress"
     if reason in ("time-limit", "preempted"):
         return (Next.DONE, "the run was asked to stop") if now.stopped else _elsewhere(now, Next.DONE)
     return _after_crash(now)
@@ -62,8 +64,8 @@ def _after_crash(now: Situation) -> Step:
     if now.end.reason == "node-failure":
         return _elsewhere(now, Next.GIVE_UP)
     if now.fruitless > now.restarts:
-        return Next.GIVE_UP, f"{now.fruitless} attempts in a row ended so, without progress"
-    return Next.RESTART, f"{now.restarts - now.fruitless} more such ends without progress are borne"
+        return Next.GIVE_UP, f"{now.fruitless} attempts in a row ended without progress"
+    return Next.RESTART, f"{now.restarts - now.fruitless} more without progress are borne"
 
 
 def _elsewhere(now: Situation, otherwise: Next) -> Step:

@@ -24,8 +24,9 @@ class RunRecord(msgspec.Struct, frozen=True):
 
     `job` is the Slurm job id, also of the allocation that a run was started in. `pid` and `pid_started` (clock ticks since
     boot, as in /proc/PID/stat) name the supervisor of a run that was started from here; a process with the pid but another
-    start time is a stranger. `renew`: each job submits one that goes on with the run after it. A simulated run has none of
-    these, and no ranks. `created` is in seconds since the epoch.
+    start time is a stranger. `renew`: each job submits one that goes on with the run after it; `first_attempt`: that this
+    start makes, after those of others. A simulated run has none of these, and no ranks. `created` is in seconds since the
+    epoch.
     """
 
     id: str
@@ -38,6 +39,7 @@ class RunRecord(msgspec.Struct, frozen=True):
     world_size: int
     job: str | None = None
     renew: bool = False
+    first_attempt: int = 0
     pid: int | None = None
     pid_started: int | None = None
 

@@ -23,6 +23,7 @@ from lemix_hpc.launch.process import start_time
 from lemix_hpc.launch.registry import register
 from lemix_hpc.launch.rundir import RunDir, RunRecord, create_run_dir
 from lemix_hpc.launch.states import FINAL, run_state
+from lemix_hpc.records.attempts import attempts
 
 ClusterKind = Literal["local", "slurm", "allocation"]
 
@@ -173,4 +174,5 @@ def _record(
         pid=pid,
         pid_started=pid_started,
         renew=renew,
+        first_attempt=len(attempts(run.path)),
     )

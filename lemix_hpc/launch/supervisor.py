@@ -20,12 +20,11 @@ from typing import Literal
 from lemix_hpc.config.errors import UserError
 from lemix_hpc.config.load import load_recipe
 from lemix_hpc.launch import slurm_job
-from lemix_hpc.launch.endings import abandoned, is_mistake, killed_by_slurm, settle
+from lemix_hpc.launch.endings import abandoned, fruitless, is_mistake, killed_by_slurm, settle
 from lemix_hpc.launch.launcher import Launcher
 from lemix_hpc.launch.launchers import make_launcher
 from lemix_hpc.launch.next_step import Next, Situation, decide
 from lemix_hpc.launch.rundir import RunDir
-from lemix_hpc.launch.states import read_progress
 from lemix_hpc.launch.successor import cancel_successor, submit_successor, take_over
 from lemix_hpc.records.attempts import Attempt, AttemptEnd, attempts, claim
 
@@ -53,10 +52,9 @@ class Supervisor:
         self._run = run
         self._where = where
         self._recipe = load_recipe(run.recipe)
+        self._record = run.read_record()
         self._launcher = make_launcher(self._recipe, "local" if where == "local" else "allocation", run.path)
         self._job = slurm_job.job_id() if where == "job" else None
-        self._fruitless = 0
-        self._most_done = 0
         self._ranks: subprocess.Popen[bytes] | None = None
         self._terminated_at = math.inf
 
@@ -125,7 +123,7 @@ class Supervisor:
 
     def _renew(self) -> bool:
         """Whether another job goes on with the run after this one."""
-        if self._job is None or not self._run.read_record().renew:
+        if self._job is None or not self._record.renew:
             return False
         take_over(self._run, self._job)
         try:
@@ -151,13 +149,9 @@ class Supervisor:
                 return -signal.SIGTERM
 
     def _situation(self, attempt: Attempt, end: AttemptEnd, renewed: bool) -> Situation:
-        crashed = end.reason in ("killed", "out-of-memory", "error")
-        done = self._done()
-        self._fruitless = self._fruitless + 1 if crashed and done <= self._most_done else 0
-        self._most_done = max(self._most_done, done)
         return Situation(
             end,
-            fruitless=self._fruitless,
+            fruitless=fruitless(attempts(self._run.path), self._record.first_attempt),
             restarts=self._recipe.cluster.restarts,
             mistake=is_mistake(attempt),
             renewed=renewed,
@@ -165,11 +159,6 @@ class Supervisor:
             stopped=self._run.stop.exists() or self._run.cancelled.exists(),
             ending=self._terminated_at < math.inf,
         )
-
-    def _done(self) -> int:
-        """Requests served, micro-batches trained and points measured, by the last picture of the run."""
-        progress = read_progress(self._run)
-        return 0 if progress is None else progress.served + progress.trained + progress.measured
 
     def _note_what_nobody_saw(self) -> None:
         """The attempts of a job that has died as a whole."""
