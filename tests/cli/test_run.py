@@ -152,7 +152,7 @@ def test_a_killed_rank_is_followed_by_another_attempt_and_then_by_none(recipe: P
     assert process.returncode == 1
     assert "The run ended as FAILED." in stderr
     assert re.search(r"Attempt 2: killed: rank \d on \S+ was killed by signal 9", stderr)
-    assert "give up: 2 attempts in a row ended so, without progress" in (run / "logs/supervisor.log").read_text()
+    assert "give up: 2 attempts in a row ended without progress" in (run / "logs/supervisor.log").read_text()
     wait_for(lambda: not processes_in(run), "the other ranks to end")
 
 
