@@ -60,6 +60,10 @@ def test_the_door_closes_at_the_reserve_and_half_of_it_is_for_what_has_begun(tmp
     assert run.drain.ending.message == "30 s before the time limit"
     assert run.at(BEGAN + 104) == ("time-limit", False)
     assert run.at(BEGAN + 105) == ("time-limit", True)
+    assert not run.drain.hopeless
+    # What is left is for the report alone.
+    run.time = BEGAN + 117
+    assert run.drain.hopeless
 
 
 def test_a_limit_that_is_shortened_counts(tmp_path: Path) -> None:
