@@ -169,7 +169,9 @@ def test_killed_at_each_record_and_each_message_of_a_small_run(tmp_path: Path) -
                 break
             assert Attempt(Path(directory), recipe, None, 0).run() not in (None, NOTHING)
             served, trained = outcomes(Path(directory))
-        assert sorted([*(task.id for task in served), *(task.id for task in trained)]) == names, f"killed at point {points}"
+        assert sorted([*(task.id for task in served), *(task.id for task in trained)]) == names, (
+            f"killed at point {points}"
+        )
         points += 1
     assert points > 60, "records and messages of the whole run"
     with pytest.raises(Killed):

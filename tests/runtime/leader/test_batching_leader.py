@@ -104,3 +104,26 @@ def test_generation_comes_back_one_token_at_a_time_and_spans_versions() -> None:
     assert (done.output, done.versions, done.first_token, done.finished) == ([11, 12, 13], (4, 5), 1.0, 3.0)
     assert post.taken(m.Forget) == [m.Forget([7])]
     assert post.taken(m.Serve) == []
+
+
+def test_what_has_not_begun_is_let_go_of_and_what_has_goes_on() -> None:
+    post = Post([request(1, 10), request(2, 10), request(3, 10), request(4, 10), request(5, 10), request(6, 10)])
+    lead = leader(post)
+    lead.turn()
+    assert [members(serve) for serve in post.taken(m.Serve)] == [[1, 2], [3, 4]]
+    post.arriving = [m.Withdraw([4, 5, 7])]
+    lead.turn()
+    assert post.taken(m.Withdrawn) == [m.Withdrawn(0, [5])]
+    post.arriving = [ran(1, [1, 2])]
+    lead.turn()
+    assert [members(serve) for serve in post.taken(m.Serve)] == [[6]]
+
+
+def test_nothing_is_begun_after_the_stop_of_a_run_that_ends_early() -> None:
+    post = Post([request(1, 10), request(2, 10), request(3, 10), request(4, 10), request(5, 10)])
+    lead = leader(post)
+    lead.turn()
+    post.taken(m.Serve)
+    post.arriving = [m.Stop(), ran(1, [1, 2])]
+    lead.turn()
+    assert post.taken(m.Serve) == []

@@ -37,6 +37,7 @@ from lemix_hpc.run_setup.training_feed import TrainingFeed
 from lemix_hpc.runtime.http.call import ResponsePart
 from lemix_hpc.runtime.http.call_router import CallRouter
 from lemix_hpc.runtime.http.errors import ApiError
+from lemix_hpc.runtime.scheduler.drain import Drain
 from lemix_hpc.runtime.scheduler.loop import LoopSettings, SchedulerLoop
 from lemix_hpc.runtime.transport import messages as m
 from lemix_hpc.runtime.transport.mailbox import Inbox, Mail
@@ -142,7 +143,12 @@ class Rank:
             CallRouter(LAYOUT, post, number, 60.0, server=opened, end=closes),
             settings,
             number,
+            drain=Drain(run_dir / "stop", "auto", None, self.post.now),
         )
+
+    def stop(self) -> None:
+        """As `lemix stop` does."""
+        (self._dir / "stop").touch()
 
     def turn(self, at: float, *messages: m.AnyMessage) -> bool:
         self.post.time = at
@@ -269,6 +275,56 @@ def test_what_would_outlive_the_allocation_is_refused_and_recorded(start: Start)
     assert not rank.loop.finished
     rank.turn(3.5, done(0, 3.5))
     assert rank.loop.finished
+
+
+def test_a_run_that_is_stopped_takes_back_what_has_not_begun_and_finishes_the_rest(start: Start) -> None:
+    requests = [Request(f"r{number}", 1.0, 8, 0) for number in range(4)]
+    rank = start(*requests, Request("later", 3.0, 8, 0), Request("turn", 0.0, 8, 0, after="r0"), feed=training(None))
+    rank.turn(1.0)
+    rank.turn(1.5, work("serve", [0], 0, 1.0, 1.5))
+    rank.sent()
+    rank.stop()
+    rank.turn(3.0)
+    assert [sent for sent in rank.sent() if isinstance(sent[1], m.Withdraw)] == [
+        (LEADERS[1], m.Withdraw([1, 3])),
+        (LEADERS[0], m.Withdraw([2])),
+    ]
+    # Task 3 had begun meanwhile, as task 0 had before.
+    rank.turn(3.5, m.Withdrawn(1, [1]), m.Withdrawn(0, [2]), done(0, 3.5), done(3, 3.5, node=1))
+    assert [(task.id, task.outcome) for task in rank.tasks() if isinstance(task, ServedTask)] == [
+        ("r0", "finished"),
+        ("r3", "finished"),
+    ]
+    events = rank.events()
+    assert RequestArrived(3.0, 4, 8, 0) not in events and TrainingClosed(3.0) in events
+    assert TaskFinished(3.5, 1, 1) in events and TaskFinished(3.5, 0, 2) in events
+    assert not rank.loop.finished, "a micro-batch is under way"
+    assert rank.loop.end.reason == "drained"
+
+
+def test_what_takes_too_long_after_a_stop_is_left(start: Start) -> None:
+    rank = start(Request("r0", 1.0, 8, 0))
+    rank.turn(1.0, work("serve", [0], 0, 1.0, 1.5))
+    rank.stop()
+    rank.turn(2.0)
+    rank.turn(61.9)
+    assert not rank.loop.finished
+    rank.turn(62.1)
+    assert rank.loop.finished
+    assert rank.tasks() == []
+
+
+def test_clients_wait_for_their_answers_after_a_stop_and_new_ones_are_turned_away(start: Start) -> None:
+    server = Server([Caller("call", 1.0, (8, 2))])
+    rank = start(server=server)
+    rank.turn(1.0)
+    rank.sent()
+    rank.stop()
+    rank.turn(2.0)
+    assert rank.sent() == [] and not server.accepting and not rank.loop.finished
+    rank.turn(3.0, m.HttpPart(0, 200, [], b"", False), done(0, 3.0, [5, 6]))
+    assert rank.loop.finished
+    assert [task.outcome for task in rank.tasks()] == ["finished"]
 
 
 def test_what_a_stage_reports_is_written_down_and_told_to_the_policy(start: Start) -> None:
