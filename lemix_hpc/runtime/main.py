@@ -14,12 +14,13 @@ from lemix_hpc.config.recipe import Recipe
 from lemix_hpc.engines.build import build_engine, check_sharing, choose_device
 from lemix_hpc.records.attempts import Attempt
 from lemix_hpc.run_setup.scheduler_setup import partners, split
-from lemix_hpc.runtime.leader.make_leader import make_leader
+from lemix_hpc.runtime.leader.make_leader import AnyLeader, make_leader
 from lemix_hpc.runtime.scheduler.resume import Beginning, take_over
 from lemix_hpc.runtime.stage.links import StagePlace
 from lemix_hpc.runtime.stage.worker import StageRules, StageWorker
 from lemix_hpc.runtime.transport.doorbell import hang_doorbell
-from lemix_hpc.runtime.transport.idle_wait import make_waiter
+from lemix_hpc.runtime.transport.heartbeat import heartbeats
+from lemix_hpc.runtime.transport.idle_wait import Waiter, make_waiter
 from lemix_hpc.runtime.transport.mailbox import Inbox, Mailbox
 from lemix_hpc.runtime.transport.rank_layout import SCHEDULER_RANK, Layout
 from lemix_hpc.runtime.transport.run_clock import synchronise
@@ -66,24 +67,32 @@ def run(recipe: Recipe, attempt: Attempt, drain: Drain | None) -> AttemptEnd | N
             mailbox = Mailbox(comm, Inbox.STAGE, bell, engine.buffer)
             place, across = stage_place(recipe, layout, node, stage), partners(recipe)
             across = across if across is not None and node in across.nodes else None
-            StageWorker(place, engine, mailbox, clock, waiter, stage_rules(recipe), across, start).run()
+            worker = StageWorker(place, engine, mailbox, clock, waiter, stage_rules(recipe), across, start)
+            with heartbeats(waiter, mailbox, rank, recipe.engine.timeout_s):
+                worker.run()
             engine.close()
             return None
         mailbox = Mailbox(comm, Inbox.LEADER, bell)
         leader = make_leader(recipe, layout, node, mailbox, meeting, clock, bell.wake, start.version)
-        if taken_over is not None:
+        with heartbeats(waiter, mailbox, rank, recipe.engine.timeout_s):
+            if taken_over is None:
+                _lead(leader, waiter)
+                return None
             # It loads the policy's compiler, which other ranks do without.
             from lemix_hpc.runtime.scheduler.rank import SchedulerRank
 
             assert drain is not None, "the scheduler rank has one"
             mailbox = Mailbox(comm, Inbox.SCHEDULER, bell)
             return SchedulerRank(recipe, layout, attempt, taken_over[1], mailbox, clock, waiter, leader, drain).run()
-        while not leader.finished:
-            if leader.turn():
-                waiter.reset()
-            else:
-                waiter.idle(in_transit=leader.in_transit)
-    return None
+
+
+def _lead(leader: AnyLeader, waiter: Waiter) -> None:
+    """Until the leader has no more to do."""
+    while not leader.finished:
+        if leader.turn():
+            waiter.reset()
+        else:
+            waiter.idle(in_transit=leader.in_transit)
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Container, Iterable
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -16,6 +17,7 @@ from lemix_hpc.workload.batch_calls import name_of
 from lemix_hpc.workload.lines import BadLine
 
 RESULTS = "results.jsonl"
+_EXPIRED = "This request could not be executed before the run ended."
 
 
 class _Result(msgspec.Struct):
@@ -33,11 +35,7 @@ class BatchResults:
 
     def inherit(self, before: Attempt, answered: Container[str]) -> None:
         """Begin with the results of an earlier attempt, of those lines that are `answered`. Raises OSError."""
-        try:
-            content = (before.path / RESULTS).read_bytes()
-        except FileNotFoundError:
-            return
-        for line in content[: content.rfind(b"\n") + 1].splitlines(keepends=True):
+        for line in _whole_lines(before.path / RESULTS):
             if msgspec.json.decode(line, type=_Result).custom_id in answered:
                 self._file.write(line)
 
@@ -61,13 +59,41 @@ class BatchResults:
         self._file.close()
 
     def _write(self, custom_id: str | None, response: dict[str, Any] | None, error: dict[str, str] | None) -> None:
-        line = {
-            "id": f"batch_req_{secrets.token_hex(12)}",
-            "custom_id": custom_id,
-            "response": response,
-            "error": error,
-        }
-        self._file.write(msgspec.json.encode(line) + b"\n")
+        self._file.write(_line(custom_id, response, error))
+
+
+def expire(run_dir: Path, names: Iterable[str]) -> int:
+    """At the end of a run that nobody goes on with: an error record, as OpenAI has it, for each line without an answer.
+
+    `names`: the custom_ids of the batch, in order. Returns how many had none. A run that is resumed all the same asks them
+    again. Raises OSError.
+    """
+    path = run_dir / RESULTS
+    answered = {msgspec.json.decode(line, type=_Result).custom_id for line in _whole_lines(path)}
+    open_ones = [name for name in names if name not in answered]
+    with path.open("ab", buffering=0) as file:
+        for name in open_ones:
+            file.write(_line(name, None, {"code": "batch_expired", "message": _EXPIRED}))
+    return len(open_ones)
+
+
+def _whole_lines(path: Path) -> list[bytes]:
+    """Of a results file, which may be missing; without a last one that was cut off."""
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return []
+    return content[: content.rfind(b"\n") + 1].splitlines(keepends=True)
+
+
+def _line(custom_id: str | None, response: dict[str, Any] | None, error: dict[str, str] | None) -> bytes:
+    line = {
+        "id": f"batch_req_{secrets.token_hex(12)}",
+        "custom_id": custom_id,
+        "response": response,
+        "error": error,
+    }
+    return msgspec.json.encode(line) + b"\n"
 
 
 class BatchLine:

@@ -35,6 +35,7 @@ from lemix_hpc.runtime.scheduler.resume import remaining
 from lemix_hpc.runtime.scheduler.sync_steps import Rounds, StepsTogether
 from lemix_hpc.runtime.scheduler.task_table import ServingTask, TaskNames
 from lemix_hpc.runtime.scheduler.training_tasks import TrainingTasks
+from lemix_hpc.runtime.scheduler.watch import Watch
 from lemix_hpc.runtime.transport import messages as m
 from lemix_hpc.runtime.transport.mailbox import Inbox, Mail, Mailbox
 from lemix_hpc.runtime.transport.rank_layout import Layout
@@ -46,12 +47,14 @@ class LoopSettings:
     """`context`: the longest prompt and output together that the model takes, None without a limit. Live interval in s.
 
     `address`: of the OpenAI API, if there is one. `partners`: nodes that learn from each other, if any do.
+    `silence`: seconds after which a rank that gives no sign of life has failed.
     """
 
     context: int | None
     live_interval: float
     address: str | None = None
     partners: Partners | None = None
+    silence: float = math.inf
 
 
 class SchedulerLoop:
@@ -99,6 +102,7 @@ class SchedulerLoop:
         for task in inherited.served:
             self._live.ended(task)
         self._tick_at = scheduler.next_tick
+        self._watch = Watch(settings.silence, now, layout.role)
         self.stopped: set[tuple[int, int]] = set()
 
     @property
@@ -143,6 +147,7 @@ class SchedulerLoop:
         mails = self._mailbox.poll()
         for mail in mails:
             self._receive(mail)
+        self._watch.check()
         self._supply_training()
         saving = self._checkpoints is not None and self._checkpoints.turn(self._training.steps)
         self.show()
@@ -259,8 +264,11 @@ class SchedulerLoop:
                     self._checkpoints.summed(done.round)
             case m.Saved() as saved if self._checkpoints is not None:
                 self._checkpoints.received(saved)
+            case m.Alive(rank):
+                self._watch.heard(rank)
             case m.Stopped(node, stage):
                 self.stopped.add((node, stage))
+                self._watch.forget(self._layout.worker(node, stage))
             case other:
                 raise TypeError(f"no message for the scheduler: {other!r}")
 

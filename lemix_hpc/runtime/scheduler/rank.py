@@ -183,7 +183,13 @@ class SchedulerRank:
         feed = feed_of(recipe, work, next_number, endpoint.samples)
         if feed is not None:
             feed.go_on(self._inherited.cuts, self._inherited.done, endpoint.posted)
-        settings = LoopSettings(self._context, recipe.report.live_interval_s, endpoint.address, partners(recipe))
+        settings = LoopSettings(
+            self._context,
+            recipe.report.live_interval_s,
+            endpoint.address,
+            partners(recipe),
+            recipe.engine.timeout_s,
+        )
         return SchedulerLoop(
             self._layout,
             scheduler,
@@ -290,7 +296,7 @@ class SchedulerRank:
             if (ending := self._drain.look()) is not None:
                 raise EndedEarlyError(ending)
             arrived = self._mailbox.poll()
-            mails.extend(arrived)
+            mails.extend(mail for mail in arrived if not isinstance(mail.message, m.Alive))
             return bool(arrived)
 
         self._turn_until(lambda: len(mails) >= count, turn)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
 
 from lemix_hpc.runtime.transport.doorbell import Doorbell
@@ -26,8 +27,14 @@ class Waiter:
         self._spin = spin
         self._longest = longest
         self._sleep = FIRST_SLEEP_S
+        self._on_turn: Callable[[], None] = lambda: None
+
+    def on_turn(self, call: Callable[[], None]) -> None:
+        """From now on call this on every turn."""
+        self._on_turn = call
 
     def reset(self) -> None:
+        self._on_turn()
         self._sleep = FIRST_SLEEP_S
 
     def wake(self) -> None:
@@ -36,6 +43,7 @@ class Waiter:
 
     def idle(self, at_most: float = ALONE_ON_HOST_S, *, in_transit: bool = False) -> None:
         """Give way until the bell rings, at most `at_most` seconds; `in_transit`: MPI needs calls to move what it has."""
+        self._on_turn()
         if self._spin or at_most <= 0:
             return
         longest = min(self._longest, at_most, BETWEEN_LOOKS_S if in_transit else self._longest)

@@ -39,6 +39,12 @@ class Stop(msgspec.Struct, frozen=True, array_like=True, tag=True):
     """Scheduler to leaders to stages: all work is done, leave the loop."""
 
 
+class Alive(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """Any rank to scheduler: its loop turns."""
+
+    rank: int
+
+
 class Stopped(msgspec.Struct, frozen=True, array_like=True, tag=True):
     """Stage to leader to scheduler: the loop has ended, everything it sent before has left."""
 
@@ -341,6 +347,7 @@ AnyMessage = (
     | Go
     | Stop
     | Stopped
+    | Alive
     | EngineReady
     | Serve
     | Forward

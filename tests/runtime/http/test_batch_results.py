@@ -3,7 +3,7 @@ from pathlib import Path
 from typing import Any
 
 from lemix_hpc.records.attempts import Attempt, claim
-from lemix_hpc.runtime.http.batch_results import RESULTS, BatchResults
+from lemix_hpc.runtime.http.batch_results import RESULTS, BatchResults, expire
 from lemix_hpc.runtime.http.call import ResponsePart
 from lemix_hpc.runtime.http.errors import closing
 from lemix_hpc.workload.lines import BadLine
@@ -71,3 +71,18 @@ def test_the_next_attempt_begins_with_what_was_answered(tmp_path: Path) -> None:
     lines = written(tmp_path)
     assert [line["custom_id"] for line in lines] == [None, "a", "c", "b"]
     assert {line["id"] for line in lines} > kept, "the lines as they were"
+
+
+def test_lines_without_an_answer_expire_when_nobody_goes_on(tmp_path: Path) -> None:
+    attempt = new_attempt(tmp_path)
+    results = BatchResults(attempt, [])
+    results.client("b").part(ResponsePart(200, [], b"{}", False))
+    results.close()
+    assert expire(tmp_path, ["a", "b", "c"]) == 2
+    lines = written(tmp_path)
+    assert [line["custom_id"] for line in lines] == ["b", "a", "c"]
+    assert [line["error"] and line["error"]["code"] for line in lines] == [None, "batch_expired", "batch_expired"]
+    assert expire(tmp_path, ["a", "b", "c"]) == 0
+    again = BatchResults(new_attempt(tmp_path), [])
+    again.inherit(attempt, {"b"})
+    assert [line["custom_id"] for line in written(tmp_path)] == ["b"], "those that expired are asked again"

@@ -1,0 +1,54 @@
+"""A rank shows that its loop turns; one that hangs leaves in its log where."""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import time
+from collections.abc import Callable, Iterator
+
+from lemix_hpc.runtime.transport import messages as m
+from lemix_hpc.runtime.transport.idle_wait import Waiter
+from lemix_hpc.runtime.transport.mailbox import Inbox, Mailbox
+from lemix_hpc.runtime.transport.rank_layout import SCHEDULER_RANK
+
+PER_TIMEOUT = 4
+"""Signs of life in the time after which a rank is given up."""
+
+
+class Heartbeat:
+    """Call `beat` on every turn of the loop: now and then it sends a sign of life, by `send`.
+
+    When no beat comes for `timeout` seconds, all threads' stacks are written to stderr. A rank that is stopped as a whole
+    cannot do that.
+    """
+
+    def __init__(self, send: Callable[[], None], timeout: float) -> None:
+        self._send = send
+        self._timeout = timeout
+        self._due = 0.0
+
+    def beat(self) -> None:
+        """The loop turns."""
+        now = time.monotonic()
+        if now < self._due:
+            return
+        self._due = now + self._timeout / PER_TIMEOUT
+        faulthandler.dump_traceback_later(self._timeout)
+        self._send()
+
+
+@contextlib.contextmanager
+def heartbeats(waiter: Waiter, mailbox: Mailbox, rank: int, timeout: float) -> Iterator[None]:
+    """Meanwhile every turn of a loop that waits by `waiter` is a beat; `mailbox` carries signs of life to the scheduler rank,
+    which itself needs none."""
+
+    def send() -> None:
+        if rank != SCHEDULER_RANK:
+            mailbox.send(SCHEDULER_RANK, Inbox.SCHEDULER, m.Alive(rank))
+
+    waiter.on_turn(Heartbeat(send, timeout).beat)
+    try:
+        yield
+    finally:
+        faulthandler.cancel_dump_traceback_later()
