@@ -97,6 +97,11 @@ class RunDir:
         return found[-1] if found else None
 
     @property
+    def results(self) -> Path:
+        """There if the run answers the lines of a batch."""
+        return self.path / "results.jsonl"
+
+    @property
     def stop(self) -> Path:
         """There if the user asked the run to stop."""
         return self.path / "stop"

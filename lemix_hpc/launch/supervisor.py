@@ -78,8 +78,21 @@ class Supervisor:
                     f"Slurm does not requeue the job: {refused}; `lemix resume {self._run.id}` goes on with the run"
                 )
             if step is not Next.RESTART:
+                if step is not Next.REQUEUE and not renewed and end.reason not in ("finished", "preempted"):
+                    self._expire()
                 return int(step is Next.GIVE_UP)
         return 0
+
+    def _expire(self) -> None:
+        """Nobody goes on with the run: lines of a batch that were not answered get a record that says so."""
+        if not (self._recipe.engine.serves_http and self._run.results.exists()):
+            return
+        from lemix_hpc.runtime.http.batch_results import expire
+        from lemix_hpc.workload.load import load_workload
+
+        requests = load_workload(self._recipe).requests
+        count = expire(self._run.path, (request.id for request in requests if request.call is not None))
+        self._say(f"{count} lines of the batch have expired")
 
     def _attempt(self) -> tuple[Attempt, AttemptEnd]:
         """Start all ranks, and wait until they have ended."""

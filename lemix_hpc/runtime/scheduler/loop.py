@@ -247,23 +247,14 @@ class SchedulerLoop:
             case m.SpanReport(spans):
                 for span in spans:
                     self._worked(span)
-            case m.Loss(micro_batch, loss):
-                self._training.learned(micro_batch, loss)
-                self._live.learned(loss)
-            case m.Stepped(node, group, version):
-                self._training.stepped(node, group, version, self._now())
+            case (m.Loss() | m.Stepped() | m.RingDone() | m.Saved()) as report:
+                self._trained(report)
             case m.HttpPart() as part:
                 self._router.part(part, self._now())
             case m.Withdrawn(node, numbers):
                 self._withdrawn(node, numbers)
             case m.RequestDone() as done:
                 self._request_done(done)
-            case m.RingDone() as done if self.rounds is not None:
-                self.rounds.add(done)
-                if self._checkpoints is not None:
-                    self._checkpoints.summed(done.round)
-            case m.Saved() as saved if self._checkpoints is not None:
-                self._checkpoints.received(saved)
             case m.Alive(rank):
                 self._watch.heard(rank)
             case m.Stopped(node, stage):
@@ -271,6 +262,22 @@ class SchedulerLoop:
                 self._watch.forget(self._layout.worker(node, stage))
             case other:
                 raise TypeError(f"no message for the scheduler: {other!r}")
+
+    def _trained(self, report: m.Loss | m.Stepped | m.RingDone | m.Saved) -> None:
+        match report:
+            case m.Loss(micro_batch, loss):
+                self._training.learned(micro_batch, loss)
+                self._live.learned(loss)
+            case m.Stepped(node, group, version):
+                self._training.stepped(node, group, version, self._now())
+            case m.RingDone() as done if self.rounds is not None:
+                self.rounds.add(done)
+                if self._checkpoints is not None:
+                    self._checkpoints.summed(done.round)
+            case m.Saved() as saved if self._checkpoints is not None:
+                self._checkpoints.received(saved)
+            case other:
+                raise TypeError(f"nobody has asked for {other!r}")
 
     def _worked(self, span: m.WorkSpan) -> None:
         self._record(span)
