@@ -17,6 +17,7 @@ from lemix_hpc.cli import (
     explain,
     fit,
     profile,
+    punish,
     replay,
     run,
     runs,
@@ -38,6 +39,7 @@ app.command()(runs.ps)
 app.command()(runs.logs)
 app.command()(runs.stop)
 app.command()(runs.cancel)
+app.command()(punish.punish)
 app.command()(runs.url)
 app.command()(runs.report)
 app.command()(simulate.simulate)

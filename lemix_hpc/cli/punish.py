@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lemix_hpc.cli.runs import RunName
+from lemix_hpc.cli.run import RunName
 from lemix_hpc.config.errors import UserError
 
 if TYPE_CHECKING:

@@ -35,7 +35,10 @@ class Blow:
 
 
 class Punisher:
-    """Works on the processes of a run on this host; a step is Slurm's, wherever it is. `pause_s`: how long a rank is stopped."""
+    """Works on the processes of a run on this host; a step is Slurm's, wherever it is.
+
+    `mean_s`: between two blows; `pause_s`: how long a rank is stopped.
+    """
 
     def __init__(self, run: RunDir, kinds: tuple[Kind, ...], *, mean_s: float, pause_s: float, seed: int) -> None:
         self._run = run
@@ -43,6 +46,7 @@ class Punisher:
         self._mean_s = mean_s
         self._pause_s = pause_s
         self._random = random.Random(seed)
+        self._struck = -1
 
     def blows(self, count: int | None) -> Iterator[Blow]:
         """Strike `count` times, or until the run has ended; the times between two blows are exponential.
@@ -52,9 +56,12 @@ class Punisher:
         """
         done = 0
         while (count is None or done < count) and self._waited(self._random.expovariate(1 / self._mean_s)):
+            attempt = self._run.last_attempt
             blow = self._strike()
-            if blow is not None:
+            if blow is not None and attempt is not None:
                 done += 1
+                # A kill ends the attempt, and the next one is waited for; a pause may be over in time.
+                self._struck = attempt.number if blow.kind != "pause" else self._struck
                 yield blow
 
     def _waited(self, seconds: float) -> bool:
@@ -71,7 +78,9 @@ class Punisher:
     def _works(self) -> bool:
         """Facts are there from the first instant at which an attempt works."""
         attempt = self._run.last_attempt
-        return attempt is not None and (attempt.path / "facts.json").exists() and attempt.ended is None
+        if attempt is None or attempt.number == self._struck:
+            return False
+        return (attempt.path / "facts.json").exists() and attempt.ended is None
 
     def _strike(self) -> Blow | None:
         ways: Mapping[Kind, Callable[[], Blow | None]] = {

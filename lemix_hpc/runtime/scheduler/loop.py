@@ -47,14 +47,12 @@ class LoopSettings:
     """`context`: the longest prompt and output together that the model takes, None without a limit. Live interval in s.
 
     `address`: of the OpenAI API, if there is one. `partners`: nodes that learn from each other, if any do.
-    `silence`: seconds after which a rank that gives no sign of life has failed.
     """
 
     context: int | None
     live_interval: float
     address: str | None = None
     partners: Partners | None = None
-    silence: float = math.inf
 
 
 class SchedulerLoop:
@@ -75,6 +73,7 @@ class SchedulerLoop:
         checkpoints: Checkpoints | None = None,
         inherited: Inheritance = NOTHING,
         drain: Drain | None = None,
+        watch: Watch | None = None,
     ) -> None:
         self._drain = drain
         self._ending: Ending | None = None
@@ -102,7 +101,7 @@ class SchedulerLoop:
         for task in inherited.served:
             self._live.ended(task)
         self._tick_at = scheduler.next_tick
-        self._watch = Watch(settings.silence, now, layout.role)
+        self._watch = watch or Watch(math.inf, now, layout.role)
         self.stopped: set[tuple[int, int]] = set()
 
     @property

@@ -40,6 +40,7 @@ from lemix_hpc.runtime.scheduler.loop import LoopSettings, SchedulerLoop
 from lemix_hpc.runtime.scheduler.resume import lost, without_lost
 from lemix_hpc.runtime.scheduler.save_plan import save_plan
 from lemix_hpc.runtime.scheduler.warm_up import ProbeTimes, probes
+from lemix_hpc.runtime.scheduler.watch import Watch
 from lemix_hpc.runtime.transport import messages as m
 from lemix_hpc.runtime.transport.idle_wait import ALONE_ON_HOST_S, Waiter
 from lemix_hpc.runtime.transport.mailbox import Inbox, Mail, Mailbox
@@ -79,6 +80,7 @@ class SchedulerRank:
         self._leader = leader
         self._drain = drain
         self._inherited = inherited
+        self._watch = Watch(recipe.engine.timeout_s, clock.monotonic, layout.role)
         self._endpoint = Endpoint(recipe, attempt, self._inherited, clock.now, waiter.wake, self._policy_end)
         self._journal = Journal(attempt.journal, self._endpoint.sync, waiter.wake)
         self._recorder = Recorder(attempt.path, self._journal)
@@ -183,13 +185,7 @@ class SchedulerRank:
         feed = feed_of(recipe, work, next_number, endpoint.samples)
         if feed is not None:
             feed.go_on(self._inherited.cuts, self._inherited.done, endpoint.posted)
-        settings = LoopSettings(
-            self._context,
-            recipe.report.live_interval_s,
-            endpoint.address,
-            partners(recipe),
-            recipe.engine.timeout_s,
-        )
+        settings = LoopSettings(self._context, recipe.report.live_interval_s, endpoint.address, partners(recipe))
         return SchedulerLoop(
             self._layout,
             scheduler,
@@ -204,6 +200,7 @@ class SchedulerRank:
             self._checkpoints,
             self._inherited,
             self._drain,
+            self._watch,
         )
 
     def _save_the_last(self, loop: SchedulerLoop) -> None:
@@ -296,7 +293,11 @@ class SchedulerRank:
             if (ending := self._drain.look()) is not None:
                 raise EndedEarlyError(ending)
             arrived = self._mailbox.poll()
-            mails.extend(mail for mail in arrived if not isinstance(mail.message, m.Alive))
+            for mail in arrived:
+                if isinstance(mail.message, m.Alive):
+                    self._watch.heard(mail.message.rank)
+                else:
+                    mails.append(mail)
             return bool(arrived)
 
         self._turn_until(lambda: len(mails) >= count, turn)

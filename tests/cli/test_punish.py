@@ -1,0 +1,68 @@
+"""`lemix punish` breaks runs, and runs survive it."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lemix_hpc.launch.punish import ranks
+from lemix_hpc.launch.rundir import RunDir
+from tests.cli.conftest import LEMIX, Command
+
+PATIENCE_S = 240
+
+
+def started(lemix: Command, recipe: Path, **settings: object) -> None:
+    """A run of some seconds in `one`."""
+    work = {"serving.source": "{kind: poisson, rate: 20, requests: 120}", "training.share": 0.2} | settings
+    options = [part for key, value in work.items() for part in ("--set", f"{key}={value}")]
+    submitted = lemix("submit", recipe, "--cluster", "local", *options, "--out", "one")
+    assert submitted.returncode == 0, submitted.stderr
+
+
+def report_at_end(lemix: Command, directory: Path) -> dict[str, Any]:
+    subprocess.run([LEMIX, "logs", "one", "-f"], cwd=directory, timeout=PATIENCE_S, capture_output=True, check=True)
+    report: dict[str, Any] = json.loads(lemix("report", "one", "--json").stdout)
+    assert report["complete"] and report["serving"]["finished"] == report["serving"]["received"] == 120
+    assert report["training"]["finished"] == 30
+    return report
+
+
+@pytest.mark.mpi
+def test_a_run_survives_kills(lemix: Command, recipe: Path, tmp_path: Path) -> None:
+    started(lemix, recipe)
+    done = lemix("punish", "one", "--mean-seconds", "0.5", "--count", "2")
+    assert done.returncode == 0, done.stderr
+    assert [line.split(maxsplit=1)[1].split()[0] for line in done.stdout.splitlines()] == ["rank:", "rank:", "blows"]
+    attempts = report_at_end(lemix, tmp_path)["attempts"]
+    assert [attempt["reason"] for attempt in attempts[:-1]] == ["killed", "killed"]
+
+
+@pytest.mark.mpi
+def test_a_rank_that_hangs_is_named_and_the_run_goes_on(lemix: Command, recipe: Path, tmp_path: Path) -> None:
+    started(lemix, recipe, **{"engine.timeout_s": 5})
+    run = RunDir(tmp_path / "one")
+    end = time.monotonic() + PATIENCE_S
+    while not run.facts.exists():
+        assert time.monotonic() < end, "the run did not start"
+        time.sleep(0.05)
+    (stopped,) = [pid for pid in ranks(run) if b"PMIX_RANK=2" in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")]
+    os.kill(stopped, signal.SIGSTOP)
+    attempts = report_at_end(lemix, tmp_path)["attempts"]
+    assert len(attempts) == 2 and attempts[0]["reason"] == "error"
+    assert "rank 2 (node 0, stage 1) has not been heard of for 5 s" in attempts[0]["message"]
+    assert not Path(f"/proc/{stopped}").exists(), "it is not left behind"
+
+
+def test_what_it_does_not_know_is_named(inside: Command, recipe: Path) -> None:
+    assert inside("simulate", recipe, "--out", "sim").returncode == 0
+    done = inside("punish", "sim", "--kinds", "rank,volcano")
+    assert (done.returncode, done.stderr) == (
+        2,
+        "--kinds: there is no 'volcano'; give some of rank, pause, engine, step\n",
+    )
