@@ -63,6 +63,8 @@ def _after_crash(now: Situation) -> Step:
         return Next.GIVE_UP, "another attempt would end in the same way"
     if now.end.reason == "node-failure":
         return _elsewhere(now, Next.GIVE_UP)
+    if now.restarts == 0:
+        return Next.GIVE_UP, "cluster.restarts is 0"
     if now.fruitless > now.restarts:
         return Next.GIVE_UP, f"{now.fruitless} attempts in a row ended without progress"
     return Next.RESTART, f"{now.restarts - now.fruitless} more without progress are borne"

@@ -33,7 +33,8 @@ def test_a_job_whose_time_never_suffices_is_given_up() -> None:
 
 @pytest.mark.parametrize("reason", ["killed", "out-of-memory", "error"])
 def test_crashes_are_restarted_as_long_as_it_helps(reason: EndReason) -> None:
-    assert step(reason, fruitless=0, restarts=0) is Next.RESTART
+    assert step(reason, fruitless=0) is Next.RESTART
+    assert step(reason, fruitless=0, restarts=0) is Next.GIVE_UP
     assert step(reason, fruitless=3, restarts=3, requeue=True) is Next.RESTART
     assert step(reason, fruitless=4, restarts=3, requeue=True) is Next.GIVE_UP
     assert step(reason, mistake=True) is Next.GIVE_UP

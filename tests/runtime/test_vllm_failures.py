@@ -1,5 +1,6 @@
 """What becomes of a run when a part of vLLM dies or hangs: it ends, with the reason, and leaves no process behind."""
 
+import json
 import os
 import signal
 import subprocess
@@ -23,13 +24,14 @@ TIMEOUT_S = 5
 
 
 @contextmanager
-def serving_run(directory: Path) -> Iterator[subprocess.Popen[str]]:
-    """A run that serves request after request, for longer than the test lasts."""
+def serving_run(directory: Path, restarts: int = 0) -> Iterator[subprocess.Popen[str]]:
+    """A run that serves request after request, for longer than the test lasts. INT stops it."""
     model = tiny_llama(2, hidden_size=128, intermediate_size=224)
     source = {"kind": "constant", "rate": 10, "duration_s": 10 * DEADLINE_S, "lengths": "lmsys-chat"}
     recipe: dict[str, Any] = {
         "nodes": {"stages": 2},
         "model": {"config": model},
+        "cluster": {"restarts": restarts},
         "engine": {"kind": "vllm", "timeout_s": TIMEOUT_S},
         "serving": {"source": source, "mode": "generate", "max_prompt_tokens": 32, "max_new_tokens": 8},
     }
@@ -94,8 +96,39 @@ def test_a_stage_that_hangs_ends_the_run_within_its_time(tmp_path: Path) -> None
         until(lambda: served(tmp_path))
         left = psutil.Process(process.pid).children(recursive=True)
         (log,) = (tmp_path / "run").glob("logs/*/rank-2.log")
-        (stage,) = [child for child in left if any(file.path == str(log) for file in child.open_files())]
-        stage.suspend()
+        rank_of(left, log).suspend()
         assert "engine" in ended(process, tmp_path, left)
         log_of_leader = log.with_name("rank-0.log").read_text()
         assert f"no stage answered within {TIMEOUT_S} s" in log_of_leader
+
+
+def rank_of(processes: list[psutil.Process], log: Path) -> psutil.Process:
+    ranks = [child for child in processes if child.is_running() and "lemix_hpc.launch.rank" in child.cmdline()]
+    (rank,) = [child for child in ranks if any(file.path == str(log) for file in child.open_files())]
+    return rank
+
+
+def answers(directory: Path) -> int:
+    return (directory / "run" / "tasks.jsonl").read_text().count('"finished"')
+
+
+def test_an_engine_process_takes_no_signal_of_the_run_and_ends_with_its_leader(tmp_path: Path) -> None:
+    with serving_run(tmp_path, restarts=3) as process:
+        until(lambda: served(tmp_path))
+        (engine,) = named(process, "EngineCore")
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):
+            engine.send_signal(number)
+        before = answers(tmp_path)
+        until(lambda: answers(tmp_path) > before + 20)
+        left = psutil.Process(process.pid).children(recursive=True)
+        rank_of(left, tmp_path / "run/logs/attempt-0/rank-0.log").kill()
+        gone = [child for child in left if "supervisor" not in " ".join(child.cmdline())]
+        until(lambda: not any(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in gone))
+        until((tmp_path / "run/attempts/1/start.json").exists)
+        left = psutil.Process(process.pid).children(recursive=True)
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=DEADLINE_S)
+        assert process.returncode == 130
+        until(lambda: not any(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in left))
+    ends = [json.loads((tmp_path / f"run/attempts/{number}/end.json").read_text())["reason"] for number in (0, 1)]
+    assert ends == ["killed", "drained"]

@@ -9,6 +9,7 @@ import ctypes
 import os
 import signal
 import threading
+from multiprocessing import resource_tracker
 
 MEANT_FOR_THE_RUN = frozenset((signal.SIGTERM, signal.SIGINT, signal.SIGUSR2))
 _PR_SET_PDEATHSIG = 1
@@ -16,6 +17,9 @@ _PR_SET_PDEATHSIG = 1
 
 def shield_children() -> None:
     """Processes that this thread starts from now on do not hear the run's signals; other threads of this one still do."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, MEANT_FOR_THE_RUN)
+    # It is started with the first process, and unblocks some of them in the thread that does so.
+    resource_tracker.ensure_running()
     signal.pthread_sigmask(signal.SIG_BLOCK, MEANT_FOR_THE_RUN)
 
 
