@@ -19,6 +19,8 @@ COMMAND = re.compile(r"^    ((?:lemix|sbatch|python benchmarks/\S+)(?: .*)?)$", 
 ANYWHERE = re.compile(
     r"python benchmarks/|lemix (fit|coefficients|simulate|compare|capacity|replay|explain) |lemix run .*--cluster local"
 )
+# Of a run with the OpenAI API, see tests/runtime/http/test_vllm.py.
+ELSEWHERE = ("lemix url RUN",)
 # A run that a reader would watch for a while is cut short here.
 SHORTER = {
     "recipes/quickstart.yaml": "--set serving.source.duration_s=2",
@@ -62,7 +64,7 @@ def commands() -> list[str]:
     for page in PAGES:
         for line in COMMAND.findall(page.read_text()):
             found[re.split(r" {2,}", line)[0].strip()] = None
-    return list(found)
+    return [command for command in found if command not in ELSEWHERE]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -138,6 +140,10 @@ class Reader:
             (self.home / "trained.yaml").write_text(TRAINED)
             self.type(f"lemix run trained.yaml --cluster local --out runs/{run}")
 
+    def await_end(self, run: str) -> None:
+        while f"{run}  RUNNING" in re.sub(r" {2,}", "  ", self.type("lemix ps")):
+            time.sleep(0.2)
+
     def await_job(self, submitted: str) -> None:
         """Wait for a batch job by what `sbatch` said; its own `--wait` looks only every half minute."""
         job = submitted.rsplit(maxsplit=1)[-1]
@@ -162,15 +168,21 @@ def type_in_full(reader: Reader, command: str) -> None:
     if command.startswith("lemix checkpoint"):
         run = "trained"
         reader.train(run)
-    if command.startswith("lemix cancel"):
-        run = "endless"
+    if command.startswith(("lemix cancel", "lemix stop", "lemix resume")):
+        run = f"endless{len(list((reader.home / 'runs').iterdir()))}"
         endless = "serving.source={kind: constant, rate: 1, requests: 1000}"
         reader.type(f"lemix submit recipe.yaml --cluster local --set '{endless}' --out runs/{run}")
+        command = command.replace("first", run)
+    if command.startswith("lemix resume"):
+        reader.type(f"lemix stop {run}")
+        reader.await_end(run)
     typed = command.replace("[RECIPE]", "RECIPE").replace("RECIPE", "recipe.yaml").replace("RUN", run)
     typed += "".join(f" {shorter}" for name, shorter in SHORTER.items() if name in command)
     said = reader.type(typed)
     if command.startswith("sbatch"):
         reader.await_job(said)
+    if command.startswith("lemix resume"):
+        reader.type(f"lemix stop {run}")
 
 
 @pytest.mark.mpi

@@ -1,10 +1,7 @@
 """The command on the real one-machine Slurm cluster."""
 
 import json
-import os
 import re
-import signal
-import time
 from collections.abc import Callable
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -109,40 +106,6 @@ def test_a_failing_rank_ends_the_job_and_is_named(
     assert "The run ended as FAILED." in done.stderr
     assert "rank 0 (node 0, leader) failed: UserError:" in done.stderr
     assert f"log: {out}/logs/attempt-0/rank-0.log" in done.stderr
-
-
-def pid_of_rank(rank: int, folder: Path) -> int | None:
-    """The rank's Python; the processes of virtual nodes are seen from this machine."""
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            command = (process / "cmdline").read_bytes().split(b"\0")
-            # Only the run's own processes are looked into; srun is one of them, but has no rank.
-            if b"submitit.core._submit" not in command or bytes(folder) not in command:
-                continue
-            environment = (process / "environ").read_bytes().split(b"\0")
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        if f"SLURM_PROCID={rank}".encode() in environment:
-            return int(process.name)
-    return None
-
-
-def test_a_killed_rank_ends_the_job(on_cluster: Command, shared_recipe: Path, slurm_tmp_path: Path) -> None:
-    out = slurm_tmp_path / "one"
-    endless = "serving.source={kind: constant, rate: 1, requests: 1000}"
-    on_cluster("submit", shared_recipe, "--cluster", "slurm", "--set", endless, "--set", "nodes.count=2", "--out", out)
-    end = time.monotonic() + 60
-    while not (out / "progress.json").exists():
-        assert time.monotonic() < end, "the run did not start within 60 s"
-        time.sleep(0.1)
-    pid = pid_of_rank(4, out / "submitit")
-    assert pid is not None
-    os.kill(pid, signal.SIGKILL)
-    on_cluster("logs", out, "--follow")  # returns when the job has ended
-    [row] = json.loads(on_cluster("ps", "--json").stdout)
-    assert row["state"] == "FAILED"
-    said = next((out / "submitit").glob("*_0_log.err")).read_text()
-    assert re.search(r"n\d: tasks? \S+: Killed", said), said  # srun names tasks that were killed together in one
 
 
 def test_doctor_finds_the_cluster_sound(on_cluster: Command, shared_recipe: Path) -> None:

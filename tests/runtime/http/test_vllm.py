@@ -74,6 +74,13 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Open]:
                 process.wait(60)
 
 
+def test_a_run_is_found_by_its_name(run: Open, tmp_path: Path) -> None:
+    lemix = [str(Path(sys.executable).with_name("lemix")), "url", str(run.path)]
+    own = environment() | {"XDG_STATE_HOME": str(tmp_path)}
+    found = subprocess.run(lemix, env=own, capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == run.url
+
+
 @contextlib.contextmanager
 def clients(run: Open) -> Iterator[openai.OpenAI]:
     with openai.OpenAI(base_url=f"{run.url}/v1", api_key=KEY, max_retries=0, timeout=60) as client:
