@@ -8,8 +8,6 @@ when it has that version, as work that rests for serving; a thread writes the co
 from __future__ import annotations
 
 import math
-import os
-import threading
 from collections.abc import Callable
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -23,9 +21,6 @@ from lemix_hpc.runtime.stage.links import StageLinks
 from lemix_hpc.runtime.stage.weight_updates import Average, Step, Update, WeightUpdates
 from lemix_hpc.runtime.stage.work_items import Pass
 from lemix_hpc.runtime.transport import messages as m
-
-_NICENESS = 10
-"""Of the thread that writes: it gives way to work, also where they share cores."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +53,7 @@ class Saves:
         self._updates = updates
         self._now = now
         self._wake = wake
-        self._pool = pool or ThreadPoolExecutor(1, "save", initializer=_give_way)
+        self._pool = pool or ThreadPoolExecutor(1, "save")
         self._steps = start.steps
         self._round = -1
         self._asked: m.SaveNext | None = None
@@ -158,7 +153,3 @@ class Saves:
             file=SavedFile(name, place.stage, nbytes, sha256, snapshot.seconds, self._now() - start),
             error=error,
         )
-
-
-def _give_way() -> None:
-    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
