@@ -54,6 +54,25 @@ def test_readers_of_all_versions_find_the_rotary_embeddings(
     assert AutoConfig.from_pretrained(tmp_path / "out").rope_parameters == expected
 
 
+@pytest.mark.parametrize(
+    "model",
+    [
+        {"model_type": "mistral", "num_attention_heads": 4, "num_hidden_layers": 2, "sliding_window": None},
+        {"model_type": "qwen2", "tie_word_embeddings": True, "use_sliding_window": True, "num_hidden_layers": 2},
+        {"model_type": "gpt2", "n_layer": 3, "n_embd": 64, "tie_word_embeddings": False},
+    ],
+)
+def test_all_values_of_a_models_config_are_kept(
+    model: dict[str, Any], make_checkpoint: MakeCheckpoint, tmp_path: Path
+) -> None:
+    export(make_checkpoint(1, model=model | {"eos_token_id": 5}), tmp_path / "out")
+    settings = {key: deepcopy(value) for key, value in model.items() if key != "model_type"}
+    expected = AutoConfig.for_model(model["model_type"], **settings, eos_token_id=5).to_dict()
+    found = AutoConfig.from_pretrained(tmp_path / "out").to_dict()
+    ours = {"architectures", "dtype", "_name_or_path", "bos_token_id", "transformers_version"}
+    assert {k: v for k, v in found.items() if k not in ours} == {k: v for k, v in expected.items() if k not in ours}
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_weights_are_rounded_as_torch_rounds_and_cut_into_files(
     dtype: str, make_checkpoint: MakeCheckpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

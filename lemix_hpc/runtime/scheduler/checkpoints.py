@@ -224,5 +224,8 @@ def _completed(path: Path, manifest: Manifest, plan: SavePlan, secure: Callable[
     """In a thread: the names of files may take as long as their content."""
     secure()
     checkpoint = store.complete(path, manifest)
-    store.prune(plan.directory, plan.keep)
+    try:
+        store.prune(plan.directory, plan.keep)
+    except OSError as error:
+        print(f"an older checkpoint could not be removed: {error}", flush=True)
     return checkpoint
