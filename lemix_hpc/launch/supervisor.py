@@ -27,11 +27,13 @@ from lemix_hpc.launch.next_step import Next, Situation, decide
 from lemix_hpc.launch.rundir import RunDir
 from lemix_hpc.launch.successor import cancel_successor, submit_successor, take_over
 from lemix_hpc.records.attempts import Attempt, AttemptEnd, attempts, claim
+from lemix_hpc.runtime.scheduler.allocation import ASK_EVERY_S, JobTime, ask_slurm
 
 Where = Literal["local", "allocation", "job"]
 """What starts the ranks, and for how long: on this machine; in an allocation that is not ours; in the run's own Slurm job."""
 
 LOOK_EVERY_S = 1.0
+LAST_MOMENT_S = 2.0
 PATIENCE_S = 6.0
 """How long the ranks may take once Slurm ends the job: sites kill what is left 10 s after that or later."""
 
@@ -57,6 +59,8 @@ class Supervisor:
         self._job = slurm_job.job_id() if where == "job" else None
         self._ranks: subprocess.Popen[bytes] | None = None
         self._terminated_at = math.inf
+        self._ask_at = -math.inf
+        self._time = JobTime()
 
     def run(self) -> int:
         """Attempt after attempt. Returns the exit code: 0, or 1 if the run has failed."""
@@ -111,6 +115,8 @@ class Supervisor:
         """Why the run is ended from outside, if it is."""
         if self._run.cancelled.exists():
             return AttemptEnd("cancelled", "by `lemix cancel`", time.time())
+        if self._out_of_time():
+            return AttemptEnd("time-limit", "the ranks did not end in time", time.time())
         if self._terminated_at == math.inf:
             return None
         if self._job is None:
@@ -158,8 +164,19 @@ class Supervisor:
         while True:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 return ranks.wait(LOOK_EVERY_S)
-            if self._where == "job" and time.monotonic() >= self._terminated_at + PATIENCE_S:
+            killed = self._where == "job" and time.monotonic() >= self._terminated_at + PATIENCE_S
+            if killed or self._out_of_time():
                 return -signal.SIGTERM
+
+    def _out_of_time(self) -> bool:
+        """Whether the job's time is as good as over, so that Slurm must be asked now to start it again, whatever the ranks do.
+        They should have ended before."""
+        if self._job is None:
+            return False
+        if time.monotonic() >= self._ask_at:
+            self._ask_at = time.monotonic() + ASK_EVERY_S
+            self._time = ask_slurm(self._job)
+        return time.time() >= self._time.end - LAST_MOMENT_S
 
     def _situation(self, attempt: Attempt, end: AttemptEnd, renewed: bool) -> Situation:
         return Situation(

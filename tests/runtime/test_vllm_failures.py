@@ -24,7 +24,7 @@ TIMEOUT_S = 5
 
 
 @contextmanager
-def serving_run(directory: Path, restarts: int = 0) -> Iterator[subprocess.Popen[str]]:
+def serving_run(directory: Path, restarts: int = 0, timeout_s: float = TIMEOUT_S) -> Iterator[subprocess.Popen[str]]:
     """A run that serves request after request, for longer than the test lasts. INT stops it."""
     model = tiny_llama(2, hidden_size=128, intermediate_size=224)
     source = {"kind": "constant", "rate": 10, "duration_s": 10 * DEADLINE_S, "lengths": "lmsys-chat"}
@@ -32,7 +32,7 @@ def serving_run(directory: Path, restarts: int = 0) -> Iterator[subprocess.Popen
         "nodes": {"stages": 2},
         "model": {"config": model},
         "cluster": {"restarts": restarts},
-        "engine": {"kind": "vllm", "timeout_s": TIMEOUT_S},
+        "engine": {"kind": "vllm", "timeout_s": timeout_s},
         "serving": {"source": source, "mode": "generate", "max_prompt_tokens": 32, "max_new_tokens": 8},
     }
     (directory / "recipe.yaml").write_text(yaml.safe_dump(recipe))
@@ -113,7 +113,7 @@ def answers(directory: Path) -> int:
 
 
 def test_an_engine_process_takes_no_signal_of_the_run_and_ends_with_its_leader(tmp_path: Path) -> None:
-    with serving_run(tmp_path, restarts=3) as process:
+    with serving_run(tmp_path, restarts=3, timeout_s=60) as process:
         until(lambda: served(tmp_path))
         (engine,) = named(process, "EngineCore")
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):

@@ -1,0 +1,79 @@
+"""A supervisor in the batch step of a job, with Slurm's commands as scripts; slurm/test_survival.py has a real cluster."""
+
+import os
+import subprocess
+import sys
+import time
+from datetime import datetime
+
+import pytest
+
+from lemix_hpc.config.recipe import Recipe
+from lemix_hpc.launch.rundir import RunDir
+from lemix_hpc.launch.start import start
+from tests.launch.conftest import FakeSlurm
+
+SUPERVISE = "import sys; from lemix_hpc.launch.supervisor import supervise; supervise(sys.argv[1])"
+
+
+def submitted(slurm: FakeSlurm, recipe: Recipe, **cluster: object) -> RunDir:
+    slurm.answers("sbatch", "Submitted batch job 12")
+    changed = recipe.cluster.model_copy(update=cluster)
+    return start(recipe.model_copy(update={"cluster": changed}), "slurm", None).run
+
+
+def supervised(run: RunDir) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", SUPERVISE, str(run.path)]
+    environment = os.environ | {"SLURM_JOB_ID": "12"}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=60)
+
+
+def ranks(slurm: FakeSlurm, script: str) -> None:
+    """What srun does in their place."""
+    (slurm.directory / "srun").write_text(f"#!/bin/sh\n{script}\n")
+
+
+def ends_in(slurm: FakeSlurm, seconds: float) -> None:
+    slurm.answers("squeue", f"{datetime.fromtimestamp(time.time() + seconds).isoformat(timespec='seconds')}|RUNNING")
+
+
+def test_slurm_is_asked_in_the_last_moment_when_the_ranks_do_not_end(fake_slurm: FakeSlurm, recipe: Recipe) -> None:
+    run = submitted(fake_slurm, recipe)
+    ranks(fake_slurm, "exec /bin/sleep 600")
+    ends_in(fake_slurm, 4)
+    done = supervised(run)
+    assert done.returncode == 0, done.stderr
+    assert fake_slurm.calls("scontrol") == ["requeue 12"]
+    assert "attempt 0 ended: time-limit (the ranks did not end in time); requeue" in done.stdout
+
+
+def test_a_refused_requeue_says_how_to_go_on(fake_slurm: FakeSlurm, recipe: Recipe) -> None:
+    run = submitted(fake_slurm, recipe)
+    ranks(fake_slurm, "exec /bin/sleep 600")
+    ends_in(fake_slurm, 4)
+    fake_slurm.answers("scontrol", stderr="Requested operation is presently disabled for job 12", code=1)
+    assert "presently disabled for job 12; `lemix resume toy-" in supervised(run).stdout
+
+
+@pytest.mark.parametrize(("restarts", "attempts"), [(0, 1), (2, 3)])
+def test_crashes_without_progress_are_given_up(
+    fake_slurm: FakeSlurm, recipe: Recipe, restarts: int, attempts: int
+) -> None:
+    run = submitted(fake_slurm, recipe, restarts=restarts)
+    ranks(fake_slurm, "echo 'srun: error: n1: task 2: Killed' >&2; exit 137")
+    ends_in(fake_slurm, 3600)
+    done = supervised(run)
+    assert done.returncode == 1
+    assert done.stdout.count("ended: killed (rank 2 on n1 was killed by signal 9 (SIGKILL))") == attempts
+    assert run.last_attempt.number == attempts - 1
+
+
+def test_an_attempt_that_died_with_its_job_is_explained_by_the_next_start(
+    fake_slurm: FakeSlurm, recipe: Recipe
+) -> None:
+    run = submitted(fake_slurm, recipe)
+    (run.path / "attempts/0").mkdir(parents=True)
+    run.stop.touch()
+    fake_slurm.answers("sacct", "NODE_FAIL\nRUNNING")
+    assert supervised(run).returncode == 0
+    assert run.last_attempt.ended.reason == "node-failure"
