@@ -131,4 +131,5 @@ def test_an_engine_process_takes_no_signal_of_the_run_and_ends_with_its_leader(t
         assert process.returncode == 130
         until(lambda: not any(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in left))
     ends = [json.loads((tmp_path / f"run/attempts/{number}/end.json").read_text())["reason"] for number in (0, 1)]
-    assert ends == ["killed", "drained"]
+    # A stage may notice the end of its engine before mpiexec that of the leader.
+    assert ends in (["killed", "drained"], ["error", "drained"])
