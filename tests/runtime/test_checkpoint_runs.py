@@ -156,6 +156,7 @@ def stock_tokens(directory: Path, requests: list[tuple[list[int], int]], scratch
     return tokens
 
 
+@pytest.mark.slow
 def test_vllm_goes_on_from_torchs_training_and_stock_vllm_serves_what_comes_out(lemix_run: Run, tmp_path: Path) -> None:
     # vLLM on CPUs has no heads of size 16; 257 tokens are padded to 320.
     model = {"config": tiny_llama(num_attention_heads=2, num_key_value_heads=1, **ROPE)}

@@ -276,7 +276,7 @@ class SchedulerLoop:
             case m.Saved() as saved if self._checkpoints is not None:
                 self._checkpoints.received(saved)
             case other:
-                raise TypeError(f"nobody has asked for {other!r}")
+                raise TypeError(f"no message for the scheduler: {other!r}")
 
     def _worked(self, span: m.WorkSpan) -> None:
         self._record(span)
