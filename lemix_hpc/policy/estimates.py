@@ -13,6 +13,8 @@ from lemix_hpc.policy.state import WINDOW, State
 OVERHEAD_STEP, FIRST_OVERHEAD = 1.05, 0.1
 """A request moves the estimate of what a response takes besides its work by this factor; the first one sets it, to this share
 of its work at most."""
+ROUNDING = 1e-9
+"""Less than this share of a request's work is no overhead, but rounding."""
 UTILISATION_MEMORY = 20.0
 """`least-utilised` forgets stage time that was given so many T0 ago, to 1/e."""
 
@@ -63,9 +65,11 @@ def note_overhead(state: State, slot: int, end: float) -> None:
     """
     counters, slots = state.counters, state.slots
     if slots[slot].alone > 0.0:
-        known, passes = counters[0].overhead, max(1, slots[slot].output)
-        besides = (end - slots[slot].release - slots[slot].alone) / passes
+        known, passes, alone = counters[0].overhead, max(1, slots[slot].output), slots[slot].alone
+        besides = (end - slots[slot].release - alone) / passes
+        if besides < ROUNDING * alone:
+            besides = 0.0  # or the noise of the first response would be what all others are measured by
         if known > 0.0:
             counters[0].overhead = known * (OVERHEAD_STEP if besides > known else 1.0 / OVERHEAD_STEP)
         else:
-            counters[0].overhead = max(0.0, min(besides, FIRST_OVERHEAD * slots[slot].alone / passes))
+            counters[0].overhead = min(besides, FIRST_OVERHEAD * alone / passes)
