@@ -25,6 +25,7 @@ from lemix_hpc.launch.launcher import Launcher
 from lemix_hpc.launch.launchers import make_launcher
 from lemix_hpc.launch.next_step import Next, Situation, decide
 from lemix_hpc.launch.rundir import RunDir
+from lemix_hpc.launch.scratch import scratch
 from lemix_hpc.launch.successor import cancel_successor, submit_successor, take_over
 from lemix_hpc.records.attempts import Attempt, AttemptEnd, attempts, claim
 from lemix_hpc.runtime.scheduler.allocation import ASK_EVERY_S, JobTime, ask_slurm
@@ -103,7 +104,10 @@ class Supervisor:
         before = {attempt.number for attempt in attempts(self._run.path)}
         with self._run.launcher_log.open("ab+") as log:
             began = log.seek(0, os.SEEK_END)
-            status = self._run_ranks(self._launcher, log.fileno())
+            # Under Slurm the hosts are not only this one, and have an epilog for what jobs leave.
+            with contextlib.ExitStack() as stack:
+                variables = stack.enter_context(scratch()) if self._where == "local" else {}
+                status = self._run_ranks(self._launcher, variables, log.fileno())
             log.seek(began)
             printed = log.read().decode(errors="replace")
         new = [attempt for attempt in attempts(self._run.path) if attempt.number not in before]
@@ -123,13 +127,13 @@ class Supervisor:
             return AttemptEnd("cancelled", "the supervisor was ended by a signal", time.time())
         return killed_by_slurm(printed)
 
-    def _run_ranks(self, launcher: Launcher, log: int) -> int:
+    def _run_ranks(self, launcher: Launcher, variables: dict[str, str], log: int) -> int:
         self._ranks = subprocess.Popen(
             launcher.command,
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
-            env=launcher.environment,
+            env=launcher.environment | variables,
             # Signals for this process's group are not for mpiexec, which would take two of them for an emergency.
             start_new_session=True,
             preexec_fn=_end_with_parent,  # noqa: PLW1509  there are no threads here

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import subprocess
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,15 @@ def started(lemix: Command, recipe: Path, **settings: object) -> None:
     assert submitted.returncode == 0, submitted.stderr
 
 
+def left_over() -> set[Path]:
+    """Shared memory and temporary directories of runs on this machine."""
+    temporary = Path(tempfile.gettempdir())
+    return {path for directory in (Path("/dev/shm"), temporary) for path in directory.glob("lemix-*")} | {
+        *Path("/dev/shm").glob("sm_segment*"),
+        *Path("/dev/shm").glob("vader_segment*"),
+    }
+
+
 def report_at_end(lemix: Command, directory: Path) -> dict[str, Any]:
     subprocess.run([LEMIX, "logs", "one", "-f"], cwd=directory, timeout=PATIENCE_S, capture_output=True, check=True)
     report: dict[str, Any] = json.loads(lemix("report", "one", "--json").stdout)
@@ -35,16 +45,19 @@ def report_at_end(lemix: Command, directory: Path) -> dict[str, Any]:
 
 @pytest.mark.mpi
 def test_a_run_survives_kills(lemix: Command, recipe: Path, tmp_path: Path) -> None:
+    before = left_over()
     started(lemix, recipe)
     done = lemix("punish", "one", "--mean-seconds", "0.5", "--count", "2")
     assert done.returncode == 0, done.stderr
     assert [line.split(maxsplit=1)[1].split()[0] for line in done.stdout.splitlines()] == ["rank:", "rank:", "blows"]
     attempts = report_at_end(lemix, tmp_path)["attempts"]
     assert [attempt["reason"] for attempt in attempts[:-1]] == ["killed", "killed"]
+    assert left_over() == before
 
 
 @pytest.mark.mpi
 def test_a_rank_that_hangs_is_named_and_the_run_goes_on(lemix: Command, recipe: Path, tmp_path: Path) -> None:
+    before = left_over()
     started(lemix, recipe, **{"engine.timeout_s": 5})
     run = RunDir(tmp_path / "one")
     end = time.monotonic() + PATIENCE_S
@@ -57,6 +70,7 @@ def test_a_rank_that_hangs_is_named_and_the_run_goes_on(lemix: Command, recipe: 
     assert len(attempts) == 2 and attempts[0]["reason"] == "error"
     assert "rank 2 (node 0, stage 1) has not been heard of for 5 s" in attempts[0]["message"]
     assert not Path(f"/proc/{stopped}").exists(), "it is not left behind"
+    assert left_over() == before
 
 
 def test_what_it_does_not_know_is_named(inside: Command, recipe: Path) -> None:
