@@ -18,7 +18,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from lemix_hpc.runtime.http.call import Call, Gone, ResponsePart
-from lemix_hpc.runtime.http.errors import ApiError, bad_request, closing
+from lemix_hpc.runtime.http.errors import ApiError, bad_request
 from lemix_hpc.runtime.http.metrics import CONTENT_TYPE, Figures, exposition
 from lemix_hpc.runtime.http.request_guard import Guard
 from lemix_hpc.runtime.http.response_stream import Relay, for_node
@@ -82,8 +82,8 @@ class _Endpoints:
 
     async def health(self, request: Request) -> Response:  # noqa: ARG002
         """Whether every node's engine answers that it is well. Open to all, for load balancers."""
-        if not self._context.server.accepting:
-            raise closing()
+        if (refusal := self._context.server.refusal) is not None:
+            raise refusal
         answers = await self._ask_all("/health")
         ill = [node for node, (status, _) in enumerate(answers) if status != 200]
         if ill:
@@ -105,8 +105,8 @@ class _Endpoints:
         if intake is None:
             raise bad_request("This run does not train: its recipe has no `training` section.")
         body = await self._context.guard.body(request)
-        if not self._context.server.accepting:
-            raise closing()
+        if (refusal := self._context.server.refusal) is not None:
+            raise refusal
         ids = await self._do_aside(lambda: intake.take(body, self._context.now()))
         return JSONResponse({"object": "training.samples", "accepted": len(ids), "ids": ids})
 

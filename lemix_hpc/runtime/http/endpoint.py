@@ -17,6 +17,7 @@ from lemix_hpc.records.attempts import Attempt
 from lemix_hpc.records.inheritance import Inheritance
 from lemix_hpc.runtime.http.batch_results import BatchResults
 from lemix_hpc.runtime.http.call_router import CallRouter
+from lemix_hpc.runtime.http.metrics import Figures
 from lemix_hpc.runtime.http.request_guard import Guard
 from lemix_hpc.runtime.http.sample_intake import SampleIntake
 from lemix_hpc.runtime.http.server import HttpServer, bind, url
@@ -58,6 +59,7 @@ class Endpoint:
         self._results: BatchResults | None = None
         self._server: HttpServer | None = None
         self._intake: SampleIntake | None = None
+        self._router: CallRouter | None = None
         self.address: str | None = None
         self.samples: SampleQueue | None = None
         """What clients want to be trained on."""
@@ -80,6 +82,7 @@ class Endpoint:
                 "model and train it",
                 flush=True,
             )
+        self._server.open(self._app(self._server))
 
     def router(self, layout: Layout, mailbox: Mailbox, number: Callable[[], int], work: Workload) -> CallRouter:
         """What carries the calls. `number` gives tasks their numbers."""
@@ -121,9 +124,8 @@ class Endpoint:
 
     @contextlib.contextmanager
     def _answering(self, server: HttpServer, router: CallRouter) -> Iterator[None]:
-        app = self._app(server, router)
-
-        server.open(app)
+        self._router = router
+        server.accept()
         print(
             f"OpenAI API: {self.address}/v1 on {platform.node()}; TERM to process {os.getpid()} closes it", flush=True
         )
@@ -134,7 +136,10 @@ class Endpoint:
             if self._intake is not None:
                 self._intake.close()
 
-    def _app(self, server: HttpServer, router: CallRouter) -> Starlette:
+    def _figures(self) -> Figures:
+        return Figures() if self._router is None else self._router.figures
+
+    def _app(self, server: HttpServer) -> Starlette:
         from lemix_hpc.runtime.http.app import AppContext, make_app
 
         recipe = self._recipe
@@ -148,7 +153,7 @@ class Endpoint:
                 tokenizer=self._tokenizer,
                 context=context_of(recipe),
                 now=self._now,
-                figures=lambda: router.figures,
+                figures=self._figures,
                 samples=self._intake,
             )
         )

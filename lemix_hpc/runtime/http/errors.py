@@ -56,6 +56,10 @@ def too_many(limit: int) -> ApiError:
     return ApiError(429, message, "rate_limit_error", "rate_limit_exceeded", retry_after=1)
 
 
+def starting() -> ApiError:
+    return ApiError(503, "This run is starting: its engines are not ready.", "service_unavailable_error", retry_after=5)
+
+
 def closing() -> ApiError:
     return ApiError(503, "This run is ending and takes no more requests.", "service_unavailable_error", retry_after=60)
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from lemix_hpc.config.errors import UserError
 from lemix_hpc.config.serving_section import Http
 from lemix_hpc.runtime.http.call import Call
-from lemix_hpc.runtime.http.errors import closing, too_many
+from lemix_hpc.runtime.http.errors import ApiError, closing, starting, too_many
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
@@ -56,13 +56,16 @@ def url(listener: socket.socket) -> str:
 
 
 class HttpServer:
-    """Made and polled by the scheduler's loop. `wake` is called from the server's thread when there is something to poll."""
+    """Made and polled by the scheduler's loop. `wake` is called from the server's thread when there is something to poll.
+
+    From `open` on it answers, and lets calls in between `accept` and `stop_accepting`.
+    """
 
     def __init__(self, listener: socket.socket, wake: Callable[[], None]) -> None:
         self._listener = listener
         self._wake = wake
         self._lock = threading.Lock()
-        self._accepting = True
+        self._refusal: Callable[[], ApiError] | None = starting
         self._calls: SimpleQueue[Call] = SimpleQueue()
         self._under_way = 0
         self._failure: BaseException | None = None
@@ -84,10 +87,15 @@ class HttpServer:
             raise RuntimeError(f"the HTTP endpoint has failed: {self._failure}") from self._failure
         return [self._calls.get() for _ in range(self._calls.qsize())]
 
+    def accept(self) -> None:
+        """Let calls in from now on."""
+        with self._lock:
+            self._refusal = None
+
     def stop_accepting(self) -> None:
         """What the next `poll` brings is all that was let in."""
         with self._lock:
-            self._accepting = False
+            self._refusal = closing
 
     def close(self) -> None:
         """Let the last answers out, hang up, and end the thread."""
@@ -95,14 +103,16 @@ class HttpServer:
         self._thread.join()
 
     @property
-    def accepting(self) -> bool:
-        return self._accepting
+    def refusal(self) -> ApiError | None:
+        """What calls are told now that may not come in; None if they may."""
+        refusal = self._refusal
+        return None if refusal is None else refusal()
 
     def enter(self, call: Call, *, counted: bool = True) -> None:
         """In the server's thread: hand a call over; each one `counted` must `leave`. Raises ApiError if it has to stay out."""
         with self._lock:
-            if not self._accepting:
-                raise closing()
+            if (refusal := self.refusal) is not None:
+                raise refusal
             if counted and self._under_way >= MOST_CALLS:
                 raise too_many(MOST_CALLS)
             self._under_way += counted
