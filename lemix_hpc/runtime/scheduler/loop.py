@@ -31,7 +31,7 @@ from lemix_hpc.runtime.scheduler.arrivals import Arrivals
 from lemix_hpc.runtime.scheduler.checkpoints import Checkpoints
 from lemix_hpc.runtime.scheduler.drain import Drain, Ending
 from lemix_hpc.runtime.scheduler.progress import LiveView
-from lemix_hpc.runtime.scheduler.resume import remaining
+from lemix_hpc.runtime.scheduler.resume import lost, remaining
 from lemix_hpc.runtime.scheduler.sync_steps import Rounds, StepsTogether
 from lemix_hpc.runtime.scheduler.task_table import ServingTask, TaskNames
 from lemix_hpc.runtime.scheduler.training_tasks import TrainingTasks
@@ -151,6 +151,12 @@ class SchedulerLoop:
         saving = self._checkpoints is not None and self._checkpoints.turn(self._training.steps)
         self.show()
         return bool(mails) or due or saving
+
+    def end_unclaimed(self) -> None:
+        """When all is done: calls of earlier attempts whose clients have not come back with their ids are lost."""
+        if self._ending is None:
+            for accepted in self._accepted.values():
+                self._end(lost(accepted))
 
     def _close_doors(self, ending: Ending) -> None:
         """The run ends early: begin nothing any more. What nobody waits for is left to the next attempt."""

@@ -37,7 +37,7 @@ from lemix_hpc.runtime.leader.make_leader import AnyLeader, engines_in
 from lemix_hpc.runtime.scheduler.checkpoints import Checkpoints
 from lemix_hpc.runtime.scheduler.drain import Drain, EndedEarlyError
 from lemix_hpc.runtime.scheduler.loop import LoopSettings, SchedulerLoop
-from lemix_hpc.runtime.scheduler.resume import lost, without_lost
+from lemix_hpc.runtime.scheduler.resume import poisonous, without_lost
 from lemix_hpc.runtime.scheduler.save_plan import save_plan
 from lemix_hpc.runtime.scheduler.warm_up import ProbeTimes, probes
 from lemix_hpc.runtime.scheduler.watch import Watch
@@ -102,7 +102,7 @@ class SchedulerRank:
         work = load_workload(self._recipe)
         for message in work.left_out:
             print(f"left out: {message}", flush=True)
-        self._give_up(work.requests)
+        self._give_up()
         self._tell("building the engines")
         # While others build theirs; once the run has started, everybody would wait for it.
         compile_policy()
@@ -130,6 +130,7 @@ class SchedulerRank:
         with endpoint.open(router):
             self._turn_until(lambda: loop.finished, self._turn(loop, facts), loop.until_due)
             router.cut()
+        loop.end_unclaimed()
         duration = self._clock.now()
         self._save_the_last(loop)
         self._stop(loop)
@@ -166,9 +167,9 @@ class SchedulerRank:
         if self._attempt.superseded:
             raise OSError(errno.ESTALE, "a later attempt goes on with the run", str(self._attempt.path))
 
-    def _give_up(self, requests: Sequence[Request]) -> None:
-        """Give their outcome to requests of the last attempt that nobody waits for any more."""
-        gone = lost(requests, self._inherited)
+    def _give_up(self) -> None:
+        """Do not try again what may have broken the attempts before."""
+        gone = poisonous(self._inherited)
         for task in gone:
             self._recorder.task(task)
         self._inherited = without_lost(self._inherited, gone)

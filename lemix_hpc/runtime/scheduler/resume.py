@@ -17,6 +17,7 @@ from lemix_hpc.config.recipe import Recipe
 from lemix_hpc.engines.model_sizes import model_config
 from lemix_hpc.records.attempts import Attempt, AttemptStart, lineage
 from lemix_hpc.records.inheritance import Inheritance, inherit
+from lemix_hpc.records.journal import Accepted
 from lemix_hpc.records.schema import ServedTask
 from lemix_hpc.workload.tasks import Request
 
@@ -116,15 +117,14 @@ def remaining(requests: Sequence[Request], inherited: Inheritance) -> Iterator[R
             yield request
 
 
-def lost(requests: Sequence[Request], inherited: Inheritance) -> list[ServedTask]:
-    """Requests that came and will not be tried again: those of clients, who have hung up, and those that may have broken two
-    attempts in a row."""
-    known = frozenset(request.id for request in requests)
-    return [
-        ServedTask(accepted.id, "lost", accepted.time, accepted.prompt_tokens, number=number)
-        for number, accepted in inherited.waiting.items()
-        if number in inherited.poison or accepted.id not in known
-    ]
+def poisonous(inherited: Inheritance) -> list[ServedTask]:
+    """Requests that may have broken two attempts in a row, and will not be tried again."""
+    return [lost(accepted) for number, accepted in inherited.waiting.items() if number in inherited.poison]
+
+
+def lost(accepted: Accepted) -> ServedTask:
+    """The outcome of a request that came, and that nobody will answer."""
+    return ServedTask(accepted.id, "lost", accepted.time, accepted.prompt_tokens, number=accepted.number)
 
 
 def without_lost(inherited: Inheritance, lost: Sequence[ServedTask]) -> Inheritance:

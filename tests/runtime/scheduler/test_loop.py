@@ -30,6 +30,8 @@ from lemix_hpc.policy.latency import Affine, LatencyModel, Shape
 from lemix_hpc.policy.rules import SchedulerConfig
 from lemix_hpc.policy.scheduler import Scheduler
 from lemix_hpc.records.event_log import read_events
+from lemix_hpc.records.inheritance import NOTHING, Inheritance
+from lemix_hpc.records.journal import Accepted
 from lemix_hpc.records.schema import Progress, ServedTask, Span, SpanKind, TaskRecord, TrainedTask
 from lemix_hpc.records.writer import Recorder
 from lemix_hpc.run_setup.scheduler_setup import Partners
@@ -125,11 +127,12 @@ class Rank:
         closes: float,
         settings: LoopSettings,
         config: SchedulerConfig,
+        inherited: Inheritance = NOTHING,
     ) -> None:
         self._dir = run_dir
         self.post = Post()
         self.recorder = Recorder(run_dir)
-        number = itertools.count().__next__
+        number = itertools.count(inherited.next_number).__next__
         post: Any = self.post
         opened: Any = server
         self.loop = SchedulerLoop(
@@ -143,6 +146,7 @@ class Rank:
             CallRouter(LAYOUT, post, number, 60.0, server=opened, end=closes),
             settings,
             number,
+            inherited=inherited,
             drain=Drain(run_dir / "stop", "auto", None, self.post.now),
         )
 
@@ -196,11 +200,12 @@ def start(tmp_path: Path) -> Iterator[Start]:
         context: int | None = None,
         interval: float = math.inf,
         partners: Partners | None = None,
+        inherited: Inheritance = NOTHING,
         **changes: Any,
     ) -> Rank:
         settings = LoopSettings(context, interval, partners=partners)
         config: dict[str, Any] = {"nodes": 2, "order": "fcfs", "admission": "none", "recalibrate": False} | changes
-        ranks.append(Rank(tmp_path, requests, feed, server, closes, settings, SchedulerConfig(**config)))
+        ranks.append(Rank(tmp_path, requests, feed, server, closes, settings, SchedulerConfig(**config), inherited))
         return ranks[-1]
 
     yield make
@@ -528,6 +533,43 @@ def test_a_call_goes_through_the_policy_to_its_node_and_its_answer_to_the_client
     assert rank.loop.until_due() == 2.0, "no more calls are taken then"
     rank.turn(5.0)
     assert rank.loop.finished and not server.accepting
+
+
+def test_a_client_that_comes_back_after_a_restart_has_its_place(start: Start) -> None:
+    waiting = {4: Accepted(4, "again", 0.5, 8), 5: Accepted(5, "gone", 0.75, 8)}
+    inherited = Inheritance(waiting=waiting, next_number=6)
+    server = Server([Caller("again", 2.0, (8, 0)), Caller("new", 2.0, (8, 0))])
+    rank = start(server=server, closes=5.0, inherited=inherited)
+    rank.turn(2.0)
+    assert [message.task for _, message in rank.sent() if isinstance(message, m.HttpCall)] == [4, 6]
+    rank.turn(3.0, *(m.HttpPart(task, 200, [], b"x", False) for task in (4, 6)), done(4, 3.0), done(6, 3.0, node=1))
+    rank.turn(5.0)
+    assert rank.loop.finished
+    rank.loop.end_unclaimed()
+    assert [(task.id, task.outcome) for task in rank.tasks()] == [
+        ("again", "finished"),
+        ("new", "finished"),
+        ("gone", "lost"),
+    ]
+
+
+def test_what_has_an_outcome_is_not_served_again(start: Start) -> None:
+    over = ServedTask("r0", "finished", 0.0, 8, finished=1.0, number=0)
+    waiting = {1: Accepted(1, "r1", 0.5, 8)}
+    inherited = Inheritance(served=[over], waiting=waiting, next_number=7, clock=2.0)
+    turns = [
+        Request("r0", 0.0, 8, 0),
+        Request("r1", 0.25, 8, 0),
+        Request("r2", 9.0, 8, 0, after="r0", think_s=1.5),
+    ]
+    rank = start(*turns, inherited=inherited)
+    rank.turn(2.0)
+    assert rank.events() == [RequestArrived(2.0, 1, 8, 0)], "under its number"
+    assert rank.loop.until_due() == 0.5, "the next turn of the conversation"
+    rank.turn(2.5, done(1, 2.5))
+    rank.turn(3.0, done(7, 3.0))
+    assert [(task.id, task.arrival, task.number) for task in rank.tasks()] == [("r1", 0.5, 1), ("r2", 2.5, 7)]
+    assert rank.loop.finished
 
 
 def test_work_on_a_call_is_a_sign_of_life(start: Start) -> None:
