@@ -14,6 +14,7 @@ from typing import Any
 
 from mpi4py import MPI
 
+from lemix_hpc.checkpoints.manifest import SavedFile
 from lemix_hpc.config.load import load_recipe
 from lemix_hpc.records.attempts import claim
 from lemix_hpc.runtime.scheduler.drain import Drain
@@ -21,7 +22,7 @@ from lemix_hpc.runtime.scheduler.rank import SchedulerRank
 from lemix_hpc.runtime.scheduler.resume import take_over
 from lemix_hpc.runtime.transport import messages as m
 from lemix_hpc.runtime.transport.doorbell import hang_doorbell
-from lemix_hpc.runtime.transport.idle_wait import make_waiter
+from lemix_hpc.runtime.transport.idle_wait import Waiter, make_waiter
 from lemix_hpc.runtime.transport.mailbox import Inbox, Mailbox
 from lemix_hpc.runtime.transport.rank_layout import SCHEDULER_RANK, Layout
 from lemix_hpc.runtime.transport.run_clock import RunClock, synchronise
@@ -92,6 +93,7 @@ class Node:
             case m.Stop():
                 self.stopped = True
                 for stage in range(self._layout.stages):
+                    self._mailbox.send(self._layout.worker(self._node, stage), Inbox.STAGE, message)
                     self._tell(m.Stopped(self._node, stage))
             case other:
                 raise TypeError(f"not pretended: {other!r}")
@@ -183,6 +185,22 @@ class Node:
         self._mailbox.send(SCHEDULER_RANK, Inbox.SCHEDULER, message)
 
 
+def save_nothing(layout: Layout, rank: int, mailbox: Mailbox, waiter: Waiter) -> None:
+    """A stage: it has no weights to save, and says so."""
+    node, stopped = layout.node_of(rank), False
+    while not (stopped and mailbox.sent_all):
+        mails = mailbox.poll()
+        for message in (mail.message for mail in mails):
+            stopped = stopped or isinstance(message, m.Stop)
+            if isinstance(message, m.SaveNext):
+                for stage in range(layout.stages):
+                    file = SavedFile("", stage, 0, "", 0.0, 0.0)
+                    saved = m.Saved(message.number, node, 0, 0, -1, 0, 0, "", file, "nothing is trained here")
+                    mailbox.send(SCHEDULER_RANK, Inbox.SCHEDULER, saved)
+        if not mails:
+            waiter.idle(in_transit=mailbox.in_transit)
+
+
 def main(run_dir: Path) -> None:
     recipe = load_recipe(run_dir / "recipe.yaml")
     layout = Layout(recipe.nodes.count, recipe.nodes.stages)
@@ -193,6 +211,7 @@ def main(run_dir: Path) -> None:
     bell = hang_doorbell(comm, host)
     waiter = make_waiter(comm, host, bell, "backoff")
     if layout.stage_of(rank) is not None:
+        save_nothing(layout, rank, Mailbox(comm, Inbox.STAGE, bell), waiter)
         return
     node = Node(layout, layout.node_of(rank), Mailbox(comm, Inbox.LEADER, bell), clock)
     if rank == SCHEDULER_RANK:
