@@ -69,10 +69,10 @@ def controller_pid(cluster: SlurmCluster) -> str:
     return cluster.run("cat", str(cluster.state / "run" / "slurmctld.pid"))
 
 
-def test_three_nodes_are_idle_in_both_partitions(slurm_cluster: SlurmCluster) -> None:
+def test_three_nodes_are_idle_in_all_partitions(slurm_cluster: SlurmCluster) -> None:
     wait_for("idle nodes", lambda: all_idle(slurm_cluster))
     tiers = slurm_cluster.run("sinfo", "-h", "-o", "%R %D %p").splitlines()
-    assert sorted(tiers) == ["main 3 1", "urgent 3 10"]
+    assert sorted(tiers) == ["main 3 1", "patient 3 1", "urgent 3 10"]
 
 
 def test_sacct_shows_a_completed_job(slurm_cluster: SlurmCluster, slurm_tmp_path: Path) -> None:

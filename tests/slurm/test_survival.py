@@ -219,14 +219,16 @@ def test_a_killed_rank_is_followed_by_another_attempt_in_the_same_allocation(sub
     first = run.serving()
     os.kill(run.pid_of_rank(3), signal.SIGKILL)
     end = run.end(first)
-    assert end["reason"] == "killed"
-    assert re.fullmatch(r"(rank|one of ranks) \S+ on n\d was killed by signal 9 \(SIGKILL\)", end["message"])
+    # Another rank may notice, and fail, before srun tells of the one that was killed.
+    assert end["reason"] in ("killed", "error")
+    if end["reason"] == "killed":
+        assert re.fullmatch(r"(rank|one of ranks) \S+ on n\d was killed by signal 9 \(SIGKILL\)", end["message"])
     run.serving(first + 1)
     assert run.cluster.run("squeue", "-h", "-j", run.job, "-o", "%T") == "RUNNING"
     run.client.run("stop", "survivor")
     run.gone()
     row = run.client.state("survivor")
-    assert [attempt["ended"]["reason"] for attempt in row["attempts"]][first:] == ["killed", "drained"]
+    assert [attempt["ended"]["reason"] for attempt in row["attempts"]][first:] == [end["reason"], "drained"]
 
 
 def test_a_cancelled_run_stays_cancelled(submit: Submit) -> None:
