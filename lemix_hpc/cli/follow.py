@@ -50,8 +50,10 @@ def follow(started: StartedRun, *, as_json: bool) -> int:
             state = _watch(started, console)
             break
         except KeyboardInterrupt:
+            if started.run.profile_order.exists():
+                return _cancelled(started, "Interrupted; what was measured is kept.")
             if asked_to_stop:
-                return _cancelled(started)
+                return _cancelled(started, "Interrupted again; cancelling the run.")
             asked_to_stop = True
             _stop(started)
     code = _report(started, state, as_json=as_json)
@@ -105,11 +107,11 @@ def _stop(started: StartedRun) -> None:
     typer.echo(f"\n{started.record.id} {told}. Ctrl-C again cancels it.", err=True)
 
 
-def _cancelled(started: StartedRun) -> int:
-    """The second Ctrl-C."""
+def _cancelled(started: StartedRun, because: str) -> int:
+    """The second Ctrl-C, or the first one in a profiling job, which has nothing to finish."""
     from lemix_hpc.launch.cancel import cancel
 
-    typer.echo("\nInterrupted again; cancelling the run.", err=True)
+    typer.echo(f"\n{because}", err=True)
     try:
         cancel(started.run, started.record)
     except UserError as error:

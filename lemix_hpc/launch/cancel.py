@@ -19,6 +19,9 @@ def stop(run: RunDir, record: RunRecord) -> str:
     It looks for the file about every second, wherever it is. Raises UserError for one that has ended.
     """
     state = _of_unended(run, record)
+    if run.profile_order.exists():
+        cancel(run, record)
+        return "is ended; what it has measured is kept"
     run.stop.touch()
     if record.cluster != "slurm":
         return "is stopping: it finishes what has begun, and then reports and ends"

@@ -121,8 +121,8 @@ def test_an_engine_process_takes_no_signal_of_the_run_and_ends_with_its_leader(t
         before = answers(tmp_path)
         until(lambda: answers(tmp_path) > before + 20)
         left = psutil.Process(process.pid).children(recursive=True)
-        rank_of(left, tmp_path / "run/logs/attempt-0/rank-0.log").kill()
         gone = [child for child in left if "supervisor" not in " ".join(child.cmdline())]
+        rank_of(left, tmp_path / "run/logs/attempt-0/rank-0.log").kill()
         until(lambda: not any(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in gone))
         until((tmp_path / "run/attempts/1/start.json").exists)
         left = psutil.Process(process.pid).children(recursive=True)
