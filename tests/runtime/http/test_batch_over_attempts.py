@@ -23,7 +23,7 @@ pytest.importorskip("vllm")
 pytestmark = [pytest.mark.mpi, pytest.mark.slow]
 
 LEMIX = str(Path(sys.executable).with_name("lemix"))
-LINES = 120
+LINES = 300
 PATIENCE_S = 300
 
 
@@ -54,8 +54,8 @@ def until(what: str, found: Callable[[], Any]) -> None:
 
 
 def results(run: RunDir) -> list[dict[str, Any]]:
-    content = run.results.read_text() if run.results.exists() else ""
-    return [json.loads(line) for line in content.splitlines(keepends=True) if line.endswith("\n")]
+    content = run.results.read_bytes() if run.results.exists() else b""
+    return [json.loads(line) for line in content.splitlines(keepends=True) if line.endswith(b"\n")]
 
 
 def test_each_line_has_one_answer_after_a_kill_and_a_stop(tmp_path: Path) -> None:
