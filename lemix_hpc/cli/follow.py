@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from types import FrameType
 
 import typer
 from rich.console import Console
@@ -36,17 +37,42 @@ class Picture:
     progress: Progress | None
 
 
-def follow(started: StartedRun, *, as_json: bool) -> int:
-    """Show a run until it ends. Returns the exit code: 0, 1 if it failed, 130 if the user interrupted it."""
+class _Interrupts:
+    """Ctrl-C, a TERM and a closed terminal, held back while a run is being started: a half started run would be left behind."""
+
+    def __init__(self) -> None:
+        self._came = False
+        # What is ignored stays so, as HUP under nohup.
+        self._numbers = [
+            number
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+            if signal.getsignal(number) is not signal.SIG_IGN
+        ]
+        for number in self._numbers:
+            signal.signal(number, self._hold)
+
+    def _hold(self, _number: int, _frame: FrameType | None) -> None:
+        self._came = True
+
+    def release(self) -> None:
+        """From now on each raises KeyboardInterrupt; at once, if one was held back."""
+        for number in self._numbers:
+            signal.signal(number, signal.default_int_handler)
+        came, self._came = self._came, False
+        if came:
+            raise KeyboardInterrupt
+
+
+def follow(start: Callable[[], StartedRun], *, as_json: bool) -> int:
+    """Start a run and show it until it ends. Returns the exit code: 0, 1 if it failed, 130 if the user interrupted it."""
+    interrupts = _Interrupts()
+    started = start()
     console = Console(stderr=True)
     console.print(f"{started.record.id}: {started.run.path}", soft_wrap=True, highlight=False)
-    # A closed terminal or a TERM must not leave a run behind that nobody follows.
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
-            signal.signal(number, signal.default_int_handler)
     asked_to_stop = False
     while True:
         try:
+            interrupts.release()
             state = _watch(started, console)
             break
         except KeyboardInterrupt:

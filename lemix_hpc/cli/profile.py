@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,7 +14,7 @@ from lemix_hpc.cli.run import Cluster, Json, Overrides, RecipePath
 
 if TYPE_CHECKING:
     from lemix_hpc.config.recipe import Recipe
-    from lemix_hpc.launch.start import ClusterKind
+    from lemix_hpc.launch.start import ClusterKind, StartedRun
 
 Sweep = Annotated[
     list[str] | None,
@@ -36,16 +38,25 @@ def profile(
     """Measure the recipe's model on these devices and write a coefficient file. Run the same command again to continue an
     interrupted job. Exit code 1 if it fails."""
     sweep = [_prepare(recipe, [*(overrides or []), *values], cluster) for values in _combinations(array or [])]
-    from lemix_hpc.cli.follow import follow
+    from lemix_hpc.cli.follow import EXIT_INTERRUPTED, follow
     from lemix_hpc.launch.profile import start_profile, submit_sweep
 
     kind = sweep[0][1]
     recipes = [ready for ready, _ in sweep]
     if kind == "slurm" and len(recipes) > 1:
-        codes = [follow(started, as_json=as_json) for started in submit_sweep(recipes, out)]
+        starts: list[Callable[[], StartedRun]] = [partial(_same, started) for started in submit_sweep(recipes, out)]
     else:
-        codes = [follow(start_profile(ready, kind, out), as_json=as_json) for ready in recipes]
-    raise typer.Exit(max(codes))
+        starts = [partial(start_profile, ready, kind, out) for ready in recipes]
+    code = 0
+    for start in starts:
+        code = max(code, follow(start, as_json=as_json))
+        if code == EXIT_INTERRUPTED and kind != "slurm":
+            break  # what has not begun need not begin
+    raise typer.Exit(code)
+
+
+def _same(started: StartedRun) -> StartedRun:
+    return started
 
 
 def _combinations(sweeps: list[str]) -> list[list[str]]:

@@ -73,7 +73,7 @@ def run(
     from lemix_hpc.cli.follow import follow
     from lemix_hpc.launch.start import start
 
-    raise typer.Exit(follow(start(ready, kind, out), as_json=as_json))
+    raise typer.Exit(follow(lambda: start(ready, kind, out), as_json=as_json))
 
 
 def submit(
