@@ -115,7 +115,7 @@ def test_a_request_beyond_the_models_context_is_rejected_and_counted(lemix_run: 
     run = lemix_run(
         {
             "name": "context",
-            "nodes": {"count": 1, "stages": 2},
+            "nodes": {"count": 1, "stages": 1},
             "model": {"config": gpt2 | {"bos_token_id": 256, "eos_token_id": 256}},
             "serving": poisson(rate=50, requests=30),
         }

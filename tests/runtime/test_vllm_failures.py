@@ -63,9 +63,15 @@ def until(found: Callable[[], Any]) -> Any:
 
 def named(process: subprocess.Popen[str], words: str) -> list[psutil.Process]:
     """Descendants of the run whose command line has these words."""
-    return [
-        child for child in psutil.Process(process.pid).children(recursive=True) if words in " ".join(child.cmdline())
-    ]
+    return [child for child in psutil.Process(process.pid).children(recursive=True) if words in command_of(child)]
+
+
+def command_of(process: psutil.Process) -> str:
+    """Nothing of one that has ended."""
+    try:
+        return " ".join(process.cmdline())
+    except psutil.NoSuchProcess:
+        return ""
 
 
 def served(directory: Path) -> bool:
@@ -77,17 +83,8 @@ def ended(process: subprocess.Popen[str], directory: Path, left: list[psutil.Pro
     """The reason that the run gives, once it and all its processes have ended."""
     _, stderr = process.communicate(timeout=DEADLINE_S)
     assert process.returncode == 1, stderr
-    until(lambda: not any(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in left))
+    until(lambda: gone(left))
     return stderr + (directory / "run" / "failure.txt").read_text()
-
-
-def test_a_dead_engine_process_ends_the_run(tmp_path: Path) -> None:
-    with serving_run(tmp_path) as process:
-        until(lambda: served(tmp_path))
-        left = psutil.Process(process.pid).children(recursive=True)
-        (engine,) = named(process, "EngineCore")
-        engine.kill()
-        assert "engine" in ended(process, tmp_path, left)
 
 
 @pytest.mark.slow
@@ -97,13 +94,15 @@ def test_a_stage_that_hangs_ends_the_run_within_its_time(tmp_path: Path) -> None
         left = psutil.Process(process.pid).children(recursive=True)
         (log,) = (tmp_path / "run").glob("logs/*/rank-2.log")
         rank_of(left, log).suspend()
-        assert "engine" in ended(process, tmp_path, left)
-        log_of_leader = log.with_name("rank-0.log").read_text()
-        assert f"no stage answered within {TIMEOUT_S} s" in log_of_leader
+        said = ended(process, tmp_path, left) + log.with_name("rank-0.log").read_text()
+        # Whoever notices first: vLLM's engine, which waits for a batch, or the scheduler, which hears nothing of the rank.
+        assert f"no stage answered within {TIMEOUT_S} s" in said or (
+            f"rank 2 (node 0, stage 1) has not been heard of for {TIMEOUT_S} s (engine.timeout_s)" in said
+        )
 
 
 def rank_of(processes: list[psutil.Process], log: Path) -> psutil.Process:
-    ranks = [child for child in processes if child.is_running() and "lemix_hpc.launch.rank" in child.cmdline()]
+    ranks = [child for child in processes if "lemix_hpc.launch.rank" in command_of(child)]
     (rank,) = [child for child in ranks if any(file.path == str(log) for file in child.open_files())]
     return rank
 
@@ -112,7 +111,12 @@ def answers(directory: Path) -> int:
     return (directory / "run" / "tasks.jsonl").read_text().count('"finished"')
 
 
-def test_an_engine_process_takes_no_signal_of_the_run_and_ends_with_its_leader(tmp_path: Path) -> None:
+def gone(processes: list[psutil.Process]) -> bool:
+    return not any(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in processes)
+
+
+def test_an_engine_process_takes_no_signal_of_the_run_and_each_ends_with_the_other(tmp_path: Path) -> None:
+    run = tmp_path / "run"
     with serving_run(tmp_path, restarts=3, timeout_s=60) as process:
         until(lambda: served(tmp_path))
         (engine,) = named(process, "EngineCore")
@@ -120,16 +124,21 @@ def test_an_engine_process_takes_no_signal_of_the_run_and_ends_with_its_leader(t
             engine.send_signal(number)
         before = answers(tmp_path)
         until(lambda: answers(tmp_path) > before + 20)
+
         left = psutil.Process(process.pid).children(recursive=True)
-        gone = [child for child in left if "supervisor" not in " ".join(child.cmdline())]
-        rank_of(left, tmp_path / "run/logs/attempt-0/rank-0.log").kill()
-        until(lambda: not any(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in gone))
-        until((tmp_path / "run/attempts/1/start.json").exists)
+        engine.kill()
+        until(lambda: gone([child for child in left if "supervisor" not in command_of(child)]))
+        assert "engine" in (run / "attempts/0/failure.txt").read_text()
+
+        until(lambda: named(process, "EngineCore"))
         left = psutil.Process(process.pid).children(recursive=True)
+        rank_of(left, run / "logs/attempt-1/rank-0.log").kill()
+        until((run / "attempts/2/start.json").exists)
+        left += psutil.Process(process.pid).children(recursive=True)
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=DEADLINE_S)
         assert process.returncode == 130
-        until(lambda: not any(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in left))
-    ends = [json.loads((tmp_path / f"run/attempts/{number}/end.json").read_text())["reason"] for number in (0, 1)]
+        until(lambda: gone(left))
+    ends = [json.loads((run / f"attempts/{number}/end.json").read_text())["reason"] for number in range(3)]
     # A stage may notice the end of its engine before mpiexec that of the leader.
-    assert ends in (["killed", "drained"], ["error", "drained"])
+    assert ends in (["error", "killed", "drained"], ["error", "error", "drained"])
