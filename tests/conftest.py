@@ -83,6 +83,14 @@ class SlurmCluster:
         """Put a cut-off node back and wait until Slurm has it in service."""
         self._must("join", node)
 
+    def kill(self, daemon: str) -> None:
+        """Kill -9 of ``slurmctld``, or of a node's slurmd by the node's name; jobs run on."""
+        self._must("kill", daemon)
+
+    def restart(self, daemon: str) -> None:
+        """Start a killed daemon again and wait until it serves."""
+        self._must("restart", daemon)
+
     def _must(self, *arguments: str) -> str:
         done = self.devcluster(*arguments)
         assert done.returncode == 0, f"devcluster {' '.join(arguments)} ended with {done.returncode}\n{done.stderr}"

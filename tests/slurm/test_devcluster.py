@@ -115,6 +115,20 @@ def test_crashed_and_cut_off_nodes_go_down_and_come_back(slurm_cluster: SlurmClu
     assert slurm_cluster.run("srun", "-w", "n2", "hostname") == "n2"
 
 
+def test_jobs_outlive_killed_daemons_that_come_back(slurm_cluster: SlurmCluster, slurm_tmp_path: Path) -> None:
+    held = f"touch {slurm_tmp_path}/ready; while [ ! -e {slurm_tmp_path}/go ]; do sleep 0.1; done"
+    job = submit(slurm_cluster, slurm_tmp_path, "-w", "n2", script=held)
+    wait_for("job runs", (slurm_tmp_path / "ready").exists)
+    for daemon in ("n2", "slurmctld"):
+        slurm_cluster.kill(daemon)
+    # A slurmd cannot be registered while nobody listens.
+    for daemon in ("slurmctld", "n2"):
+        slurm_cluster.restart(daemon)
+    assert slurm_cluster.run("squeue", "-h", "-j", job, "-o", "%T") == "RUNNING"
+    (slurm_tmp_path / "go").touch()
+    wait_for("record of the job", lambda: accounted_states(slurm_cluster, job) == ["COMPLETED"])
+
+
 def test_urgent_job_signals_and_requeues_a_job_in_main(slurm_cluster: SlurmCluster, slurm_tmp_path: Path) -> None:
     signalled = slurm_tmp_path / "signalled"
     # TERM follows the user's signal at once, so it is caught too.

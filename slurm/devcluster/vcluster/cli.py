@@ -19,6 +19,11 @@ NODE_COMMANDS = {
     "cut": "take a node off the network; its jobs run on",
     "join": "put a cut-off node back and wait until it is in service",
 }
+DAEMON_COMMANDS = {
+    "kill": "kill -9 the controller, or a node's slurmd; jobs run on",
+    "restart": "start it anew, as a machine's service manager would, and wait until it serves",
+}
+KILLABLE = ("slurmctld", *NODES)
 DONE = {"crash": "has crashed", "revive": "is in service", "cut": "is cut off", "join": "is in service"}
 
 
@@ -55,6 +60,13 @@ def _dispatch(arguments: argparse.Namespace) -> int:
             _require_up(cluster)
             for name, value in cluster.exports().items():
                 print(f"export {name}={shlex.quote(value)}")
+        case "kill" | "restart" as command:
+            packages.require_root_for_namespaces()
+            cluster.plan()
+            with cluster.locked():
+                getattr(cluster, command)(arguments.daemon)
+            what = f"The slurmd of {arguments.daemon}" if arguments.daemon in NODES else f"The {arguments.daemon}"
+            print(f"{what} {'is killed' if command == 'kill' else 'runs again'}.")
         case command:
             packages.require_root_for_namespaces()
             _require_up(cluster)
@@ -114,4 +126,6 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("env", help="print the variables a shell needs, for eval")
     for name, text in NODE_COMMANDS.items():
         commands.add_parser(name, help=text).add_argument("node", choices=NODES)
+    for name, text in DAEMON_COMMANDS.items():
+        commands.add_parser(name, help=text).add_argument("daemon", choices=KILLABLE)
     return parser

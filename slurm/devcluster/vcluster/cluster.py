@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import os
 import signal
 import sys
 import time
@@ -15,6 +16,7 @@ from vcluster.daemons import DAEMONS, START_TIMEOUT_S, Daemons
 from vcluster.errors import UsageError
 from vcluster.layout import Layout
 from vcluster.plan import NODES, PRIVATE, Plan, choose_plan, covered, tag_of
+from vcluster.processes import children, name_of
 from vcluster.settings import SPOOL, write_settings
 
 IN_SERVICE = ("idle", "mixed", "allocated", "completing")
@@ -106,6 +108,28 @@ class Cluster:
         network.set_link(self.plan(), node, "up")
         self._wait_for_node(node, registered_since=0)
 
+    def kill(self, name: str) -> None:
+        """Kill -9 of the controller, or of a node's slurmd; jobs run on."""
+        if name in NODES:
+            self._kill_slurmd(name)
+        else:
+            self.layout.process(name).end(signal.SIGKILL)
+
+    def restart(self, name: str) -> None:
+        """Start the controller, or a node's slurmd, anew, as a machine's service manager would, and wait until it serves."""
+        self.kill(name)
+        if name not in NODES:
+            self._daemons.start_controller()
+            # Until the nodes have told it that they are there, it starts nothing on them.
+            wait_until("nodes known", lambda: "unknown" not in self.node_states().values(), START_TIMEOUT_S)
+            return
+        init = self._init_of(name)
+        if init is None:
+            raise UsageError(f"{name} has crashed; `devcluster revive {name}` boots it")
+        before = int(time.time())
+        os.kill(init, signal.SIGHUP)
+        self._wait_for_node(name, registered_since=before)
+
     def node_states(self) -> dict[str, str]:
         """Slurm's view of every node, such as ``idle`` or ``down*``; a star means it does not answer."""
         lines = output("sinfo", "-h", "-N", "-p", "main", "-o", "%N %T", env=self.environment).splitlines()
@@ -154,6 +178,18 @@ class Cluster:
         places = [self.layout.etc / "hosts", staging, self.layout.spool / node, SPOOL, *PRIVATE]
         init = [sys.executable, "-I", node_init.__file__, node, *map(str, places), "--", *plan.shares]
         self.layout.process(node).start([*into, *init], self.environment)
+
+    def _init_of(self, node: str) -> int | None:
+        """The first process of a node; None if it has crashed."""
+        outside = self.layout.process(node).pid()
+        return next(iter(children(outside)), None) if outside is not None else None
+
+    def _kill_slurmd(self, node: str) -> None:
+        init = self._init_of(node)
+        for pid in children(init) if init is not None else ():
+            # The steps of jobs have come to be the first process's own, too.
+            if name_of(pid) == "slurmd":
+                os.kill(pid, signal.SIGKILL)
 
     def _wait_for_node(self, node: str, registered_since: int) -> None:
         def in_service() -> bool:

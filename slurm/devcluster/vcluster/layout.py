@@ -4,6 +4,7 @@ import dataclasses
 import os
 import re
 import shutil
+import sys
 from pathlib import Path
 
 from vcluster.errors import UsageError
@@ -37,6 +38,11 @@ class Layout:
     @property
     def marker(self) -> Path:
         return self.root / "README"
+
+    @property
+    def command(self) -> Path:
+        """The `devcluster` that looks after this cluster, for programs that know its state directory."""
+        return self.root / "devcluster"
 
     @property
     def plan(self) -> Path:
@@ -105,6 +111,8 @@ class Layout:
         for node in NODES:
             (self.spool / node).mkdir()
         self.scratch.mkdir(exist_ok=True)
+        self.command.unlink(missing_ok=True)
+        self.command.symlink_to(Path(sys.argv[0]).resolve())
 
 
 def state_directory(option: str | None) -> Path:

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 
@@ -34,18 +35,27 @@ def make_private(private: Path, shared: list[Path], staging: Path) -> None:
     mount("--move", staging, private)
 
 
-def reap_for_ever(slurmd: int) -> int:
-    """Reap orphans: to Slurm a zombie is a task that cannot be killed, and it would drain the node.
+def reap_for_ever(node: str) -> int:
+    """Run slurmd, and reap orphans: to Slurm a zombie is a task that cannot be killed, and it would drain the node.
 
-    A slurmd that exits by itself ends the node. One that is killed does not: on a real machine jobs outlive it.
+    A slurmd that exits by itself ends the node. One that is killed does not: on a real machine jobs outlive it. On HUP it is
+    started again.
     """
+    started: list[int] = []
+
+    def start(*_: object) -> None:
+        started.append(os.posix_spawnp("slurmd", ["slurmd", "-D", "-N", node], os.environ))
+
+    signal.signal(signal.SIGHUP, start)
+    start()
     while True:
         try:
             pid, status = os.wait()
         except ChildProcessError:
-            signal.pause()
+            # HUP may have come just before this, and its slurmd is waited for a second later.
+            time.sleep(1)
         else:
-            if pid == slurmd and os.WIFEXITED(status):
+            if pid == started[-1] and os.WIFEXITED(status):
                 return os.WEXITSTATUS(status)
 
 
@@ -58,7 +68,7 @@ def main(arguments: list[str]) -> int:
     bind(Path(hosts), Path("/etc/hosts"))
     for private in arguments[5:divider]:
         make_private(Path(private), shared, Path(staging))
-    return reap_for_ever(os.posix_spawnp("slurmd", ["slurmd", "-D", "-N", node], os.environ))
+    return reap_for_ever(node)
 
 
 if __name__ == "__main__":

@@ -87,6 +87,22 @@ class Supervised:
         return "\n".join(self.log_file.read_text(errors="replace").splitlines()[-lines:])
 
 
+def children(pid: int) -> list[int]:
+    """Of a process, none if there is no such process."""
+    try:
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+
+
+def name_of(pid: int) -> str | None:
+    """The name of a process, None if there is no such process."""
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+
+
 def _start_time(pid: int) -> str | None:
     """Start time of a live process in clock ticks since boot; None for a missing one or a zombie."""
     try:
