@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import msgspec
 
 from lemix_hpc.launch.deaths import Death, first_death
-from lemix_hpc.launch.entry import EXIT_EARLY, SCHEDULER_RANK
+from lemix_hpc.launch.entry import EXIT_EARLY, GAVE_UP, SCHEDULER_RANK
 from lemix_hpc.records.attempts import Attempt, AttemptEnd, EndReason
 from lemix_hpc.records.schema import Progress
 
@@ -65,7 +65,7 @@ def why(attempt: Attempt, death: Death | None, status: int, killed: AttemptEnd |
     # When a rank ends, those that start ranks end the others by the signal with which users ask a run to stop.
     if told is not None and not failures and (death is None or early):
         return told
-    if is_mistake(attempt) or (failures and (death is None or death.signal is None)):
+    if is_mistake(attempt) or (failures and (death is None or death.signal in (None, GAVE_UP))):
         return _end("error", failures.splitlines()[0])
     if death is None:
         return _end("error", f"the launcher ended with status {status}, and no rank left a word")

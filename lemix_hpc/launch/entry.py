@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 import traceback
@@ -21,10 +22,14 @@ if TYPE_CHECKING:
 SCHEDULER_RANK = 0
 EXIT_EARLY = 75
 """Of the scheduler's rank, if the run is to end before it has begun."""
+GAVE_UP = signal.SIGALRM
+"""Ends a rank that has failed, and whose MPI cannot end the others, since what starts them does not answer."""
+ABORT_TIMEOUT_S = 10
 
 
-def run_rank(run_dir: str) -> None:
-    """Run this rank's part of the run in `run_dir`; collective over MPI.COMM_WORLD.
+def run_rank(run_dir: str, number: int | None = None) -> None:
+    """Run this rank's part of an attempt at the run in `run_dir`; collective over MPI.COMM_WORLD. `number`: of the attempt,
+    which the caller has claimed; without one it is a new attempt.
 
     An exception ends all ranks: it is written to the rank's log, in a line of the attempt's failure.txt and on the job's
     stderr, and the MPI world is aborted, since other ranks may wait for this one for ever.
@@ -41,7 +46,7 @@ def run_rank(run_dir: str) -> None:
         leave_to_scheduler()
     job_stderr, attempt, role = os.dup(2), None, "role not known yet"
     try:
-        attempt = Attempt(Path(world.bcast(str(claim(run.path).path) if rank == SCHEDULER_RANK else "")))
+        attempt = _attempt(run, number, world)
         _redirect_output(run.rank_log(attempt.number, rank))
         _set_environment(world)
         recipe = _load(run)
@@ -56,7 +61,16 @@ def run_rank(run_dir: str) -> None:
     except BaseException as error:  # noqa: BLE001  whatever it is, the other ranks must not wait for this one
         traceback.print_exc()
         _tell(run, attempt, rank, role, error, job_stderr)
+        # By the kernel, since MPI lets no Python run meanwhile.
+        signal.signal(GAVE_UP, signal.SIG_DFL)
+        signal.alarm(ABORT_TIMEOUT_S)
         world.Abort(1)
+
+
+def _attempt(run: RunDir, number: int | None, world: MPI.Comm) -> Attempt:
+    if number is not None:
+        return run.attempt(number)
+    return run.attempt(world.bcast(claim(run.path).number if world.Get_rank() == SCHEDULER_RANK else None))
 
 
 def _run(recipe: Recipe, run: RunDir, attempt: Attempt, rank: int, noted: list[int]) -> None:

@@ -15,5 +15,6 @@ class Launcher:
 
 
 def rank_command(run_dir: str) -> list[str]:
-    """The command line of every rank. `-m mpi4py` makes an exception in one rank end all of them."""
+    """The command line of every rank, behind which its attempt may be named. `-m mpi4py` makes an exception in one rank end all
+    of them."""
     return [sys.executable, "-u", "-m", "mpi4py", "-m", "lemix_hpc.launch.rank", run_dir]

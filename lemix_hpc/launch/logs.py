@@ -48,10 +48,11 @@ def print_logs(
 
 
 def launcher_logs(run: RunDir) -> list[Path]:
-    """What mpiexec or srun wrote, and ranks before they had a log of their own; those with content."""
+    """What mpiexec or srun wrote in the last attempt, and ranks before they had a log of their own; those with content."""
+    last = run.last_attempt
     # The jobs of an array share a directory.
     candidates = [
-        run.launcher_log,
+        *([] if last is None else [run.launcher_log(last.number)]),
         run.supervisor_log,
         *sorted(run.submitit.glob(f"{run.read_record().job}_*_log.err")),
     ]
@@ -66,10 +67,13 @@ def last_lines(log: Path) -> str:
 
 def _log_files(run: RunDir, rank: int | None, attempt: int | None) -> list[Path]:
     wanted = [each for each in attempts(run.path) if attempt in (None, each.number)]
-    directory = run.rank_log(wanted[-1].number, 0).parent if wanted else run.logs
-    files = directory.glob("rank-*.log" if rank is None else f"rank-{rank}.log")
-    # Those of all attempts.
-    common = [run.supervisor_log, run.launcher_log] if rank is None and attempt is None else []
+    if not wanted:
+        return [run.supervisor_log] if rank is None and run.supervisor_log.exists() else []
+    launcher = run.launcher_log(wanted[-1].number)
+    files = launcher.parent.glob("rank-*.log" if rank is None else f"rank-{rank}.log")
+    common = [launcher] if rank is None else []
+    if rank is None and attempt is None:
+        common.insert(0, run.supervisor_log)
     return [log for log in common if log.exists()] + sorted(files, key=_number)
 
 

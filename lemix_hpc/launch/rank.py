@@ -1,4 +1,4 @@
-"""`python -m mpi4py -m lemix_hpc.launch.rank RUN_DIR`: one rank of a run."""
+"""`python -m mpi4py -m lemix_hpc.launch.rank RUN_DIR [ATTEMPT]`: one rank of a run."""
 
 from __future__ import annotations
 
@@ -7,4 +7,4 @@ import sys
 from lemix_hpc.launch.entry import run_rank
 
 if __name__ == "__main__":
-    run_rank(sys.argv[1])
+    run_rank(sys.argv[1], *map(int, sys.argv[2:]))

@@ -14,7 +14,7 @@ import msgspec
 from lemix_hpc.config.errors import UserError
 from lemix_hpc.config.load import resolved_yaml
 from lemix_hpc.config.recipe import Recipe
-from lemix_hpc.records.attempts import Attempt, attempts
+from lemix_hpc.records.attempts import ATTEMPTS, Attempt, attempts
 from lemix_hpc.records.files import replace
 from lemix_hpc.records.schema import FACTS
 
@@ -75,11 +75,6 @@ class RunDir:
         return self.path / "logs"
 
     @property
-    def launcher_log(self) -> Path:
-        """What mpiexec or srun wrote in all attempts, and ranks before they had a log of their own."""
-        return self.logs / "launcher.log"
-
-    @property
     def supervisor_log(self) -> Path:
         """What the supervisor of a run that was started from here wrote: how each attempt ended. Under Slurm the job's output
         has that."""
@@ -89,6 +84,10 @@ class RunDir:
     def failure(self) -> Path:
         """There if ranks of the current attempt failed: a line for each of them."""
         return self.path / "failure.txt"
+
+    def attempt(self, number: int) -> Attempt:
+        """That has been claimed."""
+        return Attempt(self.path / ATTEMPTS / str(number))
 
     @property
     def last_attempt(self) -> Attempt | None:
@@ -133,6 +132,10 @@ class RunDir:
     @property
     def report(self) -> Path:
         return self.path / "report.json"
+
+    def launcher_log(self, attempt: int) -> Path:
+        """What mpiexec or srun wrote in an attempt, and ranks before they had a log of their own."""
+        return self.logs / f"attempt-{attempt}" / "launcher.log"
 
     def rank_log(self, attempt: int, rank: int) -> Path:
         return self.logs / f"attempt-{attempt}" / f"rank-{rank}.log"

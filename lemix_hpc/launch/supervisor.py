@@ -21,13 +21,12 @@ from lemix_hpc.config.errors import UserError
 from lemix_hpc.config.load import load_recipe
 from lemix_hpc.launch import slurm_job
 from lemix_hpc.launch.endings import abandoned, fruitless, is_mistake, killed_by_slurm, settle
-from lemix_hpc.launch.launcher import Launcher
 from lemix_hpc.launch.launchers import make_launcher
 from lemix_hpc.launch.next_step import Next, Situation, decide
 from lemix_hpc.launch.rundir import RunDir
 from lemix_hpc.launch.scratch import scratch
 from lemix_hpc.launch.successor import cancel_successor, submit_successor, take_over
-from lemix_hpc.records.attempts import Attempt, AttemptEnd, attempts, claim
+from lemix_hpc.records.attempts import Attempt, AttemptEnd, attempts, claim, claim_next
 from lemix_hpc.runtime.scheduler.allocation import ASK_EVERY_S, JobTime, ask_slurm
 
 Where = Literal["local", "allocation", "job"]
@@ -37,6 +36,9 @@ LOOK_EVERY_S = 1.0
 LAST_MOMENT_S = 2.0
 PATIENCE_S = 6.0
 """How long the ranks may take once Slurm ends the job: sites kill what is left 10 s after that or later."""
+
+LEFT_BEHIND_S = 30.0
+"""How long a launcher may take whose ranks have seen that others go on with the run."""
 
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 
@@ -74,8 +76,13 @@ class Supervisor:
         return code
 
     def _attempts(self, renewed: bool) -> int:
+        attempt: Attempt | None = None
         while not self._run.stop.exists() and self._terminated_at == math.inf:
-            attempt, end = self._attempt()
+            attempt = claim(self._run.path) if attempt is None else claim_next(attempt)
+            end = None if attempt is None else self._attempt(attempt)
+            if attempt is None or end is None:
+                self._say("the run goes on in another attempt, which this host was too cut off to hear of")
+                return 0
             step, because = decide(self._situation(attempt, end, renewed))
             self._say(f"attempt {attempt.number} ended: {end.reason} ({end.message}); {step.value}: {because}")
             if step is Next.REQUEUE and (refused := slurm_job.requeue(self._job or "")):
@@ -99,21 +106,19 @@ class Supervisor:
         count = expire(self._run.path, (request.id for request in requests if request.call is not None))
         self._say(f"{count} lines of the batch have expired")
 
-    def _attempt(self) -> tuple[Attempt, AttemptEnd]:
-        """Start all ranks, and wait until they have ended."""
-        before = {attempt.number for attempt in attempts(self._run.path)}
-        with self._run.launcher_log.open("ab+") as log:
-            began = log.seek(0, os.SEEK_END)
+    def _attempt(self, attempt: Attempt) -> AttemptEnd | None:
+        """Start all ranks, and wait until they have ended. None if a later attempt has begun meanwhile: Slurm took this host
+        for dead, and has started the job elsewhere."""
+        log_file = self._run.launcher_log(attempt.number)
+        log_file.parent.mkdir(parents=True, exist_ok=True)
+        with log_file.open("ab+") as log:
             # Under Slurm the hosts are not only this one, and have an epilog for what jobs leave.
             with contextlib.ExitStack() as stack:
                 variables = stack.enter_context(scratch()) if self._where == "local" else {}
-                status = self._run_ranks(self._launcher, variables, log.fileno())
-            log.seek(began)
+                status = self._run_ranks(attempt, variables, log.fileno())
+            log.seek(0)
             printed = log.read().decode(errors="replace")
-        new = [attempt for attempt in attempts(self._run.path) if attempt.number not in before]
-        # Ranks that die at once have not come so far.
-        attempt = new[-1] if new else claim(self._run.path)
-        return attempt, settle(attempt, printed, status, self._killed(printed))
+        return None if attempt.superseded else settle(attempt, printed, status, self._killed(printed))
 
     def _killed(self, printed: str) -> AttemptEnd | None:
         """Why the run is ended from outside, if it is."""
@@ -127,9 +132,10 @@ class Supervisor:
             return AttemptEnd("cancelled", "the supervisor was ended by a signal", time.time())
         return killed_by_slurm(printed)
 
-    def _run_ranks(self, launcher: Launcher, variables: dict[str, str], log: int) -> int:
+    def _run_ranks(self, attempt: Attempt, variables: dict[str, str], log: int) -> int:
+        launcher = self._launcher
         self._ranks = subprocess.Popen(
-            launcher.command,
+            [*launcher.command, str(attempt.number)],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
@@ -139,7 +145,7 @@ class Supervisor:
             preexec_fn=_end_with_parent,  # noqa: PLW1509  there are no threads here
         )
         try:
-            return self._wait_for(self._ranks)
+            return self._wait_for(self._ranks, attempt)
         finally:
             self._ranks = None
             _end_orphans()
@@ -163,14 +169,20 @@ class Supervisor:
         end = attempt.ended if attempt is not None else None
         return self._run.stop.exists() or (end is not None and end.reason in ("finished", "drained", "cancelled"))
 
-    def _wait_for(self, ranks: subprocess.Popen[bytes]) -> int:
+    def _wait_for(self, ranks: subprocess.Popen[bytes], attempt: Attempt) -> int:
         """Its exit status. When Slurm ends the job there is not the time to wait for it, and nothing to be had from that."""
+        left_behind_at = math.inf
         while True:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 return ranks.wait(LOOK_EVERY_S)
             killed = self._where == "job" and time.monotonic() >= self._terminated_at + PATIENCE_S
             if killed or self._out_of_time():
                 return -signal.SIGTERM
+            if attempt.superseded:
+                left_behind_at = min(left_behind_at, time.monotonic())
+                if time.monotonic() >= left_behind_at + LEFT_BEHIND_S:
+                    # The ranks have ended by themselves, and it waits for a controller that it does not reach.
+                    ranks.kill()
 
     def _out_of_time(self) -> bool:
         """Whether the job's time is as good as over, so that Slurm must be asked now to start it again, whatever the ranks do.

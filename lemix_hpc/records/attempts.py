@@ -98,6 +98,11 @@ class Attempt:
         """Whether a later attempt has begun, which knows nothing of what this one still does."""
         return (self.path.parent / str(self.number + 1)).exists()
 
+    def must_count(self) -> None:
+        """Raises RuntimeError in an attempt that was taken for dead, and was left behind."""
+        if self.superseded:
+            raise RuntimeError("a later attempt goes on with the run; what this one still does is not counted")
+
     def start(self, start: AttemptStart) -> None:
         """Write down what it goes on from. Raises OSError."""
         _store(self.path / "start.json", start)
@@ -134,6 +139,16 @@ def claim(run_dir: Path) -> Attempt:
         with contextlib.suppress(FileExistsError):
             attempt.path.mkdir()
             return attempt
+
+
+def claim_next(before: Attempt) -> Attempt | None:
+    """The attempt right behind this one; None if that is somebody else's. Raises OSError."""
+    attempt = Attempt(before.path.with_name(str(before.number + 1)))
+    try:
+        attempt.path.mkdir()
+    except FileExistsError:
+        return None
+    return attempt
 
 
 def attempts(run_dir: Path) -> list[Attempt]:

@@ -68,13 +68,13 @@ def run(recipe: Recipe, attempt: Attempt, drain: Drain | None) -> AttemptEnd | N
             place, across = stage_place(recipe, layout, node, stage), partners(recipe)
             across = across if across is not None and node in across.nodes else None
             worker = StageWorker(place, engine, mailbox, clock, waiter, stage_rules(recipe), across, start)
-            with heartbeats(waiter, mailbox, rank, recipe.engine.timeout_s):
+            with heartbeats(waiter, mailbox, rank, recipe.engine.timeout_s, attempt.must_count):
                 worker.run()
             engine.close()
             return None
         mailbox = Mailbox(comm, Inbox.LEADER, bell)
         leader = make_leader(recipe, layout, node, mailbox, meeting, clock, bell.wake, start.version)
-        with heartbeats(waiter, mailbox, rank, recipe.engine.timeout_s):
+        with heartbeats(waiter, mailbox, rank, recipe.engine.timeout_s, attempt.must_count):
             if taken_over is None:
                 _lead(leader, waiter)
                 return None

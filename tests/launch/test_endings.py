@@ -52,6 +52,8 @@ def test_a_failure_is_quoted_and_a_mistake_told_from_others(attempt: Attempt) ->
     assert settle(attempt, "", 1, None) == attempt.ended
     assert attempt.ended.message == "rank 2 (node 0, stage 1) failed: RuntimeError: no"
     assert not is_mistake(attempt)
+    # Its MPI could not end the others.
+    assert settle(attempt, "srun: error: n1: task 2: Alarm clock\n", 142, None).reason == "error"
     attempt.failure.write_text("rank 0 (node 0, leader) failed: UserError: engine.device: no GPU\n")
     assert is_mistake(attempt)
     # Others of its host are killed for it.

@@ -94,7 +94,7 @@ def test_a_run_completes_with_records_logs_and_report(recipe: Recipe) -> None:
     assert run.report.exists()
     assert read_progress(run).served == 5
     logs = run.rank_log(0, 0).parent
-    assert sorted(path.name for path in logs.iterdir()) == [f"rank-{rank}.log" for rank in range(3)]
+    assert sorted(path.name for path in logs.iterdir()) == ["launcher.log", *(f"rank-{rank}.log" for rank in range(3))]
 
 
 @pytest.mark.mpi
@@ -111,7 +111,7 @@ def test_a_failing_rank_is_named_and_ends_all(recipe: Recipe, tmp_path: Path) ->
         failure,
         re.MULTILINE,
     )
-    assert failure.splitlines()[0] in run.launcher_log.read_text()
+    assert failure.splitlines()[0] in run.launcher_log(0).read_text()
     assert "Traceback" in log.read_text()
     wait_for(lambda: not processes_of(run), "the other ranks to end")
 

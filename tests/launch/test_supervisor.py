@@ -11,6 +11,7 @@ import pytest
 from lemix_hpc.config.recipe import Recipe
 from lemix_hpc.launch.rundir import RunDir
 from lemix_hpc.launch.start import start
+from lemix_hpc.records.attempts import attempts
 from tests.launch.conftest import FakeSlurm
 
 SUPERVISE = "import sys; from lemix_hpc.launch.supervisor import supervise; supervise(sys.argv[1])"
@@ -43,7 +44,7 @@ def test_slurm_is_asked_in_the_last_moment_when_the_ranks_do_not_end(fake_slurm:
     ends_in(fake_slurm, 4)
     done = supervised(run)
     assert done.returncode == 0, done.stderr
-    assert fake_slurm.calls("scontrol") == ["requeue 12"]
+    assert fake_slurm.calls("scontrol")[-1] == "requeue 12"
     assert "attempt 0 ended: time-limit (the ranks did not end in time); requeue" in done.stdout
 
 
@@ -55,17 +56,17 @@ def test_a_refused_requeue_says_how_to_go_on(fake_slurm: FakeSlurm, recipe: Reci
     assert "presently disabled for job 12; `lemix resume toy-" in supervised(run).stdout
 
 
-@pytest.mark.parametrize(("restarts", "attempts"), [(0, 1), (2, 3)])
+@pytest.mark.parametrize(("restarts", "count"), [(0, 1), (2, 3)])
 def test_crashes_without_progress_are_given_up(
-    fake_slurm: FakeSlurm, recipe: Recipe, restarts: int, attempts: int
+    fake_slurm: FakeSlurm, recipe: Recipe, restarts: int, count: int
 ) -> None:
     run = submitted(fake_slurm, recipe, restarts=restarts)
     ranks(fake_slurm, "echo 'srun: error: n1: task 2: Killed' >&2; exit 137")
     ends_in(fake_slurm, 3600)
     done = supervised(run)
     assert done.returncode == 1
-    assert done.stdout.count("ended: killed (rank 2 on n1 was killed by signal 9 (SIGKILL))") == attempts
-    assert run.last_attempt.number == attempts - 1
+    assert done.stdout.count("ended: killed (rank 2 on n1 was killed by signal 9 (SIGKILL))") == count
+    assert run.last_attempt.number == count - 1
 
 
 def test_an_attempt_that_died_with_its_job_is_explained_by_the_next_start(
@@ -77,3 +78,14 @@ def test_an_attempt_that_died_with_its_job_is_explained_by_the_next_start(
     fake_slurm.answers("sacct", "NODE_FAIL\nRUNNING")
     assert supervised(run).returncode == 0
     assert run.last_attempt.ended.reason == "node-failure"
+
+
+def test_a_host_that_was_taken_for_dead_leaves_the_run_to_others(fake_slurm: FakeSlurm, recipe: Recipe) -> None:
+    run = submitted(fake_slurm, recipe)
+    # Meanwhile the job has been started elsewhere.
+    ranks(fake_slurm, f"/bin/mkdir {run.path}/attempts/1; echo 'srun: error: Node failure on n1' >&2; exit 1")
+    ends_in(fake_slurm, 3600)
+    done = supervised(run)
+    assert (done.returncode, fake_slurm.calls("scontrol")) == (0, [])
+    assert "the run goes on in another attempt" in done.stdout
+    assert [attempt.ended for attempt in attempts(run.path)] == [None, None]

@@ -138,6 +138,7 @@ class SchedulerRank:
         self._recorder.learned(self._learned(scheduler))
         self._recorder.close()
         self._journal.close(DISK_TIMEOUT_S)
+        self._attempt.must_count()
         return loop.end
 
     def _turn(self, loop: SchedulerLoop, facts: Callable[[float], RunFacts]) -> Callable[[], bool]:
@@ -153,8 +154,7 @@ class SchedulerRank:
             if now >= due:
                 self._recorder.facts(facts(now))
                 due = now + FACTS_EVERY_S
-                if self._attempt.superseded:
-                    raise RuntimeError("a later attempt goes on with the run; what this one still does is not counted")
+                self._attempt.must_count()
             return loop.turn()
 
         return turn

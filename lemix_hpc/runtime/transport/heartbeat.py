@@ -1,4 +1,4 @@
-"""A rank shows that its loop turns; one that hangs leaves in its log where."""
+"""A rank shows that its loop turns; one that hangs leaves in its log where. One that was left behind ends."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from lemix_hpc.runtime.transport.mailbox import Inbox, Mailbox
 from lemix_hpc.runtime.transport.rank_layout import SCHEDULER_RANK
 
 PER_TIMEOUT = 4
-"""Signs of life in the time after which a rank is given up."""
+"""Signs of life in the time after which a rank is given up, at least."""
+LONGEST_S = 5.0
+"""Between two of them: a rank that was left behind is to end soon."""
 
 
 class Heartbeat:
@@ -33,17 +35,23 @@ class Heartbeat:
         now = time.monotonic()
         if now < self._due:
             return
-        self._due = now + self._timeout / PER_TIMEOUT
+        self._due = now + min(self._timeout / PER_TIMEOUT, LONGEST_S)
         faulthandler.dump_traceback_later(self._timeout)
         self._send()
 
 
 @contextlib.contextmanager
-def heartbeats(waiter: Waiter, mailbox: Mailbox, rank: int, timeout: float) -> Iterator[None]:
+def heartbeats(
+    waiter: Waiter, mailbox: Mailbox, rank: int, timeout: float, must_count: Callable[[], None]
+) -> Iterator[None]:
     """Meanwhile every turn of a loop that waits by `waiter` is a beat; `mailbox` carries signs of life to the scheduler rank,
-    which itself needs none."""
+    which itself needs none.
+
+    `must_count` raises if the attempt was left behind. Each rank looks for itself: it may be cut off from those that know.
+    """
 
     def send() -> None:
+        must_count()
         if rank != SCHEDULER_RANK:
             mailbox.send(SCHEDULER_RANK, Inbox.SCHEDULER, m.Alive(rank))
 
