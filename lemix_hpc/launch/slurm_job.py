@@ -27,6 +27,17 @@ def states_so_far(job: str) -> list[str]:
     return [state for state in states if state not in STILL_THERE]
 
 
+def controller_answers() -> bool:
+    """Whether Slurm's controller, or one that stands in for it, is up; True where that cannot be asked."""
+    try:
+        done = subprocess.run(["scontrol", "ping"], capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+    except OSError:
+        return True
+    except subprocess.TimeoutExpired:
+        return False
+    return " is UP" in done.stdout or " is DOWN" not in done.stdout
+
+
 def requeue(job: str) -> str | None:
     """Ask Slurm to end this job and start it again. Returns what it says against that, None if it does so."""
     try:

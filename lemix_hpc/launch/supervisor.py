@@ -77,7 +77,7 @@ class Supervisor:
 
     def _attempts(self, renewed: bool) -> int:
         attempt: Attempt | None = None
-        while not self._run.stop.exists() and self._terminated_at == math.inf:
+        while self._may_go_on():
             attempt = claim(self._run.path) if attempt is None else claim_next(attempt)
             end = None if attempt is None else self._attempt(attempt)
             if attempt is None or end is None:
@@ -85,7 +85,7 @@ class Supervisor:
                 return 0
             step, because = decide(self._situation(attempt, end, renewed))
             self._say(f"attempt {attempt.number} ended: {end.reason} ({end.message}); {step.value}: {because}")
-            if step is Next.REQUEUE and (refused := slurm_job.requeue(self._job or "")):
+            if step is Next.REQUEUE and self._may_go_on() and (refused := slurm_job.requeue(self._job or "")):
                 self._say(
                     f"Slurm does not requeue the job: {refused}; `lemix resume {self._run.id}` goes on with the run"
                 )
@@ -94,6 +94,19 @@ class Supervisor:
                     self._expire()
                 return int(step is Next.GIVE_UP)
         return 0
+
+    def _may_go_on(self) -> bool:
+        """Whether nobody has ended the run. First waits for Slurm's controller: without it no ranks start, and no job is
+        requeued."""
+        told = False
+        while not self._run.stop.exists() and self._terminated_at == math.inf:
+            if self._where == "local" or slurm_job.controller_answers():
+                return True
+            if not told:
+                self._say("Slurm's controller does not answer; the run waits for it")
+                told = True
+            time.sleep(LOOK_EVERY_S)
+        return False
 
     def _expire(self) -> None:
         """Nobody goes on with the run: lines of a batch that were not answered get a record that says so."""
@@ -191,7 +204,9 @@ class Supervisor:
             return False
         if time.monotonic() >= self._ask_at:
             self._ask_at = time.monotonic() + ASK_EVERY_S
-            self._time = ask_slurm(self._job)
+            answer = ask_slurm(self._job)
+            # An answer that does not come takes nothing back.
+            self._time = answer if answer.state else self._time
         return time.time() >= self._time.end - LAST_MOMENT_S
 
     def _situation(self, attempt: Attempt, end: AttemptEnd, renewed: bool) -> Situation:

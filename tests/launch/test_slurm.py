@@ -9,7 +9,7 @@ import pytest
 from lemix_hpc.config.errors import UserError
 from lemix_hpc.config.recipe import Recipe
 from lemix_hpc.launch import allocation, slurm
-from lemix_hpc.launch.cancel import cancel
+from lemix_hpc.launch.cancel import cancel, stop
 from lemix_hpc.launch.start import StartedRun, choose_cluster, start
 from lemix_hpc.launch.states import run_state
 from lemix_hpc.records.attempts import claim
@@ -162,6 +162,17 @@ def test_cancel_asks_scancel(fake_slurm: FakeSlurm, submitted: StartedRun) -> No
     assert fake_slurm.calls("scancel") == ["12"]
     fake_slurm.answers("scancel", stderr="scancel: error: Kill job error on job id 12: Access denied", code=1)
     with pytest.raises(UserError, match="Access denied"):
+        cancel(submitted.run, submitted.record)
+
+
+def test_a_run_can_be_asked_to_stop_while_the_controller_is_down(fake_slurm: FakeSlurm, submitted: StartedRun) -> None:
+    submitted.run.successor.write_text("13")
+    fake_slurm.answers("sacct", "RUNNING")
+    for name in ("squeue", "scancel"):
+        fake_slurm.answers(name, stderr="Unable to contact slurm controller (connect failure)", code=1)
+    assert "is stopping" in stop(submitted.run, submitted.record)
+    assert submitted.run.stop.exists() and submitted.run.successor.exists()
+    with pytest.raises(UserError, match="Unable to contact slurm controller"):
         cancel(submitted.run, submitted.record)
 
 

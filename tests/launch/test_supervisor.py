@@ -69,6 +69,19 @@ def test_crashes_without_progress_are_given_up(
     assert run.last_attempt.number == count - 1
 
 
+def test_it_waits_for_the_controller_before_ranks_are_started(fake_slurm: FakeSlurm, recipe: Recipe) -> None:
+    run = submitted(fake_slurm, recipe, restarts=0)
+    ranks(fake_slurm, "exit 1")
+    ends_in(fake_slurm, 3600)
+    down, up = fake_slurm.directory / "down", fake_slurm.directory / "up"
+    down.touch()
+    script = f"[ -e {down} ] && echo 'Slurmctld(primary) at vm is DOWN' && /bin/mv {down} {up} && exit 1"
+    (fake_slurm.directory / "scontrol").write_text(f"#!/bin/sh\n{script}\necho 'Slurmctld(primary) at vm is UP'\n")
+    said = supervised(run).stdout
+    assert said.count("Slurm's controller does not answer; the run waits for it") == 1
+    assert said.index("controller") < said.index("attempt 0 ended")
+
+
 def test_an_attempt_that_died_with_its_job_is_explained_by_the_next_start(
     fake_slurm: FakeSlurm, recipe: Recipe
 ) -> None:
@@ -86,6 +99,6 @@ def test_a_host_that_was_taken_for_dead_leaves_the_run_to_others(fake_slurm: Fak
     ranks(fake_slurm, f"/bin/mkdir {run.path}/attempts/1; echo 'srun: error: Node failure on n1' >&2; exit 1")
     ends_in(fake_slurm, 3600)
     done = supervised(run)
-    assert (done.returncode, fake_slurm.calls("scontrol")) == (0, [])
+    assert (done.returncode, fake_slurm.calls("scontrol")) == (0, ["ping"])
     assert "the run goes on in another attempt" in done.stdout
     assert [attempt.ended for attempt in attempts(run.path)] == [None, None]
