@@ -9,32 +9,24 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from lemix_hpc.config.errors import UserError
 from lemix_hpc.config.load import read_recipe
 from lemix_hpc.config.recipe import Cluster, Recipe
+from lemix_hpc.launch.check import Check
 from lemix_hpc.launch.local import environment, mpiexec_command
 from lemix_hpc.launch.preflight import preflight
 from lemix_hpc.launch.rundir import runs_root
 from lemix_hpc.launch.start import choose_cluster, slurm_answers
+from lemix_hpc.launch.survival_checks import parse_config, parse_partition, survival_checks
 
 OLDEST_PYTHON = (3, 11)
 TIMEOUT_S = 60
 _TWO_RANKS = (
     "from mpi4py import MPI; print('ranks', MPI.COMM_WORLD.allreduce(1), MPI.Get_library_version().split(',')[0])"
 )
-
-
-@dataclass(frozen=True)
-class Check:
-    """One finding: what it means and, unless it is ok, what to do."""
-
-    name: str
-    verdict: Literal["ok", "warn", "fail"]
-    text: str
 
 
 def checks(recipe_path: Path | None) -> Iterator[Check]:
@@ -160,6 +152,9 @@ def _slurm_checks(cluster: Cluster) -> Iterator[Check]:
         yield Check("sacct", "ok", "accounting works")
     else:
         yield Check("sacct", "warn", "no accounting; states of ended jobs come from scontrol and the run directory")
+    config = parse_config(_call(["scontrol", "show", "config"]).stdout)
+    partition = parse_partition(_call(["scontrol", "--oneliner", "show", "partition"]).stdout, cluster.partition)
+    yield from survival_checks(config, partition, requeue=cluster.requeue)
     yield _shared(cluster)
 
 
