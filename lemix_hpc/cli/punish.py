@@ -22,11 +22,13 @@ def punish(
     kinds: Annotated[
         str,
         typer.Option(
-            metavar="NAMES", help="Some of rank,pause,engine,step: kill or stop a rank, kill an engine, a step."
+            metavar="NAMES",
+            help="Some of rank,pause,engine,step: kill or stop a rank, kill an engine, a step. On a one-machine cluster also "
+            "slurmd,controller.",
         ),
     ] = "rank",
     count: Annotated[int | None, typer.Option(min=1, help="Blows; by default until the run has ended.")] = None,
-    pause_seconds: Annotated[float, typer.Option(min=0.1, help="How long `pause` stops a rank.")] = 5.0,
+    pause_seconds: Annotated[float, typer.Option(min=0.1, help="How long a rank is stopped, or a daemon down.")] = 5.0,
     seed: Annotated[int, typer.Option(help="Of times and choices.")] = 0,
 ) -> None:
     """Kill or stop random processes of a run on this host, to see that nothing is lost."""

@@ -14,20 +14,24 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from lemix_hpc.config.errors import UserError
+from lemix_hpc.launch.daemons import CONTROLLER, hosts_of, own_daemons
 from lemix_hpc.launch.rundir import RunDir
 from lemix_hpc.launch.states import FINAL, run_state
 
-Kind = Literal["rank", "pause", "engine", "step"]
+Kind = Literal["rank", "pause", "engine", "step", "slurmd", "controller"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 """`rank`: kill a rank. `pause`: stop one, and let it go on a while later. `engine`: kill a node's vLLM engine process. `step`:
-kill all ranks at once, through Slurm."""
+kill all ranks at once, through Slurm. `slurmd`, `controller`: on a one-machine cluster kill the slurmd of one of the job's
+hosts, or slurmctld, and start it again a while later."""
+HARMLESS: frozenset[Kind] = frozenset({"pause", "slurmd", "controller"})
+"""A run should survive them without another attempt."""
 
 LOOK_EVERY_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
 class Blow:
-    """What was done; `pid` 0 for a whole step."""
+    """What was done; `pid` 0 for a whole step, and for Slurm's daemons."""
 
     kind: Kind
     pid: int
@@ -37,7 +41,8 @@ class Blow:
 class Punisher:
     """Works on the processes of a run on this host; a step is Slurm's, wherever it is.
 
-    `mean_s`: between two blows; `pause_s`: how long a rank is stopped.
+    `mean_s`: between two blows; `pause_s`: how long a rank is stopped, or a daemon down. Raises UserError for daemons that are
+    not the user's.
     """
 
     def __init__(self, run: RunDir, kinds: tuple[Kind, ...], *, mean_s: float, pause_s: float, seed: int) -> None:
@@ -47,6 +52,7 @@ class Punisher:
         self._pause_s = pause_s
         self._random = random.Random(seed)
         self._struck = -1
+        self._daemons = own_daemons() if {"slurmd", "controller"} & set(kinds) else None
 
     def blows(self, count: int | None) -> Iterator[Blow]:
         """Strike `count` times, or until the run has ended; the times between two blows are exponential.
@@ -61,7 +67,7 @@ class Punisher:
             if blow is not None and attempt is not None:
                 done += 1
                 # A kill ends the attempt, and the next one is waited for; a pause may be over in time.
-                self._struck = attempt.number if blow.kind != "pause" else self._struck
+                self._struck = self._struck if blow.kind in HARMLESS else attempt.number
                 yield blow
 
     def _waited(self, seconds: float) -> bool:
@@ -88,6 +94,8 @@ class Punisher:
             "pause": self._pause_rank,
             "engine": self._kill_engine,
             "step": self._kill_step,
+            "slurmd": self._fell_slurmd,
+            "controller": lambda: self._fell("controller", CONTROLLER),
         }
         return ways[self._random.choice(self._kinds)]()
 
@@ -118,9 +126,7 @@ class Punisher:
         return Blow(kind, pid, f"process {pid} {done}")
 
     def _kill_step(self) -> Blow | None:
-        job = self._run.read_record().job
-        if job is None:
-            raise UserError(f"{self._run.id} is no Slurm job, so it has no step; leave out the kind `step`")
+        job = self._job("step")
         done = subprocess.run(
             ["squeue", "--noheader", "--steps", "--jobs", job, "--format", "%i"],
             capture_output=True,
@@ -132,6 +138,25 @@ class Punisher:
             return None
         subprocess.run(["scancel", "--signal=KILL", steps[-1]], capture_output=True, check=False)
         return Blow("step", 0, f"step {steps[-1]} killed")
+
+    def _fell_slurmd(self) -> Blow | None:
+        hosts = hosts_of(self._job("slurmd"))
+        return self._fell("slurmd", self._random.choice(hosts)) if hosts else None
+
+    def _fell(self, kind: Kind, daemon: str) -> Blow:
+        assert self._daemons is not None, "looked for at the start"
+        self._daemons.kill(daemon)
+        try:
+            time.sleep(self._pause_s)
+        finally:
+            self._daemons.restart(daemon)
+        return Blow(kind, 0, f"{kind} of {daemon} killed, and started again after {self._pause_s:g} s")
+
+    def _job(self, kind: Kind) -> str:
+        job = self._run.read_record().job
+        if job is None:
+            raise UserError(f"{self._run.id} is no Slurm job; leave out the kind `{kind}`")
+        return job
 
 
 def ranks(run: RunDir) -> list[int]:

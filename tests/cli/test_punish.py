@@ -87,5 +87,17 @@ def test_what_it_does_not_know_is_named(inside: Command, recipe: Path) -> None:
     done = inside("punish", "sim", "--kinds", "rank,volcano")
     assert (done.returncode, done.stderr) == (
         2,
-        "--kinds: there is no 'volcano'; give some of rank, pause, engine, step\n",
+        "--kinds: there is no 'volcano'; give some of rank, pause, engine, step, slurmd, controller\n",
     )
+
+
+def test_daemons_of_others_are_not_killed(inside: Command, recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("LEMIX_DEVCLUSTER", "SLURM_CONF"):
+        monkeypatch.delenv(name, raising=False)
+    assert inside("simulate", recipe, "--out", "sim").returncode == 0
+    for kind in ("slurmd", "controller"):
+        done = inside("punish", "sim", "--kinds", kind)
+        assert done.returncode == 2
+        assert done.stderr.startswith(
+            "slurmd and controller: the Slurm of this host is no one-machine cluster of yours"
+        )
