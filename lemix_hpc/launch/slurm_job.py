@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 
 TIMEOUT_S = 30
@@ -36,6 +37,14 @@ def controller_answers() -> bool:
     except subprocess.TimeoutExpired:
         return False
     return " is UP" in done.stdout or " is DOWN" not in done.stdout
+
+
+def taken_away(job: str) -> bool:
+    """Whether Slurm has ended this job on the hosts at hand, and starts it again or has done so."""
+    # It may tell of all jobs of an array.
+    answer = _answer("scontrol", "--oneliner", "show", "job", job)
+    restarts = re.search(rf"^JobId={job} .*\bRestarts=(\d+)", answer, re.MULTILINE)
+    return restarts is not None and int(restarts[1]) > int(os.environ.get("SLURM_RESTART_COUNT", "0"))
 
 
 def requeue(job: str) -> str | None:

@@ -96,12 +96,17 @@ class Supervisor:
         return 0
 
     def _may_go_on(self) -> bool:
-        """Whether nobody has ended the run. First waits for Slurm's controller: without it no ranks start, and no job is
+        """Whether nobody has ended the run here. First waits for Slurm's controller: without it no ranks start, and no job is
         requeued."""
         told = False
         while not self._run.stop.exists() and self._terminated_at == math.inf:
-            if self._where == "local" or slurm_job.controller_answers():
+            if self._where == "local":
                 return True
+            if slurm_job.controller_answers():
+                gone = self._job is not None and slurm_job.taken_away(self._job)
+                if gone:
+                    self._say("Slurm has taken the job from this host, and starts it again")
+                return not gone
             if not told:
                 self._say("Slurm's controller does not answer; the run waits for it")
                 told = True

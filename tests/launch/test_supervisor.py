@@ -82,6 +82,20 @@ def test_it_waits_for_the_controller_before_ranks_are_started(fake_slurm: FakeSl
     assert said.index("controller") < said.index("attempt 0 ended")
 
 
+def test_a_job_that_slurm_has_taken_away_is_not_asked_for_again(fake_slurm: FakeSlurm, recipe: Recipe) -> None:
+    run = submitted(fake_slurm, recipe)
+    taken, notes = fake_slurm.directory / "taken", fake_slurm.directory / "scontrol.calls"
+    answer = f"#!/bin/sh\necho $@ >> {notes}\necho 'JobId=13 ArrayJobId=12 Restarts=1'\n"
+    answer += f"[ ! -e {taken} ] || echo 'JobId=12 JobState=PENDING Restarts=1'\n"
+    (fake_slurm.directory / "scontrol").write_text(answer)
+    ranks(fake_slurm, f": > {taken}; echo 'srun: error: Node failure on n1' >&2; exit 1")
+    ends_in(fake_slurm, 3600)
+    done = supervised(run)
+    assert (done.returncode, run.last_attempt.ended.reason) == (0, "node-failure")
+    assert "Slurm has taken the job from this host" in done.stdout
+    assert "requeue 12" not in fake_slurm.calls("scontrol")
+
+
 def test_an_attempt_that_died_with_its_job_is_explained_by_the_next_start(
     fake_slurm: FakeSlurm, recipe: Recipe
 ) -> None:
@@ -99,6 +113,6 @@ def test_a_host_that_was_taken_for_dead_leaves_the_run_to_others(fake_slurm: Fak
     ranks(fake_slurm, f"/bin/mkdir {run.path}/attempts/1; echo 'srun: error: Node failure on n1' >&2; exit 1")
     ends_in(fake_slurm, 3600)
     done = supervised(run)
-    assert (done.returncode, fake_slurm.calls("scontrol")) == (0, ["ping"])
+    assert done.returncode == 0 and "requeue 12" not in fake_slurm.calls("scontrol")
     assert "the run goes on in another attempt" in done.stdout
     assert [attempt.ended for attempt in attempts(run.path)] == [None, None]
