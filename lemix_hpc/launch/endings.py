@@ -32,7 +32,7 @@ def settle(attempt: Attempt, printed: str, status: int, killed: AttemptEnd | Non
 
     `printed`: by its launcher, which exited with `status`; `killed`: why everything was ended from outside, None if it was not.
     """
-    end = why(attempt, first_death(printed), status, killed)
+    end = why(attempt, printed, status, killed)
     if end != attempt.ended:
         attempt.end(end)
     return end
@@ -52,9 +52,9 @@ def is_mistake(attempt: Attempt) -> bool:
     return "failed: UserError:" in _failures(attempt)
 
 
-def why(attempt: Attempt, death: Death | None, status: int, killed: AttemptEnd | None) -> AttemptEnd:
+def why(attempt: Attempt, printed: str, status: int, killed: AttemptEnd | None) -> AttemptEnd:
     """What the scheduler rank wrote, unless Slurm or a dead rank explain why it did."""
-    told = attempt.ended
+    told, death = attempt.ended, first_death(printed)
     if told is not None and told.reason == "finished":
         return told
     if killed is not None:
@@ -68,7 +68,8 @@ def why(attempt: Attempt, death: Death | None, status: int, killed: AttemptEnd |
     if is_mistake(attempt) or (failures and (death is None or death.signal in (None, GAVE_UP))):
         return _end("error", failures.splitlines()[0])
     if death is None:
-        return _end("error", f"the launcher ended with status {status}, and no rank left a word")
+        said = "; ".join(line for line in printed.splitlines() if "error:" in line) or "no rank left a word"
+        return _end("error", f"the launcher ended with status {status}: {said}")
     return _end(_reason(death), str(death))
 
 

@@ -65,8 +65,18 @@ def test_a_rank_killed_from_outside_goes_before_what_the_others_say_of_it(attemp
     assert settle(attempt, KILLED, 137, None).message == "rank 4 on n2 was killed by signal 9 (SIGKILL)"
 
 
-def test_nobody_left_a_word(attempt: Attempt) -> None:
-    assert settle(attempt, "", 3, None).message == "the launcher ended with status 3, and no rank left a word"
+@pytest.mark.parametrize(
+    ("printed", "said"),
+    [
+        ("", "no rank left a word"),
+        (
+            "srun: hello\nsrun: error: Unable to create step for job 15\n",
+            "srun: error: Unable to create step for job 15",
+        ),
+    ],
+)
+def test_only_the_launcher_has_something_to_say(attempt: Attempt, printed: str, said: str) -> None:
+    assert settle(attempt, printed, 3, None).message == f"the launcher ended with status 3: {said}"
 
 
 @pytest.mark.parametrize(
