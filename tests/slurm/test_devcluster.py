@@ -118,7 +118,9 @@ def test_crashed_and_cut_off_nodes_go_down_and_come_back(slurm_cluster: SlurmClu
 def test_jobs_outlive_killed_daemons_that_come_back(slurm_cluster: SlurmCluster, slurm_tmp_path: Path) -> None:
     held = f"touch {slurm_tmp_path}/ready; while [ ! -e {slurm_tmp_path}/go ]; do sleep 0.1; done"
     job = submit(slurm_cluster, slurm_tmp_path, "-w", "n2", script=held)
-    wait_for("job runs", (slurm_tmp_path / "ready").exists)
+    ready, saved = slurm_tmp_path / "ready", slurm_cluster.state / "controller" / "job_state"
+    wait_for("job runs", ready.exists)
+    wait_for("controller has saved that", lambda: saved.stat().st_mtime > ready.stat().st_mtime)
     for daemon in ("n2", "slurmctld"):
         slurm_cluster.kill(daemon)
     # A slurmd cannot be registered while nobody listens.

@@ -5,118 +5,13 @@ import os
 import re
 import signal
 import subprocess
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.conftest import REPOSITORY, SlurmCluster
-from tests.slurm.conftest import Client, sacct_state, until
+from tests.conftest import SlurmCluster
+from tests.slurm.conftest import Client, Submit, sacct_state, until
 
 pytestmark = pytest.mark.slurm
-
-RECIPE = f"""\
-name: survivor
-nodes: {{count: 2, stages: 1}}
-engine: {{kind: emulated, coefficients: {REPOSITORY}/profiling/nvidia-a100-80gb/llama-2-7b-float16.yaml}}
-serving: {{source: {{kind: constant, rate: 10, requests: 5000, lengths: lmsys-chat}}}}
-training: {{}}
-report: {{live_interval_s: 0.1}}
-"""
-
-
-@dataclass(frozen=True)
-class Submitted:
-    """A run on the cluster."""
-
-    cluster: SlurmCluster
-    client: Client
-    path: Path
-    job: str
-
-    @property
-    def record(self) -> dict[str, Any]:
-        content: dict[str, Any] = json.loads((self.path / "run.json").read_text())
-        return content
-
-    @property
-    def state(self) -> str:
-        """As `lemix ps` tells it."""
-        state: str = self.client.state(self.path.name)["state"]
-        return state
-
-    @property
-    def report(self) -> dict[str, Any]:
-        content: dict[str, Any] = json.loads((self.path / "report.json").read_text())
-        return content
-
-    def serving(self, first: int = 0) -> int:
-        """Until an attempt, this one or a later, has answered a request of its own. Which one that is."""
-
-        def found() -> list[int]:
-            served = [path for path in self.path.glob("attempts/[0-9]*/spans.jsonl") if b'"serve"' in path.read_bytes()]
-            return [number for path in served if (number := int(path.parent.name)) >= first]
-
-        answering: list[int] = until(f"an answer of attempt {first}", found)
-        return max(answering)
-
-    def end(self, attempt: int = 0) -> dict[str, Any]:
-        """Why an attempt ended, once it has."""
-        file = self.path / "attempts" / str(attempt) / "end.json"
-        content: dict[str, Any] = json.loads(
-            until(f"end of attempt {attempt}", lambda: file.exists() and file.read_text())
-        )
-        return content
-
-    def ended(self, reason: str) -> dict[str, Any]:
-        """The end of the first attempt that ended for this reason. MPI may have failed to start in those before it."""
-
-        def ends() -> list[dict[str, Any]]:
-            files = sorted(self.path.glob("attempts/[0-9]*/end.json"), key=lambda path: int(path.parent.name))
-            return [end for path in files if (end := json.loads(path.read_text()))["reason"] == reason]
-
-        found: dict[str, Any] = until(f"an attempt that is {reason}", ends)[0]
-        return found
-
-    def gone(self) -> None:
-        """Until Slurm has nothing of the job left, and nothing of the run's processes is."""
-        until("end of the job", lambda: self.job not in self.cluster.run("squeue", "-h", "-o", "%i").split())
-        assert self.processes() == {}
-
-    def processes(self) -> dict[int, str]:
-        """Command lines of the run's ranks and supervisors, by pid; those in virtual nodes are seen from this machine."""
-        listed = subprocess.run(["ps", "-eww", "-o", "pid,args"], capture_output=True, text=True, check=True).stdout
-        lines = [line.split(maxsplit=1) for line in listed.splitlines() if str(self.path) in line]
-        return {int(pid): command for pid, command in lines if "-m lemix_hpc" in command or "submitit" in command}
-
-    def pid_of_rank(self, rank: int) -> int:
-        for pid, command in self.processes().items():
-            if "lemix_hpc.launch.rank" in command and "srun" not in command:
-                environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-                if f"SLURM_PROCID={rank}".encode() in environment:
-                    return pid
-        raise AssertionError(f"no rank {rank}")
-
-
-Submit = Callable[..., Submitted]
-
-
-@pytest.fixture
-def submit(slurm_cluster: SlurmCluster, client: Client, slurm_tmp_path: Path) -> Iterator[Submit]:
-    """Submit the recipe with changes, each KEY=VALUE, and options. Nothing of it is left to the next test."""
-
-    def call(*changes: str, options: tuple[str, ...] = ()) -> Submitted:
-        recipe, out = slurm_tmp_path / "recipe.yaml", slurm_tmp_path / "survivor"
-        recipe.write_text(RECIPE)
-        sets = [part for change in changes for part in ("--set", change)]
-        command = ["submit", str(recipe), "--cluster", "slurm", *options, *sets, "--out", str(out), "--json"]
-        return Submitted(slurm_cluster, client, out, json.loads(client.run(*command))["job"])
-
-    yield call
-    slurm_cluster.run("scancel", "--name=lemix-survivor")
-    until("end of all jobs", lambda: slurm_cluster.run("squeue", "-h", "-n", "lemix-survivor", "-o", "%i") == "")
 
 
 def test_a_run_that_outlives_its_time_limit_is_drained_and_goes_on_by_itself(submit: Submit) -> None:
@@ -236,7 +131,34 @@ def test_a_cancelled_run_stays_cancelled(submit: Submit) -> None:
     first = run.serving()
     run.cluster.run("scancel", run.job)
     run.gone()
+    run.nothing_shared()
     assert run.end(first)["reason"] == "cancelled"
     assert sacct_state(run.cluster, run.job).startswith("CANCELLED")
     assert run.state == "CANCELLED"
     assert not (run.path / f"attempts/{first + 1}").exists()
+
+
+def test_a_run_in_an_allocation_of_ones_own_stops_and_goes_on_there(
+    submit: Submit, slurm_cluster: SlurmCluster, client: Client
+) -> None:
+    salloc = ["salloc", "--nodes=1", "--ntasks=2", "--no-shell", "--job-name=lemix-survivor"]
+    granted = subprocess.run(salloc, env=client.environment, capture_output=True, text=True, check=True).stderr
+    job = re.search(r"Granted job allocation (\d+)", granted)
+    assert job is not None, granted
+    client.environment |= {"SLURM_JOB_ID": job[1], "SLURM_JOB_NUM_NODES": "1"}
+    work = ("nodes.count=1", "serving.source={kind: poisson, rate: 20, requests: 200}", "training.share=0.2")
+    run = submit(*work, where="allocation")
+    first = run.serving()
+    assert "is stopping" in client.run("stop", "survivor")
+    assert run.end(first)["reason"] == "drained"
+    until("end of the supervisor", lambda: not run.processes())
+    assert run.state == "COMPLETED"
+    assert 0 < run.report["serving"]["finished"] < 200
+    client.run("resume", "survivor")
+    run.ended("finished")
+    until("end of the supervisor", lambda: not run.processes())
+    run.nothing_shared()
+    assert slurm_cluster.run("squeue", "-h", "-j", job[1], "-o", "%T") == "RUNNING"
+    report = run.report
+    assert report["complete"] and report["serving"]["finished"] == 200
+    assert report["training"]["finished"] == 50
