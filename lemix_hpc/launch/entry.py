@@ -10,6 +10,7 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from lemix_hpc.engines.host_files import forget_shared_memory, remove_abandoned
 from lemix_hpc.launch.rank_signals import end_at_once, hand_to, leave_to_scheduler, note
 from lemix_hpc.launch.rundir import RunDir
 from lemix_hpc.records.attempts import Attempt, AttemptEnd, claim
@@ -46,9 +47,14 @@ def run_rank(run_dir: str, number: int | None = None) -> None:
         leave_to_scheduler()
     job_stderr, attempt, role = os.dup(2), None, "role not known yet"
     try:
+        host = world.Split_type(MPI.COMM_TYPE_SHARED)
+        forget_shared_memory(host)
+        if host.Get_rank() == 0:
+            remove_abandoned()
         attempt = _attempt(run, number, world)
         _redirect_output(run.rank_log(attempt.number, rank))
-        _set_environment(world)
+        _set_environment(host)
+        host.Free()
         recipe = _load(run)
         role = _role(recipe, world)
         if run.profile_order.exists():
@@ -119,13 +125,9 @@ def _redirect_output(log: Path) -> None:
         os.dup2(file.fileno(), 2)
 
 
-def _set_environment(world: MPI.Comm) -> None:
-    from mpi4py import MPI
-
+def _set_environment(host: MPI.Comm) -> None:
     os.environ["HF_HUB_OFFLINE"] = "1"
-    host = world.Split_type(MPI.COMM_TYPE_SHARED)
     ranks, cores = host.Get_size(), len(os.sched_getaffinity(0))
-    host.Free()
     # A rank bound to its own cores by Slurm sees only those; an unbound one sees, and shares, all cores of the host.
     bound = cores <= int(os.environ.get("SLURM_CPUS_PER_TASK", "0"))
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores if bound else cores // ranks)))

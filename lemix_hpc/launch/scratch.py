@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
-_SHARED_MEMORY = Path("/dev/shm")
+from lemix_hpc.engines.host_files import SHARED_MEMORY, own_directory, remove_abandoned
+
 _BACKING_DIRECTORIES = ("OMPI_MCA_btl_sm_backing_directory", "OMPI_MCA_btl_vader_backing_directory")
 """Where Open MPI 5 and 4 put the memory that ranks of a host share."""
 
@@ -15,10 +14,10 @@ _BACKING_DIRECTORIES = ("OMPI_MCA_btl_sm_backing_directory", "OMPI_MCA_btl_vader
 @contextlib.contextmanager
 def scratch() -> Iterator[dict[str, str]]:
     """Variables for the environment of an attempt's processes: its temporary files and shared memory are removed behind it."""
+    remove_abandoned()
     with contextlib.ExitStack() as stack:
-        files = stack.enter_context(TemporaryDirectory(prefix="lemix-", ignore_cleanup_errors=True))
-        variables = {"TMPDIR": files}
-        if _SHARED_MEMORY.is_dir():
-            memory = TemporaryDirectory(prefix="lemix-", dir=_SHARED_MEMORY, ignore_cleanup_errors=True)
-            variables |= dict.fromkeys(_BACKING_DIRECTORIES, stack.enter_context(memory))
+        variables = {"TMPDIR": str(stack.enter_context(own_directory()))}
+        if SHARED_MEMORY.is_dir():
+            memory = stack.enter_context(own_directory(SHARED_MEMORY))
+            variables |= dict.fromkeys(_BACKING_DIRECTORIES, str(memory))
         yield variables

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import platform
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING
 from lemix_hpc.checkpoints.resumption import NodeStart
 from lemix_hpc.config.recipe import Recipe
 from lemix_hpc.engines.build import build_engine, check_sharing, choose_device
+from lemix_hpc.engines.host_files import own_directory
 from lemix_hpc.records.attempts import Attempt
 from lemix_hpc.run_setup.scheduler_setup import partners, split
 from lemix_hpc.runtime.leader.make_leader import AnyLeader, make_leader
@@ -100,10 +100,10 @@ def _meeting_place(comm: MPI.Comm, node: int, *, is_leader: bool) -> Iterator[Pa
     """A directory on the node's host that only this user may enter, gone when the leader leaves. Collective over `comm`."""
     ranks = comm.Split(node, 0 if is_leader else 1)
     if is_leader:
-        with tempfile.TemporaryDirectory(prefix="lemix-", ignore_cleanup_errors=True) as directory:
-            yield Path(ranks.bcast(directory))
+        with own_directory() as directory:
+            yield ranks.bcast(directory)
     else:
-        yield Path(ranks.bcast(None))
+        yield ranks.bcast(None)
 
 
 def stage_place(recipe: Recipe, layout: Layout, node: int, stage: int) -> StagePlace:

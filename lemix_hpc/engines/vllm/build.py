@@ -11,6 +11,7 @@ from vllm.platforms import current_platform
 from vllm.v1.worker.worker_base import WorkerWrapperBase
 
 from lemix_hpc.config.recipe import Recipe
+from lemix_hpc.engines.host_files import forget_shared_by
 from lemix_hpc.engines.model_sizes import describe
 from lemix_hpc.engines.torch.build import hugging_face_config, weight_source
 from lemix_hpc.engines.torch.devices import mpi_sends_device_memory
@@ -80,6 +81,8 @@ def _start_worker(config: Any, stage: int, stages: int, meeting: Path) -> Worker
     }
     worker.init_worker([arguments if index == stage else {} for index in range(stages)])
     worker.init_device()
+    # All stages have it now.
+    forget_shared_by(meeting.name)
     worker.load_model()
     current_platform.update_block_size_for_backend(config)
     return worker

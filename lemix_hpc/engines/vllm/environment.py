@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
+from uuid import UUID
 
 from lemix_hpc.config.errors import UserError
 
 VERSION = "0.32"
+LONGEST_DIRECTORY = 107 - len("/") - len(str(UUID(int=0)))
+"""Of a socket that vLLM names by a UUID, in bytes: what the kernel takes."""
 
 
-def prepare() -> None:
-    """Set what the user has not set. Raises UserError where vLLM cannot be used."""
+def prepare(sockets: Path | None = None) -> None:
+    """Set what the user has not set. `sockets`: where vLLM's processes meet, by default in the directory of temporary files.
+
+    Raises UserError where vLLM cannot be used.
+    """
+    if sockets is not None and len(str(sockets)) <= LONGEST_DIRECTORY:
+        os.environ.setdefault("VLLM_RPC_BASE_PATH", str(sockets))
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0")

@@ -23,6 +23,7 @@ from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from lemix_hpc.config.recipe import Recipe
+from lemix_hpc.engines.host_files import forget_sockets
 from lemix_hpc.engines.vllm import asgi
 from lemix_hpc.engines.vllm.args import server_args
 from lemix_hpc.engines.vllm.process_guard import shield_children
@@ -175,6 +176,7 @@ class NodeServer:
             self._app = build_app(args, tasks, llm.model_config)
             await init_app_state(llm, self._app.state, args, tasks)
             async with self._app.router.lifespan_context(self._app):
+                forget_sockets(self._meeting)
                 self._ready.set()
                 self._tell(Ready())
                 while not self._closing.is_set():

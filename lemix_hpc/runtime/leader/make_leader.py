@@ -50,7 +50,7 @@ def make_leader(
         )
     from lemix_hpc.engines.vllm.environment import prepare
 
-    prepare()
+    prepare(meeting)
     from lemix_hpc.engines.vllm.server import NodeServer
     from lemix_hpc.runtime.leader.vllm_leader import EngineLeader
 

@@ -1,10 +1,12 @@
 """Run by test_mailbox.py on 3 ranks: everyone sends to everyone, with and without tensors of all sizes, in order."""
 
 import sys
+from pathlib import Path
 
 import numpy as np
 from mpi4py import MPI
 
+from lemix_hpc.engines.host_files import forget_shared_memory
 from lemix_hpc.engines.protocol import Payload
 from lemix_hpc.runtime.transport import messages as m
 from lemix_hpc.runtime.transport.doorbell import hang_doorbell
@@ -17,6 +19,7 @@ COUNT = 40
 comm = MPI.COMM_WORLD.Dup()
 rank, size = comm.Get_rank(), comm.Get_size()
 host = comm.Split_type(MPI.COMM_TYPE_SHARED)
+forget_shared_memory(host)
 bell = hang_doorbell(comm, host)
 waiter = make_waiter(comm, host, bell, "backoff")
 mailbox = Mailbox(comm, Inbox.STAGE, bell)
@@ -42,4 +45,6 @@ while any(count < COUNT for count in seen.values()) or not mailbox.sent_all:
     if not mails:
         waiter.idle(in_transit=mailbox.in_transit)
 assert not mailbox.in_transit
+shared = [line for line in Path("/proc/self/maps").read_text().splitlines() if "sm_segment" in line]
+assert shared and all(line.endswith("(deleted)") for line in shared), shared
 print(f"rank {rank}: all {COUNT * size} messages in order", file=sys.stderr)
