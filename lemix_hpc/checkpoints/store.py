@@ -57,16 +57,17 @@ def complete(unfinished: Path, manifest: Manifest) -> Checkpoint:
     It counts from the instant at which its manifest is renamed into place. Raises OSError.
     """
     path = step_directory(unfinished.parent, manifest.step)
-    if path.exists():
-        remove(path)
-    unfinished.rename(path)
-    partial = path / f"{MANIFEST}.partial"
-    with partial.open("wb") as file:
+    partial = f"{MANIFEST}.partial"
+    with (unfinished / partial).open("wb") as file:
         file.write(encode(manifest))
         file.flush()
         os.fsync(file.fileno())
-    sync_directory(path)
-    partial.rename(path / MANIFEST)
+    sync_directory(unfinished)
+    # All that needs room on the disk is done.
+    if path.exists():
+        remove(path)
+    unfinished.rename(path)
+    (path / partial).rename(path / MANIFEST)
     sync_directory(path)
     sync_directory(path.parent)
     return Checkpoint(path, manifest)

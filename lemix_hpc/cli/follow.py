@@ -148,10 +148,12 @@ def _cancelled(started: StartedRun, because: str) -> int:
 
 
 def _report(started: StartedRun, state: str, *, as_json: bool) -> int:
+    end = _end_of(started)
+    unsaved = end is not None and end.reason == "unsaved"
     if state != "COMPLETED":
         _explain_failure(started, state)
-        return 1
-    end = _end_of(started)
+        if not unsaved:
+            return 1
     if end is not None and end.reason == "drained":
         typer.echo(
             f"The run ended before all was done: {end.message}. `lemix resume {started.record.id}` goes on.", err=True
@@ -164,7 +166,7 @@ def _report(started: StartedRun, state: str, *, as_json: bool) -> int:
         typer.echo(json.dumps(report))
     else:
         Console().print(render_report(started.run, report), crop=False)
-    return 0
+    return int(unsaved)
 
 
 def _explain_failure(started: StartedRun, state: str) -> None:

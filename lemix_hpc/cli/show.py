@@ -94,5 +94,9 @@ def _facts(progress: Progress | None) -> list[str]:
         facts.append(f"loss {progress.loss:.4f}")
     if progress.response_ms_p50 is not None:
         facts.append(f"response p50 {progress.response_ms_p50:.1f} ms")
+    if progress.checkpoint_failure is not None:
+        facts.append(f"not saved: {progress.checkpoint_failure}")
+    if progress.disk is not None:
+        facts.append(f"disk: {progress.disk}")
     facts += [f"drift: stage {d.stage} {d.kind} takes {d.ratio:.2g} x its predicted time" for d in progress.drift]
     return facts

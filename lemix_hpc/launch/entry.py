@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from lemix_hpc.engines.host_files import forget_shared_memory, remove_abandoned
+from lemix_hpc.launch.log_stream import keep_on_writing
 from lemix_hpc.launch.rank_signals import end_at_once, hand_to, leave_to_scheduler, note
 from lemix_hpc.launch.rundir import RunDir
 from lemix_hpc.records.attempts import Attempt, AttemptEnd, claim
+from lemix_hpc.records.files import patiently
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
     from lemix_hpc.config.recipe import Recipe
 
 SCHEDULER_RANK = 0
+REPORT_TIMEOUT_S = 600.0
+"""How long the end waits for a disk that does not take the report."""
 EXIT_EARLY = 75
 """Of the scheduler's rank, if the run is to end before it has begun."""
 GAVE_UP = signal.SIGALRM
@@ -94,8 +98,8 @@ def _run(recipe: Recipe, run: RunDir, attempt: Attempt, rank: int, noted: list[i
     try:
         end = run_distributed(recipe, attempt, drain)
         assert end is not None, "the scheduler rank knows why"
-        build_report(run.path)
-        attempt.end(end)
+        patiently(lambda: build_report(run.path), REPORT_TIMEOUT_S, lambda: drain.hopeless)
+        patiently(lambda: attempt.end(end), REPORT_TIMEOUT_S, lambda: drain.hopeless)
         if drain.hopeless:
             # The others may be dead, and MPI would wait for them.
             _leave(0)
@@ -123,6 +127,7 @@ def _redirect_output(log: Path) -> None:
     with log.open("ab") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
+    keep_on_writing()
 
 
 def _set_environment(host: MPI.Comm) -> None:

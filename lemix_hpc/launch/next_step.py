@@ -46,6 +46,8 @@ def decide(now: Situation) -> Step:
     reason = now.end.reason
     if reason in ("finished", "drained", "cancelled"):
         return Next.DONE, now.end.message
+    if reason == "unsaved":
+        return Next.GIVE_UP, "`lemix resume` trains what is in no checkpoint again, and saves it"
     if now.ending:
         # A job that Slurm requeues itself, after a preemption or a failed node, needs nobody who asks for it.
         return Next.DONE, "the job is ending"

@@ -32,6 +32,7 @@ WAITING = frozenset({"PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPEC
 OF_ENDS: dict[EndReason, str] = {
     "finished": "COMPLETED",
     "drained": "COMPLETED",
+    "unsaved": "FAILED",
     "time-limit": "TIMEOUT",
     "preempted": "PREEMPTED",
     "cancelled": "CANCELLED",
@@ -64,10 +65,16 @@ def next_job(run: RunDir) -> str | None:
 
 def read_progress(run: RunDir) -> Progress | None:
     """The last picture of the run, None before the first."""
-    try:
-        return msgspec.json.decode(run.progress.read_bytes(), type=Progress)
-    except FileNotFoundError:
-        return None
+    for last in (False, False, True):
+        try:
+            return msgspec.json.decode(run.progress.read_bytes(), type=Progress)
+        except FileNotFoundError:
+            return None
+        except msgspec.DecodeError:
+            # On a full disk it is written over in place.
+            if last:
+                raise
+    return None
 
 
 def _state_here(run: RunDir, record: RunRecord) -> str:

@@ -22,6 +22,7 @@ from lemix_hpc.config.load import load_recipe
 from lemix_hpc.launch import slurm_job
 from lemix_hpc.launch.endings import abandoned, fruitless, is_mistake, killed_by_slurm, settle
 from lemix_hpc.launch.launchers import make_launcher
+from lemix_hpc.launch.log_stream import keep_on_writing
 from lemix_hpc.launch.next_step import Next, Situation, decide
 from lemix_hpc.launch.rundir import RunDir
 from lemix_hpc.launch.scratch import scratch
@@ -45,6 +46,7 @@ _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 
 def supervise(run_dir: str) -> None:
     """What a Slurm job of a run does, in its batch step. Raises SystemExit if the run has failed."""
+    keep_on_writing()
     code = Supervisor(RunDir(Path(run_dir)), "job").run()
     if code:
         sys.exit(code)
@@ -282,6 +284,7 @@ def _children() -> Iterator[int]:
 def main() -> None:
     """`python -m lemix_hpc.launch.supervisor RUN_DIR WHERE`."""
     run_dir, where = sys.argv[1:]
+    keep_on_writing()
     adopt_orphans()
     sys.exit(Supervisor(RunDir(Path(run_dir)), "allocation" if where == "allocation" else "local").run())
 

@@ -24,6 +24,7 @@ CURRENT = "current"
 EndReason = Literal[
     "finished",
     "drained",
+    "unsaved",
     "time-limit",
     "preempted",
     "cancelled",

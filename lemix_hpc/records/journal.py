@@ -18,7 +18,7 @@ from pathlib import Path
 
 import msgspec
 
-from lemix_hpc.records.files import sync_directory
+from lemix_hpc.records.files import RETRY_S, sync_directory
 from lemix_hpc.records.schema import ServedTask, TrainedTask
 
 _FRAME = struct.Struct("<IIQ")
@@ -28,7 +28,6 @@ _LONGEST = 1 << 30
 
 RESERVE = 16 << 20
 """Bytes that are reserved ahead of what is written."""
-RETRY_S = 1.0
 
 
 class Accepted(msgspec.Struct, frozen=True, array_like=True, tag=True):
@@ -110,6 +109,8 @@ class Journal:
         """How many records are safe on the disk."""
         self.trouble: str | None = None
         """Why the disk does not take more, None while it does."""
+        self.full = False
+        """Whether it does not even take what is waiting: nothing can be promised then."""
         self._reserve()
         sync_directory(path.parent)
         self._thread = threading.Thread(target=self._write_all, name="journal", daemon=True)
@@ -125,6 +126,11 @@ class Journal:
             self._appended += 1
             self._changed.notify_all()
             return self._appended
+
+    @property
+    def waiting(self) -> int:
+        """How many records are not safe yet."""
+        return self._appended - self.synced
 
     def flush(self, timeout_s: float | None = None) -> bool:
         """Wait until all records so far are safe; False if that takes longer than `timeout_s`."""
@@ -174,12 +180,12 @@ class Journal:
             self._failed(error)
             return False
         self._offset += len(content)
-        self.trouble = None
+        self.full = False
         self._reserve()
         return True
 
     def _failed(self, error: OSError) -> None:
-        self.trouble = error.strerror or str(error)
+        self.full, self.trouble = True, error.strerror or str(error)
         if error.errno in (errno.ESTALE, errno.EBADF):
             # The file server has forgotten the open file.
             try:
@@ -193,12 +199,14 @@ class Journal:
     def _reserve(self) -> None:
         """Keep space for some more. A file system that has none left, or cannot do that, is found when it is written to."""
         if self._reserved - self._offset >= RESERVE // 2:
+            self.trouble = None
             return
         try:
             os.posix_fallocate(self._file, self._reserved, self._offset + RESERVE - self._reserved)
         except OSError as error:
             self.trouble = None if error.errno in (errno.EOPNOTSUPP, errno.EINVAL) else error.strerror
             return
+        self.trouble = None
         self._reserved = self._offset + RESERVE
 
 

@@ -136,7 +136,8 @@ class CheckpointFacts(msgspec.Struct, frozen=True):
     """The checkpoints of a run: `saved` and `failed` ones, and the bytes of all that were saved.
 
     `last_step`: of the newest, None without one; `last_failure`: why one could not be saved. `snapshot_max_s`: the longest that
-    a stage took to copy its state, serving in between included; `write_max_s`: to write it, None without any.
+    a stage took to copy its state, serving in between included; `write_max_s`: to write it, None without any. `unsaved_steps`:
+    how many steps at the end of the run are in none, since the last save never worked.
     """
 
     saved: int
@@ -146,6 +147,16 @@ class CheckpointFacts(msgspec.Struct, frozen=True):
     nbytes: int
     snapshot_max_s: float | None
     write_max_s: float | None
+    unsaved_steps: int = 0
+
+
+class DiskFacts(msgspec.Struct, frozen=True):
+    """That the disk did not take everything: why at last, for how many seconds in all, and how many spans and events were left
+    out for that."""
+
+    why: str
+    seconds: float
+    left_out: int
 
 
 class RunFacts(msgspec.Struct, frozen=True):
@@ -156,7 +167,7 @@ class RunFacts(msgspec.Struct, frozen=True):
     `outside_range`: requests longer than the coefficient file's range; `drift`: alarms on stage times; `memory`: None if it
     has no limit; `across_nodes`: None if every node keeps its own updates; `overhead_s`: what forecasts added, at the start,
     to the stage times of each pass of a response; `checkpoints`: None if nothing is saved; `refuses_after_s`: when the policy
-    let nothing run any more, None if that was not limited.
+    let nothing run any more, None if that was not limited; `disk`: None if it took everything.
     """
 
     policy: str
@@ -176,6 +187,7 @@ class RunFacts(msgspec.Struct, frozen=True):
     overhead_s: float = 0.0
     checkpoints: CheckpointFacts | None = None
     refuses_after_s: float | None = None
+    disk: DiskFacts | None = None
 
 
 class LearnedTimes(msgspec.Struct, frozen=True):
@@ -206,7 +218,8 @@ class Progress(msgspec.Struct, frozen=True):
 
     `address`: of its OpenAI API. `loss`: mean of the last micro-batches, nats per token. `stage_busy`: busy share of every
     stage since the last update, 0..1, by node and stage. `measured` of `to_measure` points and `left_s` seconds are for
-    profiling jobs. `checkpoint_step`: of the newest checkpoint.
+    profiling jobs. `checkpoint_step`: of the newest checkpoint; `checkpoint_failure`: why one could not be saved and is to be
+    tried again. `disk`: why it does not take everything, None while it does.
     """
 
     state: Literal["starting", "running", "finished", "failed"]
@@ -222,8 +235,10 @@ class Progress(msgspec.Struct, frozen=True):
     loss: float | None = None
     response_ms_p50: float | None = None
     checkpoint_step: int | None = None
+    checkpoint_failure: str | None = None
     measured: int = 0
     to_measure: int = 0
     left_s: float | None = None
     stage_busy: list[list[float]] = []
     drift: list[Drift] = []
+    disk: str | None = None

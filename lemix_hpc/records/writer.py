@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import BinaryIO
 
 import msgspec
 
 from lemix_hpc.policy.events import Event
 from lemix_hpc.records import event_log
-from lemix_hpc.records.files import replace
+from lemix_hpc.records.files import overwrite, patiently, replace
 from lemix_hpc.records.journal import Ended, Journal, Record, Trained
+from lemix_hpc.records.line_file import LineFile
 from lemix_hpc.records.schema import (
     FACTS,
     LEARNED,
@@ -25,25 +25,39 @@ from lemix_hpc.records.schema import (
     TaskRecord,
 )
 
+MOST_KEPT = 64 << 20
+"""Bytes of spans, and of events, that are kept for a disk that does not take them."""
+
 
 class Recorder:
-    """Writes the files of one run into `run_dir`, which must exist. Every method may raise OSError.
+    """Writes the files of one run into `run_dir`, which must exist. Raises OSError if they cannot be made.
 
     Spans, tasks and events are appended as JSON lines, flushed with every progress update and at the end. Progress, facts
     and what was learned are files that are replaced as a whole. With a `journal`, what was promised and what came of it goes
-    there, too.
+    there, too. What the disk does not take is kept and tried again: see `trouble`.
     """
 
     def __init__(self, run_dir: Path, journal: Journal | None = None) -> None:
         self._dir = run_dir
         self._journal = journal
         self._encoder = msgspec.json.Encoder()
-        self._spans = self._open("spans.jsonl")
-        self._tasks = self._open("tasks.jsonl")
-        self._events = self._open(event_log.EVENTS)
+        self._spans = LineFile(run_dir / "spans.jsonl", MOST_KEPT)
+        self._tasks = LineFile(run_dir / "tasks.jsonl")
+        self._events = LineFile(run_dir / event_log.EVENTS, MOST_KEPT)
+        self._whole: dict[str, bytes] = {}
+        self._refused: OSError | None = None
 
-    def _open(self, name: str) -> BinaryIO:
-        return (self._dir / name).open("wb")
+    @property
+    def trouble(self) -> str | None:
+        """Why the disk does not take everything, None while it does."""
+        lines = (file.trouble for file in (self._spans, self._tasks, self._events))
+        refused = self._refused
+        return next(filter(None, lines), None if refused is None else refused.strerror or str(refused))
+
+    @property
+    def left_out(self) -> int:
+        """How many spans and events were more than could be kept for a disk that did not take them."""
+        return self._spans.left_out + self._events.left_out
 
     def span(self, span: Span) -> None:
         """Append to `spans.jsonl`."""
@@ -54,11 +68,14 @@ class Recorder:
         self._tasks.write(self._encoder.encode(task) + b"\n")
         self.promise(Ended(task) if isinstance(task, ServedTask) else Trained(task))
 
-    def inherited(self, tasks: Iterable[TaskRecord]) -> None:
-        """Begin `tasks.jsonl` with what earlier attempts have done, on the disk when this returns."""
-        self._tasks.writelines(self._encoder.encode(task) + b"\n" for task in tasks)
-        self._tasks.flush()
-        os.fsync(self._tasks.fileno())
+    def inherited(self, tasks: Iterable[TaskRecord], timeout_s: float = 0.0) -> None:
+        """Begin `tasks.jsonl` with what earlier attempts have done, on the disk when this returns.
+
+        Raises OSError if the disk does not take it in `timeout_s`.
+        """
+        for task in tasks:
+            self._tasks.write(self._encoder.encode(task) + b"\n")
+        patiently(self._tasks.sync, timeout_s)
 
     def promise(self, record: Record) -> None:
         """Append to the journal, if there is one."""
@@ -71,21 +88,51 @@ class Recorder:
 
     def progress(self, progress: Progress) -> None:
         """Replace `progress.json`, and flush all lines so far."""
-        self._spans.flush()
-        self._tasks.flush()
-        self._events.flush()
-        replace(self._dir / PROGRESS, self._encoder.encode(progress))
+        content = self._encoder.encode(progress)
+        self._whole[PROGRESS] = content
+        if not self.flush() and PROGRESS in self._whole:
+            with contextlib.suppress(OSError):
+                overwrite(self._dir / PROGRESS, content)
 
     def facts(self, facts: RunFacts) -> None:
         """Replace `facts.json`."""
-        replace(self._dir / FACTS, msgspec.json.format(self._encoder.encode(facts)))
+        self._whole[FACTS] = msgspec.json.format(self._encoder.encode(facts))
+        self._replace()
 
     def learned(self, learned: LearnedTimes) -> None:
         """Replace `learned.json`."""
-        replace(self._dir / LEARNED, msgspec.json.format(self._encoder.encode(learned)))
+        self._whole[LEARNED] = msgspec.json.format(self._encoder.encode(learned))
+        self._replace()
 
-    def close(self) -> None:
-        """Flush and close all files."""
-        self._spans.close()
-        self._tasks.close()
-        self._events.close()
+    def flush(self) -> bool:
+        """Hand everything to the system; False if it does not take it all."""
+        lines = [file.flush() for file in (self._spans, self._tasks, self._events)]
+        return self._replace() and all(lines)
+
+    def close(self, timeout_s: float = 0.0, over: Callable[[], bool] = lambda: False) -> None:
+        """Write what is left and close all files.
+
+        Raises OSError if the disk does not take it in `timeout_s`, or before it is `over`.
+        """
+        patiently(self._all, timeout_s, over)
+        for file in (self._spans, self._tasks, self._events):
+            file.close()
+
+    def _all(self) -> None:
+        for file in (self._spans, self._tasks, self._events):
+            file.sync()
+        if not self._replace():
+            assert self._refused is not None, "it says why"
+            raise self._refused
+
+    def _replace(self) -> bool:
+        """Write the files that are replaced as a whole and have not been yet."""
+        self._refused = None
+        for name, content in list(self._whole.items()):
+            try:
+                replace(self._dir / name, content)
+            except OSError as error:
+                self._refused = error
+            else:
+                del self._whole[name]
+        return self._refused is None

@@ -62,6 +62,7 @@ def summarise(run: RunRecords) -> Section:
         "memory": msgspec.to_builtins(facts.memory),
         "checkpoints": msgspec.to_builtins(facts.checkpoints),
         "across_nodes": msgspec.to_builtins(facts.across_nodes),
+        "disk": msgspec.to_builtins(facts.disk),
     }
 
 

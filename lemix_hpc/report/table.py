@@ -127,6 +127,9 @@ def _checkpoints(checkpoints: dict[str, Any] | None) -> list[tuple[str, Renderab
     if checkpoints["failed"]:
         failed = f"{checkpoints['failed']} could not be saved: {checkpoints['last_failure']}"
         rows.append(("warning", Text(failed, "bold red")))
+    if checkpoints.get("unsaved_steps"):
+        unsaved = f"the last {_count(checkpoints['unsaved_steps'], 'step')} are in no checkpoint"
+        rows.append(("warning", Text(unsaved, "bold red")))
     return rows
 
 
@@ -158,8 +161,17 @@ def _devices(report: dict[str, Any]) -> list[tuple[str, RenderableType]]:
     if report["outside_range"]:
         outside = f"{_count(report['outside_range'], 'request')} beyond the range of the coefficients"
         rows.append(("warning", Text(outside, "yellow")))
+    if report.get("disk"):
+        rows.append(("warning", Text(_disk(report["disk"]), "yellow")))
     rows += [("warning", Text(_drift(drift), "yellow")) for drift in report["drift"]]
     return rows
+
+
+def _disk(disk: dict[str, Any]) -> str:
+    left_out = (
+        f" · {_count(disk['left_out'], 'span or event', 'spans and events')} left out" if disk["left_out"] else ""
+    )
+    return f"the disk did not take everything for {number(disk['seconds'])} s: {disk['why']}{left_out}"
 
 
 def _drift(drift: dict[str, Any]) -> str:

@@ -22,7 +22,7 @@ def ended(attempt: Attempt, reason: EndReason) -> None:
     attempt.end(AttemptEnd(reason, f"said {reason}", 1.0))
 
 
-@pytest.mark.parametrize("reason", ["finished", "drained", "time-limit", "preempted"])
+@pytest.mark.parametrize("reason", ["finished", "drained", "unsaved", "time-limit", "preempted"])
 def test_the_scheduler_rank_knows_best(attempt: Attempt, reason: EndReason) -> None:
     ended(attempt, reason)
     assert settle(attempt, "", 0, None).message == f"said {reason}"

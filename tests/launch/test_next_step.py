@@ -42,6 +42,10 @@ def test_crashes_are_restarted_as_long_as_it_helps(reason: EndReason) -> None:
     assert step(reason, ending=True) is Next.DONE
 
 
+def test_what_could_not_be_saved_is_a_failure_and_no_reason_to_train_it_again_at_once() -> None:
+    assert step("unsaved", requeue=True, renewed=True, restarts=3) is Next.GIVE_UP
+
+
 def test_an_allocation_that_lost_a_host_is_left() -> None:
     assert step("node-failure", requeue=True) is Next.REQUEUE
     assert step("node-failure", renewed=True) is Next.DONE

@@ -70,7 +70,7 @@ def test_keys_come_in_a_fixed_order(example_run: Path) -> None:
     assert list(build_report(example_run)) == [
         *("policy", "engine", "nodes", "stages", "duration_s", "complete", "attempts", "serving", "training"),
         *("throughput", "bubble_rate", "forecast_error_t0", "forecast_error_tenths_t0", "t0_ms", "weight_versions"),
-        *("malformed_lines", "outside_range", "drift", "memory", "checkpoints", "across_nodes"),
+        *("malformed_lines", "outside_range", "drift", "memory", "checkpoints", "across_nodes", "disk"),
     ]
 
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import secrets
-from collections.abc import Container, Iterable
+from collections.abc import Callable, Container, Iterable
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from lemix_hpc.records.attempts import Attempt
+from lemix_hpc.records.files import patiently
+from lemix_hpc.records.line_file import LineFile
 from lemix_hpc.runtime.http.call import ResponsePart
 from lemix_hpc.runtime.http.errors import ApiError
 from lemix_hpc.workload.batch_calls import name_of
@@ -28,7 +29,7 @@ class BatchResults:
     """Writes `results.jsonl` of an attempt. `bad`: lines that were left out, which get an error each."""
 
     def __init__(self, attempt: Attempt, bad: Iterable[BadLine]) -> None:
-        self._file = (attempt.path / RESULTS).open("wb", buffering=0)
+        self._file = LineFile(attempt.path / RESULTS)
         attempt.publish(RESULTS)
         for line in bad:
             self._write(name_of(line.content), None, {"code": "invalid_request", "message": line.reason})
@@ -38,11 +39,11 @@ class BatchResults:
         for line in _whole_lines(before.path / RESULTS):
             if msgspec.json.decode(line, type=_Result).custom_id in answered:
                 self._file.write(line)
+        self._file.sync()
 
     def sync(self) -> None:
         """Wait until all results so far are on the disk. Raises OSError."""
-        if not self._file.closed:
-            os.fdatasync(self._file.fileno())
+        self._file.sync()
 
     def client(self, custom_id: str) -> BatchLine:
         """Who waits for the answer to a line."""
@@ -55,11 +56,19 @@ class BatchResults:
     def failed(self, custom_id: str, error: ApiError) -> None:
         self._write(custom_id, None, {"code": error.code or error.kind, "message": error.message})
 
-    def close(self) -> None:
+    @property
+    def trouble(self) -> str | None:
+        """Why the disk does not take more, None while it does."""
+        return self._file.trouble
+
+    def close(self, timeout_s: float = 0.0, over: Callable[[], bool] = lambda: False) -> None:
+        """Raises OSError if the disk does not take what is left in `timeout_s`, or before it is `over`."""
+        patiently(self._file.sync, timeout_s, over)
         self._file.close()
 
     def _write(self, custom_id: str | None, response: dict[str, Any] | None, error: dict[str, str] | None) -> None:
         self._file.write(_line(custom_id, response, error))
+        self._file.flush()
 
 
 def expire(run_dir: Path, names: Iterable[str]) -> int:

@@ -105,11 +105,10 @@ class Endpoint:
     @contextlib.contextmanager
     def open(self, router: CallRouter) -> Iterator[None]:
         """Answer clients meanwhile."""
-        with contextlib.ExitStack() as stack:
-            if self._results is not None:
-                stack.callback(self._results.close)
-            if self._server is not None:
-                stack.enter_context(self._answering(self._server, router))
+        if self._server is None:
+            yield
+            return
+        with self._answering(self._server, router):
             yield
 
     @property
@@ -121,6 +120,21 @@ class Endpoint:
         """Make safe on the disk what clients and batches were given. Raises OSError. From any thread."""
         if self._results is not None:
             self._results.sync()
+
+    @property
+    def trouble(self) -> str | None:
+        """Why the disk does not take what batches were given, None while it does."""
+        return self._results.trouble if self._results is not None else None
+
+    def hold(self, why: str | None) -> None:
+        """Turn clients away, since nothing can be promised to them, until `why` is None."""
+        if self._server is not None:
+            self._server.disk = why
+
+    def close(self, timeout_s: float, over: Callable[[], bool]) -> None:
+        """The last call. Raises OSError if the disk does not take what is left in `timeout_s`, or before it is `over`."""
+        if self._results is not None:
+            self._results.close(timeout_s, over)
 
     @contextlib.contextmanager
     def _answering(self, server: HttpServer, router: CallRouter) -> Iterator[None]:

@@ -64,6 +64,11 @@ def closing() -> ApiError:
     return ApiError(503, "This run is ending and takes no more requests.", "service_unavailable_error", retry_after=60)
 
 
+def disk_full(why: str) -> ApiError:
+    message = f"This run cannot write down what it promises ({why}), and takes no more requests until it can."
+    return ApiError(503, message, "service_unavailable_error", retry_after=10)
+
+
 def no_answer(seconds: float) -> ApiError:
     return ApiError(504, f"The model did not answer within {seconds:g} s.", "timeout_error", "timeout")
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from lemix_hpc.config.errors import UserError
 from lemix_hpc.config.serving_section import Http
 from lemix_hpc.runtime.http.call import Call
-from lemix_hpc.runtime.http.errors import ApiError, closing, starting, too_many
+from lemix_hpc.runtime.http.errors import ApiError, closing, disk_full, starting, too_many
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
@@ -66,6 +66,8 @@ class HttpServer:
         self._wake = wake
         self._lock = threading.Lock()
         self._refusal: Callable[[], ApiError] | None = starting
+        self.disk: str | None = None
+        """Why nothing can be promised, so that calls are turned away; None while all is well."""
         self._calls: SimpleQueue[Call] = SimpleQueue()
         self._under_way = 0
         self._failure: BaseException | None = None
@@ -105,8 +107,10 @@ class HttpServer:
     @property
     def refusal(self) -> ApiError | None:
         """What calls are told now that may not come in; None if they may."""
-        refusal = self._refusal
-        return None if refusal is None else refusal()
+        refusal, disk = self._refusal, self.disk
+        if refusal is not None:
+            return refusal()
+        return None if disk is None else disk_full(disk)
 
     def enter(self, call: Call, *, counted: bool = True) -> None:
         """In the server's thread: hand a call over; each one `counted` must `leave`. Raises ApiError if it has to stay out."""

@@ -21,6 +21,13 @@ from lemix_hpc.runtime.transport import messages as m
 from lemix_hpc.runtime.transport.mailbox import Inbox, Mailbox
 from lemix_hpc.runtime.transport.rank_layout import Layout
 
+RETRY_S = 5.0
+LONGEST_RETRY_S = 300.0
+"""A save that failed is tried again after so long; twice as long after each further failure, up to the longest."""
+LAST_RETRY_S = 2.0
+LAST_TIMEOUT_S = 120.0
+"""At the end of a run, when nothing else is left to do: how often the last save is tried, and for how long."""
+
 
 @dataclass(slots=True)
 class _Save:
@@ -32,7 +39,7 @@ class _Save:
 
 
 class Checkpoints:
-    """One save at a time. A failed one is told of, and the next is tried when it is due.
+    """One save at a time. A failed one is told of and tried again, at the end of the run for a limited time.
 
     Nodes that average their weights are all saved behind the same average. `wake` ends the rank's sleep. In a thread
     `secure` makes safe what a checkpoint counts on, before that counts; it may raise OSError.
@@ -62,10 +69,14 @@ class Checkpoints:
         self._steps = self._begun_steps = self._covered = plan.template.step
         self._begun_at: float | None = None
         self._over = False
+        self._given_up_at = math.inf
+        self._retry_at = math.inf
+        self._retry_after = RETRY_S
         self._save: _Save | None = None
         self._completion: Future[store.Checkpoint] | None = None
         self._manifests: list[Manifest] = []
         self._failures: list[str] = []
+        self._failing = False
 
     def turn(self, steps: int) -> bool:
         """Begin what is due and end what is complete. False when there was nothing to do. `steps`: of all nodes so far, in all
@@ -85,9 +96,11 @@ class Checkpoints:
     def due(self) -> float:
         """When the clock alone makes a save due [s]; inf if it does not."""
         every, begun = self._plan.every_s, self._begun_at
-        if every is None or begun is None or self._save is not None or self._steps == self._begun_steps:
+        if self._save is not None:
             return math.inf
-        return begun + every
+        if every is None or begun is None or self._steps == self._begun_steps or self._over:
+            return self._retry_at
+        return min(begun + every, self._retry_at)
 
     def clear(self) -> None:
         """Before the run: remove what an earlier attempt has left unfinished."""
@@ -99,13 +112,26 @@ class Checkpoints:
     def finish(self) -> None:
         """Nothing is trained any more: end the save that is under way, and save what has been learned since."""
         self._over = True
+        if self._retry_at < math.inf:
+            self._retry_at = self._now()
         if self._save is not None:
             self._ask(self._save)  # the average that it waits for may never come
 
     @property
     def at_rest(self) -> bool:
-        """Whether no save is under way or due."""
-        return self._save is None and not self._is_due
+        """Whether no save is under way, due, or to be tried again at the end."""
+        again = self._over and self._uncovered and self._now() < self._given_up_at
+        return self._save is None and not self._is_due and not again
+
+    @property
+    def trouble(self) -> str | None:
+        """Why the last save has failed, None if it has not."""
+        return self._failures[-1] if self._failing else None
+
+    @property
+    def unsaved(self) -> str | None:
+        """At the end: why what was learned last is in no checkpoint, None if it is."""
+        return self.trouble if self._over and self._uncovered else None
 
     def summed(self, number: int) -> None:
         """A sum over nodes has come into force on some stage."""
@@ -130,6 +156,7 @@ class Checkpoints:
             nbytes=sum(file.nbytes for file in files),
             snapshot_max_s=max((file.snapshot_s for file in files), default=None),
             write_max_s=max((file.write_s for file in files), default=None),
+            unsaved_steps=self._steps - self._covered if self.unsaved is not None else 0,
         )
 
     @property
@@ -142,15 +169,23 @@ class Checkpoints:
         self._pool.shutdown()
 
     @property
+    def _uncovered(self) -> bool:
+        """Whether the end of the run has something to save."""
+        return self._plan.at_end and self._steps > self._covered
+
+    @property
     def _is_due(self) -> bool:
+        now = self._now()
         if self._over:
-            return self._plan.at_end and self._steps > self._covered
+            tried = self._retry_at < math.inf
+            return self._uncovered and now < self._given_up_at and (not tried or now >= self._retry_at)
         new = self._steps - self._begun_steps
         by_steps = self._plan.every_steps is not None and new >= self._plan.every_steps
-        return by_steps or (new > 0 and self._now() >= self.due)
+        return by_steps or (new > 0 and now >= self.due) or now >= self._retry_at
 
     def _begin(self) -> None:
         self._number += 1
+        self._retry_at = math.inf
         self._begun_at, self._begun_steps = self._now(), self._steps
         try:
             # No two attempts at a run may ever write into one directory.
@@ -194,15 +229,24 @@ class Checkpoints:
             self._pool.submit(shutil.rmtree, save.path, ignore_errors=True)
             self._failed(f"{error.filename or save.path}: {error.strerror or error}")
             return
+        self._retry_after, self._failing = RETRY_S, False
         self._manifests.append(checkpoint.manifest)
         self._covered = max(self._covered, checkpoint.manifest.step)
         print(f"checkpoint {checkpoint.path.name}: {checkpoint.manifest.nbytes} bytes", flush=True)
 
     def _failed(self, why: str) -> None:
-        """At the end of a run there is no next time."""
+        now, self._failing = self._now(), True
         self._failures.append(why)
-        self._covered = self._steps if self._over else self._covered
-        print(f"the training state could not be saved: {why}", flush=True)
+        if self._over:
+            self._retry_at = now + LAST_RETRY_S
+            self._given_up_at = min(self._given_up_at, now + LAST_TIMEOUT_S)
+            if self._retry_at >= self._given_up_at:
+                self._given_up_at = now
+        else:
+            self._retry_at = now + self._retry_after
+            self._retry_after = min(2 * self._retry_after, LONGEST_RETRY_S)
+        again = "" if now >= self._given_up_at else f"; it is tried again in {self._retry_at - now:g} s"
+        print(f"the training state could not be saved: {why}{again}", flush=True)
 
     def _manifest(self, reports: Sequence[m.Saved]) -> Manifest:
         nodes = [self._node([saved for saved in reports if saved.node == node]) for node in self._plan.nodes]

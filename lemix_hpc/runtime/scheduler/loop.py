@@ -29,6 +29,7 @@ from lemix_hpc.runtime.http.call import Client
 from lemix_hpc.runtime.http.call_router import CallRouter
 from lemix_hpc.runtime.scheduler.arrivals import Arrivals
 from lemix_hpc.runtime.scheduler.checkpoints import Checkpoints
+from lemix_hpc.runtime.scheduler.disk_watch import DiskWatch
 from lemix_hpc.runtime.scheduler.drain import Drain, Ending
 from lemix_hpc.runtime.scheduler.progress import LiveView
 from lemix_hpc.runtime.scheduler.resume import lost, remaining
@@ -74,7 +75,9 @@ class SchedulerLoop:
         inherited: Inheritance = NOTHING,
         drain: Drain | None = None,
         watch: Watch | None = None,
+        disk: DiskWatch | None = None,
     ) -> None:
+        self._disk = disk
         self._drain = drain
         self._ending: Ending | None = None
         self._layout = layout
@@ -147,6 +150,8 @@ class SchedulerLoop:
         for mail in mails:
             self._receive(mail)
         self._watch.check()
+        if self._disk is not None:
+            self._disk.look()
         self._supply_training()
         saving = self._checkpoints is not None and self._checkpoints.turn(self._training.steps)
         self.show()
@@ -339,5 +344,7 @@ class SchedulerLoop:
             received=self._requests - self._arrivals.left,
             requests=self._requests,
             checkpoint=self._checkpoints.last_step if self._checkpoints is not None else None,
+            failure=self._checkpoints.trouble if self._checkpoints is not None else None,
+            disk=self._disk.trouble if self._disk is not None else None,
             last=last,
         )

@@ -97,11 +97,14 @@ class LiveView:
         received: int,
         requests: int,
         checkpoint: int | None = None,
+        failure: str | None = None,
+        disk: str | None = None,
         last: bool = False,
     ) -> Figures:
         """Replace the picture, and return the figures of this moment.
 
-        `received` of `requests` have come so far, `serving` are under way; `drifts`: alarms so far.
+        `received` of `requests` have come so far, `serving` are under way; `drifts`: alarms so far; `checkpoint`: step
+        of the newest, `failure`: why one could not be saved; `disk`: why it does not take everything.
         """
         self._shown = now
         training, loss = self._training, self._figures.loss
@@ -119,8 +122,10 @@ class LiveView:
                 loss=loss,
                 response_ms_p50=self._figures.response_ms_p50,
                 checkpoint_step=checkpoint,
+                checkpoint_failure=failure,
                 stage_busy=self._figures.look(now),
                 drift=[drift for drift in drifts if drift.until_s is None],
+                disk=disk,
             )
         )
         lengths = [task.request.prompt_tokens + task.request.output_tokens for task in serving]

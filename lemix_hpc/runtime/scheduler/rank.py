@@ -18,6 +18,7 @@ from lemix_hpc.profiling.coefficients import CoefficientFile, load_coefficients,
 from lemix_hpc.profiling.hardware import Hardware, load_hardware
 from lemix_hpc.records.attempts import Attempt, AttemptEnd
 from lemix_hpc.records.event_log import EVENTS
+from lemix_hpc.records.files import patiently
 from lemix_hpc.records.inheritance import Inheritance
 from lemix_hpc.records.journal import Journal
 from lemix_hpc.records.schema import COEFFICIENTS, FACTS, LEARNED, PROGRESS, LearnedTimes, Progress, RunFacts
@@ -35,9 +36,10 @@ from lemix_hpc.runtime.http.call_router import CallRouter
 from lemix_hpc.runtime.http.endpoint import Endpoint
 from lemix_hpc.runtime.leader.make_leader import AnyLeader, engines_in
 from lemix_hpc.runtime.scheduler.checkpoints import Checkpoints
+from lemix_hpc.runtime.scheduler.disk_watch import DiskWatch
 from lemix_hpc.runtime.scheduler.drain import Drain, EndedEarlyError
 from lemix_hpc.runtime.scheduler.loop import LoopSettings, SchedulerLoop
-from lemix_hpc.runtime.scheduler.resume import poisonous, without_lost
+from lemix_hpc.runtime.scheduler.resume import DISK_TIMEOUT_S, poisonous, without_lost
 from lemix_hpc.runtime.scheduler.save_plan import save_plan
 from lemix_hpc.runtime.scheduler.warm_up import ProbeTimes, probes
 from lemix_hpc.runtime.scheduler.watch import Watch
@@ -52,8 +54,8 @@ from lemix_hpc.workload.tasks import Request
 
 PUBLISHED = ("spans.jsonl", "tasks.jsonl", EVENTS, FACTS, PROGRESS, COEFFICIENTS, LEARNED)
 FACTS_EVERY_S = 5.0
-DISK_TIMEOUT_S = 600.0
-"""How long the end of a run waits for a disk that does not take what was promised."""
+SECURE_TIMEOUT_S = 60.0
+"""How long a checkpoint does; then it is tried again."""
 
 
 class SchedulerRank:
@@ -84,7 +86,10 @@ class SchedulerRank:
         self._endpoint = Endpoint(recipe, attempt, self._inherited, clock.now, waiter.wake, self._policy_end)
         self._journal = Journal(attempt.journal, self._endpoint.sync, waiter.wake)
         self._recorder = Recorder(attempt.path, self._journal)
-        self._recorder.inherited([*self._inherited.served, *self._inherited.trained])
+        self._disk = DiskWatch(
+            self._recorder, self._journal, lambda: self._endpoint.trouble, self._endpoint.hold, clock.monotonic
+        )
+        self._recorder.inherited([*self._inherited.served, *self._inherited.trained], DISK_TIMEOUT_S)
         attempt.publish(*PUBLISHED)
         attempt.make_current()
         plan = save_plan(recipe, attempt.run_dir, inherited.steps)
@@ -112,7 +117,11 @@ class SchedulerRank:
         times = self._warm_up(work.requests) if self._recipe.engine.computes else None
         overhead = 0.0 if times is None else times.overhead
         hardware = self._hardware(times)
-        save_coefficients(hardware.believed[0], self._attempt.path / COEFFICIENTS)
+        patiently(
+            lambda: save_coefficients(hardware.believed[0], self._attempt.path / COEFFICIENTS),
+            DISK_TIMEOUT_S,
+            lambda: self._drain.look() is not None,
+        )
         reference = hardware.reference.latency(self._layout.stages)
         t0 = mean_unloaded_response(reference, work.requests, self._recipe)
         scheduler = make_scheduler(self._recipe, hardware, t0, overhead, self._policy_end)
@@ -136,10 +145,18 @@ class SchedulerRank:
         self._stop(loop)
         self._recorder.facts(facts(duration))
         self._recorder.learned(self._learned(scheduler))
-        self._recorder.close()
+        self._recorder.close(DISK_TIMEOUT_S, lambda: self._drain.hopeless)
+        self._endpoint.close(DISK_TIMEOUT_S, lambda: self._drain.hopeless)
         self._journal.close(DISK_TIMEOUT_S)
         self._attempt.must_count()
-        return loop.end
+        return self._end(loop)
+
+    def _end(self, loop: SchedulerLoop) -> AttemptEnd:
+        """Why it ended. What was learned may not be lost in silence."""
+        end, failure = loop.end, self._checkpoints.unsaved if self._checkpoints is not None else None
+        if failure is None or end.reason not in ("finished", "drained"):
+            return end
+        return AttemptEnd("unsaved", f"{end.message}, but the training state could not be saved: {failure}", end.time)
 
     def _turn(self, loop: SchedulerLoop, facts: Callable[[float], RunFacts]) -> Callable[[], bool]:
         """The loop's turn. Now and then it leaves what a report needs, should the run end at once.
@@ -162,7 +179,7 @@ class SchedulerRank:
     def _secure(self) -> None:
         """Before a checkpoint counts, the disk must know what is in it; nobody may build on one of an attempt that was left
         behind. Raises OSError. In a thread."""
-        if not self._journal.flush(DISK_TIMEOUT_S):
+        if not self._journal.flush(SECURE_TIMEOUT_S):
             raise OSError(errno.EIO, self._journal.trouble, str(self._attempt.journal))
         if self._attempt.superseded:
             raise OSError(errno.ESTALE, "a later attempt goes on with the run", str(self._attempt.path))
@@ -202,6 +219,7 @@ class SchedulerRank:
             self._inherited,
             self._drain,
             self._watch,
+            self._disk,
         )
 
     def _save_the_last(self, loop: SchedulerLoop) -> None:
@@ -248,6 +266,7 @@ class SchedulerRank:
             overhead_s=scheduler.rules.overhead,
             checkpoints=self._checkpoints.facts() if self._checkpoints is not None else None,
             refuses_after_s=scheduler.rules.end if scheduler.rules.end < math.inf else None,
+            disk=self._disk.facts(),
         )
 
     def _learned(self, scheduler: Scheduler) -> LearnedTimes:

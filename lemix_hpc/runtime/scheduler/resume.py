@@ -16,10 +16,14 @@ from lemix_hpc.checkpoints.store import CHECKPOINTS, Checkpoint, complete_paths,
 from lemix_hpc.config.recipe import Recipe
 from lemix_hpc.engines.model_sizes import model_config
 from lemix_hpc.records.attempts import Attempt, AttemptStart, lineage
+from lemix_hpc.records.files import patiently
 from lemix_hpc.records.inheritance import Inheritance, inherit
 from lemix_hpc.records.journal import Accepted
 from lemix_hpc.records.schema import ServedTask
 from lemix_hpc.workload.tasks import Request
+
+DISK_TIMEOUT_S = 600.0
+"""How long an attempt waits for a disk that takes nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,18 +50,17 @@ def take_over(recipe: Recipe, attempt: Attempt) -> tuple[Beginning, Inheritance]
     inherited = inherit(attempt.run_dir, _versions(recipe, own) if recipe.engine.computes else None)
     for message in inherited.damage:
         print(f"damaged: {message}", flush=True)
-    attempt.start(
-        AttemptStart(
-            time=time.time(),
-            host=socket.gethostname(),
-            job=os.environ.get("SLURM_JOB_ID"),
-            inherits=inherited.last.number if inherited.last is not None else None,
-            journal_bytes=inherited.journal_bytes,
-            clock=inherited.clock,
-            checkpoint=own.path.name if own is not None else None,
-            versions=inherited.versions,
-        )
+    start = AttemptStart(
+        time=time.time(),
+        host=socket.gethostname(),
+        job=os.environ.get("SLURM_JOB_ID"),
+        inherits=inherited.last.number if inherited.last is not None else None,
+        journal_bytes=inherited.journal_bytes,
+        clock=inherited.clock,
+        checkpoint=own.path.name if own is not None else None,
+        versions=inherited.versions,
     )
+    patiently(lambda: attempt.start(start), DISK_TIMEOUT_S)
     return _beginning(recipe, own, inherited), inherited
 
 

@@ -5,6 +5,7 @@ pretends to train at once. What a prompt says decides what happens to it: see `N
 """
 
 import json
+import os
 import signal
 import sys
 import time
@@ -15,7 +16,10 @@ from typing import Any
 from mpi4py import MPI
 
 from lemix_hpc.checkpoints.manifest import SavedFile
+from lemix_hpc.checkpoints.resumption import NodeStart
+from lemix_hpc.checkpoints.stage_state import StageState, file_name, write_state
 from lemix_hpc.config.load import load_recipe
+from lemix_hpc.records import journal
 from lemix_hpc.records.attempts import claim
 from lemix_hpc.runtime.scheduler.drain import Drain
 from lemix_hpc.runtime.scheduler.rank import SchedulerRank
@@ -36,14 +40,14 @@ WORDS = ("one ", "two ", "three ", "four ")
 class Node:
     """A leader that answers by itself. Answers under way are generators that yield messages, or None to be called again."""
 
-    def __init__(self, layout: Layout, node: int, mailbox: Mailbox, clock: RunClock) -> None:
+    def __init__(self, layout: Layout, node: int, mailbox: Mailbox, clock: RunClock, version: int) -> None:
         self._layout = layout
         self._node = node
         self._mailbox = mailbox
         self._clock = clock
         self._answers: dict[int, Any] = {}
         self._next = 0.0
-        self._version = 0
+        self._version = version
         self._training: deque[Any] = deque()
         self.stopped = False
         for stage in range(-1, layout.stages):
@@ -113,7 +117,10 @@ class Node:
         self._tell(m.Loss(task, 2.5))
         if micro_batch.index == micro_batch.group_size - 1:
             self._version += 1
-            self._tell(m.Stepped(self._node, micro_batch.group, self._version))
+            stepped = m.Stepped(self._node, micro_batch.group, self._version)
+            self._tell(stepped)
+            for stage in range(self._layout.stages):
+                self._mailbox.send(self._layout.worker(self._node, stage), Inbox.STAGE, stepped)
 
     def _answer(self, call: m.HttpCall) -> Any:
         if call.method == "GET":
@@ -185,23 +192,33 @@ class Node:
         self._mailbox.send(SCHEDULER_RANK, Inbox.SCHEDULER, message)
 
 
-def save_nothing(layout: Layout, rank: int, mailbox: Mailbox, waiter: Waiter) -> None:
-    """A stage: it has no weights to save, and says so."""
+def save_nothing(layout: Layout, rank: int, mailbox: Mailbox, waiter: Waiter, steps: int) -> None:
+    """A stage: it has no weights, and saves that; the first one does for all."""
     node, stopped = layout.node_of(rank), False
     while not (stopped and mailbox.sent_all):
         mails = mailbox.poll()
         for message in (mail.message for mail in mails):
             stopped = stopped or isinstance(message, m.Stop)
+            if isinstance(message, m.Stepped):
+                steps = message.version
             if isinstance(message, m.SaveNext):
                 for stage in range(layout.stages):
-                    file = SavedFile("", stage, 0, "", 0.0, 0.0)
-                    saved = m.Saved(message.number, node, 0, 0, -1, 0, 0, "", file, "nothing is trained here")
+                    saved = save(message, node, stage, steps)
                     mailbox.send(SCHEDULER_RANK, Inbox.SCHEDULER, saved)
         if not mails:
             waiter.idle(in_transit=mailbox.in_transit)
 
 
+def save(order: m.SaveNext, node: int, stage: int, steps: int) -> m.Saved:
+    name = file_name(node, stage)
+    written = write_state(StageState({}, steps, steps, "float32"), Path(order.directory, name))
+    file = SavedFile(name, stage, written.nbytes, written.sha256, 0.0, 0.0)
+    return m.Saved(order.number, node, steps, steps, -1, steps, steps, "float32", file, "")
+
+
 def main(run_dir: Path) -> None:
+    # A journal's reserved space that few calls use up.
+    journal.RESERVE = int(os.environ.get("STAND_IN_RESERVE", journal.RESERVE))
     recipe = load_recipe(run_dir / "recipe.yaml")
     layout = Layout(recipe.nodes.count, recipe.nodes.stages)
     comm = MPI.COMM_WORLD.Dup()
@@ -210,16 +227,19 @@ def main(run_dir: Path) -> None:
     host = comm.Split_type(MPI.COMM_TYPE_SHARED)
     bell = hang_doorbell(comm, host)
     waiter = make_waiter(comm, host, bell, "backoff")
+    attempt = claim(run_dir) if rank == SCHEDULER_RANK else None
+    taken_over = take_over(recipe, attempt) if attempt is not None else None
+    starts = comm.bcast(taken_over and taken_over[0].starts, SCHEDULER_RANK)
+    start = starts.get(layout.node_of(rank), NodeStart())
     if layout.stage_of(rank) is not None:
-        save_nothing(layout, rank, Mailbox(comm, Inbox.STAGE, bell), waiter)
+        save_nothing(layout, rank, Mailbox(comm, Inbox.STAGE, bell), waiter, start.steps)
         return
-    node = Node(layout, layout.node_of(rank), Mailbox(comm, Inbox.LEADER, bell), clock)
-    if rank == SCHEDULER_RANK:
+    node = Node(layout, layout.node_of(rank), Mailbox(comm, Inbox.LEADER, bell), clock, start.version)
+    if attempt is not None and taken_over is not None:
         drain = Drain(run_dir / "stop", recipe.policy.drain_reserve_s)
         signal.signal(signal.SIGTERM, lambda number, _: drain.heard(number))
-        mailbox, attempt = Mailbox(comm, Inbox.SCHEDULER, bell), claim(run_dir)
-        inherited = take_over(recipe, attempt)[1]
-        SchedulerRank(recipe, layout, attempt, inherited, mailbox, clock, waiter, node, drain).run()
+        mailbox = Mailbox(comm, Inbox.SCHEDULER, bell)
+        SchedulerRank(recipe, layout, attempt, taken_over[1], mailbox, clock, waiter, node, drain).run()
         return
     while not node.finished:
         if node.turn():

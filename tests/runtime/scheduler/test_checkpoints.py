@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -176,13 +177,68 @@ def test_what_cannot_be_written_is_told_and_tried_again_when_due(
     world.checkpoints.turn(4)
     world.answer([4])
     assert world.steps == [4]
+    assert world.checkpoints.facts().failed == 1
+
+
+FULL = "disk: No space left on device"
+
+
+def test_a_failed_save_is_tried_again_before_the_next_is_due(tmp_path: Path) -> None:
+    world = World(tmp_path, every_steps=100)
+    world.checkpoints.turn(100)
+    waits = []
+    for _ in range(3):
+        world.answer([100], error=FULL)
+        waits.append(world.checkpoints.due - world.time)
+        asked = len(world.asked)
+        world.time = world.checkpoints.due - 0.5
+        world.checkpoints.turn(100)
+        assert len(world.asked) == asked
+        world.time = world.checkpoints.due
+        world.checkpoints.turn(101)
+        assert len(world.asked) == asked + 1
+    assert waits == [5.0, 10.0, 20.0]
+    world.answer([101])
+    assert world.steps == [101] and world.checkpoints.due == math.inf
+    world.time += 1000.0
+    world.checkpoints.turn(102)
+    assert len(world.asked) == 4
+
+
+def test_the_last_save_is_tried_for_some_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    world = World(tmp_path, every_steps=4)
+    world.checkpoints.turn(5)
+    world.answer([5])
+    world.checkpoints.turn(7)
+    world.checkpoints.finish()
+    tries = 0
+    while not world.checkpoints.at_rest:
+        if world.checkpoints.turn(7):
+            tries += 1
+            world.answer([7], error=FULL)
+        else:
+            world.time = max(world.time, world.checkpoints.due)
+    assert tries > 20 and world.time <= 130.0
+    facts = world.checkpoints.facts()
+    assert (facts.saved, facts.failed, facts.last_step, facts.unsaved_steps) == (1, tries, 5, 2)
+    assert world.checkpoints.unsaved == FULL
+    assert capsys.readouterr().out.splitlines()[-1] == f"the training state could not be saved: {FULL}"
+
+
+def test_a_last_save_that_works_at_last_leaves_nothing_unsaved(tmp_path: Path) -> None:
+    world = World(tmp_path, every_steps=4)
+    world.checkpoints.turn(4)
+    world.answer([4], error=FULL)
     world.checkpoints.turn(5)
     world.checkpoints.finish()
     world.checkpoints.turn(5)
-    world.answer([5], error="disk: No space left on device")
-    assert world.checkpoints.at_rest, "the end of a run does not wait for a disk"
-    facts = world.checkpoints.facts()
-    assert (facts.saved, facts.failed, facts.last_step) == (1, 2, 4)
+    assert len(world.asked) == 2, "at once"
+    world.answer([5], error=FULL)
+    world.time = world.checkpoints.due
+    world.checkpoints.turn(5)
+    world.answer([5])
+    assert world.checkpoints.at_rest and world.checkpoints.unsaved is None
+    assert (world.steps, world.checkpoints.facts().unsaved_steps) == ([5], 0)
 
 
 def test_a_directory_that_cannot_be_made_is_a_save_that_failed(tmp_path: Path) -> None:
@@ -194,7 +250,9 @@ def test_a_directory_that_cannot_be_made_is_a_save_that_failed(tmp_path: Path) -
     assert world.checkpoints.facts().failed == 1
     world.checkpoints.finish()
     world.checkpoints.turn(1)
-    assert world.checkpoints.at_rest
+    assert world.checkpoints.facts().failed == 2 and not world.checkpoints.at_rest
+    world.time = 1000.0
+    assert world.checkpoints.at_rest and "Not a directory" in (world.checkpoints.unsaved or "")
 
 
 def test_nodes_that_average_are_all_saved_behind_one_average(tmp_path: Path) -> None:
