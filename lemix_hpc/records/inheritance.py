@@ -10,6 +10,7 @@ from pathlib import Path
 from lemix_hpc.records.attempts import Attempt, AttemptStart, EndReason, lineage
 from lemix_hpc.records.journal import (
     Accepted,
+    Answered,
     Ended,
     GroupCut,
     Placed,
@@ -18,7 +19,8 @@ from lemix_hpc.records.journal import (
     Trained,
     read_journal,
 )
-from lemix_hpc.records.schema import ServedTask, TrainedTask
+from lemix_hpc.records.last_answers import LastAnswers
+from lemix_hpc.records.schema import Outcome, ServedTask, TrainedTask
 
 POISON: frozenset[EndReason] = frozenset({"error", "out-of-memory"})
 """Ends that a request may have caused. One that was on a node at two of them in a row is not tried again."""
@@ -28,17 +30,18 @@ POISON: frozenset[EndReason] = frozenset({"error", "out-of-memory"})
 class Inheritance:
     """What counts of the attempts so far.
 
-    `journal_bytes`: of the last of them. `served`, `trained`: tasks with their outcomes, in order. `waiting`: requests that
-    came and have none, by number. `poison`: those of them that are not to be tried again. `next_number`: of tasks. `cuts`:
-    groups of training in order; `done`: those that are in the weights that training goes on from. `steps` made these, and
-    `versions` are those of each node's weights. `clock`: where the time of the run goes on [s]. `damage`: what could not be
-    read, for people.
+    `journal_bytes`: of the last of them. `served`, `trained`: tasks with their outcomes, in order. `answers`: that clients were
+    given last. `waiting`: requests that came and have no outcome, by number; `poison`: those of them that are not to be tried
+    again. `next_number`: of tasks. `cuts`: groups of training in order; `done`: those that are in the weights that training
+    goes on from. `steps` made these, and `versions` are those of each node's weights. `clock`: where the time of the run goes
+    on [s]. `damage`: what could not be read, for people.
     """
 
     last: Attempt | None = None
     journal_bytes: int = 0
     served: list[ServedTask] = field(default_factory=list)
     trained: list[TrainedTask] = field(default_factory=list)
+    answers: list[Answered] = field(default_factory=list)
     waiting: dict[int, Accepted] = field(default_factory=dict)
     poison: frozenset[int] = frozenset()
     next_number: int = 0
@@ -78,11 +81,13 @@ def inherit(run_dir: Path, versions: Mapping[int, int] | None) -> Inheritance:
     if versions is None:
         versions = fold.versions
     fold.cut_back(versions)
+    fold.end_answered()
     return Inheritance(
         last=line[-1],
         journal_bytes=length,
         served=fold.served,
         trained=[*fold.trained, *fold.told_by_steps()],
+        answers=list(fold.answers),
         waiting=fold.waiting,
         poison=frozenset(fold.suspects) & frozenset(fold.waiting) if fold.twice else frozenset(),
         next_number=fold.next_number,
@@ -95,6 +100,18 @@ def inherit(run_dir: Path, versions: Mapping[int, int] | None) -> Inheritance:
     )
 
 
+def _told_by(answer: Answered, accepted: Accepted) -> ServedTask:
+    outcome: Outcome = "rejected" if answer.status >= 400 else "finished"
+    return ServedTask(
+        accepted.id,
+        outcome,
+        accepted.time,
+        accepted.prompt_tokens,
+        finished=answer.time,
+        number=accepted.number,
+    )
+
+
 class _Fold:
     """The records of a lineage, one after the other."""
 
@@ -103,12 +120,14 @@ class _Fold:
         self.trained: list[TrainedTask] = []
         self.steps: list[Stepped] = []
         self.cuts: dict[int, GroupCut] = {}
+        self.answers = LastAnswers()
         self.waiting: dict[int, Accepted] = {}
         self.next_number = 0
         self.clock = 0.0
         self.damage: list[str] = []
         self.suspects: set[int] = set()
         self.twice = False
+        self._answered: dict[int, ServedTask] = {}
         self._on_nodes: set[int] = set()
         self._crashed = False
 
@@ -136,18 +155,24 @@ class _Fold:
 
     def add(self, record: Record) -> None:
         match record:
-            case Accepted(number, _, time, _):
+            case Accepted(number, _, time):
                 self.waiting[number] = record
                 self.next_number = max(self.next_number, number + 1)
                 self.clock = max(self.clock, time)
             case Placed(number, _):
                 self._on_nodes.add(number)
                 self.next_number = max(self.next_number, number + 1)
+            case Answered(number, _, _, time):
+                self.answers.add(record)
+                self.clock = max(self.clock, time)
+                if number in self.waiting:
+                    self._answered[number] = _told_by(record, self.waiting[number])
             case Ended(task):
                 self.served.append(task)
                 self.clock = max(self.clock, task.finished or task.arrival)
                 if task.number is not None:
                     self.waiting.pop(task.number, None)
+                    self._answered.pop(task.number, None)
                     self._on_nodes.discard(task.number)
             case Trained(task):
                 self.trained.append(task)
@@ -156,6 +181,13 @@ class _Fold:
                 self.clock = max(self.clock, time)
             case GroupCut(group):
                 self.cuts[group] = record
+
+    def end_answered(self) -> None:
+        """What was answered has its outcome, if no more was written down before the end, too."""
+        for number, task in self._answered.items():
+            self.served.append(task)
+            del self.waiting[number]
+        self._answered.clear()
 
     def told_by_steps(self) -> Iterator[TrainedTask]:
         """Micro-batches that are in a step that counts, of which no more was written down before the end."""

@@ -31,12 +31,14 @@ RESERVE = 16 << 20
 
 
 class Accepted(msgspec.Struct, frozen=True, array_like=True, tag=True):
-    """A request has come. `number`: its task's; `time` [s] of the run."""
+    """A request has come. `number`: its task's; `time` [s] of the run; `digest`: of what a client has sent, to tell whether it
+    comes again."""
 
     number: int
     id: str
     time: float
     prompt_tokens: int
+    digest: str = ""
 
 
 class Placed(msgspec.Struct, frozen=True, array_like=True, tag=True):
@@ -44,6 +46,18 @@ class Placed(msgspec.Struct, frozen=True, array_like=True, tag=True):
 
     number: int
     node: int
+
+
+class Answered(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """A client was given this answer to the call that it has named `id`. `time` [s] of the run."""
+
+    number: int
+    id: str
+    digest: str
+    time: float
+    status: int
+    headers: tuple[tuple[str, str], ...]
+    body: bytes
 
 
 class Ended(msgspec.Struct, frozen=True, array_like=True, tag=True):
@@ -81,7 +95,7 @@ class Stepped(msgspec.Struct, frozen=True, array_like=True, tag=True):
     time: float
 
 
-Record = Accepted | Placed | Ended | Trained | GroupCut | Stepped
+Record = Accepted | Placed | Answered | Ended | Trained | GroupCut | Stepped
 
 
 class Journal:

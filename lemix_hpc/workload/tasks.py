@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
+
+
+def digest(call: str, body: bytes) -> str:
+    """Of a call of a client and what it sends, in hexadecimal."""
+    return hashlib.sha256(call.encode() + b"\n" + body).hexdigest()[:32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,6 +19,11 @@ class ApiCall:
     path: str
     headers: tuple[tuple[str, str], ...]
     body: bytes
+
+    @property
+    def digest(self) -> str:
+        """Of what is asked, in hexadecimal: the same for the same call that comes again."""
+        return digest(f"{self.method} {self.path}", self.body)
 
 
 @dataclass(frozen=True, slots=True)

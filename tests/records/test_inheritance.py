@@ -6,7 +6,7 @@ import pytest
 
 from lemix_hpc.records.attempts import AttemptEnd, AttemptStart, EndReason, claim
 from lemix_hpc.records.inheritance import NOTHING, Inheritance, inherit
-from lemix_hpc.records.journal import Accepted, Ended, GroupCut, Journal, Placed, Record, Stepped, Trained
+from lemix_hpc.records.journal import Accepted, Answered, Ended, GroupCut, Journal, Placed, Record, Stepped, Trained
 from lemix_hpc.records.schema import ServedTask, TrainedTask
 
 
@@ -76,6 +76,19 @@ def test_requests_without_an_outcome_are_waiting(run: Run) -> None:
 def test_a_request_that_never_became_a_task_has_its_outcome_too(run: Run) -> None:
     run.attempt(Ended(ServedTask("long", "rejected", 0.5, 9999)), Ended(ServedTask("longer", "rejected", 0.5, 9999)))
     assert [task.id for task in run.attempt().served] == ["long", "longer"]
+
+
+def test_what_was_answered_has_its_outcome_and_is_known_again(run: Run) -> None:
+    headers = (("content-type", "application/json"),)
+    mine = Answered(0, "mine", "d0", 2.0, 200, headers, b"{}")
+    bad = Answered(1, "bad", "d1", 3.0, 400, headers, b"no")
+    run.attempt(Accepted(0, "mine", 0.5, 3, "d0"), Accepted(1, "bad", 0.75, 4, "d1"), mine, served("mine", 0, 2.0), bad)
+    inherited = run.attempt()
+    assert inherited.answers == [mine, bad] and not inherited.waiting
+    assert inherited.served[1:] == [ServedTask("bad", "rejected", 0.75, 4, finished=3.0, number=1)]
+    assert inherited.clock == 3.0
+    again = run.attempt()
+    assert (again.answers, again.served) == (inherited.answers, inherited.served)
 
 
 def test_training_behind_the_checkpoint_is_done_again(run: Run) -> None:

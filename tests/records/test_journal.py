@@ -12,7 +12,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lemix_hpc.records import journal as module
-from lemix_hpc.records.journal import Accepted, Ended, GroupCut, Journal, Placed, Record, Stepped, Trained, read_journal
+from lemix_hpc.records.journal import (
+    Accepted,
+    Answered,
+    Ended,
+    GroupCut,
+    Journal,
+    Placed,
+    Record,
+    Stepped,
+    Trained,
+    read_journal,
+)
 from lemix_hpc.records.schema import ServedTask, TrainedTask
 
 NUMBERS = st.integers(0, 2**40)
@@ -21,6 +32,7 @@ TIMES = st.floats(0, 1e9)
 IDS = st.text(max_size=20)
 RECORDS: st.SearchStrategy[Record] = st.one_of(
     st.builds(Accepted, NUMBERS, IDS, TIMES, NUMBERS),
+    st.builds(Answered, NUMBERS, IDS, IDS, TIMES, NUMBERS, st.tuples(st.tuples(IDS, IDS)), st.binary(max_size=99)),
     st.builds(Placed, NUMBERS, st.integers(0, 4096)),
     st.builds(
         lambda id, output: Ended(ServedTask(id, "finished", 0.5, 3, finished=1.0, output=output)),

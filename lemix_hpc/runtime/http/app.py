@@ -17,11 +17,12 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
+from lemix_hpc.runtime.http.answers import Answers, Recording, Replay
 from lemix_hpc.runtime.http.call import Call, Gone, ResponsePart
 from lemix_hpc.runtime.http.errors import ApiError, bad_request
 from lemix_hpc.runtime.http.metrics import CONTENT_TYPE, Figures, exposition
 from lemix_hpc.runtime.http.request_guard import Guard
-from lemix_hpc.runtime.http.response_stream import Relay, for_node
+from lemix_hpc.runtime.http.response_stream import Relay, for_client, for_node
 from lemix_hpc.runtime.http.sample_intake import SampleIntake
 from lemix_hpc.runtime.http.server import HttpServer
 from lemix_hpc.workload.api_lengths import GENERATING, call_lengths
@@ -44,6 +45,7 @@ class AppContext:
     context: int
     now: Callable[[], float]
     figures: Callable[[], Figures]
+    answers: Answers
     samples: SampleIntake | None
 
 
@@ -73,12 +75,14 @@ class _Endpoints:
         body = await self._context.guard.body(request)
         path, context = request.url.path, self._context
         lengths = await self._do_aside(lambda: call_lengths(path, _json(body), context.tokenizer, context.context))
-        return self._relay(request, body, lengths)
+        api, name = self._as_it_came(request, body), _given_id(request)
+        return self._relay(api, lengths) if name is None else self._relay_once(name, api, lengths)
 
     async def pass_on(self, request: Request) -> ASGIApp:
         """A call that any node can answer."""
         self._context.guard.check_key(request)
-        return self._relay(request, await self._context.guard.body(request), None)
+        api = self._as_it_came(request, await self._context.guard.body(request))
+        return self._relay(api, None, _given_id(request))
 
     async def health(self, request: Request) -> Response:  # noqa: ARG002
         """Whether every node's engine answers that it is well. Open to all, for load balancers."""
@@ -107,13 +111,29 @@ class _Endpoints:
         body = await self._context.guard.body(request)
         if (refusal := self._context.server.refusal) is not None:
             raise refusal
-        ids = await self._do_aside(lambda: intake.take(body, self._context.now()))
+        name = _given_id(request)
+        ids = await self._do_aside(lambda: intake.take(body, self._context.now(), name))
         return JSONResponse({"object": "training.samples", "accepted": len(ids), "ids": ids})
 
-    def _relay(self, request: Request, body: bytes, lengths: tuple[int, int] | None) -> ASGIApp:
-        call = Call(_id(request), self._as_it_came(request, body), self._context.now(), lengths)
+    def _relay(self, api: ApiCall, lengths: tuple[int, int] | None, name: str | None = None) -> ASGIApp:
+        call = Call(name or f"http-{secrets.token_hex(8)}", api, self._context.now(), lengths)
         self._context.server.enter(call)
         return Relay(self._context.server, call)
+
+    def _relay_once(self, name: str, api: ApiCall, lengths: tuple[int, int]) -> ASGIApp:
+        """A call that its client has named: it is answered once, and is told the same again."""
+        answers, now = self._context.answers, self._context.now
+        digest = api.digest
+        given = answers.begin(name, digest)
+        if given is not None:
+            return Replay(given, for_client(given.headers, name))
+        call = Call(name, api, now(), lengths, recording=Recording(answers, name, digest, now))
+        try:
+            self._context.server.enter(call)
+        except ApiError:
+            answers.end(name)
+            raise
+        return Relay(self._context.server, call, lambda: answers.end(name))
 
     def _as_it_came(self, request: Request, body: bytes) -> ApiCall:
         query = f"?{request.url.query}" if request.url.query else ""
@@ -147,10 +167,10 @@ def _json(body: bytes) -> dict[str, Any]:
         raise bad_request(f"The body is not a JSON object: {error}") from error
 
 
-def _id(request: Request) -> str:
+def _given_id(request: Request) -> str | None:
     """The client's own name for its call, if it can be one."""
-    given = request.headers.get("x-request-id", "")
-    return given if given.isprintable() and 0 < len(given) <= LONGEST_ID else f"http-{secrets.token_hex(8)}"
+    given: str = request.headers.get("x-request-id", "")
+    return given if given.isprintable() and 0 < len(given) <= LONGEST_ID else None
 
 
 async def _told(request: Request, error: Exception) -> Response:  # noqa: ARG001

@@ -38,6 +38,12 @@ class Client(Protocol):
     def fail(self, error: ApiError) -> None: ...
 
 
+class PartTaker(Protocol):
+    """Takes down the answer to a call, in the scheduler's loop."""
+
+    def part(self, part: ResponsePart, number: int) -> None: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Gone:
     """The client has hung up."""
@@ -47,15 +53,25 @@ class Call:
     """Made and awaited in the endpoint's thread, answered from the scheduler's loop.
 
     `lengths`: tokens of prompt and answer of a call that generates, which the policy sends to a node; any other goes to
-    `node`. `arrived` in seconds of the run. `number`: its task, for the scheduler's loop.
+    `node`. `arrived` in seconds of the run. `number`: its task, for the scheduler's loop. `recording`: what takes down its
+    answer, if that is wanted.
     """
 
-    def __init__(self, id: str, api: ApiCall, arrived: float, lengths: tuple[int, int] | None, node: int = 0) -> None:
+    def __init__(
+        self,
+        id: str,
+        api: ApiCall,
+        arrived: float,
+        lengths: tuple[int, int] | None,
+        node: int = 0,
+        recording: PartTaker | None = None,
+    ) -> None:
         self.id = id
         self.api = api
         self.arrived = arrived
         self.lengths = lengths
         self.node = node
+        self._recording = recording
         self.number: int | None = None
         self.gone = False
         self.patient = False
@@ -63,6 +79,9 @@ class Call:
         self._parts: asyncio.Queue[ResponsePart | ApiError | Gone] = asyncio.Queue()
 
     def part(self, part: ResponsePart) -> None:
+        if self._recording is not None:
+            assert self.number is not None, "it is a task"
+            self._recording.part(part, self.number)
         self._loop.call_soon_threadsafe(self._parts.put_nowait, part)
 
     def fail(self, error: ApiError) -> None:

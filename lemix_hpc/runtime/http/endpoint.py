@@ -15,6 +15,8 @@ from lemix_hpc.config.training_section import Training
 from lemix_hpc.config.workload_section import TextFields
 from lemix_hpc.records.attempts import Attempt
 from lemix_hpc.records.inheritance import Inheritance
+from lemix_hpc.records.journal import Record
+from lemix_hpc.runtime.http.answers import Answers
 from lemix_hpc.runtime.http.batch_results import BatchResults
 from lemix_hpc.runtime.http.call_router import CallRouter
 from lemix_hpc.runtime.http.metrics import Figures
@@ -60,6 +62,7 @@ class Endpoint:
         self._server: HttpServer | None = None
         self._intake: SampleIntake | None = None
         self._router: CallRouter | None = None
+        self._answers = Answers(inherited.answers, inherited.waiting.values())
         self.address: str | None = None
         self.samples: SampleQueue | None = None
         """What clients want to be trained on."""
@@ -84,8 +87,16 @@ class Endpoint:
             )
         self._server.open(self._app(self._server))
 
-    def router(self, layout: Layout, mailbox: Mailbox, number: Callable[[], int], work: Workload) -> CallRouter:
-        """What carries the calls. `number` gives tasks their numbers."""
+    def router(
+        self,
+        layout: Layout,
+        mailbox: Mailbox,
+        number: Callable[[], int],
+        work: Workload,
+        promise: Callable[[Record], None],
+    ) -> CallRouter:
+        """What carries the calls. `number` gives tasks their numbers; `promise` writes down what clients may count on."""
+        self._answers.promise = promise
         if any(request.call is not None for request in work.requests):
             self._results = BatchResults(self._attempt, work.bad_calls)
             if self._inherited.last is not None:
@@ -168,6 +179,7 @@ class Endpoint:
                 context=context_of(recipe),
                 now=self._now,
                 figures=self._figures,
+                answers=self._answers,
                 samples=self._intake,
             )
         )

@@ -69,6 +69,16 @@ def disk_full(why: str) -> ApiError:
     return ApiError(503, message, "service_unavailable_error", retry_after=10)
 
 
+def reused(id: str) -> ApiError:
+    message = f"The X-Request-Id {id} is that of another call; give each call an id of its own, and the same one to call again."
+    return ApiError(422, message, "invalid_request_error", "request_id_reused")
+
+
+def under_way(id: str) -> ApiError:
+    message = f"A call with the X-Request-Id {id} is under way; its answer can be had when it is done."
+    return ApiError(409, message, "invalid_request_error", "request_id_under_way", retry_after=1)
+
+
 def no_answer(seconds: float) -> ApiError:
     return ApiError(504, f"The model did not answer within {seconds:g} s.", "timeout_error", "timeout")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from lemix_hpc.runtime.http.call import Call, Gone, Headers
@@ -29,15 +30,22 @@ def for_node(headers: Headers) -> tuple[tuple[str, str], ...]:
     return tuple((name, value) for name, value in headers if name not in _OF_ONE_HOP | _KEPT_HERE)
 
 
+def for_client(headers: Iterable[tuple[str, str]], id: str) -> list[tuple[bytes, bytes]]:
+    """What a client gets of a node's headers, with the name of its call, encoded."""
+    named = [(n.lower(), v) for n, v in headers if n.lower() not in _OF_ONE_HOP | {"x-request-id"}]
+    return [(name.encode("latin-1"), value.encode("latin-1")) for name, value in (*named, ("x-request-id", id))]
+
+
 class Relay:
     """An ASGI application that answers one call: its parts byte for byte as they come. The call must have entered.
 
-    Client gone: the call is given up.
+    Client gone: the call is given up. `over` is called when nobody waits any more.
     """
 
-    def __init__(self, server: HttpServer, call: Call) -> None:
+    def __init__(self, server: HttpServer, call: Call, over: Callable[[], None] = lambda: None) -> None:
         self._server = server
         self._call = call
+        self._over = over
         self._started = False
         self._events = False
 
@@ -49,6 +57,7 @@ class Relay:
         finally:
             watch.cancel()
             self._server.leave(self._call, answered=answered)
+            self._over()
 
     async def _watch(self, receive: Any) -> None:
         while (await receive())["type"] != "http.disconnect":
@@ -71,11 +80,9 @@ class Relay:
                 return True
 
     async def _start(self, status: int, headers: Headers, send: Any) -> None:
-        named = [(n.lower(), v) for n, v in headers if n.lower() not in _OF_ONE_HOP | {"x-request-id"}]
+        encoded = for_client(headers, self._call.id)
         self._started = True
-        self._events = any(n == "content-type" and "event-stream" in v for n, v in named)
-        named.append(("x-request-id", self._call.id))
-        encoded = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in named]
+        self._events = any(n == b"content-type" and b"event-stream" in v for n, v in encoded)
         await send({"type": "http.response.start", "status": status, "headers": encoded})
 
     async def _send_error(self, error: ApiError, send: Any) -> None:

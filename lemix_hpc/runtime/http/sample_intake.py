@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,21 +11,28 @@ import msgspec
 
 from lemix_hpc.config.workload_section import TextFields
 from lemix_hpc.records.attempts import Attempt
-from lemix_hpc.runtime.http.errors import ApiError, bad_request
+from lemix_hpc.runtime.http.errors import ApiError, bad_request, reused
 from lemix_hpc.workload.samples import Sample, SampleQueue, parse_samples
+from lemix_hpc.workload.tasks import digest as digest_of
 from lemix_hpc.workload.texts import Document
 
 JOURNAL = "samples.jsonl"
 
 
 class _Entry(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A line of the journal. `received` in seconds of the run; `tasks.jsonl` says in which micro-batches the sample is."""
+    """A line of the journal. `received` in seconds of the run; `tasks.jsonl` says in which micro-batches the sample is.
+
+    `request`: the client's own name for the call that brought it with others, `of` in all; `digest`: of what it sent.
+    """
 
     id: str
     received: float
     text: str | None = None
     prompt: str | None = None
     completion: str | None = None
+    request: str | None = None
+    digest: str | None = None
+    of: int = 0
 
     @property
     def document(self) -> Document:
@@ -56,9 +64,22 @@ class SampleIntake:
             self._write(entries)
         self.posted = [Sample(entry.id, queue.tokenised(entry.document)) for entry in entries]
         self._count = len(entries)
+        self._acknowledged: dict[str, tuple[str, list[str]]] = {}
+        for entry in entries:
+            if entry.request is not None and entry.digest is not None:
+                self._acknowledged.setdefault(entry.request, (entry.digest, []))[1].append(entry.id)
 
-    def take(self, body: bytes, now: float) -> list[str]:
-        """Accept all samples of a body and return their ids, or none. Raises ApiError naming the line and the reason."""
+    def take(self, body: bytes, now: float, name: str | None = None) -> list[str]:
+        """Accept all samples of a body and return their ids, or none. Raises ApiError naming the line and the reason.
+
+        `name`: the client's own, by which a call that comes again is known: it is acknowledged again, and nothing is taken.
+        """
+        digest = digest_of("samples", body)
+        if name in self._acknowledged:
+            known, ids = self._acknowledged[name]
+            if known != digest:
+                raise reused(name)
+            return ids
         if self._queue.closed:
             raise ApiError(409, "Training has ended. Nothing was taken.", "invalid_request_error")
         try:
@@ -72,10 +93,13 @@ class SampleIntake:
             except ValueError as error:
                 raise bad_request(f"line {line}: {error}. Nothing was taken.") from error
         ids = [sample.id for sample in samples]
-        self._write([_entry(id, now, document) for id, (_, document) in zip(ids, documents, strict=True)])
+        call = (name, digest, len(ids)) if name is not None else (None, None, 0)
+        self._write([_entry(id, now, document, *call) for id, (_, document) in zip(ids, documents, strict=True)])
         # Whoever goes on with the run has read the journal since then, or reads it after this.
         if self._attempt.superseded:
             raise ApiError(503, "The run goes on elsewhere. Send the samples there.", "service_unavailable_error")
+        if name is not None:
+            self._acknowledged[name] = digest, ids
         self._count += len(samples)
         self._queue.add(samples)
         self._wake()
@@ -99,15 +123,18 @@ class SampleIntake:
 
 
 def _entries(path: Path) -> list[_Entry]:
-    """The samples of an earlier attempt; a line that it did not end was never acknowledged."""
+    """The samples of an earlier attempt. What it did not write to the end was never acknowledged, and is sent again."""
     try:
         content = path.read_bytes()
     except FileNotFoundError:
         return []
-    return [msgspec.json.decode(line, type=_Entry) for line in content[: content.rfind(b"\n") + 1].splitlines()]
+    lines = content[: content.rfind(b"\n") + 1].splitlines()
+    entries = [msgspec.json.decode(line, type=_Entry) for line in lines]
+    whole = Counter(entry.request for entry in entries)
+    return [entry for entry in entries if entry.request is None or whole[entry.request] == entry.of]
 
 
-def _entry(id: str, now: float, document: Document) -> _Entry:
+def _entry(id: str, now: float, document: Document, request: str | None, digest: str | None, of: int) -> _Entry:
     if document.prompt:
-        return _Entry(id, now, prompt=document.prompt, completion=document.text)
-    return _Entry(id, now, text=document.text)
+        return _Entry(id, now, None, document.prompt, document.text, request, digest, of)
+    return _Entry(id, now, document.text, request=request, digest=digest, of=of)

@@ -197,7 +197,8 @@ class SchedulerLoop:
         accepted = self._accepted.pop(request.id, None)
         number = accepted.number if accepted is not None else self._number()
         if accepted is None:
-            self._recorder.promise(Accepted(number, request.id, request.arrival, request.prompt_tokens))
+            digest = request.call.digest if request.call is not None and client is not None else ""
+            self._recorder.promise(Accepted(number, request.id, request.arrival, request.prompt_tokens, digest))
         self._serving[number] = task
         self._names[number] = request.id
         if request.call is not None:

@@ -130,7 +130,7 @@ class SchedulerRank:
         self._order(m.Go(start_time), range(self._layout.nodes))
         self._clock.start(start_time)
         next_number = functools.partial(next, itertools.count(self._inherited.next_number))
-        router = endpoint.router(self._layout, self._mailbox, next_number, work)
+        router = endpoint.router(self._layout, self._mailbox, next_number, work, self._recorder.promise)
         loop = self._make_loop(work, scheduler, endpoint, router, next_number)
 
         def facts(duration: float) -> RunFacts:

@@ -10,6 +10,7 @@ from starlette.applications import Starlette
 
 from lemix_hpc.config.errors import UserError
 from lemix_hpc.config.serving_section import Http
+from lemix_hpc.runtime.http.answers import Answers
 from lemix_hpc.runtime.http.app import AppContext, make_app
 from lemix_hpc.runtime.http.call import Call
 from lemix_hpc.runtime.http.errors import ApiError
@@ -70,7 +71,9 @@ def test_what_was_let_in_before_the_door_closed_is_still_found() -> None:
 
 def test_nobody_is_let_in_while_the_engines_start() -> None:
     def app(server: HttpServer) -> Starlette:
-        context = AppContext(server, Guard(None, 1.0), 1, ByteTokenizer(), 64, lambda: 0.0, Figures, None)
+        context = AppContext(
+            server, Guard(None, 1.0), 1, ByteTokenizer(), 64, lambda: 0.0, Figures, Answers([], []), None
+        )
         return make_app(context)
 
     with bind(Http(port=0)) as listener:

@@ -120,6 +120,38 @@ def test_the_next_attempt_has_what_was_accepted(tmp_path: Path, waiting: SampleQ
     assert again.take(b'{"text": "d"}', 2.5) == ["sample2"]
 
 
+def test_what_comes_again_is_acknowledged_again_and_taken_once(tmp_path: Path, waiting: SampleQueue) -> None:
+    body = b'{"text": "a"}\n{"text": "b"}'
+    samples_in = intake(tmp_path, waiting)
+    assert samples_in.take(body, 1.0, "mine") == samples_in.take(body, 2.0, "mine") == ["sample0", "sample1"]
+    assert samples_in.take(b'{"text": "a"}', 3.0, "other") == ["sample2"]
+    with pytest.raises(ApiError, match="mine is that of another call") as refused:
+        samples_in.take(b'{"text": "a"}', 3.0, "mine")
+    assert (refused.value.status, refused.value.code) == (422, "request_id_reused")
+    assert waiting.pending == 3
+    assert [entry.get("request") for entry in journal(tmp_path)] == ["mine", "mine", "other"]
+    queue = SampleQueue(Training(sequence_length=8, packing="padded"), ByteTokenizer())
+    again = intake(tmp_path, queue, before=tmp_path / "attempts" / "0")
+    assert again.take(body, 9.0, "mine") == ["sample0", "sample1"]
+    queue.closed = True
+    assert again.take(b'{"text": "a"}', 9.0, "other") == ["sample2"], "it was promised"
+    assert queue.pending == 0 and len(again.posted) == 3
+
+
+def test_a_call_that_was_cut_off_in_the_middle_was_never_acknowledged(tmp_path: Path, waiting: SampleQueue) -> None:
+    samples_in = intake(tmp_path, waiting)
+    samples_in.take(b'{"text": "a"}', 1.0, "whole")
+    body = b'{"text": "b"}\n{"text": "c"}'
+    samples_in.take(body, 1.0, "cut")
+    path = tmp_path / "attempts" / "0" / JOURNAL
+    path.write_bytes(path.read_bytes()[:-9])
+    queue = SampleQueue(Training(sequence_length=8, packing="padded"), ByteTokenizer())
+    again = intake(tmp_path, queue, before=tmp_path / "attempts" / "0")
+    assert [sample.id for sample in again.posted] == ["sample0"]
+    assert again.take(body, 2.0, "cut") == ["sample1", "sample2"]
+    assert [entry["text"] for entry in journal(tmp_path)] == ["a", "b", "c"]
+
+
 def test_who_was_left_behind_accepts_nothing(tmp_path: Path, waiting: SampleQueue) -> None:
     behind = intake(tmp_path, waiting)
     claim(tmp_path)
