@@ -25,7 +25,7 @@ from lemix_hpc.records.inheritance import NOTHING, Inheritance
 from lemix_hpc.records.journal import Ended, Record, Trained
 from lemix_hpc.records.schema import Progress, ServedTask, Span, TaskRecord, TrainedTask
 from lemix_hpc.records.writer import Recorder
-from lemix_hpc.run_setup.scheduler_setup import make_scheduler, mean_unloaded_response
+from lemix_hpc.run_setup.scheduler_setup import make_scheduler, mean_unloaded_response, partners
 from lemix_hpc.run_setup.training_feed import feed_of
 from lemix_hpc.runtime.http.call_router import CallRouter
 from lemix_hpc.runtime.leader.make_leader import make_leader
@@ -230,7 +230,7 @@ class OneProcess:
             work.requests,
             feed,
             CallRouter(self._layout, mailbox, number, recipe.engine.timeout_s),
-            LoopSettings(None, recipe.report.live_interval_s),
+            LoopSettings(None, recipe.report.live_interval_s, partners=partners(recipe)),
             number,
             inherited=self._inherited,
         )
@@ -253,5 +253,5 @@ class OneProcess:
         run_clock: Any = clock
         nobody_waits: Any = SimpleNamespace(wake=lambda: None)
         start = NodeStart(self._inherited.versions.get(node, 0))
-        worker = StageWorker(place, engine, box, run_clock, nobody_waits, stage_rules(recipe), start=start)
+        worker = StageWorker(place, engine, box, run_clock, nobody_waits, stage_rules(recipe), partners(recipe), start)
         return worker, clock

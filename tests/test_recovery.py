@@ -10,15 +10,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lemix_hpc.config.recipe import Recipe
 from lemix_hpc.records import journal
-from lemix_hpc.records.attempts import AttemptStart, claim
+from lemix_hpc.records.attempts import AttemptStart, claim, lineage
 from lemix_hpc.records.inheritance import NOTHING, Inheritance, inherit
-from lemix_hpc.records.journal import Journal, Record
+from lemix_hpc.records.journal import Journal, Record, Stepped, read_journal
 from lemix_hpc.records.schema import ServedTask, TrainedTask
 from lemix_hpc.runtime.transport import messages as m
 from lemix_hpc.workload.load import load_workload
@@ -38,9 +39,13 @@ class Killed(Exception):  # noqa: N818  no error
 
 
 class Attempt:
-    """One attempt, to be killed at its n-th record or message; the last `unsafe` records are not on the disk then."""
+    """One attempt, to be killed at its n-th record or message; the last `unsafe` records are not on the disk then.
 
-    def __init__(self, run_dir: Path, recipe: Recipe, kill_at: int | None, unsafe: int) -> None:
+    `back`: how many versions older than the newest weights the checkpoint is that it goes on from.
+    """
+
+    def __init__(self, run_dir: Path, recipe: Recipe, kill_at: int | None, unsafe: int, back: int = 0) -> None:
+        self._back = back
         self._run_dir = run_dir
         self._recipe = recipe
         self._left = kill_at
@@ -50,6 +55,9 @@ class Attempt:
     def run(self) -> Inheritance | None:
         """What it went on from; None if it was killed."""
         inherited = inherit(self._run_dir, None)
+        if self._back:
+            versions = {node: max(0, version - self._back) for node, version in inherited.versions.items()}
+            inherited = inherit(self._run_dir, versions)
         attempt = claim(self._run_dir)
         attempt.start(
             AttemptStart(
@@ -176,3 +184,78 @@ def test_killed_at_each_record_and_each_message_of_a_small_run(tmp_path: Path) -
     assert points > 60, "records and messages of the whole run"
     with pytest.raises(Killed):
         OneProcess(recipe, on_message=Attempt(tmp_path, recipe, 0, 0)._message).run()
+
+
+def together(directory: Path, placement: str) -> Recipe:
+    """Three nodes that take their steps together while they serve."""
+    times = {"forward": {"a": 2e-3, "b": 4e-6, "c": 1e-10, "d": 1e-7}, "backward": 2.0}
+    coefficients = {
+        "schema": 1,
+        "form": "affine-quadratic",
+        "hardware": "h",
+        "model": "m",
+        "dtype": "float32",
+        "layers": 4,
+        "stages": [times, times],
+        "provenance": {"source": "made up"},
+    }
+    recipe = {
+        "nodes": {"count": 3, "stages": 2},
+        "engine": {"kind": "emulated", "coefficients": "real.yaml"},
+        "serving": {
+            "source": {"kind": "poisson", "rate": 60.0, "requests": 40, "lengths": "azure-conv"},
+            "mode": "score",
+        },
+        "training": {"micro_batches": 26, "micro_batches_per_step": 2, "release": "sync", "across_nodes": "sync"},
+        "policy": {"placement": placement},
+    }
+    return load({"recipe": recipe, "files": {"real.yaml": coefficients}}, directory)
+
+
+def steps_of(run_dir: Path) -> list[tuple[int, ...]]:
+    """The groups of each step that counts, in order."""
+    return [step.groups for _, step in sorted(_steps(run_dir).items())]
+
+
+def weights_of(run_dir: Path, steps: int) -> bytes:
+    """What the weights would be after so many: in float32, so that they depend on where each group was."""
+    places = inherit(run_dir, None).places
+    weights = np.zeros(64, dtype=np.float32)
+    for groups in steps_of(run_dir)[:steps]:
+        on_nodes = np.zeros((3, 64), dtype=np.float32)
+        for group in groups:
+            on_nodes[places[group]] += np.random.default_rng(group).normal(size=64).astype(np.float32)
+        weights -= (on_nodes[0] + on_nodes[1]) + on_nodes[2]
+    return weights.tobytes()
+
+
+def _steps(run_dir: Path) -> dict[int, Stepped]:
+    records = [record for attempt in lineage(run_dir) for record in read_journal(attempt.journal).records]
+    return {record.version: record for record in records if isinstance(record, Stepped)}
+
+
+@pytest.mark.parametrize("kill_at", range(250, 1100, 170))
+def test_groups_of_steps_together_that_come_again_go_where_they_were(tmp_path: Path, kill_at: int) -> None:
+    recipe = together(tmp_path, "least-completion")
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    assert Attempt(run_dir, recipe, kill_at, 0).run() is None
+    before, steps = inherit(run_dir, None).places, len(steps_of(run_dir))
+    weights = weights_of(run_dir, steps)
+    assert Attempt(run_dir, recipe, None, 0, back=2).run() is not None
+    done = inherit(run_dir, None)
+    assert {group: done.places[group] for group in before} == before
+    assert (done.steps, [cut.group for cut in done.cuts]) == (5, list(range(13)))
+    assert weights_of(run_dir, steps) == weights, "to the last bit, as far as it had come"
+    assert len({task.id for task in done.trained}) == 26 == len(done.trained)
+
+
+@pytest.mark.parametrize("kill_at", range(250, 1100, 170))
+def test_in_turns_nothing_shows_in_the_weights_of_a_run_that_was_killed(tmp_path: Path, kill_at: int) -> None:
+    recipe = together(tmp_path, "round-robin")
+    for name in ("whole", "killed"):
+        (tmp_path / name).mkdir()
+    assert Attempt(tmp_path / "whole", recipe, None, 0).run() is not None
+    assert Attempt(tmp_path / "killed", recipe, kill_at, 0).run() is None
+    assert Attempt(tmp_path / "killed", recipe, None, 0, back=1).run() is not None
+    assert weights_of(tmp_path / "killed", 99) == weights_of(tmp_path / "whole", 99)

@@ -23,13 +23,17 @@ class RequestArrived:
 
 @dataclass(frozen=True, slots=True)
 class GroupOffered:
-    """Training micro-batches that make one optimizer step together: each has `rows` sequences of its own length in tokens."""
+    """Training micro-batches that make one optimizer step together: each has `rows` sequences of its own length in tokens.
+
+    `node`: the one that they must go to, since they went there before; None leaves that to the policy.
+    """
 
     time: float
     group: int
     tasks: tuple[int, ...]
     rows: int
     lengths: tuple[int, ...]
+    node: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,9 +35,15 @@ def open_groups(state: State, rules: Rules, now: float) -> None:
         # Which node? The group is forecast by its first micro-batch.
         first = state.offered[counters[0].offered_first % state.offered.size]
         slot = state.slot_of[first]
-        node = _best_node_to_train(state, rules, now, slots[slot].rows, slots[slot].prompt)
+        node = slots[slot].node
         if node == NONE:
-            return
+            node = _best_node_to_train(state, rules, now, slots[slot].rows, slots[slot].prompt)
+            if node == NONE:
+                return
+        elif nodes[node].open_first != NONE:
+            return  # it is fed another, and this one can go nowhere else
+        else:
+            counters[0].training_turn = (node + 1) % nodes.size
         counters[0].offered_first += 1
 
         # Refuse what would outlive the allocation.

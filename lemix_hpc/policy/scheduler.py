@@ -109,7 +109,8 @@ class Scheduler:
             raise ValueError(f"tasks of a group are numbered one after the other, not {event.tasks}")
         self._make_room(first + count, count)
         lengths = np.array(event.lengths, dtype=np.int64)
-        transitions.group_offered(self.state, self.rules, event.time, first, lengths, event.rows)
+        node = NONE if event.node is None else event.node
+        transitions.group_offered(self.state, self.rules, event.time, first, lengths, event.rows, node)
 
     def _pass_measured(self, event: PassMeasured) -> None:
         kind = int(self.state.times.kind_of[event.node])

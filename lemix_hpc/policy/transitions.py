@@ -90,15 +90,16 @@ def _best_node(state: State, rules: Rules, now: float, prompt: int, tokens: int)
 
 
 @compiled
-def group_offered(state: State, rules: Rules, now: float, first: int, lengths: Ints, rows: int) -> None:
+def group_offered(state: State, rules: Rules, now: float, first: int, lengths: Ints, rows: int, node: int) -> None:
     """Micro-batches of one optimizer step may be trained on from `now` [s] on: `lengths`, (micro-batches,), are the tokens in
-    each of the `rows` sequences of each; their tasks are numbered from `first` on. There must be as many slots free."""
+    each of the `rows` sequences of each; their tasks are numbered from `first` on. They must go to `node`, unless it is NONE.
+    There must be as many slots free."""
     slots = state.slots
     for position in range(lengths.size):
         slot = take_slot(state, first + position)
         slots[slot].training, slots[slot].key, slots[slot].alone = True, 0.0, 0.0
         slots[slot].prompt, slots[slot].output, slots[slot].rows = lengths[position], 0, rows
-        slots[slot].group_size = lengths.size
+        slots[slot].group_size, slots[slot].node = lengths.size, node
     offer(state, first)
     open_groups(state, rules, now)
 

@@ -13,6 +13,7 @@ from lemix_hpc.records.journal import (
     Answered,
     Ended,
     GroupCut,
+    GroupPlaced,
     Placed,
     Record,
     Stepped,
@@ -32,9 +33,9 @@ class Inheritance:
 
     `journal_bytes`: of the last of them. `served`, `trained`: tasks with their outcomes, in order. `answers`: that clients were
     given last. `waiting`: requests that came and have no outcome, by number; `poison`: those of them that are not to be tried
-    again. `next_number`: of tasks. `cuts`: groups of training in order; `done`: those that are in the weights that training
-    goes on from. `steps` made these, and `versions` are those of each node's weights. `clock`: where the time of the run goes
-    on [s]. `damage`: what could not be read, for people.
+    again. `next_number`: of tasks. `cuts`: groups of training in order; `places`: the node that each was trained on last;
+    `done`: those that are in the weights that training goes on from. `steps` made these, and `versions` are those of each
+    node's weights. `clock`: where the time of the run goes on [s]. `damage`: what could not be read, for people.
     """
 
     last: Attempt | None = None
@@ -46,6 +47,7 @@ class Inheritance:
     poison: frozenset[int] = frozenset()
     next_number: int = 0
     cuts: list[GroupCut] = field(default_factory=list)
+    places: dict[int, int] = field(default_factory=dict)
     done: frozenset[int] = frozenset()
     steps: int = 0
     versions: dict[int, int] = field(default_factory=dict)
@@ -92,6 +94,7 @@ def inherit(run_dir: Path, versions: Mapping[int, int] | None) -> Inheritance:
         poison=frozenset(fold.suspects) & frozenset(fold.waiting) if fold.twice else frozenset(),
         next_number=fold.next_number,
         cuts=[fold.cuts[group] for group in sorted(fold.cuts)],
+        places=fold.places,
         done=frozenset(group for step in fold.steps for group in step.groups),
         steps=len(fold.steps),
         versions=dict(versions),
@@ -120,6 +123,7 @@ class _Fold:
         self.trained: list[TrainedTask] = []
         self.steps: list[Stepped] = []
         self.cuts: dict[int, GroupCut] = {}
+        self.places: dict[int, int] = {}
         self.answers = LastAnswers()
         self.waiting: dict[int, Accepted] = {}
         self.next_number = 0
@@ -150,7 +154,8 @@ class _Fold:
         """The newest of each node's weights."""
         newest: dict[int, int] = {}
         for step in self.steps:
-            newest[step.node] = max(step.version, newest.get(step.node, 0))
+            for node in step.nodes or (step.node,):
+                newest[node] = max(step.version, newest.get(node, 0))
         return newest
 
     def add(self, record: Record) -> None:
@@ -176,11 +181,13 @@ class _Fold:
                     self._on_nodes.discard(task.number)
             case Trained(task):
                 self.trained.append(task)
-            case Stepped(_, _, _, time):
+            case Stepped(_, _, _, time, _):
                 self.steps.append(record)
                 self.clock = max(self.clock, time)
             case GroupCut(group):
                 self.cuts[group] = record
+            case GroupPlaced(group, node):
+                self.places[group] = node
 
     def end_answered(self) -> None:
         """What was answered has its outcome, if no more was written down before the end, too."""

@@ -86,16 +86,25 @@ class GroupCut(msgspec.Struct, frozen=True, array_like=True, tag=True):
     posted: tuple[int, ...]
 
 
+class GroupPlaced(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """A group of training has gone to a node."""
+
+    group: int
+    node: int
+
+
 class Stepped(msgspec.Struct, frozen=True, array_like=True, tag=True):
-    """A node committed the step of `groups`, which made `version` of its weights. `time` [s] of the run."""
+    """A node committed the step of `groups`, which made `version` of its weights. `time` [s] of the run. `nodes`: all that took
+    it together, if they do."""
 
     node: int
     groups: tuple[int, ...]
     version: int
     time: float
+    nodes: tuple[int, ...] = ()
 
 
-Record = Accepted | Placed | Answered | Ended | Trained | GroupCut | Stepped
+Record = Accepted | Placed | Answered | Ended | Trained | GroupCut | GroupPlaced | Stepped
 
 
 class Journal:

@@ -52,7 +52,7 @@ def supply_training(cluster: ClusterState, config: SimulationConfig, state: Stat
         cluster.events[next_event(cluster, config, OFFERED)].task = run.next_group
         run.next_group += 1
         run.offered += 1
-        group_offered(state, rules, run.now, task, cluster.lengths[first : first + size], config.rows)
+        group_offered(state, rules, run.now, task, cluster.lengths[first : first + size], config.rows, NONE)
         _carry_out(cluster, config, state)
     return GOING
 

@@ -85,6 +85,16 @@ def test_sync_lets_a_group_go_at_once_and_the_next_behind_its_last_backward() ->
     assert groups.passed(2, backward=True) == [(3, 0)]
 
 
+@pytest.mark.parametrize("placement", ["round-robin", "least-completion"])
+def test_a_group_that_must_go_to_a_node_goes_there_and_waits_for_nothing_but_its_turn(placement: str) -> None:
+    groups = Released(replace(SYNC, nodes=3, placement=placement))
+    assert groups.sent(GroupOffered(0.0, 0, (0, 1), 1, (8, 8), node=2)) == [(0, 2), (1, 2)]
+    assert groups.sent(GroupOffered(0.0, 1, (2,), 1, (8,), node=1)) == [(2, 1)]
+    assert groups.sent(GroupOffered(0.0, 2, (3,), 1, (8,), node=2)) == [], "it is fed another"
+    assert groups.offered(4) == [], "groups go in their order"
+    assert groups.passed(1, node=2, time=9.0, backward=True) == [(3, 2), (4, 0)]
+
+
 def test_a_report_that_is_overtaken_by_the_end_of_its_task_lets_go_what_follows() -> None:
     groups = Released(SYNC)
     groups.offered(0)

@@ -17,6 +17,7 @@ from lemix_hpc.records.journal import (
     Answered,
     Ended,
     GroupCut,
+    GroupPlaced,
     Journal,
     Placed,
     Record,
@@ -48,6 +49,7 @@ RECORDS: st.SearchStrategy[Record] = st.one_of(
         st.tuples(NUMBERS, NUMBERS),
         st.tuples(NUMBERS),
     ),
+    st.builds(GroupPlaced, NUMBERS, st.integers(0, 4096)),
     st.builds(Stepped, st.integers(0, 4096), st.tuples(NUMBERS), NUMBERS, TIMES),
 )
 

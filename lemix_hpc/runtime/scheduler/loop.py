@@ -98,7 +98,9 @@ class SchedulerLoop:
         partners = settings.partners
         together = StepsTogether(partners.nodes) if partners is not None and partners.mode == "sync" else None
         done = len(inherited.trained)
-        self._training = TrainingTasks(feed, self._names, recorder, together, steps=inherited.steps, trained=done)
+        self._training = TrainingTasks(
+            feed, self._names, recorder, together, steps=inherited.steps, trained=done, places=inherited.places
+        )
         self.rounds = Rounds(partners, layout.stages) if partners is not None else None
         self._live = LiveView(recorder, layout, self._training, settings.live_interval, settings.address)
         for task in inherited.served:

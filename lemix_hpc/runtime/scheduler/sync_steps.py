@@ -18,7 +18,7 @@ class StepsTogether:
     """
 
     def __init__(self, nodes: Sequence[int]) -> None:
-        self._nodes = tuple(nodes)
+        self.nodes = tuple(nodes)
         self._offered: set[int] = set()
         self._placed: dict[int, tuple[int, int]] = {}
         self._number: int | None = None
@@ -27,7 +27,7 @@ class StepsTogether:
     @property
     def takes_more(self) -> bool:
         """Whether another group may be offered for the step that is being made up."""
-        return self._number is None and len(self._offered) + len(self._placed) < len(self._nodes)
+        return self._number is None and len(self._offered) + len(self._placed) < len(self.nodes)
 
     def offered(self, group: int) -> None:
         """A group waits for the policy."""
@@ -44,19 +44,19 @@ class StepsTogether:
 
     def next_orders(self, *, no_more: bool) -> dict[int, m.StepTogether]:
         """What to tell the stages of each node, once it is settled which groups make the step."""
-        full = len(self._placed) == len(self._nodes) or no_more
+        full = len(self._placed) == len(self.nodes) or no_more
         if self._number is not None or self._offered or not self._placed or not full:
             return {}
         self._number = min(self._placed)
         total = sum(size for _, size in self._placed.values())
-        return {node: m.StepTogether(self._number, self._shares(node, total)) for node in self._nodes}
+        return {node: m.StepTogether(self._number, self._shares(node, total)) for node in self.nodes}
 
     def stepped(self, node: int, number: int) -> dict[int, int]:
         """A node has taken the step. Once all have: the node of each group that is in it."""
         if number != self._number:
             raise ValueError(f"node {node} has taken step {number}, and {self._number} is to be taken")
         self._stepped.add(node)
-        if len(self._stepped) < len(self._nodes):
+        if len(self._stepped) < len(self.nodes):
             return {}
         members = {group: place for group, (place, _) in self._placed.items()}
         self._placed, self._number, self._stepped = {}, None, set()

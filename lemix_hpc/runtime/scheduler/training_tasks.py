@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 from lemix_hpc.engines.protocol import MicroBatch
 from lemix_hpc.policy.events import GroupOffered, Place, TrainingClosed
 from lemix_hpc.policy.execution_rules import CLOSE, END, OFFER, supply_training
-from lemix_hpc.records.journal import Stepped
+from lemix_hpc.records.journal import GroupPlaced, Stepped
 from lemix_hpc.records.writer import Recorder
 from lemix_hpc.run_setup.training_feed import FedGroup, TrainingFeed
 from lemix_hpc.runtime.scheduler.sync_steps import StepsTogether
 from lemix_hpc.runtime.scheduler.task_table import TaskNames, TrainingTask
 from lemix_hpc.runtime.transport import messages as m
 
+NO_PLACES: Mapping[int, int] = MappingProxyType({})
+
 
 class TrainingTasks:
-    """`feed` None: nothing is trained. `steps` and `trained` micro-batches are done, those of earlier attempts included."""
+    """`feed` None: nothing is trained. `steps` and `trained` micro-batches are done, those of earlier attempts included.
+
+    `places`: the nodes of groups of earlier attempts. Where nodes take their steps together, groups that come again go there
+    again: the order in which gradients are summed depends on it.
+    """
 
     def __init__(
         self,
@@ -25,7 +34,9 @@ class TrainingTasks:
         *,
         steps: int = 0,
         trained: int = 0,
+        places: Mapping[int, int] = NO_PLACES,
     ) -> None:
+        self._places = places if together is not None else NO_PLACES
         self._feed = feed
         self._together = together
         self._names = names
@@ -90,7 +101,8 @@ class TrainingTasks:
             self._names[micro_batch.id] = source.id
         tasks = tuple(micro_batch.id for micro_batch in group.micro_batches)
         lengths = tuple(micro_batch.length for micro_batch in group.micro_batches)
-        return GroupOffered(now, group.number, tasks, group.micro_batches[0].rows, lengths)
+        node = self._places.get(group.number) if group.again else None
+        return GroupOffered(now, group.number, tasks, group.micro_batches[0].rows, lengths, node)
 
     def place(self, place: Place, now: float) -> MicroBatch:
         """The policy lets a micro-batch go to a node."""
@@ -99,6 +111,7 @@ class TrainingTasks:
         group = task.micro_batch.group
         if group in self._offered:
             self._begun[group] = self._offered.pop(group)
+            self._recorder.promise(GroupPlaced(group, place.node))
             if self._together is not None:
                 self._together.placed(group, place.node, task.micro_batch.group_size)
         return task.micro_batch
@@ -132,7 +145,8 @@ class TrainingTasks:
         if not members:
             return
         self.steps += 1
-        self._recorder.promise(Stepped(node, tuple(sorted(members)), version, now))
+        nodes = () if self._together is None else self._together.nodes
+        self._recorder.promise(Stepped(node, tuple(sorted(members)), version, now, nodes))
         for member, place in members.items():
             self._steps[place, member] = version
             self._close(member)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -11,13 +11,14 @@ import pytest
 
 from lemix_hpc.config.training_section import Training
 from lemix_hpc.policy.events import GroupOffered, Place, TrainingClosed
+from lemix_hpc.records.journal import GroupCut
 from lemix_hpc.records.schema import Progress, TrainedTask
 from lemix_hpc.records.writer import Recorder
 from lemix_hpc.run_setup.training_feed import TrainingFeed
 from lemix_hpc.runtime.scheduler import task_table
 from lemix_hpc.runtime.scheduler.sync_steps import StepsTogether
 from lemix_hpc.runtime.scheduler.task_table import TaskNames
-from lemix_hpc.runtime.scheduler.training_tasks import TrainingTasks
+from lemix_hpc.runtime.scheduler.training_tasks import NO_PLACES, TrainingTasks
 from lemix_hpc.runtime.transport.messages import StepTogether
 from lemix_hpc.workload.samples import Sample, SampleQueue
 from lemix_hpc.workload.texts import Document
@@ -40,12 +41,16 @@ class Bench:
         *,
         samples: SampleQueue | None = None,
         together: StepsTogether | None = None,
+        cuts: Sequence[GroupCut] = (),
+        done: Iterable[int] = (),
+        places: Mapping[int, int] = NO_PLACES,
     ) -> TrainingTasks:
         """Training on the recipe's text, or on what clients send where they do."""
         text = stream(Training(micro_batch_size=2, sequence_length=4), None, 0) if samples is None else None
         number = itertools.count().__next__
         feed = TrainingFeed(text, per_group=per_group, total=total, number=number, samples=samples)
-        return TrainingTasks(feed, self.names, self.recorder, together)
+        feed.go_on(cuts, done)
+        return TrainingTasks(feed, self.names, self.recorder, together, places=places)
 
     def records(self) -> list[TrainedTask]:
         self.recorder.progress(Progress("running"))  # writes down what is kept back
@@ -130,6 +135,17 @@ def test_the_step_of_another_node_is_not_the_groups_own(bench: Bench) -> None:
     tasks.ended(0, 4.0)
     tasks.stepped(0, 0, 7, 9.0)
     assert bench.records() == []
+
+
+def test_groups_that_come_again_must_go_where_they_were_if_nodes_step_together(bench: Bench) -> None:
+    cuts = [GroupCut(group, (f"t{group}",), (8,), (0, 0), ()) for group in range(3)]
+    for together, nodes in ((StepsTogether((0, 1, 2)), [2, None]), (None, [None, None])):
+        tasks = bench.tasks(4, together=together, cuts=cuts, done={0}, places={0: 1, 1: 2})
+        events = [tasks.supply(0.0, ahead=9, served=False) for _ in range(2)]
+        assert [(event.group, event.node) for event in events if isinstance(event, GroupOffered)] == [
+            (1, nodes[0]),
+            (2, nodes[1]),
+        ]
 
 
 def test_training_without_an_end_ends_with_serving(bench: Bench) -> None:
