@@ -54,11 +54,11 @@ class Attempt:
 
     def run(self) -> Inheritance | None:
         """What it went on from; None if it was killed."""
-        inherited = inherit(self._run_dir, None)
+        attempt = claim(self._run_dir)
+        inherited = inherit(self._run_dir, None, attempt)
         if self._back:
             versions = {node: max(0, version - self._back) for node, version in inherited.versions.items()}
             inherited = inherit(self._run_dir, versions)
-        attempt = claim(self._run_dir)
         attempt.start(
             AttemptStart(
                 time=0.0,

@@ -47,7 +47,7 @@ def take_over(recipe: Recipe, attempt: Attempt) -> tuple[Beginning, Inheritance]
     Raises OSError, and UserError for broken files and for a checkpoint of another model.
     """
     own = _own_checkpoint(recipe, attempt) if lineage(attempt.run_dir) else None
-    inherited = inherit(attempt.run_dir, _versions(recipe, own) if recipe.engine.computes else None)
+    inherited = inherit(attempt.run_dir, _versions(recipe, own) if recipe.engine.computes else None, attempt)
     for message in inherited.damage:
         print(f"damaged: {message}", flush=True)
     start = AttemptStart(
