@@ -34,9 +34,9 @@ class Drift:
 class Running:
     """Mean of the last values: of all until there are `MEMORY`, then with older ones counting less."""
 
-    def __init__(self) -> None:
-        self.count = 0
-        self.mean = 0.0
+    def __init__(self, count: int = 0, mean: float = 0.0) -> None:
+        self.count = count
+        self.mean = mean
 
     def add(self, value: float) -> None:
         """Take in a value."""
@@ -60,19 +60,19 @@ class DriftWatch:
         self._stage = stage
         self._kind = kind
         self._limit = limit
-        self._log_ratio = Running()
+        self.log_ratio = Running()
         self.error = Running()
         self.drift: Drift | None = None
 
     @property
     def ratio(self) -> float:
         """Running geometric mean of real over predicted time."""
-        return math.exp(self._log_ratio.mean)
+        return math.exp(self.log_ratio.mean)
 
     def measured(self, time: float, predicted: float, seconds: float) -> None:
         """A pass that was predicted as `predicted` > 0 has taken `seconds`."""
         self.error.add(relative_error(predicted, seconds))
-        self._log_ratio.add(math.log(min(max(seconds / predicted, 1.0 / LARGEST_RATIO), LARGEST_RATIO)))
+        self.log_ratio.add(math.log(min(max(seconds / predicted, 1.0 / LARGEST_RATIO), LARGEST_RATIO)))
         before = self.drift
         lasting = before is not None and before.until_s is None
         if lasting or (self.error.count >= FEWEST and self.error.mean > self._limit):

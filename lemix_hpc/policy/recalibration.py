@@ -11,12 +11,13 @@ a term of which nothing was seen moves with those that were. See docs/policy.md.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from lemix_hpc.policy.drift import DEFAULT_LIMIT, Drift, DriftWatch, Running, relative_error
 from lemix_hpc.policy.events import PassKind, PassMeasured
 from lemix_hpc.policy.latency import LatencyModel, Row, StageTime
+from lemix_hpc.policy.memory import LessonMemory, Mean
 
 MEMORY = 100
 """How many passes the past counts as."""
@@ -36,8 +37,8 @@ class Gains:
 
     def __init__(self, count: int) -> None:
         self.values = [1.0] * count
-        self._information = [[0.0] * count for _ in range(count)]
-        self._target = [0.0] * count
+        self.information = [[0.0] * count for _ in range(count)]
+        self.target = [0.0] * count
 
     def seconds(self, parts: Sequence[float]) -> float:
         """Corrected seconds of a pass with these terms [s]."""
@@ -51,10 +52,10 @@ class Gains:
         row = [part / file for part in parts]
         keep = 1.0 - 1.0 / MEMORY
         for i, mine in enumerate(row):
-            information = self._information[i]
+            information = self.information[i]
             for j, other in enumerate(row):
                 information[j] = keep * information[j] + weight * mine * other
-            self._target[i] = keep * self._target[i] + weight * mine * seconds / file
+            self.target[i] = keep * self.target[i] + weight * mine * seconds / file
         self._solve()
 
     def _solve(self) -> None:
@@ -66,13 +67,13 @@ class Gains:
         shared = (PRIOR_OF_LEVEL - PRIOR_OF_DIFFERENCES) / count
         for _ in range(SWEEPS):
             for i in range(count):
-                information = self._information[i]
+                information = self.information[i]
                 total = shared * (sum(gains) - gains[i])
                 for j in range(count):
                     if j != i:
                         total += information[j] * gains[j]
                 curvature = information[i] + PRIOR_OF_DIFFERENCES + shared
-                best = (self._target[i] + PRIOR_OF_LEVEL - total) / curvature
+                best = (self.target[i] + PRIOR_OF_LEVEL - total) / curvature
                 gains[i] = min(max(best, lower[i]), upper[i])
 
 
@@ -93,6 +94,10 @@ class Learned:
     error_after: float
 
 
+def _mean_of(running: Running) -> Mean:
+    return running.count, running.mean
+
+
 class _Lesson:
     """One stage and kind: its gains, and how far predictions are off with and without them."""
 
@@ -107,6 +112,28 @@ class _Lesson:
         self.watch.measured(time, sum(parts), seconds)
         self.error_after.add(relative_error(self.gains.seconds(parts), seconds))
         self.gains.learn(parts, seconds)
+
+    def memory(self) -> LessonMemory:
+        gains, watch = self.gains, self.watch
+        return LessonMemory(
+            stage=self._stage,
+            kind=self._kind,
+            gains=tuple(gains.values),
+            information=tuple(map(tuple, gains.information)),
+            target=tuple(gains.target),
+            log_ratio=_mean_of(watch.log_ratio),
+            error=_mean_of(watch.error),
+            error_after=_mean_of(self.error_after),
+            drift=watch.drift,
+        )
+
+    def recall(self, memory: LessonMemory) -> None:
+        gains, watch = self.gains, self.watch
+        gains.values[:], gains.target[:] = memory.gains, memory.target
+        gains.information[:] = [list(row) for row in memory.information]
+        watch.log_ratio, watch.error = Running(*memory.log_ratio), Running(*memory.error)
+        watch.drift = memory.drift
+        self.error_after = Running(*memory.error_after)
 
     def learned(self) -> Learned:
         watch = self.watch
@@ -140,6 +167,21 @@ class Recalibrated:
             self._lessons[key] = _Lesson(*key, len(parts), self._limit)
         self._lessons[key].take(event.time, parts, event.seconds)
         return form.row(self._lessons[key].gains.values) if self._active else None
+
+    @property
+    def memory(self) -> tuple[LessonMemory, ...]:
+        """All that it goes by."""
+        return tuple(lesson.memory() for _, lesson in sorted(self._lessons.items()))
+
+    def recall(self, memory: Iterable[LessonMemory]) -> Iterator[tuple[int, PassKind, Row]]:
+        """Go on from what was learned of the same stage times: the coefficients that stages and kinds have now, where they
+        are not the given ones."""
+        for told in memory:
+            key = told.stage, told.kind
+            self._lessons[key] = _Lesson(*key, len(told.gains), self._limit)
+            self._lessons[key].recall(told)
+            if self._active:
+                yield *key, self._given(told.kind)[told.stage].row(told.gains)
 
     @property
     def drifts(self) -> tuple[Drift, ...]:

@@ -8,6 +8,7 @@ import numpy as np
 
 from lemix_hpc.policy import transitions
 from lemix_hpc.policy.drift import Drift
+from lemix_hpc.policy.estimates import note_output
 from lemix_hpc.policy.event_records import EVENT, record_of
 from lemix_hpc.policy.events import (
     Decision,
@@ -21,9 +22,10 @@ from lemix_hpc.policy.events import (
 )
 from lemix_hpc.policy.latency import Affine, LatencyModel
 from lemix_hpc.policy.latency_tables import BACKWARD_PASS, FORWARD_PASS, SERVE_PASS, make_times
+from lemix_hpc.policy.memory import Memory
 from lemix_hpc.policy.recalibration import Learned, Recalibrated
 from lemix_hpc.policy.rules import Rules, SchedulerConfig, make_rules
-from lemix_hpc.policy.state import NONE, State, full, grown, make_state
+from lemix_hpc.policy.state import NONE, WINDOW, State, full, grown, make_state
 
 DIRECTIONS: dict[PassKind, int] = {"forward": FORWARD_PASS, "backward": BACKWARD_PASS, "serve": SERVE_PASS}
 FIRST_GUESS = 128.0
@@ -64,6 +66,29 @@ class Scheduler:
     def learned(self) -> tuple[Learned, ...]:
         """What was learned of stage times so far, on nodes of the first kind."""
         return self._recalibrated[0].learned
+
+    @property
+    def memory(self) -> Memory:
+        """All that forecasts go by and that was learned."""
+        counters, recent = self.state.counters[0], self.state.window[0]
+        seen = int(counters["outputs"])
+        outputs = recent[:seen] if seen < WINDOW else np.roll(recent, -(seen % WINDOW))
+        return Memory(
+            tuple(recalibrated.memory for recalibrated in self._recalibrated),
+            float(counters["overhead"]),
+            tuple(outputs.tolist()),
+        )
+
+    def recall(self, memory: Memory) -> None:
+        """Before the first event: go on from what another scheduler has learned. What it knows of stage times must be of the
+        same ones, or be left out."""
+        for kind, (recalibrated, lessons) in enumerate(zip(self._recalibrated, memory.lessons, strict=False)):
+            for stage, pass_kind, row in recalibrated.recall(lessons):
+                self.state.times.linear[kind, DIRECTIONS[pass_kind], stage] = row
+        if memory.overhead > 0.0:
+            self.state.counters[0]["overhead"] = memory.overhead
+        for output in memory.outputs:
+            note_output(self.state, output)
 
     @property
     def next_tick(self) -> float:

@@ -7,6 +7,7 @@ from typing import Literal
 import msgspec
 
 from lemix_hpc.policy.drift import Drift
+from lemix_hpc.policy.memory import Memory
 from lemix_hpc.policy.recalibration import Learned
 
 COEFFICIENTS = "coefficients.yaml"
@@ -17,6 +18,10 @@ PROGRESS = "progress.json"
 """The live figures."""
 LEARNED = "learned.json"
 """What it has learned of them."""
+MEMORY = "memory.json"
+"""All that its scheduler has learned."""
+RECALLED = "recalled.json"
+"""What its scheduler started with, if an earlier attempt has left something."""
 
 SpanKind = Literal["serve", "forward", "backward", "step", "copy", "save"]
 Outcome = Literal["finished", "rejected", "lost", "aborted"]
@@ -200,6 +205,14 @@ class LearnedTimes(msgspec.Struct, frozen=True):
     source: str | None
     applied: bool
     learned: list[Learned]
+
+
+class SchedulerMemory(msgspec.Struct, frozen=True):
+    """What forecasts go by and an attempt has learned (`memory.json`), for the next one; also what it started with
+    (`recalled.json`). `coefficients`: a digest of the stage times that it corrects."""
+
+    coefficients: str
+    memory: Memory
 
 
 class AttemptFacts(msgspec.Struct, frozen=True):

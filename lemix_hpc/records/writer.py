@@ -16,10 +16,13 @@ from lemix_hpc.records.line_file import LineFile
 from lemix_hpc.records.schema import (
     FACTS,
     LEARNED,
+    MEMORY,
     PROGRESS,
+    RECALLED,
     LearnedTimes,
     Progress,
     RunFacts,
+    SchedulerMemory,
     ServedTask,
     Span,
     TaskRecord,
@@ -102,6 +105,16 @@ class Recorder:
     def learned(self, learned: LearnedTimes) -> None:
         """Replace `learned.json`."""
         self._whole[LEARNED] = msgspec.json.format(self._encoder.encode(learned))
+        self._replace()
+
+    def memory(self, memory: SchedulerMemory) -> None:
+        """Replace `memory.json`."""
+        self._whole[MEMORY] = self._encoder.encode(memory)
+        self._replace()
+
+    def recalled(self, memory: SchedulerMemory) -> None:
+        """Write `recalled.json`."""
+        self._whole[RECALLED] = self._encoder.encode(memory)
         self._replace()
 
     def flush(self) -> bool:

@@ -15,6 +15,7 @@ from lemix_hpc.policy.scheduler import Scheduler
 from lemix_hpc.records.event_log import EVENTS, read_events
 from lemix_hpc.records.reader import RunRecords, directory_at, read_facts, read_run
 from lemix_hpc.records.schema import ServedTask, TaskRecord, TrainedTask
+from lemix_hpc.run_setup.recollection import started_with
 from lemix_hpc.run_setup.scheduler_setup import make_scheduler
 from lemix_hpc.studies.recorded_run import believed_hardware
 
@@ -39,14 +40,17 @@ def explain(run_dir: Path, recipe: Recipe, name: str) -> Explained:
     task = _find(records, name)
     if task.number is None:
         raise UserError(f"{name} was rejected before it reached the policy: it is too long for the model")
-    # Every attempt has a scheduler of its own, with the stage times that were known when it started.
+    # Every attempt has a scheduler of its own, with what was known when it started.
     placed = task.placed if task.placed is not None else task.arrival if isinstance(task, ServedTask) else task.eligible
     run_dir = directory_at(run_dir, placed)
-    hardware, facts = believed_hardware(run_dir, recipe), read_facts(run_dir)
+    hardware, facts, memory = believed_hardware(run_dir, recipe), read_facts(run_dir), started_with(run_dir)
 
     def scheduler() -> Scheduler:
         end = math.inf if facts.refuses_after_s is None else facts.refuses_after_s
-        return make_scheduler(recipe, hardware, facts.t0_s, facts.overhead_s, end)
+        made = make_scheduler(recipe, hardware, facts.t0_s, facts.overhead_s, end)
+        if memory is not None:
+            made.recall(memory)
+        return made
 
     number, again = task.number, scheduler()
     if isinstance(task, ServedTask):

@@ -21,8 +21,18 @@ from lemix_hpc.records.event_log import EVENTS
 from lemix_hpc.records.files import patiently
 from lemix_hpc.records.inheritance import Inheritance
 from lemix_hpc.records.journal import Journal
-from lemix_hpc.records.schema import COEFFICIENTS, FACTS, LEARNED, PROGRESS, LearnedTimes, Progress, RunFacts
+from lemix_hpc.records.schema import (
+    COEFFICIENTS,
+    FACTS,
+    LEARNED,
+    PROGRESS,
+    LearnedTimes,
+    Progress,
+    RunFacts,
+    SchedulerMemory,
+)
 from lemix_hpc.records.writer import Recorder
+from lemix_hpc.run_setup import recollection
 from lemix_hpc.run_setup.scheduler_setup import (
     allocation_end,
     limits_ms,
@@ -125,6 +135,8 @@ class SchedulerRank:
         reference = hardware.reference.latency(self._layout.stages)
         t0 = mean_unloaded_response(reference, work.requests, self._recipe)
         scheduler = make_scheduler(self._recipe, hardware, t0, overhead, self._policy_end)
+        coefficients = recollection.digest(hardware)
+        self._recall(scheduler, hardware, coefficients)
         # The time of the run goes on where the last attempt ended.
         start_time = self._clock.monotonic() - self._inherited.clock
         self._order(m.Go(start_time), range(self._layout.nodes))
@@ -137,13 +149,14 @@ class SchedulerRank:
             return self._facts(work, reference, loop, duration, scheduler)
 
         with endpoint.open(router):
-            self._turn_until(lambda: loop.finished, self._turn(loop, facts), loop.until_due)
+            turn = self._turn(loop, lambda now: self._write_down(facts(now), scheduler, coefficients))
+            self._turn_until(lambda: loop.finished, turn, loop.until_due)
             router.cut()
         loop.end_unclaimed()
         duration = self._clock.now()
         self._save_the_last(loop)
         self._stop(loop)
-        self._recorder.facts(facts(duration))
+        self._write_down(facts(duration), scheduler, coefficients)
         self._recorder.learned(self._learned(scheduler))
         self._recorder.close(DISK_TIMEOUT_S, lambda: self._drain.hopeless)
         self._endpoint.close(DISK_TIMEOUT_S, lambda: self._drain.hopeless)
@@ -158,8 +171,20 @@ class SchedulerRank:
             return end
         return AttemptEnd("unsaved", f"{end.message}, but the training state could not be saved: {failure}", end.time)
 
-    def _turn(self, loop: SchedulerLoop, facts: Callable[[float], RunFacts]) -> Callable[[], bool]:
-        """The loop's turn. Now and then it leaves what a report needs, should the run end at once.
+    def _recall(self, scheduler: Scheduler, hardware: Hardware, coefficients: str) -> None:
+        """Go on from what the scheduler of the attempt before has learned."""
+        last = self._inherited.last
+        memory = recollection.left_by(last.path, hardware) if last is not None else None
+        if memory is not None:
+            scheduler.recall(memory)
+            self._recorder.recalled(SchedulerMemory(coefficients, memory))
+
+    def _write_down(self, facts: RunFacts, scheduler: Scheduler, coefficients: str) -> None:
+        self._recorder.facts(facts)
+        self._recorder.memory(SchedulerMemory(coefficients, scheduler.memory))
+
+    def _turn(self, loop: SchedulerLoop, write_down: Callable[[float], None]) -> Callable[[], bool]:
+        """The loop's turn. Now and then it leaves what a report and the next attempt need, should the run end at once.
 
         Raises RuntimeError in an attempt that was taken for dead, and was left behind.
         """
@@ -169,7 +194,7 @@ class SchedulerRank:
             nonlocal due
             now = self._clock.now()
             if now >= due:
-                self._recorder.facts(facts(now))
+                write_down(now)
                 due = now + FACTS_EVERY_S
                 self._attempt.must_count()
             return loop.turn()
