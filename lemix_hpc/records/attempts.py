@@ -40,7 +40,8 @@ class AttemptStart(msgspec.Struct, frozen=True, kw_only=True):
 
     `inherits`: the attempt that it continues, and `journal_bytes` of that one's journal, up to which it counts; what a rank of
     it still writes afterwards does not. `clock`: where the time of the run goes on [s]. `checkpoint`: its name, None where
-    training starts over, and `versions` of each node's weights in it. `time`: seconds since the epoch.
+    training starts over, and `versions` of each node's weights in it. `damage`: what could not be read and is new, for people.
+    `time`: seconds since the epoch.
     """
 
     time: float
@@ -51,6 +52,7 @@ class AttemptStart(msgspec.Struct, frozen=True, kw_only=True):
     clock: float = 0.0
     checkpoint: str | None = None
     versions: dict[int, int] = {}
+    damage: list[str] = []
 
 
 class AttemptEnd(msgspec.Struct, frozen=True):

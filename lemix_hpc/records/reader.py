@@ -77,9 +77,9 @@ def _attempt_facts(run_dir: Path) -> Iterator[AttemptFacts]:
     for attempt in lineage(run_dir):
         start, end = attempt.started, attempt.ended
         if start is not None and end is not None:
-            yield AttemptFacts(attempt.number, start.time, end.time, end.reason, end.message)
+            yield AttemptFacts(attempt.number, start.time, end.time, end.reason, end.message, start.damage)
         elif start is not None:
-            yield AttemptFacts(attempt.number, start.time)
+            yield AttemptFacts(attempt.number, start.time, damage=start.damage)
 
 
 def record_directories(run_dir: Path) -> list[Path]:

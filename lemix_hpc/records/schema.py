@@ -217,13 +217,14 @@ class SchedulerMemory(msgspec.Struct, frozen=True):
 
 class AttemptFacts(msgspec.Struct, frozen=True):
     """One attempt at a run. `started`, `ended`: seconds since the epoch; `reason` and `message`: why it ended. None where
-    nobody knows, or it has not ended."""
+    nobody knows, or it has not ended. `damage`: what it could not read of what those before it had left."""
 
     number: int
     started: float
     ended: float | None = None
     reason: str | None = None
     message: str | None = None
+    damage: list[str] = []
 
 
 class Progress(msgspec.Struct, frozen=True):

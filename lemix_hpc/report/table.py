@@ -63,7 +63,11 @@ def _attempts(attempts: list[dict[str, Any]]) -> list[tuple[str, RenderableType]
     pairs = pairwise(attempts)
     between = sum(after["started"] - before["ended"] for before, after in pairs if before["ended"] is not None)
     reasons = [attempt["reason"] or "end unknown" for attempt in attempts[:-1]]
-    return [("attempts", f"{len(attempts)} · {number(between)} s between them · ended before: {', '.join(reasons)}")]
+    rows: list[tuple[str, RenderableType]] = [
+        ("attempts", f"{len(attempts)} · {number(between)} s between them · ended before: {', '.join(reasons)}")
+    ]
+    damage = [damaged for attempt in attempts for damaged in attempt.get("damage", [])]
+    return [*rows, *(("damaged", Text(damaged, "bold red", overflow="fold")) for damaged in damage)]
 
 
 def _serving(report: dict[str, Any]) -> list[tuple[str, RenderableType]]:

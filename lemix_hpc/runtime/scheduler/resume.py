@@ -46,9 +46,12 @@ def take_over(recipe: Recipe, attempt: Attempt) -> tuple[Beginning, Inheritance]
 
     Raises OSError, and UserError for broken files and for a checkpoint of another model.
     """
-    own = _own_checkpoint(recipe, attempt) if lineage(attempt.run_dir) else None
+    line = lineage(attempt.run_dir)
+    own, problems = _own_checkpoint(recipe, attempt) if line else (None, [])
     inherited = inherit(attempt.run_dir, _versions(recipe, own) if recipe.engine.computes else None, attempt)
-    for message in inherited.damage:
+    told = {message for before in line if (start := before.started) is not None for message in start.damage}
+    damage = [message for message in (*problems, *inherited.damage) if message not in told]
+    for message in damage:
         print(f"damaged: {message}", flush=True)
     start = AttemptStart(
         time=time.time(),
@@ -59,6 +62,7 @@ def take_over(recipe: Recipe, attempt: Attempt) -> tuple[Beginning, Inheritance]
         clock=inherited.clock,
         checkpoint=own.path.name if own is not None else None,
         versions=inherited.versions,
+        damage=damage,
     )
     patiently(lambda: attempt.start(start), DISK_TIMEOUT_S)
     return _beginning(recipe, own, inherited), inherited
@@ -81,18 +85,22 @@ def _beginning(recipe: Recipe, own: Checkpoint | None, inherited: Inheritance) -
     return Beginning(found.path)
 
 
-def _own_checkpoint(recipe: Recipe, attempt: Attempt) -> Checkpoint | None:
-    """The newest whole checkpoint of this run. Newer ones are put aside: nothing will be built on them."""
+def _own_checkpoint(recipe: Recipe, attempt: Attempt) -> tuple[Checkpoint | None, list[str]]:
+    """The newest whole checkpoint of this run, and what is wrong with newer ones. These are put aside: nothing will be built
+    on them."""
     if recipe.training is None or not recipe.engine.computes:
-        return None
+        return None, []
     directory = attempt.run_dir / CHECKPOINTS
     newest, problems = newest_whole(directory)
-    for problem in problems:
-        print(f"damaged: {problem}; an older checkpoint is taken", flush=True)
     paths = complete_paths(directory)
     for path in paths if newest is None else paths[paths.index(newest.path) + 1 :]:
         path.rename(path.with_name(f"damaged-{path.name}-{attempt.number}"))
-    return newest
+    taken = (
+        "an older checkpoint is taken"
+        if newest is not None
+        else "there is no older checkpoint, and training starts over"
+    )
+    return newest, [f"{problem}; {taken}" for problem in problems]
 
 
 def _versions(recipe: Recipe, own: Checkpoint | None) -> dict[int, int]:
