@@ -28,6 +28,9 @@ _LONGEST = 1 << 30
 
 RESERVE = 16 << 20
 """Bytes that are reserved ahead of what is written."""
+GATHER_S = 0.01
+"""How long records gather before they are written. Each group takes the interpreter's lock from the scheduler a few times, so
+there should not be a group for every record."""
 
 
 class Accepted(msgspec.Struct, frozen=True, array_like=True, tag=True):
@@ -111,15 +114,12 @@ class Journal:
     """Writes `path`, which must not exist. `append` never waits for the disk; what cannot be written is kept, and tried again.
 
     In the writing thread `first` is called before each group is written, to make safe what the records count on (it may
-    raise OSError), and `wake` when records have become safe. Raises OSError if the file cannot be made.
+    raise OSError). Raises OSError if the file cannot be made.
     """
 
-    def __init__(
-        self, path: Path, first: Callable[[], None] = lambda: None, wake: Callable[[], None] = lambda: None
-    ) -> None:
+    def __init__(self, path: Path, first: Callable[[], None] = lambda: None) -> None:
         self._path = path
         self._first = first
-        self._wake = wake
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
         self._encoder = msgspec.msgpack.Encoder()
         self._offset = 0
@@ -128,6 +128,7 @@ class Journal:
         self._waiting: list[bytes] = []
         self._changed = threading.Condition()
         self._closing = False
+        self._hurry = False
         self.synced = 0
         """How many records are safe on the disk."""
         self.trouble: str | None = None
@@ -147,7 +148,8 @@ class Journal:
             checksum = zlib.crc32(content, zlib.crc32(number))
             self._waiting.append(_FRAME.pack(len(content), checksum, self._appended) + content)
             self._appended += 1
-            self._changed.notify_all()
+            if len(self._waiting) == 1:
+                self._changed.notify_all()
             return self._appended
 
     @property
@@ -158,7 +160,8 @@ class Journal:
     def flush(self, timeout_s: float | None = None) -> bool:
         """Wait until all records so far are safe; False if that takes longer than `timeout_s`."""
         with self._changed:
-            wanted = self._appended
+            wanted, self._hurry = self._appended, True
+            self._changed.notify_all()
             return self._changed.wait_for(lambda: self.synced >= wanted, timeout_s)
 
     def close(self, timeout_s: float | None = None) -> None:
@@ -179,7 +182,8 @@ class Journal:
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._waiting or self._closing)
-                group = list(self._waiting)
+                self._changed.wait_for(lambda: self._hurry or self._closing, GATHER_S)
+                group, self._hurry = list(self._waiting), False
                 if not group:
                     return
             while not self._written(b"".join(group)):
@@ -189,7 +193,6 @@ class Journal:
                 del self._waiting[: len(group)]
                 self.synced += len(group)
                 self._changed.notify_all()
-            self._wake()
 
     def _written(self, content: bytes) -> bool:
         """Put a group of records onto the disk; False, and why in `trouble`, if it does not take it."""

@@ -159,12 +159,12 @@ def test_a_journal_is_written_by_one_alone(path: Path) -> None:
 
 
 def test_what_the_records_count_on_is_safe_first(path: Path) -> None:
-    order: list[str] = []
-    journal = Journal(path, first=lambda: order.append("first"), wake=lambda: order.append("safe"))
+    on_disk: list[bool] = []
+    journal = Journal(path, first=lambda: on_disk.append(bool(read_journal(path).records)))
     journal.append(Placed(0, 0))
     assert journal.flush()
     journal.close()
-    assert order == ["first", "safe"]
+    assert on_disk == [False]
 
 
 def test_a_disk_that_takes_nothing_for_a_while_loses_nothing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

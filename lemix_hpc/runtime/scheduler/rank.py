@@ -94,7 +94,7 @@ class SchedulerRank:
         self._inherited = inherited
         self._watch = Watch(recipe.engine.timeout_s, clock.monotonic, layout.role)
         self._endpoint = Endpoint(recipe, attempt, self._inherited, clock.now, waiter.wake, self._policy_end)
-        self._journal = Journal(attempt.journal, self._endpoint.sync, waiter.wake)
+        self._journal = Journal(attempt.journal, self._endpoint.sync)
         self._recorder = Recorder(attempt.path, self._journal)
         self._disk = DiskWatch(
             self._recorder, self._journal, lambda: self._endpoint.trouble, self._endpoint.hold, clock.monotonic
