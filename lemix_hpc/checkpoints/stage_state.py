@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from lemix_hpc.checkpoints import tensor_file
+from lemix_hpc.checkpoints.host_memory import HostMemory
 from lemix_hpc.checkpoints.manifest import SavedNode
 from lemix_hpc.checkpoints.store import Checkpoint
 from lemix_hpc.checkpoints.tensor_file import TensorSpec, Written
@@ -28,13 +29,15 @@ class StageState:
     """What training on a stage goes on from.
 
     `tensors` are in host memory, by name as in the file. `updates`: how many of them AdamW has made; `schedule`: where the
-    schedule of the learning rate stands; `dtype`: that of the weights that are served, such as "bfloat16".
+    schedule of the learning rate stands; `dtype`: that of the weights that are served, such as "bfloat16". `memory` has nothing
+    but the tensors, in order, if another process can read it.
     """
 
     tensors: Mapping[str, Tensor]
     updates: int
     schedule: int
     dtype: str
+    memory: HostMemory | None = None
 
 
 def file_name(node: int, stage: int) -> str:
@@ -43,9 +46,14 @@ def file_name(node: int, stage: int) -> str:
 
 def write_state(state: StageState, path: Path) -> Written:
     """Write a stage's state and wait until it is on disk. Raises OSError."""
+    specs, metadata = layout(state)
+    return tensor_file.write(path, specs, lambda spec: _bytes(state.tensors[spec.name]), metadata)
+
+
+def layout(state: StageState) -> tuple[list[TensorSpec], dict[str, str]]:
+    """The tensors in the file of a state, in order, and its metadata."""
     specs = [TensorSpec(name, tensor.shape) for name, tensor in state.tensors.items()]
-    counters = {"updates": str(state.updates), "schedule": str(state.schedule), "format": "pt"}
-    return tensor_file.write(path, specs, lambda spec: _bytes(state.tensors[spec.name]), counters)
+    return specs, {"updates": str(state.updates), "schedule": str(state.schedule), "format": "pt"}
 
 
 class SavedState:

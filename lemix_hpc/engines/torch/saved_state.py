@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 
+import numpy as np
 import torch
 
+from lemix_hpc.checkpoints.host_memory import HostMemory
 from lemix_hpc.checkpoints.stage_state import FIRST_MOMENT, SECOND_MOMENT, SavedState, StageState, Tensor
 from lemix_hpc.engines.protocol import Work
 from lemix_hpc.engines.torch.module import StageModule
@@ -21,14 +24,18 @@ class HostCopies:
     def __init__(self, module: StageModule) -> None:
         self._module = module
         self._piece = _PIECE[module.device.type]
+        self._memory: HostMemory | None = None
         self._buffers: dict[str, Tensor] = {}
 
     @torch.no_grad()
     def take(self, optimizer: StageOptimizer) -> Work[StageState]:
         """Copy what is there now, in short pieces; until the end nothing of it may change."""
         since_stop = 0
-        for name, values in _named(self._module, optimizer):
-            flat, buffer = values.reshape(-1), torch.from_numpy(self._buffer(name, values)).view(-1)
+        named = list(_named(self._module, optimizer))
+        if not self._buffers:
+            self._allocate({name: tuple(values.shape) for name, values in named})
+        for name, values in named:
+            flat, buffer = values.reshape(-1), torch.from_numpy(self._buffers[name]).view(-1)
             for start in range(0, flat.numel(), self._piece):
                 buffer[start : start + self._piece].copy_(flat[start : start + self._piece])
                 since_stop += min(self._piece, flat.numel() - start)
@@ -36,13 +43,19 @@ class HostCopies:
                     since_stop = 0
                     yield
         dtype = str(next(self._module.parameters()).dtype).removeprefix("torch.")
-        return StageState(self._buffers, optimizer.updates, optimizer.schedule, dtype)
+        return StageState(self._buffers, optimizer.updates, optimizer.schedule, dtype, self._memory)
 
-    def _buffer(self, name: str, values: torch.Tensor) -> Tensor:
-        if name not in self._buffers:
-            pinned = self._module.device.type == "cuda"
-            self._buffers[name] = torch.empty(values.shape, dtype=torch.float32, pin_memory=pinned).numpy()
-        return self._buffers[name]
+    def _allocate(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """A GPU copies into pinned memory, which no other process can have, and its host has processors to spare."""
+        if self._module.device.type == "cuda":
+            for name, shape in shapes.items():
+                self._buffers[name] = torch.empty(shape, dtype=torch.float32, pin_memory=True).numpy()
+            return
+        self._memory = HostMemory(4 * sum(map(math.prod, shapes.values())))
+        values, start = np.frombuffer(self._memory.view, np.float32), 0
+        for name, shape in shapes.items():
+            end = start + math.prod(shape)
+            self._buffers[name], start = values[start:end].reshape(shape), end
 
 
 @torch.no_grad()

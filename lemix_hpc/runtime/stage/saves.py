@@ -2,7 +2,7 @@
 
 The first stage chooses the version: that of its next update, or its own when no update is open. It tells all stages before it
 tells them to prepare the update that follows, which would change what is saved. Each stage copies its state into host memory
-when it has that version, as work that rests for serving; a thread writes the copy.
+when it has that version, as work that rests for serving; a process of low priority writes the copy.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from pathlib import Path
 
 from lemix_hpc.checkpoints.manifest import SavedFile
 from lemix_hpc.checkpoints.resumption import NodeStart
-from lemix_hpc.checkpoints.stage_state import StageState, file_name, write_state
+from lemix_hpc.checkpoints.stage_state import StageState, file_name
+from lemix_hpc.checkpoints.state_writer import StateWriter
 from lemix_hpc.engines.protocol import StageEngine
 from lemix_hpc.runtime.stage.links import StageLinks
 from lemix_hpc.runtime.stage.weight_updates import Average, Step, Update, WeightUpdates
@@ -35,7 +36,7 @@ class _Snapshot:
 
 
 class Saves:
-    """One save at a time. `wake` ends this rank's sleep when a file is written; `pool` runs the writing."""
+    """One save at a time. `wake` ends this rank's sleep when a file is written; `pool` waits for the writing."""
 
     def __init__(
         self,
@@ -54,6 +55,7 @@ class Saves:
         self._now = now
         self._wake = wake
         self._pool = pool or ThreadPoolExecutor(1, "save")
+        self._writer = StateWriter()
         self._steps = start.steps
         self._round = -1
         self._asked: m.SaveNext | None = None
@@ -120,6 +122,7 @@ class Saves:
     def close(self) -> None:
         """The last call."""
         self._pool.shutdown()
+        self._writer.close()
 
     def _begin(self) -> None:
         """On the first stage: save the version that is in force, if that was asked for."""
@@ -137,7 +140,7 @@ class Saves:
         name, start = file_name(place.node, place.stage), self._now()
         nbytes, sha256, error = 0, "", ""
         try:
-            written = write_state(state, Path(order.directory, name))
+            written = self._writer.write(state, Path(order.directory, name))
             nbytes, sha256 = written.nbytes, written.sha256
         except OSError as failed:
             error = f"{failed.filename or order.directory}: {failed.strerror or failed}"
