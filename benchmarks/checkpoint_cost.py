@@ -1,17 +1,20 @@
 """What saving the training state costs those who are served meanwhile: one run that saves again and again, and its ratios.
 
-    python benchmarks/checkpoint_cost.py [--seconds 120] [--every 10] [--rate 2] [--engine torch] [--json]
+    python benchmarks/checkpoint_cost.py [--seconds 300] [--every 10] [--rate 3] [--stages 2] [--engine torch] [--json]
 
-A model of 30 million parameters on two stages serves and trains all the time. A save lasts from the first piece of its snapshot
-on any stage until the last file is on disk. Responses to requests that come within the median of these times after a save began
-are compared with those to all others that come after the first one began. (Overlap with a save would not do, since long
-responses have more of it; nor would each save's own time, since saves are long when the machine has much else to do.)
+A model of 30 million parameters serves and trains all the time. A save lasts from the first piece of its snapshot on any stage
+until the last file is on disk. Responses to requests that come within the median of these times after a save began are compared
+with those to all others that come after the first one began. (Overlap with a save would not do, since long responses have more
+of it; nor would each save's own time, since saves are long when the machine has much else to do.) Intervals are of 95 %, by a
+bootstrap over the stretches from one save to the next.
 """
 
 from __future__ import annotations
 
 import argparse
+import bisect
 import json
+import math
 import subprocess
 import sys
 import tempfile
@@ -36,29 +39,39 @@ MODEL = {
 }
 
 
+QUANTILES = (50, 95, 99)
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """A quantile of the responses in ms, to requests that came within a save and outside, their ratio, and its interval."""
+
+    within: float
+    outside: float
+    ratio: float
+    low: float
+    high: float
+
+
 @dataclass(frozen=True)
 class Cost:
-    """Responses in ms, to requests that came during saves and outside. Of each save the medians: stage time in the snapshot (of
-    the longest stage), and from its start to the last file on disk, in ms; and the bytes of a checkpoint."""
+    """Responses within saves and outside, and what their quantiles are. Of each save the medians: stage time in the snapshot
+    (of the longest stage), and from its start to the last file on disk, in ms; and the bytes of a checkpoint."""
 
     saves: int
-    during: int
+    within: int
     outside: int
-    p50_during: float
-    p50_outside: float
-    p99_during: float
-    p99_outside: float
-    p99_ratio: float
+    quantiles: dict[int, Ratio]
     snapshot_ms: float
     whole_ms: float
     nbytes: int
 
 
-def recipe(seconds: float, every: float, rate: float, engine: str) -> dict[str, Any]:
+def recipe(seconds: float, every: float, rate: float, engine: str, stages: int = 2) -> dict[str, Any]:
     source = {"kind": "poisson", "rate": rate, "duration_s": seconds, "lengths": "lmsys-chat"}
     return {
         "name": "checkpoint-cost",
-        "nodes": {"stages": 2},
+        "nodes": {"stages": stages},
         "model": {"config": MODEL},
         "engine": {"kind": engine, "dtype": "float32"},
         "serving": {
@@ -88,32 +101,45 @@ def measure(run: Path) -> Cost:
         ends = [max(s["end"] for s in by_stage[file["stage"]]) + file["write_s"] for file in node["files"]]
         windows.append((start, max(ends)))
         snapshots.append(max(sum(s["end"] - s["start"] for s in stage) for stage in by_stage.values()))
-    whole = _percentile([end - start for start, end in windows], 50)
-    during, outside = [], []
+    if not windows:
+        raise SystemExit("nothing was saved while requests came; give more --seconds")
+    whole = float(np.median([end - start for start, end in windows]))
+    starts = [start for start, _ in windows]
+    # Of each stretch from one save to the next: responses within and outside.
+    stretches: list[tuple[list[float], list[float]]] = [([], []) for _ in windows]
     for task in tasks:
-        if not windows or task["arrival"] < windows[0][0]:
-            continue
-        saving = any(start <= task["arrival"] <= start + whole for start, _ in windows)
-        (during if saving else outside).append(1e3 * (task["finished"] - task["arrival"]))
-    p99 = _percentile(during, 99), _percentile(outside, 99)
+        number = bisect.bisect(starts, task["arrival"]) - 1
+        if number >= 0:
+            outside = task["arrival"] > starts[number] + whole
+            stretches[number][outside].append(1e3 * (task["finished"] - task["arrival"]))
     return Cost(
         saves=len(windows),
-        during=len(during),
-        outside=len(outside),
-        p50_during=_percentile(during, 50),
-        p50_outside=_percentile(outside, 50),
-        p99_during=p99[0],
-        p99_outside=p99[1],
-        p99_ratio=p99[0] / p99[1],
-        snapshot_ms=1e3 * _percentile(snapshots, 50),
+        within=sum(len(within) for within, _ in stretches),
+        outside=sum(len(outside) for _, outside in stretches),
+        quantiles={q: _ratio(stretches, q) for q in QUANTILES},
+        snapshot_ms=1e3 * float(np.median(snapshots)),
         whole_ms=1e3 * whole,
         nbytes=sum(file["nbytes"] for file in manifests[0]["saved"][0]["files"]),
     )
 
 
-def _percentile(values: list[float], q: float) -> float:
-    """NaN of nothing."""
-    return float(np.percentile(values, q)) if values else float("nan")
+def _ratio(stretches: list[tuple[list[float], list[float]]], q: int) -> Ratio:
+    rng = np.random.default_rng(0)
+    drawn = [
+        _percentiles([stretches[i] for i in rng.integers(len(stretches), size=len(stretches))], q) for _ in range(1000)
+    ]
+    low, high = np.nanpercentile([within / outside for within, outside in drawn], [2.5, 97.5])
+    within, outside = _percentiles(stretches, q)
+    return Ratio(within, outside, within / outside, float(low), float(high))
+
+
+def _percentiles(stretches: list[tuple[list[float], list[float]]], q: int) -> tuple[float, float]:
+    """Within and outside; NaN of nothing."""
+    within, outside = ([each for stretch in stretches for each in stretch[kind]] for kind in range(2))
+    return (
+        float(np.percentile(within, q)) if within else math.nan,
+        float(np.percentile(outside, q)) if outside else math.nan,
+    )
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
@@ -122,15 +148,17 @@ def _lines(path: Path) -> list[dict[str, Any]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=120.0, help="how long requests come")
+    parser.add_argument("--seconds", type=float, default=300.0, help="how long requests come")
     parser.add_argument("--every", type=float, default=10.0, help="seconds from the start of one save to the next")
-    parser.add_argument("--rate", type=float, default=2.0, help="requests per second")
+    parser.add_argument("--rate", type=float, default=3.0, help="requests per second")
+    parser.add_argument("--stages", type=int, default=2)
     parser.add_argument("--engine", choices=["torch", "vllm"], default="torch")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory:
         path, out = Path(directory, "recipe.yaml"), Path(directory, "run")
-        path.write_text(yaml.safe_dump(recipe(arguments.seconds, arguments.every, arguments.rate, arguments.engine)))
+        options = arguments.seconds, arguments.every, arguments.rate, arguments.engine, arguments.stages
+        path.write_text(yaml.safe_dump(recipe(*options)))
         command = [str(Path(sys.executable).with_name("lemix")), "run", str(path), "--cluster", "local"]
         subprocess.run([*command, "--out", str(out)], check=True, stdout=subprocess.DEVNULL)
         cost = measure(out)
@@ -138,10 +166,13 @@ def main() -> None:
         print(json.dumps(asdict(cost)))
         return
     print(
-        f"{cost.saves} saves of {cost.nbytes / 1e6:.0f} MB; {cost.during} responses during one, {cost.outside} outside"
+        f"{cost.saves} saves of {cost.nbytes / 1e6:.0f} MB; {cost.within} responses within one, {cost.outside} outside"
     )
-    print(f"response, p50: {cost.p50_during:.0f} ms during, {cost.p50_outside:.0f} ms outside")
-    print(f"response, p99: {cost.p99_during:.0f} ms during, {cost.p99_outside:.0f} ms outside: x {cost.p99_ratio:.2f}")
+    for q, ratio in cost.quantiles.items():
+        print(
+            f"response, p{q}: {ratio.within:.0f} ms within, {ratio.outside:.0f} ms outside:"
+            f" x {ratio.ratio:.2f} ({ratio.low:.2f} to {ratio.high:.2f})"
+        )
     print(f"snapshot {cost.snapshot_ms:.0f} ms of stage time; on disk after {cost.whole_ms:.0f} ms")
 
 
