@@ -4,32 +4,40 @@
     python benchmarks/punished_run.py --kills 20 --engine vllm --nodes 1
 
 Two nodes of two stages serve a Poisson stream and train together (`release: sync`, `across_nodes: sync`, float32), so that both
-runs must end with the same weights, to the last bit. Recovery is the time from a kill to the next answer.
+runs must end with the same weights, to the last bit. Kills are spread over the answers: each comes at a random instant of its
+stretch. Recovery is the time from a kill to the next answer, and what of it has passed when the attempt was seen to have ended,
+the next one was there, knew what it goes on from, and worked.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
+import math
 import os
+import random
+import signal
 import statistics
 import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import msgspec
 import numpy as np
 import yaml
 from safetensors.numpy import load_file
 
-from lemix_hpc.launch.punish import Punisher
+from lemix_hpc.launch.punish import ranks
 from lemix_hpc.launch.rundir import RunDir
-from lemix_hpc.launch.states import read_progress
+from lemix_hpc.records.attempts import Attempt
 from lemix_hpc.records.reader import read_run
+from lemix_hpc.records.schema import PROGRESS, Progress
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 LEMIX = str(Path(sys.executable).with_name("lemix"))
@@ -70,48 +78,87 @@ def recipe(args: argparse.Namespace) -> dict[str, Any]:
             "max_prompt_tokens": 64,
         },
         "training": training,
+        # Answers are counted by the live figures.
+        "report": {"live_interval_s": 0.1},
     }
 
 
-@dataclasses.dataclass
-class Punishment:
-    """Seconds from each kill to the next answer; kills that were followed by another one before have none."""
+@dataclass(frozen=True)
+class Recovery:
+    """Seconds from a kill until: the attempt was seen to have ended, there was another, it knew what it goes on from, its
+    engines were built and warm, and it had answered a request."""
 
-    kills: int = 0
-    recoveries: list[float] = dataclasses.field(default_factory=list)
+    ended: float
+    started: float
+    inherited: float
+    works: float
+    answered: float
+
+
+@dataclass(frozen=True)
+class Punishment:
+    recoveries: list[Recovery]
+    seconds: float
 
 
 def run(recipe: Path, out: Path, punish: argparse.Namespace | None) -> Punishment:
     """Run to the end, and kill ranks meanwhile. Raises RuntimeError if it failed."""
+    began, recoveries = time.monotonic(), []
     environment = os.environ | {"OMP_NUM_THREADS": "1", "XDG_STATE_HOME": str(out.parent / "state")}
     command = [LEMIX, "run", str(recipe), "--cluster", "local", "--json", "--out", str(out)]
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    told = Punishment()
-    if punish is not None:
-        directory = RunDir(out.absolute())
-        while not directory.record.exists():
-            time.sleep(0.1)
-        punisher = Punisher(directory, ("rank",), mean_s=punish.mean_seconds, pause_s=1.0, seed=punish.seed)
-        for blow in punisher.blows(punish.kills):
-            struck, before = time.time(), answered(directory)
-            told.kills += 1
-            while answered(directory) <= before and process.poll() is None:
-                time.sleep(0.1)
-            told.recoveries.append(time.time() - struck)
-            print(f"kill {told.kills}: {blow.what}, next answer after {told.recoveries[-1]:.1f} s", flush=True)
-    output, _ = process.communicate()
-    if process.returncode:
-        raise RuntimeError(output)
-    return told
+    with (out.parent / "printed").open("w+") as printed:
+        process = subprocess.Popen(command, env=environment, stdout=printed, stderr=printed)
+        if punish is not None:
+            chance, directory = random.Random(punish.seed), RunDir(out.absolute())
+            for number in range(punish.kills):
+                # At a random instant of each of as many stretches of the work, the last of which is left alone.
+                due = punish.requests * (number + chance.random()) / (punish.kills + 1)
+                if _until(lambda due=due: served(directory) >= due, process) is None:
+                    break
+                recoveries.append(_strike(directory, process, chance))
+                times = ", ".join(f"{what} {seconds:.1f}" for what, seconds in asdict(recoveries[-1]).items())
+                print(f"kill {number + 1} at {due:.0f} answers: {times} s", flush=True)
+        if process.wait():
+            printed.seek(0)
+            raise RuntimeError(printed.read())
+    return Punishment(recoveries, time.monotonic() - began)
 
 
-def answered(run: RunDir) -> tuple[int, int]:
-    """By which attempt, and how many before it and by it."""
-    progress, attempt = read_progress(run), run.last_attempt
-    served = (
-        -1 if progress is None or attempt is None or not (attempt.path / "facts.json").exists() else progress.served
+def _strike(run: RunDir, process: subprocess.Popen[bytes], chance: random.Random) -> Recovery:
+    """Kill a rank, and see the run go on."""
+    struck, attempt, before = time.monotonic(), run.last_attempt, served(run)
+    assert attempt is not None, "it has answered"
+    next_attempt = Attempt(attempt.path.with_name(str(attempt.number + 1)))
+    os.kill(chance.choice(sorted(ranks(run))), signal.SIGKILL)
+    steps = (
+        lambda: attempt.ended is not None,
+        next_attempt.path.exists,
+        lambda: next_attempt.started is not None,
+        (next_attempt.path / "facts.json").exists,
+        lambda: served(run, next_attempt) > before,
     )
-    return (-1 if attempt is None else attempt.number), served
+    times = [_until(step, process) for step in steps]
+    return Recovery(*(math.nan if time is None else time - struck for time in times))
+
+
+def _until(true: Callable[[], bool], process: subprocess.Popen[bytes]) -> float | None:
+    """When it has become true; None if the run is over before."""
+    while not true():
+        if process.poll() is not None:
+            return None
+        time.sleep(0.02)
+    return time.monotonic()
+
+
+def served(run: RunDir, attempt: Attempt | None = None) -> int:
+    """Answers so far, by all attempts up to the last one, or up to this one."""
+    attempt = attempt or run.last_attempt
+    try:
+        return (
+            0 if attempt is None else msgspec.json.decode((attempt.path / PROGRESS).read_bytes(), type=Progress).served
+        )
+    except FileNotFoundError:
+        return 0
 
 
 def compare(alone: Path, punished: Path) -> list[tuple[str, str]]:
@@ -164,7 +211,6 @@ def equal_weights(alone: Path, punished: Path) -> bool:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--mean-seconds", type=float, default=8.0, help="of work between two kills")
     parser.add_argument("--engine", choices=["torch", "vllm"], default="torch")
     parser.add_argument("--nodes", type=int, default=2)
     parser.add_argument("--requests", type=int, default=2000)
@@ -177,14 +223,18 @@ def main() -> None:
         directory = Path(name)
         path = directory / "recipe.yaml"
         path.write_text(yaml.safe_dump(recipe(args)))
-        run(path, directory / "alone", None)
+        alone = run(path, directory / "alone", None)
         told = run(path, directory / "punished", args)
-        print(f"\n{args.engine}, {args.nodes} nodes x 2 stages, {told.kills} kills")
+        print(f"\n{args.engine}, {args.nodes} nodes x 2 stages, {len(told.recoveries)} kills")
         for what, value in compare(directory / "alone", directory / "punished"):
             print(f"{what:<38} {value}")
-        if told.recoveries:
-            ordered = sorted(told.recoveries)
-            print(f"{'recovery, median / longest':<38} {statistics.median(ordered):.1f} s / {ordered[-1]:.1f} s")
+        print(f"{'whole run, alone and punished':<38} {alone.seconds:.0f} s, {told.seconds:.0f} s")
+    print("\nseconds from a kill until    median  longest")
+    for step in Recovery.__annotations__:
+        times = [getattr(recovery, step) for recovery in told.recoveries]
+        times = [each for each in times if not math.isnan(each)]
+        if times:
+            print(f"  {step:<24} {statistics.median(times):8.1f} {max(times):8.1f}")
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ SHORTER = {
     "benchmarks/policy_study.py": "--seeds 1 --rates 50 --requests 40 --hours 0.02",
     "benchmarks/decision_cost.py": "--nodes 4 --decisions 100",
     "benchmarks/simulation_speed.py": "--nodes 4 --tasks 1000",
-    "benchmarks/punished_run.py": "--kills 1 --nodes 1 --requests 60 --rate 20 --micro-batches 60 --mean-seconds 1",
+    "benchmarks/punished_run.py": "--kills 1 --nodes 1 --requests 60 --rate 20 --micro-batches 60",
     "benchmarks/checkpoint_cost.py": "--seconds 8 --every 2",
     "benchmarks/simulator_fidelity.py": "--policies least-completion --rates 16 --seconds 2",
 }
