@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import least_squares, nnls
 
 from lemix_hpc.policy.latency import Affine, Shape
 from lemix_hpc.policy.latency_forms import Interpolated, Quadratic, Roofline
@@ -63,6 +62,8 @@ def fit_affine(points: Sequence[Point]) -> Affine:
 
 def fit_roofline(points: Sequence[Point]) -> Roofline:
     """All of a, b, p, c, d and e, from the better of two starts next to the affine fit. Raises as `fit_quadratic`."""
+    from scipy.optimize import least_squares
+
     seconds, terms = _seconds(points), _terms(points)
     distinct = np.array(distinct_terms(points))
     # In units of what a term can be at most without exceeding some time, all unknowns are of the size of one.
@@ -140,6 +141,8 @@ def _solve_distinct(points: Sequence[Point], seconds: Floats) -> Floats:
 
 def _solve(columns: Floats, seconds: Floats, prior: Floats | None = None, expected: Floats | None = None) -> Floats:
     """Non-negative x with columns @ x near `seconds`, and weakly prior @ x near `expected`: iterated reweighting."""
+    from scipy.optimize import nnls  # it takes long to import, and runs with coefficient files fit nothing
+
     extra, target = np.zeros((0, columns.shape[1])), np.zeros(0)
     if prior is not None and expected is not None:
         extra, target = prior / expected[:, None] * PRIOR_OF_ROOF**0.5, np.full(len(expected), PRIOR_OF_ROOF**0.5)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import importlib
 import itertools
 import math
 import platform
@@ -121,6 +122,8 @@ class SchedulerRank:
         self._tell("building the engines")
         # While others build theirs; once the run has started, everybody would wait for it.
         compile_policy()
+        if self._believed_file is None and self._recipe.engine.computes:
+            importlib.import_module("scipy.optimize")  # stage times are fitted to the warm-up
         if self._checkpoints is not None:
             self._checkpoints.clear()
         self._collect(engines_in(self._recipe))
