@@ -53,8 +53,9 @@ def run(recipe: Recipe, attempt: Attempt, drain: Drain | None) -> AttemptEnd | N
     waiter = make_waiter(comm, host, bell, "backoff" if threads else recipe.engine.wait)
     stages_before = sum(host.allgather(stage is not None)[: host.Get_rank()])
     device = choose_device(recipe, stages_before) if stage is not None else None
-    check_sharing(recipe, host.allgather(device))
+    # A checkpoint is read in full here, while stages load what they compute with.
     taken_over = take_over(recipe, attempt) if rank == SCHEDULER_RANK else None
+    check_sharing(recipe, host.allgather(device))
     beginning: Beginning = comm.bcast(taken_over and taken_over[0], SCHEDULER_RANK)
     resumption = beginning.resumption
     start = beginning.starts.get(node, NodeStart())
