@@ -25,12 +25,13 @@ from lemix_hpc.records.inheritance import NOTHING, Inheritance
 from lemix_hpc.records.journal import Ended, Record, Trained
 from lemix_hpc.records.schema import Progress, ServedTask, Span, TaskRecord, TrainedTask
 from lemix_hpc.records.writer import Recorder
-from lemix_hpc.run_setup.scheduler_setup import make_scheduler, mean_unloaded_response, partners
+from lemix_hpc.run_setup.scheduler_setup import make_scheduler, mean_unloaded_response, pace_of, partners, split
 from lemix_hpc.run_setup.training_feed import feed_of
 from lemix_hpc.runtime.http.call_router import CallRouter
 from lemix_hpc.runtime.leader.make_leader import make_leader
 from lemix_hpc.runtime.main import stage_place, stage_rules
 from lemix_hpc.runtime.scheduler.loop import LoopSettings, SchedulerLoop
+from lemix_hpc.runtime.scheduler.pace_orders import send_pace
 from lemix_hpc.runtime.stage.worker import StageWorker
 from lemix_hpc.runtime.transport import messages as m
 from lemix_hpc.runtime.transport.mailbox import Inbox, Mail
@@ -183,12 +184,15 @@ class OneProcess:
             self._settle()
             if self._loop.finished:
                 return
-            next_time = min(self._ends(), self._loop._arrivals.next, self._loop._tick_at)
+            next_time = min(self._ends(), self._loop._arrivals.next, self._loop._tick_at, self._due())
             assert self._time[0] < next_time < math.inf, "nothing will ever happen again"
             self._time[0] = next_time
 
     def _ends(self) -> float:
         return min((clock.busy_until for _, clock in self._stages if clock.busy), default=math.inf)
+
+    def _due(self) -> float:
+        return min(leader._due if leader._may_form() else math.inf for leader in self._leaders)
 
     def _settle(self) -> None:
         """Everything that happens at this instant."""
@@ -214,16 +218,20 @@ class OneProcess:
 
     def _make_loop(self, recipe: Recipe) -> SchedulerLoop:
         hardware, work = load_hardware(recipe), load_workload(recipe)
-        t0 = mean_unloaded_response(hardware.reference.latency(recipe.nodes.stages), work.requests, recipe)
+        reference = hardware.reference.latency(recipe.nodes.stages)
+        t0 = mean_unloaded_response(reference, work.requests, recipe)
         clock = Clock(self._time)
         mailbox = self._box(SCHEDULER_RANK, Inbox.SCHEDULER, clock)
+        pace = pace_of(recipe, reference, work.requests)
+        apart = split(recipe)
+        send_pace(mailbox, self._layout, hardware, pace, apart.training if apart else range(self._layout.nodes))
         number: Callable[[], int] = functools.partial(next, itertools.count(self._inherited.next_number))
         feed = feed_of(recipe, work, number)
         if feed is not None:
             feed.go_on(self._inherited.cuts, self._inherited.done)
         return SchedulerLoop(
             self._layout,
-            make_scheduler(recipe, hardware, t0),
+            make_scheduler(recipe, hardware, t0, tpot=pace.tpot if pace else 0.0),
             mailbox,
             self.records,
             clock.now,
@@ -239,7 +247,8 @@ class OneProcess:
         clock = Clock(self._time)
         box = self._box(self._layout.leader(node), Inbox.LEADER, clock)
         unused: Any = None
-        return make_leader(recipe, self._layout, node, box, unused, unused, unused)
+        run_clock: Any = clock
+        return make_leader(recipe, self._layout, node, box, unused, run_clock, unused)
 
     def _make_stage(self, recipe: Recipe, node: int, stage: int) -> tuple[StageWorker, Clock]:
         hardware, clock = load_hardware(recipe), Clock(self._time)

@@ -69,7 +69,8 @@ def scenarios(draw: st.DrawFn) -> dict[str, Any]:
         },
         "policy": policy(rng, nodes),
         # The middle one is what the policy aims at: a tight one holds training back and lets requests give way.
-        "slo": {"factors": [1.0, rng.choice([1.2, 2.0, 5.0]), 10.0]},
+        "slo": {"factors": [1.0, rng.choice([1.2, 2.0, 5.0]), 10.0]}
+        | rng.choice([{}, {"ttft_ms": 500, "tpot_ms": 80}]),
     }
     if nodes > 1 and rng.random() < 0.3:
         recipe["nodes"]["kinds"] = [{"count": 1, "coefficients": "other.yaml"}, {"count": nodes - 1}]
@@ -100,6 +101,7 @@ def policy(rng: random.Random, nodes: int) -> dict[str, Any]:
         "max_hold_s": rng.choice([0.0, 0.02, 10.0]),
         "output_lengths": rng.choice(["predicted", "oracle"]),
         "recalibrate": rng.random() < 0.5,
+        "pace": rng.choice(["slo", "none"]),
     }
     if placement.splits:
         drawn |= {"training_nodes": rng.randint(1, nodes - 1), "copy_every_steps": rng.randint(1, 3)}

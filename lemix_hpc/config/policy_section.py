@@ -67,6 +67,9 @@ class Policy(_Placement):
     )
     serving_first: bool = Field(default=True, description="serving goes before training on a stage")
     yield_training: bool = Field(default=True, description="training rests between layers while serving waits")
+    pace: Literal["slo", "none"] | None = Field(
+        default=None, description="of decode: as tokens are due, or as soon as possible; default slo with slo.tpot_ms"
+    )
     admission: Literal["slack", "paper", "none"] = Field(default="slack", description="when training is let in")
     max_hold_s: NonNegativeFloat = Field(default=10.0, description="longest time that training is held back, seconds")
     minimum_training_share: Fraction = Field(default=0.05, description="of a stage's busy time, while training waits")

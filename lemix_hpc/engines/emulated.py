@@ -60,7 +60,7 @@ class EmulatedStage(WeightlessStage):
         yield from self._occupy(self._forward.seconds(shape), pieces=1)
         if not self._last:
             return NOTHING
-        return [SequenceResult(s.request, 0.0, 0, -1 if s.generate else None) for s in sequences]
+        return [SequenceResult(s.request, 0.0, 0, -1 if s.ends else None) for s in sequences]
 
     def forward(self, micro_batch: MicroBatch, hidden: Payload | None) -> Work[Payload | float]:  # noqa: ARG002
         shape = Shape.of([micro_batch.length] * micro_batch.rows)

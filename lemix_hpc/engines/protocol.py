@@ -44,7 +44,7 @@ class ServeSequence(msgspec.Struct, frozen=True, array_like=True):
 
     `request` is the task's number in the run. `tokens` holds the `length` new token ids (the whole prompt in prefill, one
     token in decode), or nothing for stages that do not compute. `generate` asks for a next token; otherwise the tokens are
-    scored, and none may be cached.
+    scored, and none may be cached. `partial`: more of the prompt follows, so there is no next token yet.
     """
 
     request: int
@@ -52,6 +52,12 @@ class ServeSequence(msgspec.Struct, frozen=True, array_like=True):
     cached: int
     generate: bool
     tokens: list[int]
+    partial: bool = False
+
+    @property
+    def ends(self) -> bool:
+        """Whether a next token follows."""
+        return self.generate and not self.partial
 
 
 class ServeBatch(msgspec.Struct, frozen=True, array_like=True):

@@ -9,7 +9,8 @@ from typing import Protocol, Self
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What a batch costs by: sums over its sequences of new tokens, their squares, and cached tokens read.
+    """What a batch costs by: sums over its sequences of new tokens, their squares, and cached tokens read. A part of a prompt
+    on top of cached ones adds to the squares by how much the square of what is there grows.
 
     `prefills` is how many of the sequences have more than one new token; the others decode. `cached` may be a mean over
     several passes, and then no whole number.
@@ -24,6 +25,7 @@ class Shape:
     def of(lengths: Sequence[int], cached: Sequence[int] = ()) -> Shape:
         """The shape of sequences with these numbers of new tokens, on top of `cached` ones."""
         squares = sum(length * length for length in lengths)
+        squares += sum(2 * new * old for new, old in zip(lengths, cached, strict=False) if new > 1)
         return Shape(sum(lengths), squares, sum(cached), sum(length > 1 for length in lengths))
 
 

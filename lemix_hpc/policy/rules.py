@@ -28,7 +28,8 @@ class SchedulerConfig:
     can rest. `max_hold`: how long admission may hold training back. `end`: when the allocation ends, less the drain reserve.
     `batch_requests`: the most that generate in one batch. `oracle`: forecasts know output lengths. `recalibrate`: correct
     stage times by what ran; `overhead`: what a response takes besides its stages' work, for each pass, which is learned from
-    then on; `drift_limit`: relative error of given times that raises an alarm.
+    then on; `drift_limit`: relative error of given times that raises an alarm; `tpot`: what decode is paced to [s], 0 where
+    it is not.
     """
 
     nodes: int
@@ -52,6 +53,7 @@ class SchedulerConfig:
     recalibrate: bool = True
     overhead: float = 0.0
     drift_limit: float = DEFAULT_LIMIT
+    tpot: float = 0.0
 
     @property
     def split(self) -> Split | None:
@@ -114,6 +116,7 @@ class Rules(NamedTuple):
     oracle: bool
     learns: bool
     overhead: float
+    tpot: float
 
 
 PATIENCE = 5.0
@@ -144,4 +147,5 @@ def make_rules(config: SchedulerConfig) -> Rules:
         oracle=config.oracle,
         learns=config.recalibrate,
         overhead=config.overhead if config.recalibrate else 0.0,
+        tpot=config.tpot,
     )

@@ -44,9 +44,10 @@ def request_arrived(state: State, rules: Rules, now: float, task: int, prompt: i
     begin, end, _ = expect(state, node, behind, slots[slot].sequence, now, state.forward[slot])
     overhead = counters[0].overhead * max(1, tokens)
     end = max(end, begin + alone) + overhead
+    paced = rules.tpot * max(0, tokens - 1)
 
     # Refuse what would outlive the allocation.
-    if end > rules.end:
+    if max(end, begin + paced) > rules.end:
         return_slot(state, slot)
         decide(state, task)
         return
@@ -58,8 +59,9 @@ def request_arrived(state: State, rules: Rules, now: float, task: int, prompt: i
 
     # Put it there, and forecast what that moves.
     assign(state, node, slot, behind)
-    slots[slot].predicted = max(state.paths[slot, -1].fe, state.paths[slot, 0].fb + alone) - now + overhead
-    known = rules.oracle or output <= 1
+    response = max(state.paths[slot, -1].fe, state.paths[slot, 0].fb + alone) - now + overhead
+    slots[slot].predicted = max(response, state.paths[slot, 0].fb + paced - now)
+    known = (rules.oracle or output <= 1) and rules.tpot == 0.0
     slots[slot].alone = alone if known and nodes[node].requests == 0 else 0.0
     note_assigned(state, rules, node, slot, now)
     nodes[node].requests += 1

@@ -172,7 +172,8 @@ class RunFacts(msgspec.Struct, frozen=True):
     `outside_range`: requests longer than the coefficient file's range; `drift`: alarms on stage times; `memory`: None if it
     has no limit; `across_nodes`: None if every node keeps its own updates; `overhead_s`: what forecasts added, at the start,
     to the stage times of each pass of a response; `checkpoints`: None if nothing is saved; `refuses_after_s`: when the policy
-    let nothing run any more, None if that was not limited; `disk`: None if it took everything.
+    let nothing run any more, None if that was not limited; `disk`: None if it took everything; `pace_s`: the limits on
+    `ttft` and `tpot` that decode was paced to, if it was.
     """
 
     policy: str
@@ -193,6 +194,7 @@ class RunFacts(msgspec.Struct, frozen=True):
     checkpoints: CheckpointFacts | None = None
     refuses_after_s: float | None = None
     disk: DiskFacts | None = None
+    pace_s: dict[str, float] = {}
 
 
 class LearnedTimes(msgspec.Struct, frozen=True):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 from lemix_hpc.config.recipe import Recipe
 from lemix_hpc.config.walltime import parse_walltime
 from lemix_hpc.policy.latency import LatencyModel, Shape
+from lemix_hpc.policy.pacing import Pace
 from lemix_hpc.policy.placements import PLACEMENTS
 from lemix_hpc.policy.rules import SchedulerConfig, Split
 from lemix_hpc.profiling.hardware import Hardware
@@ -34,17 +35,23 @@ class Partners:
 
 
 def make_scheduler(
-    recipe: Recipe, hardware: Hardware, t0: float, overhead: float = 0.0, end: float | None = None
+    recipe: Recipe,
+    hardware: Hardware,
+    t0: float,
+    overhead: float = 0.0,
+    end: float | None = None,
+    tpot: float = 0.0,
 ) -> Scheduler:
     """The scheduler of a run of this recipe; `t0`: mean unloaded response [s]; `overhead`: what a response takes besides its
     stages' work, for each pass [s], which is learned from then on. `end`: when nothing may run any more [s], if it is not by
-    the recipe."""
+    the recipe. `tpot`: what decode is paced to [s], if it is."""
     # The compiler behind it takes a second to load, which stages and most leaders need not wait for.
     from lemix_hpc.policy.scheduler import Scheduler
 
     stages = recipe.nodes.stages
     config = scheduler_config(recipe, t0=t0, pieces=hardware.pieces(stages), drift_limit=hardware.drift_limit)
-    config = dataclasses.replace(config, overhead=overhead, end=config.end if end is None else end)
+    tpot = 0.0 if config.split else tpot  # nodes that only serve are not paced
+    config = dataclasses.replace(config, overhead=overhead, end=config.end if end is None else end, tpot=tpot)
     return Scheduler(config, hardware.forecasts(stages), hardware.kinds)
 
 
@@ -58,6 +65,30 @@ def mean_unloaded_response(latency: LatencyModel, requests: Sequence[Request], r
         return sum(times) / len(requests)
     assert recipe.training is not None, "checked with the recipe"
     return sum(latency.forward_times(Shape.of((recipe.training.sequence_length,) * recipe.training.micro_batch_size)))
+
+
+def is_paced(recipe: Recipe) -> bool:
+    """Whether batches wait until they are due: where requests generate and training can have the time, if the recipe says so,
+    or gives a limit on the time per token and nothing else. An engine with a scheduler of its own keeps no pace."""
+    serving, pace = recipe.serving, recipe.policy.pace
+    generates = serving is not None and serving.mode == "generate" and not recipe.engine.has_scheduler
+    wanted = pace == "slo" or (pace is None and recipe.slo.tpot_ms is not None)
+    return wanted and generates and recipe.training is not None
+
+
+def pace_of(recipe: Recipe, latency: LatencyModel, requests: Sequence[Request]) -> Pace | None:
+    """The limits that decode is paced to, None where it is not: the recipe's, or else the factor that the policy aims at
+    times what requests take on an idle node, in the mean, as in T0."""
+    if not is_paced(recipe):
+        return None
+    lengths = [(r.prompt_tokens, r.output_tokens) for r in requests] or [(TYPICAL_TOKENS, TYPICAL_TOKENS)]
+    first = [sum(latency.forward_times(Shape.of((prompt,)))) for prompt, _ in lengths]
+    each = [sum(latency.forward_times(Shape(1, 1, prompt + max(0, output - 2) / 2))) for prompt, output in lengths]
+    factor, slo = aim(recipe), recipe.slo
+    return Pace(
+        ttft=factor * sum(first) / len(first) if slo.ttft_ms is None else slo.ttft_ms / 1e3,
+        tpot=factor * sum(each) / len(each) if slo.tpot_ms is None else slo.tpot_ms / 1e3,
+    )
 
 
 def scheduler_config(recipe: Recipe, *, t0: float, pieces: int, drift_limit: float) -> SchedulerConfig:

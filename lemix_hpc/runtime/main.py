@@ -13,7 +13,7 @@ from lemix_hpc.config.recipe import Recipe
 from lemix_hpc.engines.build import build_engine, check_sharing, choose_device
 from lemix_hpc.engines.host_files import own_directory
 from lemix_hpc.records.attempts import Attempt
-from lemix_hpc.run_setup.scheduler_setup import partners, split
+from lemix_hpc.run_setup.scheduler_setup import is_paced, partners, split
 from lemix_hpc.runtime.leader.make_leader import AnyLeader, make_leader
 from lemix_hpc.runtime.scheduler.resume import Beginning, take_over
 from lemix_hpc.runtime.stage.links import StagePlace
@@ -93,7 +93,7 @@ def _lead(leader: AnyLeader, waiter: Waiter) -> None:
         if leader.turn():
             waiter.reset()
         else:
-            waiter.idle(in_transit=leader.in_transit)
+            waiter.idle(leader.until_due(), in_transit=leader.in_transit)
 
 
 @contextlib.contextmanager
@@ -122,4 +122,5 @@ def stage_rules(recipe: Recipe) -> StageRules:
         serving_first=policy.serving_first,
         yield_training=policy.yield_training,
         minimum_training_share=policy.minimum_training_share,
+        paced=is_paced(recipe),
     )

@@ -15,6 +15,7 @@ from lemix_hpc.policy.event_records import EVENT
 from lemix_hpc.policy.execution_rules import MOST_IN_FLIGHT, NOTHING
 from lemix_hpc.policy.jit import inlined
 from lemix_hpc.policy.latency_tables import Times
+from lemix_hpc.policy.pacing import AS_SOON_AS_POSSIBLE, FIRST_MARGIN, Pace
 from lemix_hpc.simulate.dtypes import (
     ACTIVATION,
     AT_STAGE,
@@ -41,7 +42,7 @@ class SimulationConfig(NamedTuple):
     """What does not change. `pieces`: in how many a training pass is cut; `servers`: that many nodes, the first ones, only
     serve, and take over weights every `copy_every` steps; `endless`: training goes on while serving lasts;
     `logs`: what the policy is told is written down; `measures`: it is told how long passes took; `limited`: memory has an end;
-    `offload_rate`: bytes per second, 0 where nothing can be offloaded."""
+    `offload_rate`: bytes per second, 0 where nothing can be offloaded; `paced`: batches wait until `pace` makes them due."""
 
     nodes: int
     stages: int
@@ -64,28 +65,32 @@ class SimulationConfig(NamedTuple):
     limited: bool
     max_wait: float
     offload_rate: float
+    paced: bool = False
+    pace: Pace = AS_SOON_AS_POSSIBLE
 
 
 class Memory(NamedTuple):
     """The memory of each stage, two claims for each node; queues of each stage: activations that could leave, in the order of
-    their forwards, and those on their way. `wakes`: when a node has to look at its memory again. Empty without a limit."""
+    their forwards, and those on their way. Empty without a limit."""
 
     stages: Records
     claims: Records
     activations: Records
     movable: Records
     leaving: Records
-    wakes: Timers
 
 
 class ClusterState(NamedTuple):
     """All arrays. A stage is at node * stages + stage of `stages` and `markers`, its queues at 3 times that of `queues`; a
     node's batches at node * MOST_IN_FLIGHT of `batches`, with a row of `members` each. `ready`: requests of a node that
     generate; `lengths`: tokens in a row of each micro-batch. Later turns stand behind all other requests, with an arrival of
-    inf."""
+    inf. `times` are real, `believed` what leaders go by; `wakes`: when each node has to be looked at again, should nothing come
+    to it before."""
 
     times: Times
+    believed: Times
     timers: Timers
+    wakes: Timers
     memory: Memory
     run: Records
     requests: Records
@@ -136,16 +141,24 @@ def make_stage_memory(limit: ArrayLike, cache_bytes: ArrayLike, activation_bytes
 
 
 def make_cluster(
-    config: SimulationConfig, times: Times, requests: Records, *, spans: int, stage_memory: Records | None = None
+    config: SimulationConfig,
+    times: Times,
+    requests: Records,
+    *,
+    spans: int,
+    stage_memory: Records | None = None,
+    believed: Times | None = None,
 ) -> ClusterState:
     """An idle cluster in front of these requests, without training; room for so many spans. `stage_memory`: where it is
-    limited."""
+    limited; `believed`: what leaders take `times` for, if they are wrong."""
     stages, batches = config.nodes * config.stages, MOST_IN_FLIGHT
     run = np.zeros(1, RUN)
     run["listed"] = np.isfinite(requests["arrival"]).sum()
     run["due"], run["unserved"], run["closed"] = NONE, len(requests), True
     nodes = np.zeros(config.nodes, NODE)
     nodes["waiting"], nodes["free"] = NONE, np.arange(config.nodes) * batches
+    nodes["margin"] = FIRST_MARGIN * config.pace.tpot
+    nodes["ready_deadline"] = np.inf
     batch = np.zeros(config.nodes * batches, BATCH)
     batch["next"] = np.where(np.arange(len(batch)) % batches == batches - 1, NONE, np.arange(len(batch)) + 1)
     stage = np.zeros(stages, STAGE)
@@ -153,7 +166,9 @@ def make_cluster(
     stage["serves"] = NONE
     return ClusterState(
         times=times,
+        believed=times if believed is None else believed,
         timers=make_timers(stages),
+        wakes=make_timers(config.nodes),
         memory=_make_memory(config, stage_memory),
         run=run,
         requests=requests,
@@ -207,7 +222,7 @@ def _make_memory(config: SimulationConfig, stage_memory: Records | None) -> Memo
     claims = np.zeros(2 * nodes, CLAIM)
     claims["since"] = np.inf
     activations = np.zeros(0, ACTIVATION)
-    return Memory(stages, claims, activations, _queues(len(stages)), _queues(len(stages)), make_timers(nodes))
+    return Memory(stages, claims, activations, _queues(len(stages)), _queues(len(stages)))
 
 
 def _queues(count: int) -> Records:

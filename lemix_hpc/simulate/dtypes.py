@@ -42,6 +42,7 @@ REQUEST = np.dtype(
         ("produced", np.int64),
         ("cached", np.int64),
         ("length", np.int64),
+        ("part", np.int64),
         # Tokens of its cache for which there is memory.
         ("held", np.int64),
         # What became of it.
@@ -56,8 +57,8 @@ REQUEST = np.dtype(
     align=True,
 )
 
-PASSED = np.dtype([("passes", np.int64), ("start", np.float64)], align=True)
-"""How many passes of a request a stage has run, and when the first one began."""
+PASSED = np.dtype([("passes", np.int64), ("partial", np.int64), ("start", np.float64)], align=True)
+"""How many passes of a request a stage has run, how many of them for a part of the prompt, and when the first one began."""
 
 MICRO_BATCH = np.dtype(
     [
@@ -118,6 +119,18 @@ NODE = np.dtype(
         ("batches", np.int64),
         ("free", np.int64),
         ("changed", np.bool_),
+        # Of a paced one: how long before their deadlines tokens are aimed at, since when the first stage is idle,
+        # what waits, and what is ready, with its first deadline (-inf: to be looked up).
+        ("margin", np.float64),
+        ("idle_since", np.float64),
+        ("waiting_requests", np.int64),
+        ("waiting_tokens", np.int64),
+        ("waiting_squares", np.int64),
+        ("waiting_cached", np.int64),
+        ("waiting_prefills", np.int64),
+        ("ready_requests", np.int64),
+        ("ready_cached", np.int64),
+        ("ready_deadline", np.float64),
     ],
     align=True,
 )

@@ -1,8 +1,8 @@
 """The event loop: what happens next, until everything is done.
 
-What happens at the same time is taken in a fixed order: passes that end, by stage; memory that is looked at again, by
-node; requests that arrive, by number; the policy's tick; groups that are offered. Messages take no time: only when all
-of that is known do leaders form batches, and stages pick what to run next.
+What happens at the same time is taken in a fixed order: passes that end, by stage; nodes whose memory or next batch is to
+be looked at again, by number; requests that arrive, by number; the policy's tick; groups that are offered. Messages take no
+time: only when all of that is known do leaders form batches, and stages pick what to run next.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from lemix_hpc.policy.state import State, full
 from lemix_hpc.policy.transitions import next_tick
 from lemix_hpc.simulate.cluster_state import ClusterState, SimulationConfig, add_span, touch
 from lemix_hpc.simulate.dtypes import FINISHED, NONE
-from lemix_hpc.simulate.leader import free_batch, supply_first_stage, take_results
-from lemix_hpc.simulate.memory import move, set_wake
+from lemix_hpc.simulate.leader import free_batch, next_due, supply_first_stage, take_results
+from lemix_hpc.simulate.memory import move, next_wake
+from lemix_hpc.simulate.pacing import is_paced, note_first_stage
 from lemix_hpc.simulate.pairing_heap import pop
 from lemix_hpc.simulate.scheduler_rank import (
     DONE,
@@ -94,17 +95,17 @@ def _over(cluster: ClusterState) -> bool:
 
 @inlined
 def _next_wake(cluster: ClusterState, config: SimulationConfig) -> float:
-    """When the next node has to look at its memory again."""
-    if not config.limited:
+    """When the next node has to look again at its memory, or has a batch due that waits for its time."""
+    if not (config.limited or config.paced):
         return math.inf
-    wakes = cluster.memory.wakes
+    wakes = cluster.wakes
     time: float = wakes.due[earliest(wakes)]
     return time
 
 
 @compiled
 def _wake(cluster: ClusterState) -> None:
-    wakes = cluster.memory.wakes
+    wakes = cluster.wakes
     node = earliest(wakes)
     set_timer(wakes, node, math.inf)
     touch(cluster, node)
@@ -140,8 +141,14 @@ def _settle_node(cluster: ClusterState, config: SimulationConfig, node: int) -> 
     for stage in range(config.stages):
         if settle(cluster, config, node, stage):
             touch(cluster, node)
+    wake = math.inf
+    if is_paced(config, node):
+        note_first_stage(cluster, config, node)
+        wake = next_due(cluster, config, node)
     if config.limited:
-        set_wake(cluster, config, node)
+        wake = min(wake, next_wake(cluster, config, node))
+    if config.paced or config.limited:
+        set_timer(cluster.wakes, node, wake)
 
 
 @inlined

@@ -6,6 +6,7 @@ import numpy as np
 
 from lemix_hpc.config.recipe import Recipe
 from lemix_hpc.policy.latency_tables import Times, make_times
+from lemix_hpc.policy.pacing import AS_SOON_AS_POSSIBLE, Pace
 from lemix_hpc.profiling.hardware import Hardware
 from lemix_hpc.run_setup.scheduler_setup import split
 from lemix_hpc.simulate.cluster_state import SimulationConfig
@@ -17,8 +18,17 @@ def make_times_of(recipe: Recipe, hardware: Hardware) -> Times:
     return make_times(hardware.latencies(recipe.nodes.stages), np.array(hardware.kinds, dtype=np.int64))
 
 
-def make_config(recipe: Recipe, hardware: Hardware, *, endless: bool, logs: bool) -> SimulationConfig:
-    """What stages and leaders go by; `endless`: training goes on while serving lasts."""
+def make_believed_times(recipe: Recipe, hardware: Hardware) -> Times | None:
+    """What leaders take passes for, None where they are right."""
+    if hardware.as_believed:
+        return None
+    return make_times(hardware.forecasts(recipe.nodes.stages), np.array(hardware.kinds, dtype=np.int64))
+
+
+def make_config(
+    recipe: Recipe, hardware: Hardware, *, endless: bool, logs: bool, pace: Pace | None = None
+) -> SimulationConfig:
+    """What stages and leaders go by; `endless`: training goes on while serving lasts; `pace`: of decode, if it has any."""
     training, apart = recipe.training, split(recipe)
     return SimulationConfig(
         nodes=recipe.nodes.count,
@@ -43,4 +53,6 @@ def make_config(recipe: Recipe, hardware: Hardware, *, endless: bool, logs: bool
         limited=is_limited(recipe),
         max_wait=recipe.policy.memory.max_wait_s,
         offload_rate=1e9 * (recipe.policy.memory.offload_gb_per_s or 0.0),
+        paced=pace is not None,
+        pace=pace or AS_SOON_AS_POSSIBLE,
     )

@@ -15,8 +15,8 @@ from lemix_hpc.policy.jit import compiled
 from lemix_hpc.policy.memory_rules import OFFLOAD, PREEMPT, RUN
 from lemix_hpc.simulate.cluster_state import ClusterState, SimulationConfig, append, take, touch
 from lemix_hpc.simulate.dtypes import ABSENT, AWAY, BACK, BACKWARDS, COMING, HELD, LEAVING, NONE
+from lemix_hpc.simulate.pacing import note_gone, note_waiting
 from lemix_hpc.simulate.pairing_heap import push
-from lemix_hpc.simulate.tournament_tree import set_timer
 
 decide = compiled(policy.decide)
 spare_time = compiled(policy.spare_time)
@@ -61,7 +61,7 @@ def claim_activations(cluster: ClusterState, config: SimulationConfig, node: int
 def take_cache(cluster: ClusterState, config: SimulationConfig, node: int, request: int) -> None:
     """A request goes into a batch, for which there is room."""
     if cluster.requests[request].output > 0:
-        _hold(cluster, config, node, request, cluster.requests[request].length)
+        _hold(cluster, config, node, request, cluster.requests[request].part)
 
 
 @compiled
@@ -142,9 +142,11 @@ def _preempt(cluster: ClusterState, config: SimulationConfig, node: int, request
     """A request loses its cache: prompt and answer so far become its prompt, and it waits as a new one."""
     release_cache(cluster, config, node, request)
     remove(cluster.ready[node], cluster.requests, request)
+    note_gone(cluster, node, request)
     state, leader = cluster.requests[request], cluster.nodes[node]
     state.cached, state.length = 0, state.prompt + state.produced
     leader.waiting = push(cluster.requests, leader.waiting, request)
+    note_waiting(cluster, node, request, 1)
     touch(cluster, node)
 
 
@@ -244,7 +246,7 @@ def release_activations(cluster: ClusterState, config: SimulationConfig, at: int
 
 
 @compiled
-def set_wake(cluster: ClusterState, config: SimulationConfig, node: int) -> None:
+def next_wake(cluster: ClusterState, config: SimulationConfig, node: int) -> float:
     """When the node has to look again, should nothing end there before: a way or the patience of a claim ends."""
     memory, now, time = cluster.memory, cluster.run[0].now, math.inf
     for kind in (SERVING, TRAINING):
@@ -260,7 +262,7 @@ def set_wake(cluster: ClusterState, config: SimulationConfig, node: int) -> None
             activation = memory.activations[number * config.stages + stage]
             if activation.where == COMING:
                 time = min(time, activation.until)
-    set_timer(memory.wakes, node, time)
+    return time
 
 
 @compiled

@@ -11,6 +11,7 @@ from lemix_hpc.policy.state import State, full
 from lemix_hpc.policy.transitions import group_offered, tell
 from lemix_hpc.simulate.cluster_state import ClusterState, SimulationConfig, append, next_event, touch
 from lemix_hpc.simulate.dtypes import FINISHED, FORWARDS, NONE, REFUSED
+from lemix_hpc.simulate.pacing import note_waiting
 from lemix_hpc.simulate.pairing_heap import bring_follower, push
 
 next_supply = compiled(execution_rules.supply_training)
@@ -93,7 +94,8 @@ def tell_passed(
         if passed.passes == 0:
             passed.start = start
         passed.passes += 1
-        start, last = passed.start, passed.passes >= cluster.requests[task].output
+        passed.partial += cluster.requests[task].part < cluster.requests[task].length
+        start, last = passed.start, passed.passes - passed.partial >= cluster.requests[task].output
     event = cluster.events[next_event(cluster, config, PASSED_STAGE)]
     event.node, event.stage, event.task, event.backward = node, stage, task, kind == BACKWARD
     event.start, event.end, event.last = start, now, last
@@ -136,6 +138,7 @@ def _place_request(cluster: ClusterState, state: State, task: int, slot: int) ->
     request.placed, request.length = run.now, request.prompt
     leader = cluster.nodes[node]
     leader.waiting = push(cluster.requests, leader.waiting, task)
+    note_waiting(cluster, node, task, 1)
     touch(cluster, node)
 
 

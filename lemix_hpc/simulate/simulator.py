@@ -40,14 +40,21 @@ def run_simulation(
     requests: Records,
     groups: Iterator[list[int]] | None = None,
     stage_memory: Records | None = None,
+    believed: Times | None = None,
 ) -> SimulationResult:
     """Run everything to its end.
 
     `times` are the cluster's, whatever forecasts go by. `groups`: for each optimizer step, the tokens in a row of its
-    micro-batches; without an end where the config says so. `stage_memory`: of all stages, where the config limits it.
+    micro-batches; without an end where the config says so. `stage_memory`: of all stages, where the config limits it;
+    `believed`: what leaders take `times` for, if they are wrong.
     """
     cluster = make_cluster(
-        config, times, requests, spans=4096 + 2 * config.stages * len(requests), stage_memory=stage_memory
+        config,
+        times,
+        requests,
+        spans=4096 + 2 * config.stages * len(requests),
+        stage_memory=stage_memory,
+        believed=believed,
     )
     if groups is not None:
         cluster = with_groups(cluster, list(islice(groups, GROUPS) if config.endless else groups))

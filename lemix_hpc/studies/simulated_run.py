@@ -16,6 +16,7 @@ from lemix_hpc.config.recipe import Recipe
 from lemix_hpc.engines.model_sizes import describe
 from lemix_hpc.policy.drift import Drift
 from lemix_hpc.policy.events import Event
+from lemix_hpc.policy.pacing import Pace
 from lemix_hpc.policy.placements import PLACEMENTS
 from lemix_hpc.profiling.coefficients import CoefficientFile, save_coefficients
 from lemix_hpc.profiling.hardware import Hardware, load_hardware
@@ -30,12 +31,13 @@ from lemix_hpc.run_setup.scheduler_setup import (
     limits_ms,
     make_scheduler,
     mean_unloaded_response,
+    pace_of,
 )
 from lemix_hpc.run_setup.training_feed import TrainingFeed, feed_of
 from lemix_hpc.simulate import to_records as result
 from lemix_hpc.simulate.cluster_state import ClusterState, follow, make_requests
 from lemix_hpc.simulate.event_trace import event_trace
-from lemix_hpc.simulate.from_recipe import make_config, make_times_of
+from lemix_hpc.simulate.from_recipe import make_believed_times, make_config, make_times_of
 from lemix_hpc.simulate.memory_limits import memory_use, stage_memory_of
 from lemix_hpc.simulate.simulator import run_simulation
 from lemix_hpc.workload.load import Workload, load_workload
@@ -102,18 +104,25 @@ def simulate_workload(
     """As `simulate`, with stage times and work that do not come from the recipe; `t0`: mean unloaded response [s]."""
     requests, rejected = _fitting(recipe, work.requests)
     requests = _in_order(requests)
-    scheduler = make_scheduler(recipe, hardware, t0)
+    pace = pace_of(recipe, hardware.reference.latency(recipe.nodes.stages), work.requests)
+    scheduler = make_scheduler(recipe, hardware, t0, tpot=pace.tpot if pace else 0.0)
     names: list[str] = []
     feed, groups = feed_of(recipe, work, partial(next, itertools.count())), None
     if feed is not None:
         groups = _groups(feed, names)
-    config = make_config(recipe, hardware, endless=feed is not None and feed.total is None, logs=events)
+    config = make_config(recipe, hardware, endless=feed is not None and feed.total is None, logs=events, pace=pace)
     stage_memory = stage_memory_of(recipe, hardware, requests)
     cluster, measured = run_simulation(
-        scheduler, config, make_times_of(recipe, hardware), _records_of(requests), groups, stage_memory
+        scheduler,
+        config,
+        make_times_of(recipe, hardware),
+        _records_of(requests),
+        groups,
+        stage_memory,
+        make_believed_times(recipe, hardware),
     )
     records = RunRecords(
-        _facts(recipe, work, hardware, t0, cluster, scheduler.drifts),
+        _facts(recipe, work, hardware, t0, cluster, scheduler.drifts, pace),
         result.spans(cluster, [request.id for request in requests] + names),
         rejected + result.served(cluster, requests),
         result.trained(cluster, names, config.rows),
@@ -190,7 +199,13 @@ def _groups(feed: TrainingFeed, names: list[str]) -> Iterator[list[int]]:
 
 
 def _facts(
-    recipe: Recipe, work: Workload, hardware: Hardware, t0: float, cluster: ClusterState, drifts: list[Drift]
+    recipe: Recipe,
+    work: Workload,
+    hardware: Hardware,
+    t0: float,
+    cluster: ClusterState,
+    drifts: list[Drift],
+    pace: Pace | None,
 ) -> RunFacts:
     latencies, end = hardware.latencies(recipe.nodes.stages), allocation_end(recipe)
     lengths = [request.prompt_tokens + request.output_tokens for request in work.requests]
@@ -209,4 +224,5 @@ def _facts(
         drift=drifts,
         memory=memory_use(recipe, hardware, cluster.memory),
         refuses_after_s=end if end < math.inf else None,
+        pace_s=pace._asdict() if pace else {},
     )

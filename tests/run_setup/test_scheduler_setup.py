@@ -5,7 +5,10 @@ import math
 import pytest
 
 from lemix_hpc.config.recipe import Recipe
-from lemix_hpc.run_setup.scheduler_setup import aim, scheduler_config, training_nodes
+from lemix_hpc.policy.latency import Affine, LatencyModel
+from lemix_hpc.policy.pacing import Pace
+from lemix_hpc.run_setup.scheduler_setup import aim, pace_of, scheduler_config, training_nodes
+from lemix_hpc.workload.tasks import Request
 
 
 def recipe(**sections: object) -> Recipe:
@@ -36,3 +39,46 @@ def test_the_allocation_ends_for_the_policy_only_with_a_reserve() -> None:
         recipe(cluster=cluster, policy={"drain_reserve_s": 60.0}), t0=0.1, pieces=16, drift_limit=0.2
     )
     assert config.end == 540.0
+
+
+LATENCY = LatencyModel((Affine(0.01, 0.001, 0.0, 0.0001),) * 2, (Affine(0.02, 0.0, 0.0),) * 2)
+"""On each of two stages a pass takes 10 ms, 1 ms more for a new token, and 0.1 ms for one in the cache."""
+REQUESTS = (Request("a", 0.0, 10, 12), Request("b", 0.0, 30, 2))
+
+
+def generating(**slo: object) -> Recipe:
+    source = {"kind": "poisson", "rate": 1.0, "requests": 2}
+    serving = {"source": source, "mode": "generate"}
+    return recipe(serving=serving, training={"share": 0.5}, policy={"pace": "slo"}, slo=slo)
+
+
+def test_decode_is_paced_to_the_limits_of_the_recipe() -> None:
+    assert pace_of(generating(ttft_ms=500, tpot_ms=50), LATENCY, REQUESTS) == Pace(0.5, 0.05)
+
+
+def test_limits_that_are_not_given_are_multiples_of_what_idle_nodes_take() -> None:
+    pace = pace_of(generating(factors=[1.0, 2.0, 10.0]), LATENCY, REQUESTS)
+    assert pace is not None
+    assert pace.ttft == pytest.approx(2.0 * 2 * (0.01 + 0.001 * (10 + 30) / 2))
+    # One new token on top of 15 cached ones in the mean, and of 30.
+    assert pace.tpot == pytest.approx(2.0 * 2 * (0.011 + 0.0001 * (15 + 30) / 2))
+
+
+def test_only_generation_beside_training_is_paced() -> None:
+    paced = generating()
+    serving, engine = paced.serving, paced.engine
+    assert serving is not None
+    scores = {"serving": serving.model_copy(update={"mode": "score"})}
+    schedules_itself = {"engine": engine.model_copy(update={"kind": "vllm"})}
+    for update in (scores, schedules_itself, {"training": None}):
+        assert pace_of(paced.model_copy(update=update), LATENCY, REQUESTS) is None
+
+
+@pytest.mark.parametrize(
+    ("pace", "slo", "paced"),
+    [(None, {"tpot_ms": 50}, True), (None, {"ttft_ms": 50}, False), ("none", {"tpot_ms": 50}, False)],
+)
+def test_a_limit_on_the_time_per_token_asks_for_a_pace(pace: str | None, slo: dict[str, float], paced: bool) -> None:
+    made = generating(**slo)
+    made = made.model_copy(update={"policy": made.policy.model_copy(update={"pace": pace})})
+    assert (pace_of(made, LATENCY, REQUESTS) is not None) == paced

@@ -68,14 +68,17 @@ class _AttendBySequence:
 def results(module: StageModule, batch: ServeBatch, hidden: torch.Tensor, seed: int) -> list[SequenceResult]:
     """What the last stage makes of its hidden states: scores and next tokens, in the batch's order."""
     spans = list(_spans(batch))
-    ends = [span.stop - 1 for sequence, span in spans if sequence.generate]
+    ends = [span.stop - 1 for sequence, span in spans if sequence.ends]
     logits = iter(module.logits(hidden[0, ends]).float().cpu()) if ends else iter(())
-    return [
-        _generated(sequence, next(logits), batch.temperature, seed)
-        if sequence.generate
-        else _scored(module, sequence, hidden[0, span])
-        for sequence, span in spans
-    ]
+    found = []
+    for sequence, span in spans:
+        if sequence.ends:
+            found.append(_generated(sequence, next(logits), batch.temperature, seed))
+        elif sequence.partial:
+            found.append(SequenceResult(sequence.request, 0.0, 0, None))
+        else:
+            found.append(_scored(module, sequence, hidden[0, span]))
+    return found
 
 
 def _scored(module: StageModule, sequence: ServeSequence, hidden: torch.Tensor) -> SequenceResult:

@@ -3,25 +3,33 @@
 from __future__ import annotations
 
 import heapq
+import math
 from collections import deque
 from dataclasses import dataclass, field
 
 from lemix_hpc.engines.protocol import ServeBatch, ServeSequence
 from lemix_hpc.policy.execution_rules import may_form_batch
+from lemix_hpc.policy.pacing import Pace
+from lemix_hpc.profiling.coefficients import CoefficientFile
+from lemix_hpc.runtime.leader.pacer import Pacer
 from lemix_hpc.runtime.transport import messages as m
 from lemix_hpc.runtime.transport.mailbox import Inbox, Mail, Mailbox
 from lemix_hpc.runtime.transport.rank_layout import SCHEDULER_RANK, Layout
+from lemix_hpc.runtime.transport.run_clock import RunClock
 
 
 @dataclass(slots=True)
 class _Request:
-    """A request on this node. `cached`: tokens whose keys and values the stages keep; `next`: what to compute next."""
+    """A request on this node. `cached`: tokens whose keys and values the stages keep; `next`: what to compute next, of which
+    its batch has taken a `part`."""
 
     task: int
     key: float
     output_wanted: int
     next_length: int
     next_tokens: list[int]
+    arrival: float
+    part: int = 0
     cached: int = 0
     output: list[int] = field(default_factory=list)
     nll: float = 0.0
@@ -29,19 +37,42 @@ class _Request:
     first_token: float | None = None
     versions: tuple[int, int] | None = None
 
+    @property
+    def partial(self) -> bool:
+        """Whether more of its prompt follows."""
+        return self.part < self.next_length
+
     def sequence(self) -> ServeSequence:
-        return ServeSequence(self.task, self.next_length, self.cached, self.output_wanted > 0, self.next_tokens)
+        tokens, generate = self.next_tokens[: self.part], self.output_wanted > 0
+        return ServeSequence(self.task, self.part, self.cached, generate, tokens, self.partial)
+
+    def advance(self, next_length: int, next_tokens: list[int]) -> None:
+        """Its part is computed; what comes next."""
+        self.cached += self.part
+        self.next_length, self.next_tokens = next_length, next_tokens
 
 
 class Leader:
-    """One node's leader. Requests that generate go before new ones, so that they finish; new ones in the policy's order."""
+    """One node's leader. Requests that generate go before new ones, so that they finish; new ones in the policy's order.
+
+    Batches are formed as soon as possible, or once a `_pacer` says that they are due.
+    """
 
     def __init__(
-        self, layout: Layout, node: int, mailbox: Mailbox, *, max_requests: int, max_tokens: int, temperature: float
+        self,
+        layout: Layout,
+        node: int,
+        mailbox: Mailbox,
+        clock: RunClock,
+        *,
+        max_requests: int,
+        max_tokens: int,
+        temperature: float,
     ) -> None:
         self._layout = layout
         self._node = node
         self._mailbox = mailbox
+        self._clock = clock
         self._max_requests = max_requests
         self._max_tokens = max_tokens
         self._temperature = temperature
@@ -53,17 +84,33 @@ class Leader:
         self._batches = 0
         self._running = layout.stages
         self._stopped = False
+        self._pacer: Pacer | None = None
+        self._due = -math.inf
 
     def turn(self) -> bool:
         """Take in what arrived and keep the first stage supplied. False when there was nothing to do."""
         mails = self._mailbox.poll()
         for mail in mails:
             self._receive(mail)
-        while self._may_form() and (members := self._next_members()):
+        if mails:
+            self._look_when_due()
+        formed = False
+        while self.until_due() <= 0.0:
+            members = self._next_members()
             self._at_first_stage += 1
             serve = m.Serve(self._batch(members), -1, min(request.key for request in members))
             self._mailbox.send(self._layout.worker(self._node, 0), Inbox.STAGE, serve)
-        return bool(mails)
+            self._look_when_due()
+            formed = True
+        return bool(mails) or formed
+
+    def until_due(self) -> float:
+        """Seconds until the next batch is to be formed, inf when none is or may be before something comes."""
+        return self._due - self._clock.now() if self._may_form() else math.inf
+
+    def _look_when_due(self) -> None:
+        if self._pacer is not None and self._next() is not None:
+            self._due = self._pacer.due(self._ready, [request for *_, request in self._waiting])
 
     def _may_form(self) -> bool:
         request, stages = self._next(), self._layout.stages
@@ -87,8 +134,8 @@ class Leader:
 
     def _receive(self, mail: Mail) -> None:
         match mail.message:
-            case m.PlaceRequest(task, prompt, output, tokens, key):
-                heapq.heappush(self._waiting, (key, task, _Request(task, key, output, prompt, tokens)))
+            case m.PlaceRequest(task, prompt, output, tokens, key, arrival):
+                heapq.heappush(self._waiting, (key, task, _Request(task, key, output, prompt, tokens, arrival)))
             case m.Train() as train:
                 self._mailbox.send(self._layout.worker(self._node, 0), Inbox.STAGE, train)
             case m.Served() as served:
@@ -99,30 +146,50 @@ class Leader:
             case (m.EngineReady() | m.Loss() | m.Stepped() | m.RingDone() | m.Saved() | m.Stopped()) as report:
                 self._running -= isinstance(report, m.Stopped)
                 self._mailbox.send(SCHEDULER_RANK, Inbox.SCHEDULER, report)
+            case (m.KeepPace() | m.FirstStageIdle()) as message:
+                self._keep_pace(message)
             case m.Withdraw(tasks):
                 self._withdraw(set(tasks))
             case (m.Go() | m.Stop()) as order:
-                # A run that ends early may have left requests here.
-                self._stopped = isinstance(order, m.Stop)
-                for stage in range(self._layout.stages):
-                    self._mailbox.send(self._layout.worker(self._node, stage), Inbox.STAGE, order)
+                self._order(order)
             case other:
                 raise TypeError(f"no message for a leader: {other!r}")
 
+    def _keep_pace(self, message: m.KeepPace | m.FirstStageIdle) -> None:
+        if isinstance(message, m.KeepPace):
+            latency = CoefficientFile.model_validate_json(message.coefficients).latency(self._layout.stages)
+            self._pacer = Pacer(Pace(message.ttft, message.tpot), latency)
+        elif self._pacer is not None:  # stages tell again when the run starts
+            self._pacer.idle_since = message.since
+
+    def _order(self, order: m.Go | m.Stop) -> None:
+        if isinstance(order, m.Go):
+            self._clock.start(order.start_time)
+        # A run that ends early may have left requests here.
+        self._stopped = isinstance(order, m.Stop)
+        for stage in range(self._layout.stages):
+            self._mailbox.send(self._layout.worker(self._node, stage), Inbox.STAGE, order)
+
     def _withdraw(self, tasks: set[int]) -> None:
         """Let go of those that are in no batch yet."""
-        gone = [task for _, task, _ in self._waiting if task in tasks]
-        self._waiting = [waiting for waiting in self._waiting if waiting[1] not in tasks]
+        gone = [task for _, task, request in self._waiting if task in tasks and not request.cached]
+        self._waiting = [waiting for waiting in self._waiting if waiting[1] not in gone]
         heapq.heapify(self._waiting)
         self._mailbox.send(SCHEDULER_RANK, Inbox.SCHEDULER, m.Withdrawn(self._node, gone))
 
     def _next_members(self) -> list[_Request]:
         """Of the next batch: as many requests as the limits allow, at least one if any is there."""
         members: list[_Request] = []
-        tokens = 0
+        tokens, parts = 0, None
         while len(members) < self._max_requests and (request := self._next()):
-            tokens += request.next_length
-            if members and tokens > self._max_tokens:
+            request.part = request.next_length
+            if self._pacer is not None and not self._ready:
+                if parts is None:
+                    parts = self._pacer.prompt_parts(members)
+                if parts is not None:
+                    request.part = parts.take(request)
+            tokens += request.part
+            if request.part == 0 or (members and tokens > self._max_tokens):
                 break
             members.append(self._take())
         return members
@@ -145,23 +212,25 @@ class Leader:
     def _served(self, served: m.Served) -> None:
         members = self._in_batch.pop(served.batch)
         self._generating -= any(request.output_wanted for request in members.values())
+        if self._pacer is not None:
+            self._pacer.passed(list(members.values()), served.time)
         over: list[_Request] = []
         for result in served.results:
             request = members[result.request]
             request.versions = (request.versions[0] if request.versions else served.version, served.version)
             request.nll += result.nll
             request.scored += result.scored
+            if request.partial:
+                request.advance(request.next_length - request.part, request.next_tokens[request.part :])
+                heapq.heappush(self._waiting, (request.key, request.task, request))
+                continue
             request.first_token = served.time if request.first_token is None else request.first_token
             if result.next_token is not None:
                 request.output.append(result.next_token)
             if len(request.output) >= request.output_wanted:
                 over.append(request)
             else:
-                request.cached += request.next_length
-                request.next_length, request.next_tokens = (
-                    1,
-                    [result.next_token] if result.next_token is not None else [],
-                )
+                request.advance(1, [] if result.next_token is None else [result.next_token])
                 self._ready.append(request)
         for request in over:
             self._finish(request, served.time)

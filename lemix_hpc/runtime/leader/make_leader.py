@@ -18,6 +18,8 @@ class AnyLeader(Protocol):
 
     def turn(self) -> bool: ...
 
+    def until_due(self) -> float: ...
+
     @property
     def finished(self) -> bool: ...
 
@@ -44,6 +46,7 @@ def make_leader(
             layout,
             node,
             mailbox,
+            clock,
             max_requests=engine.max_batch_requests,
             max_tokens=engine.max_batch_tokens,
             temperature=temperature,

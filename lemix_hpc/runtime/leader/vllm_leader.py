@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from lemix_hpc.runtime.transport import messages as m
@@ -38,6 +39,10 @@ class EngineLeader:
             self._tell(self._report(event))
         return bool(mails or events)
 
+    def until_due(self) -> float:
+        """Its server forms batches, and rings when there is something: nothing is due here."""
+        return math.inf
+
     @property
     def finished(self) -> bool:
         """All stages have left their loops, and everything is passed on."""
@@ -50,7 +55,7 @@ class EngineLeader:
 
     def _receive(self, mail: Mail) -> None:
         match mail.message:
-            case m.PlaceRequest(task, _, output, tokens, key):
+            case m.PlaceRequest(task, _, output, tokens, key, _):
                 self._server.generate(task, tokens, output, self._temperature, key)
             case m.HttpCall(task, method, path, headers, body, key):
                 self._server.call(task, method, path, headers, body, key)

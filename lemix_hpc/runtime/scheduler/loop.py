@@ -240,7 +240,7 @@ class SchedulerLoop:
             self._router.place(place, request.call, self._now())
             return
         prompt, output, tokens = request.prompt_tokens, request.output_tokens, list(request.tokens)
-        message = m.PlaceRequest(place.task, prompt, output, tokens, place.key)
+        message = m.PlaceRequest(place.task, prompt, output, tokens, place.key, request.arrival)
         self._mailbox.send(self._layout.leader(place.node), Inbox.LEADER, message)
 
     def _refuse(self, number: int) -> None:
@@ -313,7 +313,9 @@ class SchedulerLoop:
 
     def _pass_done(self, number: int, span: m.WorkSpan) -> None:
         serving = self._serving.get(number)
-        last, start = serving.passed(span.stage, span.start) if serving is not None else (True, span.start)
+        last, start = (True, span.start)
+        if serving is not None:
+            last, start = serving.passed(span.stage, span.start, partial=number in span.partial)
         backward = span.kind == "backward"
         now = self._now()
         self._tell(StageFinished(now, span.node, span.stage, number, start, span.end, backward, last))

@@ -39,6 +39,7 @@ from lemix_hpc.run_setup.scheduler_setup import (
     limits_ms,
     make_scheduler,
     mean_unloaded_response,
+    pace_of,
     partners,
     split,
 )
@@ -50,6 +51,7 @@ from lemix_hpc.runtime.scheduler.checkpoints import Checkpoints
 from lemix_hpc.runtime.scheduler.disk_watch import DiskWatch
 from lemix_hpc.runtime.scheduler.drain import Drain, EndedEarlyError
 from lemix_hpc.runtime.scheduler.loop import LoopSettings, SchedulerLoop
+from lemix_hpc.runtime.scheduler.pace_orders import send_pace
 from lemix_hpc.runtime.scheduler.resume import DISK_TIMEOUT_S, poisonous, without_lost
 from lemix_hpc.runtime.scheduler.save_plan import save_plan
 from lemix_hpc.runtime.scheduler.warm_up import ProbeTimes, probes
@@ -137,10 +139,15 @@ class SchedulerRank:
         )
         reference = hardware.reference.latency(self._layout.stages)
         t0 = mean_unloaded_response(reference, work.requests, self._recipe)
-        scheduler = make_scheduler(self._recipe, hardware, t0, overhead, self._policy_end)
+        pace = pace_of(self._recipe, reference, work.requests)
+        tpot = 0.0 if pace is None else pace.tpot
+        scheduler = make_scheduler(self._recipe, hardware, t0, overhead, self._policy_end, tpot)
         coefficients = recollection.digest(hardware)
         self._recall(scheduler, hardware, coefficients)
         # The time of the run goes on where the last attempt ended.
+        apart = split(self._recipe)
+        trainers = apart.training if apart else range(self._layout.nodes)
+        send_pace(self._mailbox, self._layout, hardware, pace, trainers)
         start_time = self._clock.monotonic() - self._inherited.clock
         self._order(m.Go(start_time), range(self._layout.nodes))
         self._clock.start(start_time)
@@ -295,6 +302,7 @@ class SchedulerRank:
             checkpoints=self._checkpoints.facts() if self._checkpoints is not None else None,
             refuses_after_s=scheduler.rules.end if scheduler.rules.end < math.inf else None,
             disk=self._disk.facts(),
+            pace_s=pace._asdict() if (pace := pace_of(recipe, latency, work.requests)) else {},
         )
 
     def _learned(self, scheduler: Scheduler) -> LearnedTimes:
@@ -331,7 +339,8 @@ class SchedulerRank:
             if self._leader.turn() or busy:
                 self._waiter.reset()
             else:
-                self._waiter.idle(at_most(), in_transit=self._mailbox.in_transit or self._leader.in_transit)
+                at_most_s = min(at_most(), self._leader.until_due())
+                self._waiter.idle(at_most_s, in_transit=self._mailbox.in_transit or self._leader.in_transit)
 
     def _collect(self, count: int) -> list[m.AnyMessage]:
         """The next messages for the scheduler, as many as asked for."""

@@ -31,17 +31,18 @@ class TaskNames(dict[int, str]):
 
 @dataclass(slots=True)
 class ServingTask:
-    """A request under way. `passes`: per stage, how many passes have run and when the first one began."""
+    """A request under way. `passes`: per stage, how many have run that end with a token, and when the first of all began."""
 
     request: Request
     place: Place | None = None
     passes: dict[int, tuple[int, float]] = field(default_factory=dict)
 
-    def passed(self, stage: int, start: float) -> tuple[bool, float]:
-        """Count one pass: whether it was the last on this stage, and when the first began."""
+    def passed(self, stage: int, start: float, *, partial: bool = False) -> tuple[bool, float]:
+        """Count one pass, of a part of the prompt or not: whether it was the last on this stage, and when the first began."""
         done, first = self.passes.get(stage, (0, start))
-        self.passes[stage] = (done + 1, first)
-        return done + 1 >= max(1, self.request.output_tokens), first
+        done += not partial
+        self.passes[stage] = (done, first)
+        return done >= max(1, self.request.output_tokens), first
 
     def rejected(self, number: int | None = None) -> ServedTask:
         """Its record; `number` if the scheduler was asked."""

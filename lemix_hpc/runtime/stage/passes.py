@@ -60,7 +60,8 @@ class Passes:
         # A task may have several sequences in a batch: a client's prompts, or choices.
         tasks = list(dict.fromkeys(sequence.request for sequence in batch.sequences))
         shape = Shape.of([s.length for s in batch.sequences], [s.cached for s in batch.sequences]) if tasks else None
-        return Pass("serve", self._engine.serve(batch, arrived.payload), done, tasks, batch.id, shape)
+        work, partial = self._engine.serve(batch, arrived.payload), [s.request for s in batch.sequences if s.partial]
+        return Pass("serve", work, done, tasks, batch.id, shape, partial)
 
     def forward(self, arrived: Arrived[MicroBatch]) -> Pass:
         """Training forward; on the last stage it makes its own backward ready."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -28,6 +28,7 @@ class Pass:
     """Work that was started; `done` takes its result. `since`: start of the current stretch, None while it rests.
 
     `shape` is what it costs by, None for weight updates; `worked` the seconds of all stretches that are closed.
+    `partial`: those of its tasks whose prompts go on in another pass.
     """
 
     kind: SpanKind
@@ -36,6 +37,7 @@ class Pass:
     tasks: list[int]
     batch: int = -1
     shape: Shape | None = None
+    partial: Sequence[int] = ()
     since: float | None = None
     until: float = 0.0
     worked: float = 0.0

@@ -32,13 +32,15 @@ from lemix_hpc.runtime.transport.run_clock import RunClock
 @dataclass(frozen=True, slots=True)
 class StageRules:
     """The order on a stage. `sync`: no forward between the last backward of a group and its step. `yield_training`: training
-    rests for serving; `minimum_training_share` of the stage's busy time goes to it, if it has work, all the same."""
+    rests for serving; `minimum_training_share` of the stage's busy time goes to it, if it has work, all the same. `paced`:
+    the leader waits with its batches while the first stage has training, and is told when that is idle."""
 
     sync: bool
     gpipe: bool
     serving_first: bool
     yield_training: bool
     minimum_training_share: float
+    paced: bool = False
 
 
 class StageWorker:
@@ -87,6 +89,8 @@ class StageWorker:
         self._urgent: Pass | None = None
         self._training: Pass | None = None
         self._debt = 0.0
+        self._tells_idle = rules.paced and place.first
+        self._told_idle = False
         self._spans: list[m.WorkSpan] = []
         self._stopping = False
 
@@ -117,9 +121,21 @@ class StageWorker:
         elif self._urgent is None and self._gives_way:
             self._start(SERVE)
         running = self._urgent or self._training
+        if self._tells_idle:
+            self._tell_idle(running)
         if running is not None:
             self._advance(running)
         return running is not None or arrived
+
+    def _tell_idle(self, running: Pass | None) -> None:
+        """Tell the leader when nothing runs and no training waits any more, and when that is over: then it need not wait with
+        its batches. Weight updates do not count."""
+        if running is not None and running.kind not in ("serve", "forward", "backward"):
+            return
+        idle = running is None and self._queue.next_train is None
+        if idle != self._told_idle:
+            self._told_idle = idle
+            self._links.to_leader(m.FirstStageIdle(self._clock.now() if idle else math.inf))
 
     def _take_in(self) -> bool:
         """What has arrived, in order. False if nothing has."""
@@ -154,6 +170,7 @@ class StageWorker:
                 self._passes.forget(forget)
             case m.Go(start_time):
                 self._clock.start(start_time)
+                self._told_idle = False  # what the leader was told before was by another zero
             case m.Stop():
                 self._stopping = True
             case other:
@@ -292,6 +309,7 @@ class StageWorker:
             complete,
             stopped.shape,
             stopped.worked,
+            list(stopped.partial),
         )
         self._spans.append(m.WorkSpan(*span))
 

@@ -14,13 +14,17 @@ from lemix_hpc.records.schema import SpanKind
 
 
 class PlaceRequest(msgspec.Struct, frozen=True, array_like=True, tag=True):
-    """Scheduler to leader: serve this request. `output` 0 scores the prompt; `key` orders new requests, the lowest first."""
+    """Scheduler to leader: serve this request. `output` 0 scores the prompt; `key` orders new requests, the lowest first.
+
+    `arrival`: when it came [s].
+    """
 
     task: int
     prompt: int
     output: int
     tokens: list[int]
     key: float
+    arrival: float = 0.0
 
 
 class Train(msgspec.Struct, frozen=True, array_like=True, tag=True):
@@ -33,6 +37,21 @@ class Go(msgspec.Struct, frozen=True, array_like=True, tag=True):
     """Scheduler to everyone: the run starts at this time of the scheduler rank's monotonic clock."""
 
     start_time: float
+
+
+class KeepPace(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """Scheduler to leader, before the run starts: form batches when they are due, by the limits of
+    `lemix_hpc.policy.pacing.Pace` [s]. `coefficients`: JSON of the coefficient file that the node's stage times go by."""
+
+    ttft: float
+    tpot: float
+    coefficients: str
+
+
+class FirstStageIdle(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """First stage to leader: nothing runs there, and no training waits, `since` then [s]; inf: that is over."""
+
+    since: float
 
 
 class Stop(msgspec.Struct, frozen=True, array_like=True, tag=True):
@@ -216,6 +235,7 @@ class WorkSpan(msgspec.Struct, frozen=True, array_like=True, tag=True):
     """One stretch of work on a stage. `complete`: the pass ends with it. `tasks` share the stretch (a batch).
 
     `shape`: what the pass costs by, None for weight updates. `worked`: seconds of the pass so far, all its stretches.
+    `partial`: those of the tasks whose prompts go on in another pass.
     """
 
     node: int
@@ -229,6 +249,7 @@ class WorkSpan(msgspec.Struct, frozen=True, array_like=True, tag=True):
     complete: bool
     shape: Shape | None = None
     worked: float = 0.0
+    partial: list[int] = []
 
 
 class SpanReport(msgspec.Struct, frozen=True, array_like=True, tag=True):
@@ -345,6 +366,8 @@ AnyMessage = (
     PlaceRequest
     | Train
     | Go
+    | KeepPace
+    | FirstStageIdle
     | Stop
     | Stopped
     | Alive

@@ -109,7 +109,8 @@ def test_a_prompt_may_come_in_parts(
     for family in ("llama", "mistral"):
         recipe = tiny_recipe(family, 2)
         node, prompt = pipeline(recipe), prompts[3]
-        node.serve([ServeSequence(0, 9, 0, True, prompt[:9])])
+        begun = node.serve([ServeSequence(0, 9, 0, True, prompt[:9], partial=True)])[0]
+        assert begun == SequenceResult(0, 0.0, 0, None)
         result = node.serve([ServeSequence(0, len(prompt) - 9, 9, True, prompt[9:])])[0]
         assert [result.next_token] == hf_greedy(reference(recipe), prompt, 1)
 

@@ -5,6 +5,7 @@ pretends to train at once. What a prompt says decides what happens to it: see `N
 """
 
 import json
+import math
 import os
 import signal
 import sys
@@ -68,6 +69,9 @@ class Node:
                 if isinstance(message, m.RequestDone):
                     del self._answers[task]
         return bool(mails)
+
+    def until_due(self) -> float:
+        return math.inf
 
     @property
     def finished(self) -> bool:

@@ -1,7 +1,8 @@
 """One stage alone, on emulated time: in which order it runs what arrives. Whole runs over MPI are in test_run.py."""
 
+import math
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -29,6 +30,7 @@ class World:
     arriving: deque[tuple[float, m.AnyMessage]]
     time: float = 0.0
     spans: list[m.WorkSpan] = field(default_factory=list)
+    told: list[m.FirstStageIdle] = field(default_factory=list)
     sent_all: bool = True
     in_transit: bool = False
 
@@ -41,6 +43,8 @@ class World:
     def send(self, rank: int, inbox: Inbox, message: m.AnyMessage, payload: Any = None) -> None:  # noqa: ARG002
         if isinstance(message, m.SpanReport):
             self.spans += message.spans
+        elif isinstance(message, m.FirstStageIdle):
+            self.told.append(message)
 
     def now(self) -> float:
         return self.time
@@ -242,3 +246,19 @@ def test_synchronous_training_goes_forward_only_after_the_step(sync: bool, under
     assert [span.version for span in spans if span.kind == "forward"] == under
     assert [span.version for span in spans if span.kind == "step"] == [0, 0, 1, 1]
     assert min(span.start for span in spans if span.kind == "step" and span.end - span.start < 0.02) >= 0.3
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_the_first_stage_of_a_paced_node_tells_when_it_is_idle(first: bool) -> None:
+    """A forward and a backward take 120 ms, a request 40 ms."""
+    mails: Mails = [(0.1, micro_batch(0)), (0.3, request(1)), (0.5, m.Stop())]
+    world = World(deque(mails))
+    place = StagePlace(Layout(1, 1 if first else 2), 0, 0 if first else 1)
+    worker = StageWorker(place, SlowStep(0.0, 0.0, world), world, world, world, replace(rules(), paced=True))  # type: ignore[arg-type]
+    if first:
+        worker.run()
+        expected = [0.0, math.inf, 0.22, math.inf, 0.34]
+        assert [message.since for message in world.told] == pytest.approx(expected)
+    else:
+        worker._turn()
+        assert world.told == []

@@ -1,0 +1,66 @@
+"""When the next batch of a node is due: not before a request needs it, so that batches are large and training gets the rest.
+
+A decode pass takes nearly as long for four requests as for sixty. A request has a deadline for its first token, and for each
+next one; tokens that came early are credit for later ones. The runtime calls these functions as they are, the simulator
+compiles the same ones.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Pace(NamedTuple):
+    """Limits [s]: `ttft` from the arrival of a request to its first token, `tpot` from each token to the next one."""
+
+    ttft: float
+    tpot: float
+
+
+AS_SOON_AS_POSSIBLE = Pace(0.0, 0.0)
+"""What is not paced."""
+
+FIRST_MARGIN, LARGEST_MARGIN = 1.0, 4.0
+"""Tokens are aimed at so long before their deadlines, in `tpot`: at first, and at most."""
+LATE_ALLOWED = 0.03
+"""The share of passes that may end after the first deadline among their requests; the margin is learned so."""
+MARGIN_STEP = 0.2
+"""How far one pass moves the margin, in `tpot`."""
+PATIENCE = 0.05
+"""For so long, in `tpot`, a first stage waits for more training before a batch comes early."""
+PROMPT_SHARE, LEAST_PART = 0.5, 16
+"""Prompts in a batch beside others add so much to its time on all stages, in `tpot`, and are cut to that; no part of one has
+fewer tokens."""
+
+
+def token_deadline(pace: Pace, arrival: float, first_token: float, produced: int) -> float:
+    """When the next token of a request is due that has `produced` some, the first one at `first_token` [s]."""
+    return arrival + pace.ttft if produced == 0 else first_token + produced * pace.tpot
+
+
+def batch_due(deadline: float, seconds: float, margin: float) -> float:
+    """When to begin with all requests that are here, so that they pass all stages in time [s].
+
+    `deadline`: the first one among them; `seconds`: predicted, of all of them in one batch on all stages.
+    """
+    return deadline - seconds - margin
+
+
+def longest_batch(pace: Pace, decode: float) -> float:
+    """How long a batch may take on all stages with its prompts [s], if it takes `decode` without."""
+    return decode + PROMPT_SHARE * pace.tpot
+
+
+def idle_due(pace: Pace, idle_since: float) -> float:
+    """When a batch may begin although none is due, as the first stage has no training [s]: nothing idles that could run."""
+    return idle_since + PATIENCE * pace.tpot
+
+
+def margin_after(pace: Pace, margin: float, late: bool) -> float:
+    """The margin [s] after a pass that came before the first deadline among its requests, or `late`.
+
+    It follows the quantile of how late passes are: it rests where `LATE_ALLOWED` of them are late.
+    """
+    step = MARGIN_STEP * pace.tpot
+    moved = margin + step * (1.0 - LATE_ALLOWED) if late else margin - step * LATE_ALLOWED
+    return min(max(moved, 0.0), LARGEST_MARGIN * pace.tpot)

@@ -1,0 +1,55 @@
+import math
+import random
+
+import pytest
+
+from lemix_hpc.policy.pacing import (
+    AS_SOON_AS_POSSIBLE,
+    FIRST_MARGIN,
+    LARGEST_MARGIN,
+    LATE_ALLOWED,
+    Pace,
+    batch_due,
+    idle_due,
+    margin_after,
+    token_deadline,
+)
+
+PACE = Pace(ttft=1.0, tpot=0.05)
+
+
+def test_the_first_token_has_its_own_deadline_and_each_next_one_counts_from_the_first() -> None:
+    assert token_deadline(PACE, 3.0, math.nan, 0) == 4.0
+    assert token_deadline(PACE, 3.0, 3.2, 1) == pytest.approx(3.25)
+    # However early the tokens between came, the eleventh is due ten limits after the first.
+    assert token_deadline(PACE, 3.0, 3.2, 10) == pytest.approx(3.7)
+
+
+def test_a_batch_begins_in_time_for_its_first_deadline() -> None:
+    assert batch_due(4.0, 0.3, 0.05) == pytest.approx(3.65)
+    assert 2.0 < idle_due(PACE, 2.0) < 2.0 + PACE.tpot
+    assert idle_due(PACE, math.inf) == math.inf
+
+
+def test_without_limits_everything_is_due_as_soon_as_it_comes() -> None:
+    assert batch_due(token_deadline(AS_SOON_AS_POSSIBLE, 3.0, math.nan, 0), 0.1, 0.0) < 3.0
+    assert margin_after(AS_SOON_AS_POSSIBLE, 0.0, True) == 0.0
+
+
+def test_the_margin_rests_where_few_passes_are_late() -> None:
+    rng, margin, late = random.Random(0), FIRST_MARGIN * PACE.tpot, 0
+    for _ in range(20_000):
+        missed = rng.expovariate(1 / 0.02) > margin
+        late += missed
+        margin = margin_after(PACE, margin, missed)
+    assert late / 20_000 == pytest.approx(LATE_ALLOWED, rel=0.05)
+
+
+def test_the_margin_has_an_end() -> None:
+    margin = 0.0
+    for _ in range(100):
+        margin = margin_after(PACE, margin, True)
+    assert margin == LARGEST_MARGIN * PACE.tpot
+    for _ in range(10_000):
+        margin = margin_after(PACE, margin, False)
+    assert margin == 0.0

@@ -1,0 +1,72 @@
+"""A paced node: a pass takes 1 s on each of two stages, a training backward 2 s, in four pieces."""
+
+import math
+from typing import Any
+
+import pytest
+
+from lemix_hpc.policy.pacing import FIRST_MARGIN, Pace
+from tests.simulate.cluster import SimulationResult, run
+
+PACE = Pace(ttft=40.0, tpot=12.0)
+MARGIN = FIRST_MARGIN * PACE.tpot
+PIECE = 0.5
+"""What a batch waits for at most, on a stage that trains."""
+
+
+def begins(result: SimulationResult, task: int) -> list[float]:
+    """When its passes began on the first stage."""
+    return [start for stage, _, start, _ in result.of(task) if stage == 0]
+
+
+def test_requests_wait_for_their_time_and_go_together_while_training_has_the_stages() -> None:
+    result = run([(3.0, 4, 4), (5.0, 4, 4)], [[4]] * 60, paced=True, pace=PACE, max_requests=8)
+    first, second = begins(result, 0), begins(result, 1)
+    assert first == second, "all that are here join the pass that is due"
+    due = 3.0 + PACE.ttft - 2.0 - MARGIN
+    assert due <= first[0] <= due + PIECE
+    answered = first[0] + 2.0
+    # The second token is aimed at so early that it comes at once; the third has credit.
+    assert answered <= first[1] <= answered + 2 * PIECE
+    due = answered + 2 * PACE.tpot - 2.0 - MARGIN
+    assert due <= first[2] <= due + 3 * PIECE
+
+
+def test_every_token_comes_before_its_deadline() -> None:
+    result = run([(3.0, 4, 9), (5.0, 4, 6), (21.0, 4, 9)], [[4]] * 80, paced=True, pace=PACE, max_requests=8)
+    for task, arrival in enumerate((3.0, 5.0, 21.0)):
+        ends = [end for stage, _, _, end in result.of(task) if stage == 1]
+        assert ends[0] <= arrival + PACE.ttft
+        assert all(end <= ends[0] + k * PACE.tpot for k, end in enumerate(ends))
+
+
+def test_where_nothing_trains_nothing_waits_but_for_a_moment() -> None:
+    result = run([(3.0, 4, 3)], paced=True, pace=PACE)
+    assert begins(result, 0) == pytest.approx([3.0, 5.0, 7.0])
+
+
+def test_what_is_late_goes_as_soon_as_possible() -> None:
+    tight = Pace(ttft=0.1, tpot=0.1)
+    requests = [(float(second), 4, 3) for second in range(8)]
+    paced = run(requests, [[4]] * 20, paced=True, pace=tight, max_requests=8)
+    assert paced.log == run(requests, [[4]] * 20, max_requests=8).log
+
+
+def test_a_long_prompt_is_cut_while_the_node_trains() -> None:
+    """A token takes a tenth of a second more on each stage: 60 of them in a batch would hold it up for 12 s."""
+    result = run([(3.0, 60, 2)], [[4]] * 30, per_token=0.1, paced=True, pace=PACE, max_requests=8)
+    prompt = [end - start for stage, _, start, end in result.of(0) if stage == 0][:-1]
+    assert len(prompt) > 1
+    assert max(prompt) <= 1.0 + PACE.tpot / 2 / 2 + 1e-9
+    assert sum(prompt) == pytest.approx(len(prompt) * 1.0 + 60 * 0.1)
+    request = result.cluster.requests[0]
+    assert request["first_token"] == max(end for stage, _, _, end in result.of(0)[: 2 * len(prompt)] if stage == 1)
+    assert math.isfinite(request["finished"])
+
+
+def test_nodes_that_only_serve_are_not_paced() -> None:
+    requests = [(float(second), 4, 3) for second in range(8)]
+    apart: dict[str, Any] = {"nodes": 2, "servers": 1, "max_requests": 8}
+    config = {"placement": "separate", "training_nodes": 1}
+    paced = run(requests, [[4]] * 20, config=config, paced=True, pace=PACE, **apart)
+    assert paced.log == run(requests, [[4]] * 20, config=config, **apart).log
