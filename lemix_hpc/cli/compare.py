@@ -102,6 +102,8 @@ def _table(rows: Sequence[Row], baseline: str) -> Table:
     aim = slo[len(slo) // 2]
     figures = ("throughput", "per_active_node", *slo, "p50_ms", "p99_ms", "bubble_rate", "active_nodes", "trained")
     figures += ("micro_batches_per_s", "hold_mean_s", "hold_max_s")
+    if rows[0].means["limits_met"] is not None:
+        figures += ("limits_met", "training_tokens_per_s")
     compared = ("throughput", "per_active_node", aim, "p99_ms")
     table = Table(box=box.SIMPLE_HEAD, header_style="dim", pad_edge=False)
     for name in ("rate/s", "training", "policy", *map(_heading, figures)):
@@ -138,6 +140,8 @@ HEADINGS = {
     "micro_batches_per_s": "trained/s",
     "hold_mean_s": "hold s",
     "hold_max_s": "longest",
+    "limits_met": "limits",
+    "training_tokens_per_s": "trained tokens/s",
 }
 
 
@@ -148,4 +152,4 @@ def _heading(name: str) -> str:
 def _shown(name: str, value: float | None) -> str:
     from lemix_hpc.report.table import number, percent
 
-    return percent(value) if name.startswith("slo_") or name == "bubble_rate" else number(value)
+    return percent(value) if name.startswith("slo_") or name in ("bubble_rate", "limits_met") else number(value)

@@ -11,6 +11,7 @@ import msgspec
 from lemix_hpc.records.files import replace
 from lemix_hpc.records.reader import RunRecords, read_run
 from lemix_hpc.report import metrics
+from lemix_hpc.report.token_times import between_tokens, stage_shares
 
 Section = dict[str, Any]
 
@@ -48,10 +49,12 @@ def summarise(run: RunRecords) -> Section:
             "per_makespan": metrics.per_makespan(finished, time),
             "per_active_node": metrics.per_active_node(finished, time),
         },
+        "stage_time": stage_shares(run.served, run.spans, facts.nodes * facts.stages * time.makespan),
         "bubble_rate": metrics.bubble_rate(time, facts.stages),
         "forecast_error_t0": metrics.distribution(metrics.forecast_errors(run.served, facts.t0_s), [95]),
         "forecast_error_tenths_t0": metrics.tenths(metrics.forecast_errors(run.served, facts.t0_s)),
         "t0_ms": 1e3 * facts.t0_s,
+        "pace_ms": {name: 1e3 * limit for name, limit in facts.pace_s.items()},
         "weight_versions": {
             "last": max((span.version for span in run.spans), default=None),
             "mixed_batches": batches.mixed,
@@ -80,6 +83,7 @@ def _serving(run: RunRecords, batches: metrics.ServingBatches) -> Section:
         "response_ms": _milliseconds(map(metrics.response, served)),
         "ttft_ms": _milliseconds(map(metrics.time_to_first_token, served)),
         "tpot_ms": _milliseconds(map(metrics.time_per_output_token, served)),
+        "inter_token_ms": _milliseconds(between_tokens(served, run.spans, run.facts.stages - 1)),
         "nll": metrics.mean_nll(served),
         "mean_batch": batches.mean_size,
     }

@@ -34,9 +34,15 @@ def _latencies(serving: dict[str, Any]) -> Table:
     table = Table("latency, ms", box=box.SIMPLE_HEAD, header_style="dim", pad_edge=False)
     for column in COLUMNS:
         table.add_column(column, justify="right", min_width=8)
-    for name, key in (("response", "response_ms"), ("first token", "ttft_ms"), ("per output token", "tpot_ms")):
-        if serving[key]["mean"] is not None:
-            table.add_row(name, *(number(serving[key][column]) for column in COLUMNS))
+    for name, key in (
+        ("response", "response_ms"),
+        ("first token", "ttft_ms"),
+        ("per output token", "tpot_ms"),
+        ("between tokens", "inter_token_ms"),
+    ):
+        figures = serving.get(key) or dict.fromkeys(COLUMNS)
+        if figures["mean"] is not None:
+            table.add_row(name, *(number(figures[column]) for column in COLUMNS))
     return table
 
 
@@ -88,6 +94,9 @@ def _serving(report: dict[str, Any]) -> list[tuple[str, RenderableType]]:
         ("SLO attainment", Text(" · ").join(limits)),
         ("T0", f"{number(report['t0_ms'])} ms"),
     ]
+    if pace := report.get("pace_ms"):
+        limits_ms = (f"{name} {number(limit)} ms" for name, limit in pace.items())
+        rows.append(("paced to", " · ".join(limits_ms)))
     if serving["nll"] is not None:
         rows.append(("prompt NLL", f"{serving['nll']:.4f} nats/token"))
     error = report["forecast_error_t0"]
@@ -154,6 +163,9 @@ def _devices(report: dict[str, Any]) -> list[tuple[str, RenderableType]]:
         ("per active node", f"{number(throughput['per_active_node'])} tasks/node-s"),
         ("idle (bubbles)", percent(report["bubble_rate"])),
     ]
+    shares = [f"{percent(share)} {kind}" for kind, share in report.get("stage_time", {}).items() if share]
+    if shares:
+        rows.append(("stage time", " · ".join(shares)))
     versions = report["weight_versions"]
     if versions["last"]:
         rows.append(("weight version", str(versions["last"])))

@@ -27,6 +27,8 @@ def test_report_of_the_example(example_run: Path) -> None:
         ),
         "ttft_ms": pytest.approx({"mean": 5000 / 3, "p50": 1500, "p95": 1500 + 0.9 * 1000, "p99": 1500 + 0.98 * 1000}),
         "tpot_ms": dict.fromkeys(["mean", "p50", "p95", "p99"], 1e3 * (3.0 - 2.5) / (3 - 1)),
+        # The record has one more pass of it, which ends 0.5 s after its first token.
+        "inter_token_ms": dict.fromkeys(["mean", "p50", "p95", "p99"], 500.0),
         "nll": (30 + 28) / (9 + 20),
         "mean_batch": (2 + 1) / 2,
     }
@@ -69,7 +71,8 @@ def test_drift_is_reported_as_it_was_seen(write_run: RunBuilder) -> None:
 def test_keys_come_in_a_fixed_order(example_run: Path) -> None:
     assert list(build_report(example_run)) == [
         *("policy", "engine", "nodes", "stages", "duration_s", "complete", "attempts", "serving", "training"),
-        *("throughput", "bubble_rate", "forecast_error_t0", "forecast_error_tenths_t0", "t0_ms", "weight_versions"),
+        *("throughput", "stage_time", "bubble_rate", "forecast_error_t0", "forecast_error_tenths_t0", "t0_ms"),
+        *("pace_ms", "weight_versions"),
         *("malformed_lines", "outside_range", "drift", "memory", "checkpoints", "across_nodes", "disk"),
     ]
 
