@@ -2,9 +2,11 @@
 
     python benchmarks/decision_cost.py
     python benchmarks/decision_cost.py --nodes 64 --waiting 1 10 100
+    python benchmarks/decision_cost.py --generate --placement fill
 
 Nodes of 8 stages run what they are given exactly as forecast, and report every pass. A decision is one request that
-arrives: forecasts on every node, the placement, and the whole update of the state. Reports are timed apart.
+arrives: forecasts on every node, the placement, and the whole update of the state. Reports are timed apart. With `--generate`
+requests ask for 128 tokens, and decode is paced to 50 ms.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from lemix_hpc.policy.scheduler import Scheduler
 
 STAGES = 8
 LONGEST = 4096
+OUTPUT = 128
 
 
 def node_times() -> LatencyModel:
@@ -80,25 +83,31 @@ class Cluster:
 
 
 def measure(
-    nodes: int, waiting: int, decisions: int, placement: str, seed: int = 0
+    nodes: int, waiting: int, decisions: int, placement: str, output: int = 0, seed: int = 0
 ) -> tuple[dict[str, list[float]], float]:
     """Times of calls once every node has about so many requests, and how many there were on average."""
     rng = np.random.default_rng(seed)
     model = node_times()
     prompts = rng.integers(1, LONGEST, size=nodes * waiting + decisions).tolist()
-    longest_stage = float(np.mean([model.request_times(prompt, 0)[0] for prompt in prompts[:1000]]))
+    longest_stage = float(np.mean([model.request_times(prompt, output)[0] for prompt in prompts[:1000]]))
     config = SchedulerConfig(
-        nodes, placement, t0=STAGES * longest_stage, recalibrate=False, training_nodes=max(1, nodes // 4), order="fcfs"
+        nodes,
+        placement,
+        t0=STAGES * longest_stage,
+        recalibrate=False,
+        training_nodes=max(1, nodes // 4),
+        order="fcfs",
+        tpot=0.05 if output else 0.0,
     )
     cluster = Cluster(Scheduler(config, model))
     for prompt in prompts[: nodes * waiting]:
-        cluster.tell(RequestArrived(0.0, len(cluster.seconds["decision"]), prompt, 0), "decision")
+        cluster.tell(RequestArrived(0.0, len(cluster.seconds["decision"]), prompt, output), "decision")
     first, now = nodes * waiting, 0.0
     for number, prompt in enumerate(prompts[first:], start=first):
         # As fast as the stages work, so that queues stay as long as they are.
         now += longest_stage / nodes
         cluster.run_until(now)
-        cluster.tell(RequestArrived(now, number, prompt, 0), "decision")
+        cluster.tell(RequestArrived(now, number, prompt, output), "decision")
     queued = float(cluster.scheduler.state.nodes["requests"].mean())
     return {kind: seconds[first:] for kind, seconds in cluster.seconds.items()}, queued
 
@@ -109,15 +118,17 @@ def main() -> None:
     parser.add_argument("--waiting", type=int, nargs="+", default=[10], help="requests on every node")
     parser.add_argument("--decisions", type=int, default=4000, help="at least, and at least 12 for every node")
     parser.add_argument("--placement", default=DEFAULT, choices=PLACEMENTS)
+    parser.add_argument("--generate", action="store_true", help=f"requests ask for {OUTPUT} tokens, paced")
     args = parser.parse_args()
-    measure(4, 1, 50, args.placement)  # compile first
-    print(f"{args.placement}, {STAGES} stages a node; microseconds")
+    output = OUTPUT if args.generate else 0
+    measure(4, 1, 50, args.placement, output)  # compile first
+    print(f"{args.placement}, {STAGES} stages a node, {output} tokens asked for; microseconds")
     print(
         f"{'nodes':>6} {'waiting':>8} {'decision p50':>13} {'p99':>7} {'report p50':>11} {'p99':>7} {'per request':>12}"
     )
     for nodes in args.nodes:
         for waiting in args.waiting:
-            seconds, queued = measure(nodes, waiting, max(args.decisions, 12 * nodes), args.placement)
+            seconds, queued = measure(nodes, waiting, max(args.decisions, 12 * nodes), args.placement, output)
             decision, report = (1e6 * np.array(seconds[kind]) for kind in ("decision", "report"))
             reports = report if report.size else np.zeros(1)
             print(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 from lemix_hpc.policy.forecast import ALL, expect, place_of_request
@@ -10,13 +11,16 @@ from lemix_hpc.policy.latency_tables import BACKWARD_PASS, FORWARD_PASS, SERVE_P
 from lemix_hpc.policy.rules import Rules
 from lemix_hpc.policy.state import Floats, State
 
+PROMPT_MEMORY = 60.0
+"""Prompts count as serving time of a node for so long, in what decode is paced to: they fade to 1/e."""
+
 
 class Candidate(NamedTuple):
     """What a node has to offer a task: all that a score can go by, besides the state of the node.
 
     In seconds: `now`; `alone`, what the task would need on a node of its own; `response`, from release to the end of the last
     forward (R); `completion`, the time when it is through (of a request fe_{S-1}, of training be_0); `idleness`, stage time
-    that it leaves idle in front of itself (II). `length`: tokens.
+    that it leaves idle in front of itself (II). `length`: tokens; `serves`: whether it is a request.
     """
 
     now: float
@@ -25,6 +29,7 @@ class Candidate(NamedTuple):
     response: float
     completion: float
     idleness: float
+    serves: bool
 
 
 @compiled
@@ -84,7 +89,7 @@ def request_candidate(
     sequence = 0 if rules.serving_first else ALL
     begin, end, idleness = expect(state, node, behind, sequence, now, forward)
     end = max(end, begin + alone)
-    return Candidate(now, alone, length, end - now, end, idleness)
+    return Candidate(now, alone, length, end - now, end, idleness, True)
 
 
 @inlined
@@ -93,4 +98,31 @@ def training_candidate(
 ) -> Candidate:
     """A micro-batch on a node, behind everything there. `forward`, `backward`: (stages,), as filled in by `training_rows`."""
     _, end, idleness = expect(state, node, state.nodes[node].tail, ALL, now, forward)
-    return Candidate(now, forward.sum(), length, end - now, end + backward.sum(), idleness)
+    return Candidate(now, forward.sum(), length, end - now, end + backward.sum(), idleness, False)
+
+
+@compiled
+def serving_share(state: State, rules: Rules, node: int, now: float, prompt: int) -> float:
+    """What part of its stages' time a node serves for, where decode is paced, with one more request that comes now (U).
+
+    One pass in the time that decode is paced to, of all requests there, and the prompts that came lately.
+    """
+    times, here, stages = state.times, state.nodes[node], state.forward.shape[1]
+    kind, requests = times.kind_of[node], here.generating + 1
+    cached = here.prompt_tokens + prompt + requests * state.counters[0].expected_output / 2.0
+    seconds = 0.0
+    for stage in range(stages):
+        seconds += kind_seconds(times, kind, SERVE_PASS, stage, requests, float(requests), cached, 0)
+    memory = PROMPT_MEMORY * rules.tpot
+    prompts = prompt_seconds(state, node, prompt) + here.prompt_seconds * math.exp((here.prompted_at - now) / memory)
+    return (seconds / rules.tpot + prompts / memory) / stages
+
+
+@compiled
+def prompt_seconds(state: State, node: int, prompt: int) -> float:
+    """What a prompt adds to the passes of all stages of a node [s]."""
+    times, kind, seconds = state.times, state.times.kind_of[node], 0.0
+    for stage in range(state.forward.shape[1]):
+        seconds += kind_seconds(times, kind, SERVE_PASS, stage, prompt, float(prompt) * prompt, 0.0, 1)
+        seconds -= kind_seconds(times, kind, SERVE_PASS, stage, 0, 0.0, 0.0, 0)
+    return seconds

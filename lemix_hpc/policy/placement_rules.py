@@ -11,7 +11,7 @@ import math
 
 import numpy as np
 
-from lemix_hpc.policy.candidates import Candidate
+from lemix_hpc.policy.candidates import Candidate, serving_share
 from lemix_hpc.policy.estimates import UTILISATION_MEMORY
 from lemix_hpc.policy.jit import compiled, inlined
 from lemix_hpc.policy.placements import code
@@ -20,7 +20,7 @@ from lemix_hpc.policy.state import NONE, State
 
 LEMIX, LEMIX_PAPER, LEAST_UTILISED = code("lemix"), code("lemix-paper"), code("least-utilised")
 ROUND_ROBIN, RANDOM = code("round-robin"), code("random")
-PACK = code("pack")
+PACK, FILL = code("pack"), code("fill")
 
 LATE_MEMORY, LATE_ALLOWED = 1000.0, 0.01
 """`pack` opens another node when more than this share of about so many requests was expected to be late."""
@@ -40,6 +40,8 @@ def score(state: State, rules: Rules, node: int, candidate: Candidate) -> float:
         return lemix_paper(state, rules, node, candidate)
     if rules.placement == LEAST_UTILISED:
         return least_utilised(state, rules, node, candidate)
+    if rules.placement == FILL and candidate.serves and rules.tpot > 0.0:
+        return fill(state, rules, node, candidate)
     return least_completion(candidate)
 
 
@@ -73,6 +75,13 @@ def least_utilised(state: State, rules: Rules, node: int, candidate: Candidate) 
     """Where least stage time was given lately."""
     here = state.nodes[node]
     return -here.used * math.exp(-(candidate.now - here.used_at) / (UTILISATION_MEMORY * rules.t0))
+
+
+@inlined
+def fill(state: State, rules: Rules, node: int, candidate: Candidate) -> float:
+    """Where most is served, while there is room. A request costs least stage time where others are: it joins their passes."""
+    share = serving_share(state, rules, node, candidate.now, candidate.length)
+    return share if share <= rules.knobs.fill else -share
 
 
 @compiled

@@ -39,6 +39,7 @@ SCORE_KNOBS = (
     Knob("lambda2", 0.05, 0.0, "`lemix`, `lemix-paper`: weight of the lengths"),
     Knob("tau", None, 0.0, "`lemix`: in T0; `lemix-paper`: seconds"),
     Knob("keep", None, 0.0, "`lemix`: in T0; given together with `tau`"),
+    Knob("fill", 0.4, 0.0, "`fill`: part of its stages' time that a node is to serve for"),
 )
 """What scores are made with: compiled code has them as `rules.knobs.NAME`."""
 
@@ -90,6 +91,11 @@ _ALL = (
         "- completion, within a fixed split: the last `training_nodes` nodes train, the others serve",
         knobs=("training_nodes", "copy_every_steps"),
         splits=True,
+    ),
+    Placement(
+        "fill",
+        "where decode is paced, of a request: U while U <= fill, else - U; otherwise - completion",
+        knobs=("fill",),
     ),
     Placement("round-robin", "turns, requests and training counted apart (the paper's NaiveMix)", takes_turns=True),
     Placement("random", "seeded", takes_turns=True),

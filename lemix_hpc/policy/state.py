@@ -71,6 +71,9 @@ NODE = np.dtype(
         ("last_training", "i8"),
         ("requests", "i8"),  # unfinished ones, and those of them that generate
         ("generating", "i8"),
+        ("prompt_tokens", "i8"),  # of those that generate, and seconds of all stages given to prompts lately, as of
+        ("prompt_seconds", "f8"),  # `prompted_at`
+        ("prompted_at", "f8"),
         ("used", "f8"),  # stage seconds given lately, as of `used_at`
         ("used_at", "f8"),
         ("last_release", "f8"),  # of the last task, -inf before the first

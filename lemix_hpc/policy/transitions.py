@@ -9,7 +9,14 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from lemix_hpc.policy.candidates import expected_output, order_key, request_candidate, request_row
+from lemix_hpc.policy.candidates import (
+    PROMPT_MEMORY,
+    expected_output,
+    order_key,
+    prompt_seconds,
+    request_candidate,
+    request_row,
+)
 from lemix_hpc.policy.estimates import note_assigned, note_output, note_overhead
 from lemix_hpc.policy.event_records import ARRIVED, CLOSED, ENDED, PASSED_STAGE
 from lemix_hpc.policy.forecast import assign, expect, forget, observe, place_of_request
@@ -66,7 +73,18 @@ def request_arrived(state: State, rules: Rules, now: float, task: int, prompt: i
     note_assigned(state, rules, node, slot, now)
     nodes[node].requests += 1
     nodes[node].generating += output > 1
+    if rules.tpot > 0.0:
+        note_prompt(state, rules, node, now, prompt, output)
     decide(state, task)
+
+
+@compiled
+def note_prompt(state: State, rules: Rules, node: int, now: float, prompt: int, output: int) -> None:
+    """Keep what `serving_share` goes by."""
+    here, memory = state.nodes[node], PROMPT_MEMORY * rules.tpot
+    seconds = here.prompt_seconds * math.exp((here.prompted_at - now) / memory)
+    here.prompt_seconds, here.prompted_at = seconds + prompt_seconds(state, node, prompt), now
+    here.prompt_tokens += prompt if output > 1 else 0
 
 
 @compiled
@@ -154,6 +172,8 @@ def task_finished(state: State, rules: Rules, now: float, node: int, task: int, 
     if not slots[slot].training:
         nodes[node].requests -= 1
         nodes[node].generating -= slots[slot].output > 1
+        if rules.tpot > 0.0 and slots[slot].output > 1:
+            nodes[node].prompt_tokens -= slots[slot].prompt
         if output > 0:
             note_output(state, output)
     return_slot(state, slot)

@@ -119,7 +119,9 @@ def test_golden_forecasts_and_scores(case: dict[str, Any]) -> None:
     gap = now - last if last > -math.inf else 0.0
     assert gap == pytest.approx(expect_["gap"])
     profit = make_rules(replace(paper, knobs={"lambda1": 1.0, "lambda2": 0.0, "tau": paper.knobs["tau"]}))
-    assert score(state, profit, 0, Candidate(now, alone, length, 1.0, 0.0, idleness)) == pytest.approx(expect_["IP"])
+    assert score(state, profit, 0, Candidate(now, alone, length, 1.0, 0.0, idleness, False)) == pytest.approx(
+        expect_["IP"]
+    )
 
 
 def golden_job(task: dict[str, Any]) -> Job:

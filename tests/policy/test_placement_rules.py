@@ -266,3 +266,32 @@ def test_half_of_the_nodes_train_unless_told_otherwise() -> None:
 def test_a_split_needs_both_parts(nodes: int, training_nodes: int | None) -> None:
     with pytest.raises(ValueError, match=rf"of {nodes} nodes cannot train while at least one serves"):
         Split.of(nodes, training_nodes)
+
+
+# fill
+
+
+def test_requests_that_generate_go_where_others_do_until_that_node_has_no_room() -> None:
+    """A pass takes 0.1 s and 10 ms for a token on each stage: paced to 1 s, so many fill 40 % of a node."""
+    times = LatencyModel((Affine(0.1, 0.01, 0.0),) * 2, (Affine(0.1, 0.02, 0.0),) * 2)
+    paced = cluster("fill", times, tpot=1.0, oracle=True)
+    nodes = [paced.request(0.0, 10, 20) for _ in range(45)]
+    filled = nodes.index(1)
+    # By then decode takes 0.1 + 0.01 n a second, and prompts their 0.1 s in every 60.
+    assert 0.1 + 0.01 * filled + filled * 0.1 / 60 <= 0.4 < 0.1 + 0.01 * (filled + 1) + (filled + 1) * 0.1 / 60
+    assert nodes == sorted(nodes), "one after the other"
+    for task in range(filled):
+        paced.scheduler.handle(TaskFinished(1.0, 0, task, output=20))
+    assert paced.request(1.0, 10, 20) == nodes[-1]
+
+
+def test_beyond_all_room_requests_go_where_least_is_served() -> None:
+    times = LatencyModel((Affine(0.1, 0.01, 0.0),) * 2, (Affine(0.1, 0.02, 0.0),) * 2)
+    paced = cluster("fill", times, tpot=1.0, knobs={"fill": 0.0})
+    assert [paced.request(0.0, 10, 20) for _ in range(7)] == [0, 1, 2, 0, 1, 2, 0]
+
+
+def test_without_a_pace_fill_is_least_completion() -> None:
+    one, other = cluster("fill"), cluster("least-completion")
+    assert [one.request(0.0, 100, 5) for _ in range(9)] == [other.request(0.0, 100, 5) for _ in range(9)]
+    assert one.group(0.0, 100) == other.group(0.0, 100)
