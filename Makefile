@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEVCLUSTER := slurm/devcluster/devcluster
 
-.PHONY: demo test test-slow lint compiled slurm-install slurm-up slurm-down clean
+.PHONY: demo test test-slow gpu-check lint compiled slurm-install slurm-up slurm-down clean
 
 demo: $(STAMP)
 	$(BIN)/lemix run recipes/quickstart.yaml --cluster local
@@ -18,6 +18,10 @@ test: $(STAMP) slurm-install
 # What `test` leaves out: the same checks on more models and shapes.
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow
+
+# On a machine with a GPU: is this product right there, and how fast? Results in gpu-check/.
+gpu-check: $(STAMP)
+	$(BIN)/python -m benchmarks.gpu_check
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -22,6 +22,8 @@ class Wire:
     def __init__(self, device: torch.device, *, device_buffers: bool = False) -> None:
         self._device = device
         self._on_host = device.type == "cpu" or not device_buffers
+        # MPI writes at once, whatever is queued. Memory of a stream that runs nothing has no kernel that may still write to it.
+        self._receiving = None if self._on_host else torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def payload(self, tensor: torch.Tensor) -> Payload:
         """The payload stays valid as long as the tensor is not written to."""
@@ -34,12 +36,19 @@ class Wire:
     def tensor(self, payload: Payload) -> torch.Tensor:
         """The tensor takes the payload's memory over where it can."""
         data = payload.data
-        flat = data if isinstance(data, torch.Tensor) else torch.frombuffer(data, dtype=torch.uint8)
+        if isinstance(data, torch.Tensor):
+            flat = data
+            flat.record_stream(
+                torch.cuda.current_stream(self._device)
+            )  # it is received into again only after its last use
+        else:
+            flat = torch.frombuffer(data, dtype=torch.uint8)
         return flat.to(self._device).view(DTYPES[payload.dtype]).view(payload.shape)
 
     def buffer(self, nbytes: int) -> Any:
-        if not self._on_host:
-            return torch.empty(nbytes, dtype=torch.uint8, device=self._device)
+        if self._receiving is not None:
+            with torch.cuda.stream(self._receiving):
+                return torch.empty(nbytes, dtype=torch.uint8, device=self._device)
         if self._device.type == "cpu":
             return np.empty(nbytes, dtype=np.uint8)
         return torch.empty(nbytes, dtype=torch.uint8, pin_memory=True).numpy()

@@ -123,10 +123,10 @@ def finish(work: Work[Any], between: Callable[[], None] | None = None) -> Any:
 class Pipeline:
     """The stages of one node, driven in one process."""
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, recipe: Recipe, device: str = "cpu") -> None:
         self.recipe = recipe
         self.stages: list[TorchStage] = [
-            build_stage(recipe, stage=stage, device="cpu") for stage in range(recipe.nodes.stages)
+            build_stage(recipe, stage=stage, device=device) for stage in range(recipe.nodes.stages)
         ]
         self._batches = 0
         self.next_id = 0
@@ -238,15 +238,16 @@ def _operations(order: str, stages: int, stage: int, count: int) -> list[tuple[s
     return operations
 
 
-MakePipeline = Callable[[Recipe], Pipeline]
+MakePipeline = Callable[..., Pipeline]
+"""make(recipe, device="cpu")"""
 
 
 @pytest.fixture
 def pipeline() -> Iterator[MakePipeline]:
     made: list[Pipeline] = []
 
-    def make(recipe: Recipe) -> Pipeline:
-        made.append(Pipeline(recipe))
+    def make(recipe: Recipe, device: str = "cpu") -> Pipeline:
+        made.append(Pipeline(recipe, device))
         return made[-1]
 
     yield make

@@ -1,17 +1,37 @@
+"""The torch engine on a GPU: `pytest -m cuda`."""
+
+import math
+from collections.abc import Callable
+from typing import Any, Literal
+
 import pytest
 import torch
+from torch import nn
 
-from lemix_hpc.engines.protocol import MicroBatch, ServeBatch, ServeSequence
+from lemix_hpc.config.training_section import Training
+from lemix_hpc.engines.protocol import MicroBatch, Payload, ServeSequence
 from lemix_hpc.engines.torch import build
 from lemix_hpc.engines.torch.build import build_stage
+from lemix_hpc.engines.torch.optimizer import StageOptimizer
+from lemix_hpc.engines.torch.payloads import Wire
 from tests.engines.torch.conftest import MakePipeline, TinyRecipe, finish
+from tests.engines.torch.test_training import texts, train
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+pytestmark = [
+    pytest.mark.cuda,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+GPU = "cuda:0"
+MODES = [
+    pytest.param(kind, zero, offload, id=f"{kind}-zero-{zero}{'-offload' * offload}".removeprefix("torch."))
+    for kind in (torch.float32, torch.bfloat16)
+    for zero, offload in ((0, False), (1, False), (1, True))
+]
 
 
 @pytest.mark.parametrize("cuda_aware", [False, True])
-@pytest.mark.parametrize("family", ["llama-tied", "gpt2"])
-def test_the_same_scores_as_on_the_cpu(
+@pytest.mark.parametrize("family", ["llama-tied", "mistral", "gpt2"])
+def test_the_same_scores_and_tokens_as_on_the_cpu(
     family: str,
     cuda_aware: bool,
     tiny_recipe: TinyRecipe,
@@ -19,17 +39,36 @@ def test_the_same_scores_as_on_the_cpu(
     prompts: list[list[int]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(build, "mpi_sends_device_memory", lambda: cuda_aware)
     recipe = tiny_recipe(family, 2)
-    expected = pipeline(recipe).score(*prompts)
-    batch = ServeBatch(0, [ServeSequence(i, len(p), 0, False, p) for i, p in enumerate(prompts)])
-    first, last = (build_stage(recipe, stage=stage, device="cuda:0") for stage in (0, 1))
-    results = finish(last.serve(batch, finish(first.serve(batch, None))))
-    assert [result.nll for result in results] == pytest.approx([result.nll for result in expected], rel=1e-3)
+    known = pipeline(recipe)
+    monkeypatch.setattr(build, "mpi_sends_device_memory", lambda: cuda_aware)
+    node = pipeline(recipe, GPU)
+    expected = [result.nll for result in known.score(*prompts)]
+    assert [result.nll for result in node.score(*prompts)] == pytest.approx(expected, rel=1e-3)
+    sequences = [ServeSequence(i, len(p), 0, True, p) for i, p in enumerate(prompts)]
+    for length in range(5):
+        answers, found = known.serve(sequences), node.serve(sequences)
+        assert [result.next_token for result in found] == [result.next_token for result in answers]
+        sequences = [
+            ServeSequence(i, 1, len(p) + length, True, [int(answer.next_token or 0)])
+            for i, (p, answer) in enumerate(zip(prompts, answers, strict=True))
+        ]
+
+
+@pytest.mark.parametrize("release", ["sync", "async"])
+@pytest.mark.parametrize("family", ["llama", "llama-tied", "gpt2"])
+def test_training_takes_the_course_that_it_takes_on_the_cpu(
+    family: str, release: str, tiny_recipe: TinyRecipe, pipeline: MakePipeline
+) -> None:
+    recipe = tiny_recipe(family, 2, release=release, learning_rate=3e-3, gradient_clipping=0.7)
+    known, node = pipeline(recipe), pipeline(recipe, GPU)
+    data = texts(8, 2)
+    assert train(node, data) == pytest.approx(train(known, data), rel=2e-3)
+    assert node.norms == pytest.approx(known.norms, rel=2e-2)
 
 
 def test_bfloat16_training_learns(tiny_recipe: TinyRecipe) -> None:
-    stage = build_stage(tiny_recipe("llama", dtype="auto", learning_rate=3e-3), stage=0, device="cuda:0")
+    stage = build_stage(tiny_recipe("llama", dtype="auto", learning_rate=3e-3), stage=0, device=GPU)
     tokens = (torch.arange(64, dtype=torch.int32) % 31).numpy().tobytes()
     losses = []
     for group in range(10):
@@ -39,3 +78,64 @@ def test_bfloat16_training_learns(tiny_recipe: TinyRecipe) -> None:
         finish(stage.publish(group))
     stage.close()
     assert losses[-1] < 0.8 * losses[0]
+
+
+@pytest.mark.parametrize(("kind", "zero", "offload"), MODES)
+def test_steps_are_torchs_own_and_the_weights_stay_in_their_place(
+    kind: torch.dtype, zero: Literal[0, 1], offload: bool
+) -> None:
+    torch.manual_seed(1)
+    module = nn.Sequential(nn.Linear(1300, 700), nn.Linear(700, 77)).to(GPU, kind)
+    parameters = list(module.parameters())
+    home = "cpu" if offload else GPU
+    masters = [parameter.detach().to(home).float().clone() for parameter in parameters]
+    reference = torch.optim.AdamW(masters, lr=1e-2, weight_decay=0.1, fused=True)
+    training = Training(learning_rate=1e-2, weight_decay=0.1, zero_stage=zero, offload_optimizer=offload)
+    mine = StageOptimizer(module, training)
+    places = [parameter.data_ptr() for parameter in parameters]
+    for _ in range(3):
+        grads = [0.01 * torch.randn(parameter.shape, device=GPU) for parameter in parameters]
+        for master, grad in zip(masters, grads, strict=True):
+            master.grad = grad.to(home).clone()
+        reference.step()
+        before = [parameter.detach().clone() for parameter in parameters]
+        for _ in mine.prepare(grads, math.sqrt(sum(float(grad.square().sum()) for grad in grads))):
+            assert all(map(torch.equal, parameters, before)), "published too early"
+        mine.publish()
+        expected = [master.to(GPU, kind) for master in masters]
+        assert all(map(torch.equal, parameters, expected))
+    assert [parameter.data_ptr() for parameter in parameters] == places
+    mine.close()
+
+
+@pytest.mark.parametrize("device_buffers", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_tensor_comes_back_from_a_received_buffer(dtype: torch.dtype, device_buffers: bool) -> None:
+    wire = Wire(torch.device(GPU), device_buffers=device_buffers)
+    sent = torch.randn(2, 3, 5, device=GPU).to(dtype)
+    payload = wire.payload(sent)
+    received = wire.buffer(payload.nbytes)
+    received[:] = payload.data
+    assert torch.equal(wire.tensor(Payload(payload.shape, payload.dtype, received)), sent)
+
+
+def test_nothing_that_was_queued_before_writes_into_what_is_received() -> None:
+    """MPI knows of no streams: it writes into a buffer at once, though kernels with freed temporaries may be queued."""
+    wire, nbytes = Wire(torch.device(GPU), device_buffers=True), 1 << 26
+    assert damaged(nbytes, lambda: torch.empty(nbytes, dtype=torch.uint8, device=GPU)), "the test can tell"
+    assert not damaged(nbytes, lambda: wire.buffer(nbytes))
+
+
+def damaged(nbytes: int, allocate: Callable[[], Any]) -> bool:
+    pattern = torch.arange(nbytes, device=GPU).to(torch.uint8)
+    other = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    torch.cuda.synchronize()
+    torch.cuda._sleep(100_000_000)  # type: ignore[no-untyped-call]  # cycles, some 50 ms
+    for value in range(3):
+        temporary = torch.full((nbytes,), value, dtype=torch.uint8, device=GPU)
+        del temporary
+    buffer = allocate()
+    with torch.cuda.stream(other):  # as MPI copies
+        buffer.copy_(pattern)
+    torch.cuda.synchronize()
+    return not torch.equal(buffer, pattern)

@@ -1,0 +1,108 @@
+"""A run of two stages that serve and train a tiny model, as a user starts one."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+SUMS = str(REPOSITORY / "recipes" / "data" / "sums.jsonl")
+LEMIX = [sys.executable, "-c", "from lemix_hpc.cli.main import main; main()"]
+"""The command, also where it is not installed."""
+MICRO_BATCHES = 48
+REQUESTS = 80
+
+
+def recipe(device: str, dtype: str) -> dict[str, Any]:
+    """One rank leads, two are stages; `device`: cpu or cuda."""
+    return {
+        "name": f"{device}-{dtype}",
+        "nodes": {"count": 1, "stages": 2},
+        "model": {
+            "config": {
+                "model_type": "llama",
+                "hidden_size": 64,
+                "intermediate_size": 128,
+                "num_hidden_layers": 4,
+                "num_attention_heads": 4,
+                "num_key_value_heads": 2,
+                "vocab_size": 257,
+                "max_position_embeddings": 512,
+            }
+        },
+        "engine": {"kind": "torch", "device": device, "dtype": dtype, "share_devices": True, "max_batch_requests": 1},
+        "serving": {
+            "source": {"kind": "poisson", "rate": 25, "requests": REQUESTS, "lengths": "lmsys-chat"},
+            "max_prompt_tokens": 64,
+            "prompts": {"path": SUMS},
+        },
+        "training": {
+            "data": {"path": SUMS},
+            "sequence_length": 64,
+            "micro_batch_size": 2,
+            "learning_rate": 1e-3,
+            "gradient_clipping": 1.0,
+            "release": "sync",
+            "micro_batches_per_step": 4,
+            "micro_batches": MICRO_BATCHES,
+        },
+    }
+
+
+def start(device: str, dtype: str, out: Path) -> subprocess.Popen[str]:
+    """Start it into the directory OUT/DEVICE-DTYPE."""
+    made = recipe(device, dtype)
+    path = out / f"{made['name']}.yaml"
+    out.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(made), encoding="utf-8")
+    command = [*LEMIX, "run", str(path), "--cluster", "local", "--json"]
+    variables = os.environ | {"XDG_STATE_HOME": str(out / "state"), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [*command, "--out", str(out / made["name"])],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=variables,
+    )
+
+
+def finish(started: subprocess.Popen[str], run: Path) -> str:
+    """Wait for its end. Raises RuntimeError with its output and the ends of its logs if it failed."""
+    output = started.communicate()[0]
+    if started.returncode:
+        logs = [f"--- {log.name}\n{log.read_text(errors='replace')[-2500:]}" for log in sorted(run.rglob("*.log"))]
+        raise RuntimeError("\n".join([output[-3000:], *logs]))
+    return output
+
+
+def lines(run: Path, name: str) -> Iterator[dict[str, Any]]:
+    with (run / name).open(encoding="utf-8") as file:
+        yield from map(json.loads, file)
+
+
+def losses(run: Path) -> list[float]:
+    """Of the micro-batches, in the order of the training text."""
+    trained = [task for task in lines(run, "tasks.jsonl") if task["kind"] == "training"]
+    return [task["loss"] for task in sorted(trained, key=lambda task: int(task["id"][1:]))]
+
+
+def scores(run: Path) -> dict[tuple[str, int], float]:
+    """Of the requests, by id and the weight version that served them."""
+    served = [task for task in lines(run, "tasks.jsonl") if task["kind"] == "serving"]
+    return {(task["id"], task["versions"][0]): task["nll"] for task in served if task["outcome"] == "finished"}
+
+
+def mixed_batches(run: Path) -> int:
+    """Serving batches whose stages used different weight versions."""
+    versions: dict[int, set[int]] = {}
+    for span in lines(run, "spans.jsonl"):
+        if span["kind"] == "serve":
+            versions.setdefault(span["batch"], set()).add(span["version"])
+    return sum(len(seen) > 1 for seen in versions.values())
