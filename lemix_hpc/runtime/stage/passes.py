@@ -100,6 +100,11 @@ class Passes:
         self._whole.add(group)
         self._seal(group)
 
+    @property
+    def sealing(self) -> bool:
+        """Whether a group has ended here, and the stages behind have not said yet that it has there."""
+        return bool(self._whole)
+
     def sealed_behind(self, message: m.Sealed, tied: Payload | None) -> None:
         """The stage after this one has all gradients of a group."""
         self._sealed_behind[message.group] = (message.square_norm, tied)

@@ -218,7 +218,7 @@ class StageWorker:
         # With a flush between steps nothing is in flight when they are committed; averages come at any time, and holding
         # back the passes that stages before this one wait for would keep those from committing.
         holding = self._updates.asked or (self._updates.holding and not self._rules.sync)
-        held = holding or (self._rules.sync and self._updates.stepping)
+        held = holding or (self._rules.sync and (self._updates.stepping or self._passes.sealing))
         return pick(
             _since(self._queue.next_serve),
             min(_since(self._next_commit), self._updates.preparation_since, self._across.since, self._saves.since),

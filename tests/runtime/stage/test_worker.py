@@ -262,3 +262,19 @@ def test_the_first_stage_of_a_paced_node_tells_when_it_is_idle(first: bool) -> N
     else:
         worker._turn()
         assert world.told == []
+
+
+def test_synchronous_training_waits_for_the_norm_of_the_stages_behind() -> None:
+    """The stage behind takes long to seal the group, as a GPU does for the first time; the backwards here end at 130 ms."""
+    mails: Mails = [
+        (0.0, micro_batch(0)),
+        (0.05, m.Backward(0)),
+        (0.06, micro_batch(1)),
+        (0.25, m.Sealed(0, 1.0)),
+        (0.3, m.Prepared(1)),
+        (0.4, m.Backward(1)),
+        (0.5, m.Sealed(1, 1.0)),
+        (0.6, m.Prepared(2)),
+    ]
+    spans = ran(rules(sync=True), mails, prepare=0.04, publish=0.01, stages=2)
+    assert [span.version for span in spans if span.kind == "forward"] == [0, 1]
