@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,15 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 DEVCLUSTER = REPOSITORY / "slurm" / "devcluster" / "devcluster"
 # Exit code of devcluster when the machine lacks root, apt, packages or namespaces.
 MACHINE_UNFIT = 3
+
+# What needs packages that a machine for `pytest -m cuda` may lack.
+_NEEDS = {"engines/vllm": ("vllm", "starlette"), "runtime/http": ("starlette", "httpx", "openai")}
+collect_ignore = [folder for folder, names in _NEEDS.items() if not all(map(find_spec, names))]
+
+
+def pytest_report_header() -> list[str]:
+    return [f"left out, since its packages are not installed: tests/{folder}" for folder in collect_ignore]
+
 
 # How long an example takes depends on what else this machine does.
 settings.register_profile("untimed", deadline=None)
