@@ -12,7 +12,7 @@ from lemix_hpc.config.errors import UserError
 from lemix_hpc.config.recipe import Model, Recipe
 from lemix_hpc.engines.model_sizes import describe, model_config
 from lemix_hpc.engines.torch import attention
-from lemix_hpc.engines.torch.devices import mpi_sends_device_memory
+from lemix_hpc.engines.torch.devices import mpi_sends_device_memory, take
 from lemix_hpc.engines.torch.gpt2 import GPT2Stage
 from lemix_hpc.engines.torch.kv_cache import KeyValueCache
 from lemix_hpc.engines.torch.llama import LlamaStage
@@ -31,8 +31,7 @@ def build_stage(recipe: Recipe, *, stage: int, device: str) -> TorchStage:
     supported, a broken checkpoint, or more stages than layers.
     """
     place = torch.device(device)
-    if place.type == "cuda":
-        torch.cuda.set_device(place)
+    take(place)
     sizes = describe(recipe.model)
     layers = layer_ranges(sizes, recipe.nodes.stages)[stage]
     config = hugging_face_config(recipe.model)

@@ -27,6 +27,19 @@ def choose_device(engine: Engine, local_stage: int) -> str:
     return "cpu"
 
 
+def take(device: torch.device) -> None:
+    """Compute on this device from here on; on a GPU in a stream that goes before all others, such as training's."""
+    if device.type != "cuda":
+        return
+    torch.cuda.set_device(device)
+    current = torch.cuda.current_stream(device)
+    if current == torch.cuda.default_stream(device):
+        _, first = current.priority_range()
+        stream = torch.cuda.Stream(device, priority=first)  # type: ignore[no-untyped-call]
+        stream.wait_stream(current)
+        torch.cuda.set_stream(stream)
+
+
 def gpu_id(device: str) -> str | None:
     """What tells this GPU from all others of the host, whatever number it has for this rank; None for a CPU."""
     return str(torch.cuda.get_device_properties(device).uuid) if device != "cpu" else None

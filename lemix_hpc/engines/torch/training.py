@@ -19,6 +19,7 @@ from lemix_hpc.engines.torch.module import StageModule
 from lemix_hpc.engines.torch.optimizer import StageOptimizer
 from lemix_hpc.engines.torch.payloads import Wire
 from lemix_hpc.engines.torch.saved_state import HostCopies
+from lemix_hpc.engines.torch.training_queue import training_queue
 
 T = TypeVar("T")
 
@@ -58,12 +59,24 @@ class StageTraining:
         self._max_positions = max_positions
         self._parameters = list(module.parameters())
         self._device = module.device
+        self._queue = training_queue(module.device)
         self._gradients = GroupGradients(self._parameters)
         self._copies = HostCopies(module)
         self._passes: dict[int, _Pass] = {}
         self._averaged: Vector | None = None
 
     def forward(self, micro_batch: MicroBatch, hidden: Payload | None) -> Work[Payload | float]:
+        return self._queue.work(self._forward(micro_batch, hidden), self._passed_on)
+
+    def backward(self, micro_batch: int, grad: Payload | None) -> Work[Payload | None]:
+        work = self._backward(micro_batch, grad)
+        return self._queue.work(work, lambda result: None if result is None else self._wire.payload(result))
+
+    @property
+    def holds_graph(self) -> bool:
+        return any(current.segments for current in self._passes.values())
+
+    def _forward(self, micro_batch: MicroBatch, hidden: Payload | None) -> Work[torch.Tensor]:
         self._check_length(micro_batch.length)
         current = _Pass(micro_batch, self._entry(micro_batch, hidden), self._labels(micro_batch))
         current.recompute = not self._keep_graphs
@@ -75,34 +88,35 @@ class StageTraining:
         finally:
             if not done:  # dropped half-way, or failed
                 del self._passes[micro_batch.id]
+        return output
+
+    def _passed_on(self, output: torch.Tensor) -> Payload | float:
         return float(output) if self._module.last else self._wire.payload(output)
 
-    def backward(self, micro_batch: int, grad: Payload | None) -> Work[Payload | None]:
+    def _backward(self, micro_batch: int, grad: Payload | None) -> Work[torch.Tensor | None]:
         current = self._passes[micro_batch]
         group, done = current.micro_batch.group, False
         try:
             if current.recompute:
                 yield from self._run(current, keep=True)
                 yield
-            result = yield from self._paced(
-                passes.backward(
-                    current.segments,
-                    self._output_grad(current.micro_batch, grad),
-                    lambda parameter, value: self._gradients.add(group, parameter, value),
-                )
+            result = yield from passes.backward(
+                current.segments,
+                self._output_grad(current.micro_batch, grad),
+                lambda parameter, value: self._gradients.add(group, parameter, value),
             )
             done = True
         finally:
             del self._passes[micro_batch]
             if not done:  # a part of a gradient is of no use
                 self._gradients.drop(group)
-        return None if result is None else self._wire.payload(result)
-
-    @property
-    def holds_graph(self) -> bool:
-        return any(current.segments for current in self._passes.values())
+        return result
 
     def seal(self, group: int, tied: Payload | None) -> GroupGradient:
+        with self._queue.inside():
+            return self._seal(group, tied)
+
+    def _seal(self, group: int, tied: Payload | None) -> GroupGradient:
         shared = self._module.shared_embedding
         if shared is None:
             return GroupGradient(self._gradients.square_norm(group), tied)
@@ -115,6 +129,9 @@ class StageTraining:
         return GroupGradient(self._gradients.square_norm(group), self._wire.payload(own))
 
     def prepare(self, group: int, grad_norm: float, tied: Payload | None) -> Work[None]:
+        return self._in_queue(self._prepare(group, grad_norm, tied))
+
+    def _prepare(self, group: int, grad_norm: float, tied: Payload | None) -> Work[None]:
         optimizer = self._stepped_by()
         shared = self._module.shared_embedding
         grads = self._gradients.take(group)
@@ -124,10 +141,11 @@ class StageTraining:
             # Both copies step by the very same bits. Copied, since the first stage's payload may still be on its way.
             index = next(i for i, parameter in enumerate(self._parameters) if parameter is shared)
             grads[index] = self._wire.tensor(tied).clone()
-        yield from self._paced(optimizer.prepare(grads, grad_norm))
+        yield from optimizer.prepare(grads, grad_norm)
 
     def publish(self, group: int) -> Work[None]:  # noqa: ARG002
         """The weights change without a stop in between."""
+        self._queue.join()
         self._stepped_by().publish()
         self._settle()
         return
@@ -138,6 +156,7 @@ class StageTraining:
 
     @torch.no_grad()
     def write_weights(self, weights: list[Payload]) -> None:
+        self._queue.join()
         for parameter, payload in zip(self._parameters, weights, strict=True):
             parameter.copy_(self._wire.tensor(payload))
         if self._optimizer is not None:
@@ -148,23 +167,24 @@ class StageTraining:
         return flat_vectors.length(self._parameters)
 
     def sum_gradients(self, shares: Sequence[tuple[int, float]], into: Vector) -> Work[None]:
-        return self._paced(flat_vectors.sum_gradients(self._gradients, shares, into))
+        return self._in_queue(flat_vectors.sum_gradients(self._gradients, shares, into))
 
     def set_gradient(self, group: int, vector: Vector) -> Work[None]:
-        return self._paced(flat_vectors.set_gradient(self._gradients, self._parameters, group, vector))
+        return self._in_queue(flat_vectors.set_gradient(self._gradients, self._parameters, group, vector))
 
     def read_master(self, into: Vector) -> Work[None]:
-        return self._paced(flat_vectors.read(self._stepped_by().master(), into))
+        return self._in_queue(flat_vectors.read(self._stepped_by().master(), into))
 
     def prepare_average(self, snapshot: Vector, total: Vector, nodes: int) -> Work[None] | None:
         optimizer = self._stepped_by()
         self._averaged = total
         in_place = optimizer.keeps_master
-        return self._paced(flat_vectors.average(optimizer.master(), snapshot, total, nodes, in_place=in_place))
+        return self._in_queue(flat_vectors.average(optimizer.master(), snapshot, total, nodes, in_place=in_place))
 
     def publish_average(self) -> Work[None]:
         """The weights change without a stop in between."""
         assert self._averaged is not None, "only what was prepared is published"
+        self._queue.join()
         optimizer = self._stepped_by()
         if optimizer.keeps_master:
             optimizer.publish_master()
@@ -176,10 +196,11 @@ class StageTraining:
         yield
 
     def snapshot(self) -> Work[StageState]:
-        return self._paced(self._copies.take(self._stepped_by()))
+        return self._in_queue(self._copies.take(self._stepped_by()))
 
     def restore(self, saved: SavedState) -> None:
         """The weights change without a stop in between."""
+        self._queue.join()
         saved_state.restore(self._module, self._stepped_by(), saved)
         self._settle()
 
@@ -214,7 +235,7 @@ class StageTraining:
 
     def _run(self, current: _Pass, *, keep: bool) -> Work[torch.Tensor]:
         segments = current.segments if keep else None
-        return self._paced(passes.forward(self._module, current.entry, current.labels, segments))
+        return passes.forward(self._module, current.entry, current.labels, segments)
 
     def _output_grad(self, micro_batch: MicroBatch, grad: Payload | None) -> torch.Tensor:
         if grad is not None:
@@ -222,17 +243,8 @@ class StageTraining:
         # The group's loss is the mean of its micro-batches' losses.
         return torch.tensor(1.0 / micro_batch.group_size, device=self._device)
 
-    def _paced(self, work: Work[T]) -> Work[T]:
-        """Let a piece end only when the device has finished it: serving must not queue behind launched training kernels."""
-        while True:
-            try:
-                next(work)
-            except StopIteration as end:
-                value: T = end.value
-                return value
-            finally:
-                self._settle()
-            yield
+    def _in_queue(self, work: Work[T]) -> Work[T]:
+        return self._queue.work(work, lambda result: result)
 
     def _settle(self) -> None:
         if self._device.type == "cuda":

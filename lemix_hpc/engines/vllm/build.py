@@ -14,7 +14,7 @@ from lemix_hpc.config.recipe import Recipe
 from lemix_hpc.engines.host_files import forget_shared_by
 from lemix_hpc.engines.model_sizes import describe
 from lemix_hpc.engines.torch.build import hugging_face_config, weight_source
-from lemix_hpc.engines.torch.devices import mpi_sends_device_memory
+from lemix_hpc.engines.torch.devices import mpi_sends_device_memory, take
 from lemix_hpc.engines.torch.optimizer import StageOptimizer
 from lemix_hpc.engines.torch.partition import layer_ranges
 from lemix_hpc.engines.torch.payloads import Wire
@@ -39,8 +39,9 @@ def build_stage(recipe: Recipe, *, stage: int, device: str, meeting: Path) -> Vl
     os.environ["VLLM_PP_LAYER_PARTITION"] = ",".join(str(len(layers)) for layers in ranges)
     socket = StageSocket(meeting, stage)
     call = socket.wait_for_start(START_TIMEOUT_S)
-    worker = _start_worker(call.args[0], stage, len(ranges), meeting)
     place = torch.device(device)
+    take(place)  # vLLM asks which device is the current one, and keeps to the current stream
+    worker = _start_worker(call.args[0], stage, len(ranges), meeting)
     config = hugging_face_config(recipe.model)
     served = worker.get_model()
     ends = {"first": stage == 0, "last": stage == len(ranges) - 1}

@@ -1,20 +1,24 @@
 """The torch engine on a GPU: `pytest -m cuda`."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import pytest
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lemix_hpc.config.training_section import Training
 from lemix_hpc.engines.protocol import MicroBatch, Payload, ServeSequence
 from lemix_hpc.engines.torch import build
+from lemix_hpc.engines.torch.attention import causal_attention
 from lemix_hpc.engines.torch.build import build_stage
 from lemix_hpc.engines.torch.optimizer import StageOptimizer
 from lemix_hpc.engines.torch.payloads import Wire
-from tests.engines.torch.conftest import MakePipeline, TinyRecipe, finish
+from lemix_hpc.engines.torch.training_queue import CudaStream, OneAhead
+from tests.engines.torch.conftest import MakePipeline, Pipeline, TinyRecipe, finish
 from tests.engines.torch.test_training import texts, train
 
 pytestmark = [
@@ -129,13 +133,73 @@ def test_nothing_that_was_queued_before_writes_into_what_is_received() -> None:
 def damaged(nbytes: int, allocate: Callable[[], Any]) -> bool:
     pattern = torch.arange(nbytes, device=GPU).to(torch.uint8)
     other = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    torch.cuda.synchronize()
-    torch.cuda._sleep(100_000_000)  # type: ignore[no-untyped-call]  # cycles, some 50 ms
-    for value in range(3):
-        temporary = torch.full((nbytes,), value, dtype=torch.uint8, device=GPU)
-        del temporary
-    buffer = allocate()
-    with torch.cuda.stream(other):  # as MPI copies
-        buffer.copy_(pattern)
-    torch.cuda.synchronize()
-    return not torch.equal(buffer, pattern)
+    for cycles in (1, 100_000_000):  # the first time kernels are loaded and memory is got, which waits; then some 50 ms
+        torch.cuda.synchronize()
+        torch.cuda._sleep(cycles)  # type: ignore[no-untyped-call]
+        for value in range(3):
+            temporary = torch.full((nbytes,), value, dtype=torch.uint8, device=GPU)
+            del temporary
+        buffer = allocate()
+        with torch.cuda.stream(other):  # as MPI copies
+            buffer.copy_(pattern)
+        torch.cuda.synchronize()
+        whole = torch.equal(buffer, pattern)
+        del buffer
+    return not whole
+
+
+@pytest.mark.parametrize("late", ["training", "serving"])
+@pytest.mark.parametrize("release", ["sync", "async"])
+@pytest.mark.parametrize("family", ["llama", "llama-tied"])
+def test_a_stream_that_is_late_changes_nothing(
+    family: str,
+    release: str,
+    late: str,
+    tiny_recipe: TinyRecipe,
+    pipeline: MakePipeline,
+    prompts: list[list[int]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Requests come between any two pieces of training, and one of the two streams lags behind its launches."""
+    recipe = tiny_recipe(family, 2, release=release, learning_rate=3e-3)
+    data = texts(4, 2)
+
+    def course(node: Pipeline) -> tuple[list[float], list[float]]:
+        scores: list[float] = []
+
+        def serve() -> None:
+            scores.extend(result.nll for result in node.score(*prompts[:2]))
+
+        return train(node, data, between=serve), scores
+
+    losses, _ = course(pipeline(recipe, GPU))  # this also loads all kernels
+    inside, join = CudaStream.inside, CudaStream.join
+
+    @contextmanager
+    def slow(stream: CudaStream) -> Iterator[None]:
+        with inside(stream):
+            torch.cuda._sleep(1_000_000)  # type: ignore[no-untyped-call]
+            yield
+
+    def behind(stream: CudaStream) -> None:
+        join(stream)
+        torch.cuda._sleep(20_000_000)  # type: ignore[no-untyped-call]
+
+    monkeypatch.setattr(CudaStream, *(("inside", slow) if late == "training" else ("join", behind)))
+    node = pipeline(recipe, GPU)
+    assert isinstance(node.stages[0]._queue, OneAhead)
+    again, scores = course(node)
+    assert again == pytest.approx(losses, rel=1e-4)
+    known = pipeline(recipe)
+    assert scores[:2] == pytest.approx([result.nll for result in known.score(*prompts[:2])], rel=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("new", [1, 64])
+def test_grouped_heads_get_a_fused_kernel(dtype: torch.dtype, new: int) -> None:
+    query = torch.randn(1, 8, new, 64, dtype=dtype, device=GPU)
+    key, value = torch.randn(2, 1, 2, 64, 64, dtype=dtype, device=GPU)
+    with sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION]):
+        found = causal_attention(query, key, value, 0.125, None)
+    expected = causal_attention(query.cpu().float(), key.cpu().float(), value.cpu().float(), 0.125, None)
+    torch.testing.assert_close(found.cpu().float(), expected, rtol=2e-2, atol=2e-2)
