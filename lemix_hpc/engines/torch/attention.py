@@ -65,9 +65,22 @@ def causal_attention(
         key, value = key[:, :, -window:], value[:, :, -window:]
     elif new > 1 and (new < total or (window is not None and total > window)):
         return _masked(query, key, value, scale, window)
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1 and not _kernels_take_groups(query):
+        key, value = _repeated(key, groups), _repeated(value, groups)
     return scaled_dot_product_attention(
         query, key, value, scale=scale, is_causal=new > 1, enable_gqa=query.shape[1] != key.shape[1]
     )
+
+
+def _kernels_take_groups(query: torch.Tensor) -> bool:
+    """Whether a fused kernel takes grouped heads. On GPUs those of 16 bits do; the one for float32 does not, and what is left
+    is slow and keeps all scores."""
+    return query.device.type != "cuda" or query.dtype in (torch.float16, torch.bfloat16)
+
+
+def _repeated(heads: torch.Tensor, groups: int) -> torch.Tensor:
+    return heads.repeat_interleave(groups, dim=1)
 
 
 def _masked(
@@ -81,5 +94,5 @@ def _masked(
     visible = (distance >= 0) & (distance < (total if window is None else window))
     # With a mask, grouped heads would fall back to the slowest kernel; repeating keys and values avoids it.
     groups = query.shape[1] // key.shape[1]
-    key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    key, value = _repeated(key, groups), _repeated(value, groups)
     return scaled_dot_product_attention(query, key, value, attn_mask=visible, scale=scale)
