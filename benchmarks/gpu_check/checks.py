@@ -24,10 +24,10 @@ CHECKS = (
     Check("steps-exact", "exact_steps", 90, "steps equal torch's AdamW and leave the weights in place"),
     Check("graphs", "captured_graphs", 60, "a captured graph serves the weights that were published"),
     Check("receives", "receives", 60, "queued kernels do not write into what was received"),
-    Check("tests", "device_tests", 120, "pytest -m cuda"),
     Check(
         "two-stages", "two_stages", 150, "two stages on one device: losses and scores as on the CPU", after="cpu-run"
     ),
+    Check("tests", "device_tests", 150, "pytest -m cuda"),
     Check("pieces", "pieces", 60, "half layers of an 8B model: forward, backward, gaps between pieces"),
     Check("steps", "step_times", 60, "optimizer steps of an 8B model's stage: chunks, publication, memory"),
     Check("serving", "serving_beside", 60, "latency of serving beside training, by how training is paced"),

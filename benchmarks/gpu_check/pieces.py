@@ -1,11 +1,12 @@
 """Half layers of an 8B model, forward and backward: how long one takes, and what waiting after each costs.
 
-`free` launches all pieces and waits once. `paced` waits after every piece, as training does. `ahead` launches a piece and
-waits for the one before it, so that the device always has something to do.
+`free` launches all pieces and waits once. `paced` waits after every piece. `ahead` is what training does: a piece is launched
+while the device runs the one before it, so that it always has something to do.
 """
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Iterator
 from statistics import median
@@ -19,6 +20,7 @@ from lemix_hpc.engines.protocol import Work
 from lemix_hpc.engines.torch import micro_batch as passes
 from lemix_hpc.engines.torch.gradients import GroupGradients
 from lemix_hpc.engines.torch.micro_batch import Segment
+from lemix_hpc.engines.torch.training_queue import TrainingQueue, training_queue
 
 REPEATS = 5
 
@@ -83,12 +85,9 @@ def paced(work: Work[Any], device: str) -> Iterator[None]:
 
 
 def ahead(work: Work[Any], device: str) -> Iterator[None]:
-    before = None
-    for _ in work:
-        if on_gpu(device):
-            event = torch.cuda.Event()
-            event.record()
-            while before is not None and not before.query():
-                pass
-            before = event
-        yield
+    yield from queue(device).work(work, lambda result: result)
+
+
+@functools.cache
+def queue(device: str) -> TrainingQueue:
+    return training_queue(torch.device(device))

@@ -10,13 +10,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
+from safetensors.torch import load_file
+
+from lemix_hpc.checkpoints.stage_state import FIRST_MOMENT, SECOND_MOMENT
+from lemix_hpc.checkpoints.store import CHECKPOINTS, Checkpoint, complete_paths
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SUMS = str(REPOSITORY / "recipes" / "data" / "sums.jsonl")
 LEMIX = [sys.executable, "-c", "from lemix_hpc.cli.main import main; main()"]
 """The command, also where it is not installed."""
 MICRO_BATCHES = 48
+MICRO_BATCHES_PER_STEP = 4
 REQUESTS = 80
 
 
@@ -50,7 +56,7 @@ def recipe(device: str, dtype: str) -> dict[str, Any]:
             "learning_rate": 1e-3,
             "gradient_clipping": 1.0,
             "release": "sync",
-            "micro_batches_per_step": 4,
+            "micro_batches_per_step": MICRO_BATCHES_PER_STEP,
             "micro_batches": MICRO_BATCHES,
         },
     }
@@ -97,6 +103,29 @@ def scores(run: Path) -> dict[tuple[str, int], float]:
     """Of the requests, by id and the weight version that served them."""
     served = [task for task in lines(run, "tasks.jsonl") if task["kind"] == "serving"]
     return {(task["id"], task["versions"][0]): task["nll"] for task in served if task["outcome"] == "finished"}
+
+
+def misplaced_forwards(run: Path) -> list[dict[str, Any]]:
+    """Training forwards under other weights than those of all steps before their group: none in a synchronous run."""
+    found = []
+    for span in lines(run, "spans.jsonl"):
+        if span["kind"] == "forward":
+            number = int(span["task"][1:])
+            if span["version"] != number // MICRO_BATCHES_PER_STEP:
+                found.append({"micro-batch": number, "stage": span["stage"], "version": span["version"]})
+    return found
+
+
+def last_checkpoint(run: Path) -> Checkpoint:
+    """What the run has saved at its end."""
+    return Checkpoint.read(complete_paths(run / CHECKPOINTS)[-1])
+
+
+def kept_weights(run: Path) -> dict[str, torch.Tensor]:
+    """The float32 weights after the last step, by their names."""
+    files = sorted(last_checkpoint(run).path.glob("*.safetensors"))
+    named = {name: tensor for file in files for name, tensor in load_file(file).items()}
+    return {name: tensor for name, tensor in named.items() if not name.startswith((FIRST_MOMENT, SECOND_MOMENT))}
 
 
 def mixed_batches(run: Path) -> int:

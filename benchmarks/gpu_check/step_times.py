@@ -34,7 +34,8 @@ def measure(device: str, layers: int, offload: bool, report: Report) -> dict[str
     found: dict[str, Any] = {"parameters": count, "build_s": time.perf_counter() - began}
     settle(device)
     found["bytes_per_parameter_after_build"] = (allocated(device) - used) / count
-    chunks = (1 << 20, 1 << 22, 1 << 23, 1 << 24, 1 << 26) if gpu and not offload else (1 << 18, 1 << 22)
+    own = optimizer._adamw._chunk
+    chunks = [own // 16, own // 2, own] if gpu else [own]
     for chunk in chunks:
         optimizer._adamw._chunk = chunk
         found[f"chunks of {chunk}, ms"] = steps(module, optimizer, device)

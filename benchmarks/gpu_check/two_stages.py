@@ -35,19 +35,43 @@ def check(device: str, report: Report) -> None:
     for dtype, process in started.items():
         run = out / f"{kind}-{dtype}"
         small_run.finish(process, run)
-        known_losses, found = small_run.losses(known), small_run.losses(run)
-        worst = max(abs(a - b) / a for a, b in zip(known_losses, found, strict=True))
-        report.figure(f"{dtype}_losses_first_last", [found[0], found[-1]])
-        report.figure(f"{dtype}_worst_loss_difference", worst)
-        report.expect(worst < CLOSE[dtype], f"{dtype}: a loss differs by {worst:.2g} from the CPU's")
+        compare_losses(dtype, small_run.losses(known), small_run.losses(run), report)
+        misplaced = small_run.misplaced_forwards(run)
+        report.figure(f"{dtype}_forwards_under_other_weights", misplaced)
+        report.expect(
+            not misplaced, f"{dtype}: {len(misplaced)} forwards ran before or after another step than they should"
+        )
         mixed = small_run.mixed_batches(run)
         report.figure(f"{dtype}_mixed_batches", mixed)
         report.expect(mixed == 0, f"{dtype}: {mixed} batches saw two weight versions")
+        report.figure(f"{dtype}_weights_served_as", small_run.last_checkpoint(run).manifest.dtype)
+        apart = furthest(small_run.kept_weights(known), small_run.kept_weights(run))
+        report.figure(f"{dtype}_weights_furthest_from_the_cpus", apart)
         served = small_run.scores(run)
         report.expect(len(served) == small_run.REQUESTS, f"{dtype}: {len(served)} requests were answered")
         compare_scores(
             dtype, CLOSE[dtype], served, replay(load_recipe(known / "recipe.yaml"), wanted=served).scores, report
         )
+
+
+def compare_losses(name: str, known: list[float], found: list[float], report: Report) -> None:
+    differences = [abs(a - b) / a for a, b in zip(known, found, strict=True)]
+    report.figure(f"{name}_losses", found)
+    report.figure(f"{name}_loss_differences", differences)
+    worst = max(differences)
+    first = next((n for n, difference in enumerate(differences) if difference >= CLOSE[name]), None)
+    report.expect(
+        worst < CLOSE[name], f"{name}: a loss differs by {worst:.2g} from the CPU's, first micro-batch {first}"
+    )
+
+
+def furthest(known: Mapping[str, torch.Tensor], found: Mapping[str, torch.Tensor]) -> dict[str, list[float]]:
+    """Of the weights after the last step: for the tensors that differ most, by how much and where first of all."""
+    rows = {}
+    for name, weight in known.items():
+        apart = (weight.float() - found[name].float()).abs().flatten()
+        rows[name] = [float(apart.max()), float(apart.mean()), int(apart.argmax())]
+    return dict(sorted(rows.items(), key=lambda row: -row[1][0])[:5])
 
 
 def compare_scores(
@@ -57,9 +81,12 @@ def compare_scores(
     known: Mapping[tuple[str, int], float],
     report: Report,
 ) -> None:
-    worst = max(abs(score - known[key]) / max(abs(known[key]), 1.0) for key, score in served.items())
-    report.figure(f"{name}_weight_versions_served", len({version for _, version in served}))
-    report.figure(f"{name}_worst_score_difference", worst)
+    apart = {key: abs(score - known[key]) / max(abs(known[key]), 1.0) for key, score in served.items()}
+    worst = max(apart.values())
+    by_version: dict[int, float] = {}
+    for (_, version), difference in apart.items():
+        by_version[version] = max(by_version.get(version, 0.0), difference)
+    report.figure(f"{name}_score_differences_by_version", dict(sorted(by_version.items())))
     report.expect(worst < close, f"{name}: a score differs by {worst:.2g} from that of the weights that it names")
 
 
