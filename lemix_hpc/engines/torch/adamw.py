@@ -19,16 +19,25 @@ class ChunkedAdamW(torch.optim.Optimizer):
 
     `prepare` does the work; the moments advance at once. `step` publishes: until then the parameters keep their values,
     and the new ones lie where the gradients were. With `in_place` the parameters advance during `prepare`, and nothing is
-    left to publish: for master copies that nobody reads before DeepSpeed copies them into the weights.
+    left to publish: for master copies that nobody reads before they are copied into the weights. With `handed_back` the new
+    values also lie where the gradients were, on their device.
     """
 
     def __init__(
-        self, parameters: Sequence[torch.Tensor], *, lr: float, weight_decay: float, chunk: int, in_place: bool
+        self,
+        parameters: Sequence[torch.Tensor],
+        *,
+        lr: float,
+        weight_decay: float,
+        chunk: int,
+        in_place: bool,
+        handed_back: bool = False,
     ) -> None:
         """`chunk`: elements of about one piece of work."""
         super().__init__(parameters, {"lr": lr, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": weight_decay})
         self._chunk = -(-chunk // _LANES) * _LANES
         self._in_place = in_place
+        self._handed_back = handed_back or not in_place
         self._new: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     @torch.no_grad()
@@ -128,7 +137,7 @@ class ChunkedAdamW(torch.optim.Optimizer):
             grad.mul_(scale)
         adamw(
             [target],
-            [grad.to(target.device)],
+            [_brought(grad, target.device)],
             [state["exp_avg"].view(-1)[place]],
             [state["exp_avg_sq"].view(-1)[place]],
             [],
@@ -142,5 +151,12 @@ class ChunkedAdamW(torch.optim.Optimizer):
             weight_decay=group["weight_decay"],
             eps=group["eps"],
         )
-        if not self._in_place:
+        if self._handed_back:
             grad.copy_(target)
+
+
+def _brought(grad: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A gradient where its parameter is. Through pinned memory, which is several times as fast as any other."""
+    if grad.device == device:
+        return grad
+    return torch.empty_like(grad, device=device, pin_memory=True).copy_(grad)

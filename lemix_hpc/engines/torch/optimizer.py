@@ -32,7 +32,9 @@ class StageOptimizer:
 
     Without a master copy (float32, ZeRO stage 0) the new weights are prepared in the gradients' memory and published by a
     copy. With one (bfloat16, or ZeRO stage 1) the master is updated in place and published by DeepSpeed, which copies it
-    into the weights. Weights are bound to their final memory here; from then on it stays the same.
+    into the weights. From a master in host memory that takes long: with `offload_optimizer` the new weights return into the
+    gradients' memory while they are prepared, and are published from there. Weights are bound to their final memory here;
+    from then on it stays the same.
     """
 
     def __init__(
@@ -45,6 +47,7 @@ class StageOptimizer:
         stage = _zero_stage(training, dtype)
         self._zero = stage == 1
         self._master = self._zero or dtype != torch.float32
+        self._offload = training.offload_optimizer
         deepspeed = _import_deepspeed(device)
         name_device(device)
         if process_group is None:
@@ -55,6 +58,7 @@ class StageOptimizer:
             weight_decay=training.weight_decay,
             chunk=(_OFFLOADED_CHUNK if training.offload_optimizer else _CHUNK)[device.type],
             in_place=self._master,
+            handed_back=self._offload,
         )
         self._warmup = training.warmup_steps
         self._schedule = torch.optim.lr_scheduler.LambdaLR(self._adamw, self._warmth)
@@ -70,6 +74,7 @@ class StageOptimizer:
         # Nothing to reduce in a world of one; without this every step would copy all gradients through a bucket.
         self._engine.enable_backward_allreduce = False
         self._skip = False
+        self._handed_back: Sequence[torch.Tensor] = ()
 
     def prepare(self, grads: Sequence[torch.Tensor], grad_norm: float) -> Work[None]:
         """Work out one update by float32 `grads`, in the order of the module's parameters; the weights stay as they are.
@@ -83,10 +88,15 @@ class StageOptimizer:
             return
         scale = 1.0 if self._clip is None else min(1.0, self._clip / (grad_norm + 1e-6))
         yield from self._adamw.prepare(grads, scale)
+        if self._offload:
+            self._handed_back = grads
 
     def publish(self) -> None:
         """Bring the prepared update into the weights, untorn."""
         if self._skip:
+            return
+        if self._offload:
+            self._publish_handed_back()
             return
         if self._zero:
             self._hand_over_gradient()
@@ -145,6 +155,14 @@ class StageOptimizer:
     def _warmth(self, step: int) -> float:
         """The part of the full learning rate after so many steps."""
         return min(1.0, (step + 1) / max(self._warmup, 1))
+
+    @torch.no_grad()
+    def _publish_handed_back(self) -> None:
+        weights: list[torch.Tensor] = list(self._parameters)
+        torch._foreach_copy_(weights, [new.view(w.shape) for w, new in zip(weights, self._handed_back, strict=True)])
+        self._handed_back = ()
+        self._adamw.step()
+        self._schedule.step()
 
     def _hand_over_gradient(self) -> None:
         """DeepSpeed asks for a flat gradient, which is in the master already: one zero stands for all of it."""

@@ -150,9 +150,7 @@ def damaged(nbytes: int, allocate: Callable[[], Any]) -> bool:
 
 @pytest.mark.parametrize("late", ["training", "serving"])
 @pytest.mark.parametrize("release", ["sync", "async"])
-@pytest.mark.parametrize("family", ["llama", "llama-tied"])
 def test_a_stream_that_is_late_changes_nothing(
-    family: str,
     release: str,
     late: str,
     tiny_recipe: TinyRecipe,
@@ -161,14 +159,14 @@ def test_a_stream_that_is_late_changes_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Requests come between any two pieces of training, and one of the two streams lags behind its launches."""
-    recipe = tiny_recipe(family, 2, release=release, learning_rate=3e-3)
-    data = texts(4, 2)
+    recipe = tiny_recipe("llama-tied", 2, release=release, learning_rate=3e-3)
+    data = texts(3, 2)
 
     def course(node: Pipeline) -> tuple[list[float], list[float]]:
         scores: list[float] = []
 
         def serve() -> None:
-            scores.extend(result.nll for result in node.score(*prompts[:2]))
+            scores.extend(result.nll for result in node.score(prompts[0]))
 
         return train(node, data, between=serve), scores
 
@@ -191,7 +189,7 @@ def test_a_stream_that_is_late_changes_nothing(
     again, scores = course(node)
     assert again == pytest.approx(losses, rel=1e-4)
     known = pipeline(recipe)
-    assert scores[:2] == pytest.approx([result.nll for result in known.score(*prompts[:2])], rel=1e-3)
+    assert scores[:1] == pytest.approx([result.nll for result in known.score(prompts[0])], rel=1e-3)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
