@@ -31,7 +31,7 @@ CHECKS = (
     Check("steps", "step_times", 60, "optimizer steps of an 8B model's stage: chunks, publication, memory"),
     Check("serving", "serving_beside", 60, "latency of serving beside training, by how training is paced"),
     Check("kernels", "attention_kernels", 60, "which attention kernels grouped heads get"),
+    Check("profile", "coefficients", 150, "lemix profile of a stage of an 8B model"),
     Check("tests", "device_tests", 150, "pytest -m cuda"),
     Check("copies", "copies", 60, "copies between host and device, messages between two ranks"),
-    Check("profile", "coefficients", 150, "lemix profile of a stage of an 8B model"),
 )

@@ -73,6 +73,9 @@ class StageOptimizer:
             )[0]
         # Nothing to reduce in a world of one; without this every step would copy all gradients through a bucket.
         self._engine.enable_backward_allreduce = False
+        self._adamw.moments(
+            self._parameters
+        )  # the memory is taken now, not at the first step, when requests are served
         self._skip = False
         self._handed_back: Sequence[torch.Tensor] = ()
 

@@ -136,6 +136,16 @@ def test_weights_from_outside_are_trained_on(
     assert all(0.0 < distance < 0.05 for distance in moved), moved
 
 
+@pytest.mark.parametrize(("dtype", "zero", "offload"), MODES)
+def test_all_memory_of_the_optimizer_is_there_before_the_first_step(
+    dtype: torch.dtype, zero: ZeroStage, offload: bool, optimizer: MakeOptimizer
+) -> None:
+    module = model(dtype)
+    adamw = optimizer(module, zero, offload)._adamw
+    held = adamw.param_groups[0]["params"]
+    assert sum(adamw.state[each]["exp_avg_sq"].numel() for each in held) >= sum(p.numel() for p in module.parameters())
+
+
 def test_the_chunks_of_a_large_model_are_separate_pieces_of_work(optimizer: MakeOptimizer) -> None:
     module = nn.Linear(1000, 1000)
     work = optimizer(module, 0, False).prepare(gradients(module, 0), 1.0)
