@@ -18,7 +18,7 @@ from lemix_hpc.engines.torch.build import build_stage
 from lemix_hpc.run_setup.training_feed import TrainingFeed
 from lemix_hpc.workload.load import load_workload
 
-CLOSE = {"float32": 1e-3, "bfloat16": 5e-2}
+CLOSE = {"float32": 1e-3, "bfloat16": 5e-3}
 """Largest relative difference of a loss or a score."""
 
 
