@@ -210,7 +210,11 @@ def _import_deepspeed(device: torch.device) -> Any:
     os.environ.setdefault("DS_LOG_LEVEL", "error")
     import deepspeed
     import deepspeed.ops
+    from deepspeed.accelerator import cpu_accelerator, cuda_accelerator, get_accelerator, set_accelerator
 
+    if get_accelerator().device_name() != device.type:  # chosen by whoever came first; it would move the module there
+        kind = cpu_accelerator.CPU_Accelerator if device.type == "cpu" else cuda_accelerator.CUDA_Accelerator
+        set_accelerator(kind())
     # Only collectives between several processes of one host would use it, and it takes a compiler 45 s to build.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)

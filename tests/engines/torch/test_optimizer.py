@@ -1,5 +1,6 @@
 """The optimizer under every mode of DeepSpeed that a recipe can ask for."""
 
+import importlib
 import math
 import os
 import subprocess
@@ -150,6 +151,17 @@ def test_the_chunks_of_a_large_model_are_separate_pieces_of_work(optimizer: Make
     module = nn.Linear(1000, 1000)
     work = optimizer(module, 0, False).prepare(gradients(module, 0), 1.0)
     assert sum(1 for _ in work) >= 3
+
+
+def test_the_module_stays_on_its_device_whatever_deepspeed_computed_on_before(optimizer: MakeOptimizer) -> None:
+    optimizer(model(torch.float32), 0, False)  # imports DeepSpeed as the product does
+    accelerators = importlib.import_module("deepspeed.accelerator")
+    cuda = importlib.import_module("deepspeed.accelerator.cuda_accelerator")
+    accelerators.set_accelerator(cuda.CUDA_Accelerator())
+    module = model(torch.float32)
+    step(optimizer(module, 1, False), module, gradients(module, 0))
+    assert accelerators.get_accelerator().device_name() == "cpu"
+    assert {parameter.device.type for parameter in module.parameters()} == {"cpu"}
 
 
 def test_deepspeed_waits_for_no_other_rank_of_a_shared_world(tmp_path: Path) -> None:
