@@ -23,7 +23,7 @@ def test_checks_leave_figures_and_one_that_has_no_time_fails_alone(tmp_path: Pat
     assert found["graphs"]["verdict"] == "skipped"
     late = gpu_check("--only", "pieces,graphs", "--limit", "0", "--out", str(tmp_path))
     assert late.returncode == 1
-    assert "NOT RIGHT: graphs (no time left), pieces (no time left)" in late.stdout
+    assert "NOT RIGHT: pieces (no time left), graphs (no time left)" in late.stdout
 
 
 def test_a_check_that_is_not_there_is_named(tmp_path: Path) -> None:

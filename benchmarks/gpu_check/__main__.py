@@ -156,7 +156,7 @@ def table(results: list[dict[str, Any]]) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda:0", help="cuda:0, or cpu for tiny models")
-    parser.add_argument("--only", default="", metavar="NAME,NAME", help="only these checks")
+    parser.add_argument("--only", default="", metavar="NAME,NAME", help="only these checks, in this order")
     parser.add_argument("--skip", default="", metavar="NAME,NAME", help="all but these checks")
     parser.add_argument("--out", type=Path, default=Path("gpu-check"), metavar="DIR", help="where results go")
     parser.add_argument("--limit", type=float, default=600.0, metavar="SECONDS", help="of all checks together")
@@ -165,11 +165,12 @@ def main() -> int:
     if args.list:
         print("\n".join(f"{check.name:14} {check.about}" for check in CHECKS))
         return 0
-    only, skip = ({name for name in names.split(",") if name} for names in (args.only, args.skip))
-    unknown = (only | skip) - {check.name for check in CHECKS}
+    only, skip = ([name for name in names.split(",") if name] for names in (args.only, args.skip))
+    unknown = {*only, *skip} - {check.name for check in CHECKS}
     if unknown:
         parser.error(f"there is no check {', '.join(sorted(unknown))}; --list names them")
-    chosen = [c for c in CHECKS if c.name not in skip and (not only or c.name in only)]
+    named = {check.name: check for check in CHECKS}
+    chosen = [named[name] for name in dict.fromkeys(only or named) if name not in skip]
     args.out.mkdir(parents=True, exist_ok=True)
     os.environ["GPU_CHECK_OUT"] = str(args.out.absolute())
     began = time.monotonic()
