@@ -64,9 +64,11 @@ def check(device: str, report: Report) -> None:
     report.figure("profile", summary)
     measured = Path(summary["coefficients"])
     layers = LAYERS if on_gpu(device) else 2
-    table = per_layer(measured.with_suffix(".csv"), measured.with_name("per-layer.csv"), layers)
+    name = f"llama-3.1-8b-{summary['dtype']}"
+    table = per_layer(measured.with_suffix(".csv"), measured.with_name(f"{name}.csv"), layers)
     facts = ["--hardware", summary["hardware"], "--llm", "llama-3.1-8b", "--dtype", summary["dtype"], "--layers", "32"]
-    fitted = [*LEMIX, "fit", str(table), "--json", *facts, "--out", str(measured.with_name("llama-3.1-8b.yaml"))]
+    facts += ["--source", f"{measured.name}: a stage of {layers} layers with random weights, divided by {layers}"]
+    fitted = [*LEMIX, "fit", str(table), "--json", *facts, "--out", str(measured.with_name(f"{name}.yaml"))]
     fit = subprocess.run(fitted, capture_output=True, text=True, check=False)
     print(fit.stdout, fit.stderr)
     report.expect(fit.returncode == 0, f"lemix fit ended with {fit.returncode}: {fit.stderr[-300:]}")
