@@ -28,7 +28,7 @@ _LONGEST = 1 << 30
 
 RESERVE = 16 << 20
 """Bytes that are reserved ahead of what is written."""
-GATHER_S = 0.01
+GATHER_S = 0.025
 """How long records gather before they are written. Each group takes the interpreter's lock from the scheduler a few times, so
 there should not be a group for every record."""
 
