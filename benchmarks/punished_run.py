@@ -216,7 +216,7 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=2000)
     parser.add_argument("--rate", type=float, default=10.0)
     parser.add_argument("--micro-batches", type=int, default=2000)
-    parser.add_argument("--every-steps", type=int, default=20, help="between checkpoints")
+    parser.add_argument("--every-steps", type=int, default=10, help="between checkpoints")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     with TemporaryDirectory() as name:

@@ -37,6 +37,9 @@ SHORTER = {
     "benchmarks/simulation_speed.py": "--nodes 4 --tasks 1000",
     "benchmarks/punished_run.py": "--kills 1 --nodes 1 --requests 60 --rate 20 --micro-batches 60",
     "benchmarks/checkpoint_cost.py": "--seconds 8 --every 2",
+    "benchmarks/journal_cost.py": "--rate 200 --rounds 1 --seconds 0.5",
+    "benchmarks/resume_time.py": "--requests 500",
+    "benchmarks/start_cost.py": "--repeats 1",
     "benchmarks/simulator_fidelity.py": "--policies least-completion --rates 16 --seconds 2",
 }
 
