@@ -30,6 +30,7 @@ SHORTER = {
     "lemix profile": "--set profile.lengths=[8,16] --set profile.batches=[1] --set profile.contexts=[8]",
     "benchmarks/recalibration.py": "--tasks 20 --rate 20",
     "lemix compare recipes/policy-study.yaml": "--seeds 0 --rates 50 --set serving.source.requests=50",
+    "lemix run recipes/generation-study.yaml": "--set nodes.count=1 --set serving.source.requests=2",
     "lemix compare recipes/generation-study.yaml": "--seeds 0 --rates 8 --set serving.source.requests=20",
     "lemix capacity recipes/policy-study.yaml": "--seeds 0 --tolerance 0.5 --set serving.source.requests=200",
     "benchmarks/policy_study.py": "--seeds 1 --rates 50 --requests 40 --hours 0.02",
