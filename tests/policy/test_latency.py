@@ -10,8 +10,14 @@ models = st.lists(affine, min_size=1, max_size=3).map(lambda stages: LatencyMode
 
 
 def test_a_shape_sums_over_sequences() -> None:
-    assert Shape.of([3, 4], [10, 0]) == Shape(tokens=7, squares=25, cached=10, prefills=2)
-    assert Shape.of([5, 1]) == Shape(6, 26, 0, 1)
+    assert Shape.of([3, 4]) == Shape(tokens=7, squares=25, cached=0, prefills=2)
+    assert Shape.of([5, 1], [0, 9]) == Shape(6, 26, 9, 1)
+
+
+@given(st.lists(st.integers(2, 500), min_size=2, max_size=5))
+def test_the_parts_of_a_prompt_have_its_squares_together(parts: list[int]) -> None:
+    before = [sum(parts[:number]) for number in range(len(parts))]
+    assert sum(Shape.of([part], [there]).squares for part, there in zip(parts, before, strict=True)) == sum(parts) ** 2
 
 
 def test_seconds_are_affine_in_the_shape() -> None:

@@ -59,7 +59,7 @@ def test_a_request_takes_its_passes(form: StageTime, prompt: int, output: int) -
 
 
 def test_the_papers_form_counts_squares_alone() -> None:
-    assert Quadratic(0.5).seconds(Shape.of([4, 2], [9, 9])) == 10
+    assert Quadratic(0.5).seconds(Shape(tokens=6, squares=20, cached=18)) == 10
 
 
 def test_a_roofline_is_the_longer_of_reading_and_computing_and_the_rest_on_top() -> None:
