@@ -72,7 +72,8 @@ def recipe(args: argparse.Namespace) -> dict[str, Any]:
         "cluster": {"restarts": args.kills},
         "nodes": {"count": args.nodes, "stages": 2},
         "model": {"config": model},
-        "engine": {"kind": args.engine, "dtype": "float32"},
+        # Two stages may have to share a GPU.
+        "engine": {"kind": args.engine, "dtype": "float32", "share_devices": args.engine == "torch"},
         "serving": {
             "source": {"kind": "poisson", "rate": args.rate, "requests": args.requests, "lengths": "lmsys-chat"},
             "max_prompt_tokens": 64,
