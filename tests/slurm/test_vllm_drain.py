@@ -42,6 +42,11 @@ def engine_of(run: Submitted) -> Path:
     return Path(f"/proc/{pid}")
 
 
+def left_in_tmp(run: Submitted, host: str) -> str:
+    """Directories of ours, and sockets."""
+    return run.cluster.run("srun", "-w", host, *"find /tmp -maxdepth 1 ( -name *lemix-* -o -type s )".split())
+
+
 def test_vllm_drains_when_slurm_passes_on_a_signal(serving: Submitted) -> None:
     run, host, engine = serving, serving.host, engine_of(serving)
     run.cluster.run("scancel", "--signal=TERM", run.job)
@@ -49,7 +54,7 @@ def test_vllm_drains_when_slurm_passes_on_a_signal(serving: Submitted) -> None:
     run.gone()
     run.nothing_shared()
     assert not engine.exists()
-    assert run.cluster.run("srun", "-w", host, "find", "/tmp", "-name", "*lemix*", "-o", "-type", "s") == ""
+    assert left_in_tmp(run, host) == ""
     for log in run.path.glob("logs/attempt-*/*.log"):
         assert "encountered an issue" not in log.read_text(), log
     assert sacct_state(run.cluster, run.job) == run.state == "COMPLETED"
@@ -71,4 +76,4 @@ def test_nothing_of_vllm_stays_when_it_or_its_job_is_killed(serving: Submitted) 
     run.gone()
     until("end of the engines", lambda: not first.exists() and not second.exists())
     run.nothing_shared()
-    assert run.cluster.run("srun", "-w", host, "find", "/tmp", "-type", "s") == ""
+    assert left_in_tmp(run, host) == ""
