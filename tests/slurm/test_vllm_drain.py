@@ -44,7 +44,9 @@ def engine_of(run: Submitted) -> Path:
 
 def left_in_tmp(run: Submitted, host: str) -> str:
     """Directories of ours, and sockets."""
-    return run.cluster.run("srun", "-w", host, *"find /tmp -maxdepth 1 ( -name *lemix-* -o -type s )".split())
+    return run.cluster.run(
+        "srun", "-w", host, *["find", "/tmp", "-maxdepth", "1", "(", "-name", "*lemix-*", "-o", "-type", "s", ")"]
+    )
 
 
 def test_vllm_drains_when_slurm_passes_on_a_signal(serving: Submitted) -> None:
