@@ -11,7 +11,7 @@ import typer
 from lemix_hpc.cli.run import Json, RunName
 
 if TYPE_CHECKING:
-    from lemix_hpc.launch.rundir import RunDir
+    from lemix_hpc.launch.rundir import RunDir, RunRecord
     from lemix_hpc.records.attempts import Attempt
 
 
@@ -24,9 +24,10 @@ def ps(
 ) -> None:
     """List runs and their states."""
     from lemix_hpc.launch.registry import known_runs
-    from lemix_hpc.launch.states import FINAL
+    from lemix_hpc.launch.states import FINAL, run_states
 
-    rows = [_row(run) for run in known_runs()]
+    runs = [(run, run.read_record()) for run in known_runs()]
+    rows = [_row(run, record, state) for (run, record), state in zip(runs, run_states(runs), strict=True)]
     shown = [r for r in rows if every or r["state"] not in FINAL or time.time() - r["created"] < RECENT_S]
     if as_json:
         typer.echo(json.dumps(shown))
@@ -117,14 +118,14 @@ def _report(run: RunDir) -> dict[str, Any]:
     return summarise(read_run(run.path))
 
 
-def _row(run: RunDir) -> dict[str, Any]:
-    from lemix_hpc.launch.states import read_progress, run_state
+def _row(run: RunDir, record: RunRecord, state: str) -> dict[str, Any]:
+    from lemix_hpc.launch.states import read_progress
     from lemix_hpc.records.attempts import attempts
 
-    record, progress = run.read_record(), read_progress(run)
+    progress = read_progress(run)
     return {
         "id": run.id,
-        "state": run_state(run, record),
+        "state": state,
         "cluster": record.cluster,
         "job": record.job,
         "pid": record.pid,

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import socket
-import subprocess
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
+from lemix_hpc.launch.job_states import job_states
 from lemix_hpc.launch.process import is_alive
 from lemix_hpc.launch.rundir import RunDir, RunRecord
 from lemix_hpc.records.attempts import EndReason
@@ -46,13 +47,34 @@ OF_ENDS: dict[EndReason, str] = {
 
 def run_state(run: RunDir, record: RunRecord) -> str:
     """A state in Slurm's words: PENDING, RUNNING, COMPLETED, FAILED, CANCELLED, TIMEOUT, ...; UNKNOWN if nobody can tell."""
+    return run_states([(run, record)])[0]
+
+
+def run_states(runs: Sequence[tuple[RunDir, RunRecord]]) -> list[str]:
+    """The states of several runs, each as by `run_state`. Slurm is asked for all of them at once."""
+    successors = [next_job(run) for run, _ in runs]
+    jobs = {record.job for _, record in runs if record.job is not None and _is_told_by_slurm(record)}
+    states = job_states(jobs | set(filter(None, successors)))
+    return [_state(run, record, states, successor) for (run, record), successor in zip(runs, successors, strict=True)]
+
+
+def _state(run: RunDir, record: RunRecord, states: Mapping[str, str], successor: str | None) -> str:
     if record.job is None or record.cluster == "allocation":
-        return _state_here(run, record)
-    state = _slurm_state(run, record.job)
-    if state in FINAL and (successor := next_job(run)) is not None:
-        return _slurm_state(run, successor)
+        return _state_here(run, record, states)
+    state = _of_job(run, record.job, states)
+    if state in FINAL and successor is not None:
+        return _of_job(run, successor, states)
     # A job whose run has left work for another one has done its own part.
     return (_state_from_files(run) or state) if state == "COMPLETED" else state
+
+
+def _of_job(run: RunDir, job: str, states: Mapping[str, str]) -> str:
+    return states.get(job) or _state_from_files(run) or "UNKNOWN"
+
+
+def _is_told_by_slurm(record: RunRecord) -> bool:
+    """Whether the state of its job says something of a run: not in an allocation that was there before, on this host."""
+    return record.cluster != "allocation" or record.host != socket.gethostname()
 
 
 def next_job(run: RunDir) -> str | None:
@@ -77,12 +99,12 @@ def read_progress(run: RunDir) -> Progress | None:
     return None
 
 
-def _state_here(run: RunDir, record: RunRecord) -> str:
+def _state_here(run: RunDir, record: RunRecord, states: Mapping[str, str]) -> str:
     """Of a run whose supervisor was started from a command."""
     here = record.host == socket.gethostname()
     if here and record.pid is not None and record.pid_started is not None and is_alive(record.pid, record.pid_started):
         return "RUNNING"
-    if record.job is not None and not here and _slurm_state(run, record.job) == "RUNNING":
+    if record.job is not None and not here and _of_job(run, record.job, states) == "RUNNING":
         return _state_from_files(run) or "RUNNING"
     return _state_from_files(run) or ("FAILED" if here or record.job is not None else "UNKNOWN")
 
@@ -97,34 +119,3 @@ def _state_from_files(run: RunDir) -> str | None:
             return OF_ENDS[end.reason]
         return "FAILED" if attempt.failure.exists() else None
     return "COMPLETED" if run.report.exists() else None
-
-
-def _slurm_state(run: RunDir, job: str) -> str:
-    """squeue knows jobs that wait or run, sacct those that ended; where accounting is off, scontrol knows them for minutes."""
-    asks = (
-        ["squeue", "--noheader", "--jobs", job, "--format", "%T"],
-        ["sacct", "-X", "-D", "--noheader", "--parsable2", "--format", "State", "--jobs", job],
-        ["scontrol", "--oneliner", "show", "job", job],
-    )
-    for command in asks:
-        states = _states_in(_answer(command), command[0])
-        if states:
-            # A job that was requeued has a record for each time it ran; the last one counts.
-            return states[-1]
-    return _state_from_files(run) or "UNKNOWN"
-
-
-def _answer(command: list[str]) -> str:
-    """What a Slurm command prints; nothing if it fails, is not installed or hangs, so that the next one is asked."""
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
-    except (FileNotFoundError, subprocess.TimeoutExpired):
-        return ""
-    return done.stdout if done.returncode == 0 else ""
-
-
-def _states_in(answer: str, command: str) -> list[str]:
-    if command == "scontrol":
-        return [word.removeprefix("JobState=") for word in answer.split() if word.startswith("JobState=")]
-    # sacct writes `CANCELLED by 1000`.
-    return [line.split()[0].rstrip("+") for line in answer.splitlines() if line.strip()]

@@ -79,11 +79,11 @@ def test_a_job_is_found_again_with_its_points(tmp_path: Path) -> None:
 def test_a_job_that_is_at_work_is_left_alone(tmp_path: Path, fake_slurm: FakeSlurm) -> None:
     run = open_job(made(), tmp_path)
     run.write_record(RunRecord(run.id, "slurm", 0.0, [], "host", "user", "1", 2, job="7"))
-    fake_slurm.answers("squeue", "PENDING")
+    fake_slurm.answers("squeue", "7|PENDING")
     with pytest.raises(UserError, match=r"is PENDING already; `lemix cancel"):
         open_job(made(), tmp_path)
     fake_slurm.answers("squeue", "")
-    fake_slurm.answers("sacct", "TIMEOUT")
+    fake_slurm.answers("sacct", "7|TIMEOUT")
     assert open_job(made(), tmp_path) == run
 
 

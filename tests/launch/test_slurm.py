@@ -11,7 +11,7 @@ from lemix_hpc.config.recipe import Recipe
 from lemix_hpc.launch import allocation, slurm
 from lemix_hpc.launch.cancel import cancel, stop
 from lemix_hpc.launch.start import StartedRun, choose_cluster, start
-from lemix_hpc.launch.states import run_state
+from lemix_hpc.launch.states import run_state, run_states
 from lemix_hpc.records.attempts import claim
 from tests.launch.conftest import FakeSlurm
 
@@ -120,14 +120,18 @@ def submitted(fake_slurm: FakeSlurm, recipe: Recipe) -> StartedRun:
 
 
 def test_state_of_a_job_that_waits_or_runs_comes_from_squeue(fake_slurm: FakeSlurm, submitted: StartedRun) -> None:
-    fake_slurm.answers("squeue", "PENDING")
+    fake_slurm.answers("squeue", "12|PENDING")
     assert run_state(submitted.run, submitted.record) == "PENDING"
     assert fake_slurm.calls("sacct") == []
 
 
 @pytest.mark.parametrize(
     ("answer", "state"),
-    [("COMPLETED", "COMPLETED"), ("CANCELLED by 1000", "CANCELLED"), ("NODE_FAIL\nREQUEUED\nTIMEOUT", "TIMEOUT")],
+    [
+        ("12|COMPLETED", "COMPLETED"),
+        ("12|CANCELLED by 1000", "CANCELLED"),
+        ("12|NODE_FAIL\n12|REQUEUED\n12|TIMEOUT", "TIMEOUT"),
+    ],
 )
 def test_state_of_an_ended_job_comes_from_sacct(
     fake_slurm: FakeSlurm, submitted: StartedRun, answer: str, state: str
@@ -157,6 +161,31 @@ def test_a_job_that_slurm_forgot_is_judged_by_its_files(submitted: StartedRun) -
     assert run_state(submitted.run, submitted.record) == "FAILED"
 
 
+def test_slurm_is_asked_once_for_the_states_of_many_runs(
+    fake_slurm: FakeSlurm, recipe: Recipe, submitted: StartedRun
+) -> None:
+    runs = [(submitted.run, submitted.record)]
+    for job in ("13", "14"):
+        fake_slurm.answers("sbatch", f"Submitted batch job {job}")
+        started = start(recipe, "slurm", None)
+        runs.append((started.run, started.record))
+    runs[1][0].successor.write_text("15")
+    fake_slurm.answers("squeue", "12|RUNNING\n15|PENDING")
+    fake_slurm.answers("sacct", "13|TIMEOUT\n14|FAILED")
+    assert run_states(runs) == ["RUNNING", "PENDING", "FAILED"]
+    for command, jobs in (("squeue", "12,13,14,15"), ("sacct", "13,14")):
+        [arguments] = fake_slurm.calls(command)
+        assert f"--jobs {jobs}" in arguments
+    assert fake_slurm.calls("scontrol") == []
+
+
+def test_a_controller_that_is_down_is_not_asked_for_each_run(fake_slurm: FakeSlurm, submitted: StartedRun) -> None:
+    fake_slurm.lacks("sacct")
+    fake_slurm.answers("scontrol", "Slurmctld(primary) at c1 is DOWN", code=1)
+    assert run_states([(submitted.run, submitted.record)] * 2) == ["UNKNOWN", "UNKNOWN"]
+    assert fake_slurm.calls("scontrol") == ["ping"]
+
+
 def test_cancel_asks_scancel(fake_slurm: FakeSlurm, submitted: StartedRun) -> None:
     cancel(submitted.run, submitted.record)
     assert fake_slurm.calls("scancel") == ["12"]
@@ -167,7 +196,7 @@ def test_cancel_asks_scancel(fake_slurm: FakeSlurm, submitted: StartedRun) -> No
 
 def test_a_run_can_be_asked_to_stop_while_the_controller_is_down(fake_slurm: FakeSlurm, submitted: StartedRun) -> None:
     submitted.run.successor.write_text("13")
-    fake_slurm.answers("sacct", "RUNNING")
+    fake_slurm.answers("sacct", "12|RUNNING")
     for name in ("squeue", "scancel"):
         fake_slurm.answers(name, stderr="Unable to contact slurm controller (connect failure)", code=1)
     assert "is stopping" in stop(submitted.run, submitted.record)
