@@ -15,6 +15,7 @@ from lemix_hpc.config.policy_section import Policy
 from lemix_hpc.config.section import FilePath, Section
 from lemix_hpc.config.serving_section import Serving
 from lemix_hpc.config.training_section import Training
+from lemix_hpc.config.vllm_args import why_not
 from lemix_hpc.config.walltime import parse_walltime
 
 
@@ -106,6 +107,13 @@ class Vllm(Section):
         default=None, description="KV cache of a stage, GB; default 0.25 on a CPU, on a GPU what vLLM finds free"
     )
     args: dict[str, Any] = Field(default={}, description="more arguments of `vllm serve`, with underscores")
+
+    @field_validator("args")
+    @classmethod
+    def _leave_the_endpoint_alone(cls, args: dict[str, Any]) -> dict[str, Any]:
+        if wrong := [reason for name in args if (reason := why_not(name)) is not None]:
+            raise ValueError("; ".join(wrong))
+        return args
 
 
 class Engine(Section):

@@ -10,6 +10,14 @@ from urllib.parse import unquote, urlsplit
 Headers = list[tuple[str, str]]
 Message = MutableMapping[str, Any]
 App = Callable[..., Awaitable[None]]
+BROKEN: tuple[int, Headers, bytes, bool] = (
+    500,
+    [("content-type", "application/json")],
+    b'{"error":{"message":"Internal error of the model\'s server; the log of its node has the details.",'
+    b'"type":"server_error","param":null,"code":null}}',
+    False,
+)
+"""The answer to a call that an application failed in before it had answered."""
 Respond = Callable[[int, Headers, bytes, bool], None]
 """Takes one piece of the answer: status and headers (0 and none in all but the first), bytes, and whether more follows."""
 

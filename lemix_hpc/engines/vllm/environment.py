@@ -13,6 +13,21 @@ LONGEST_DIRECTORY = 107 - len("/") - len(str(UUID(int=0)))
 """Of a socket that vLLM names by a UUID, in bytes: what the kernel takes."""
 
 
+_DECIDED_HERE = (
+    "VLLM_API_KEY",  # keys are those of serving.http
+    "VLLM_SERVER_DEV_MODE",  # calls for developers
+    "VLLM_ALLOW_RUNTIME_LORA_UPDATING",
+    "VLLM_DEBUG_LOG_API_SERVER_RESPONSE",  # what clients are told goes into no log
+    "VLLM_ALLOW_INSECURE_SERIALIZATION",
+    "VLLM_DISABLE_REQUEST_ID_RANDOMIZATION",
+    "VLLM_KEEP_ALIVE_ON_ENGINE_DEATH",
+    "VLLM_USE_RUST_FRONTEND",
+    "VLLM_MAX_N_SEQUENCES",  # limits of a call are those of the endpoint
+    "VLLM_MAX_COMPLETION_PROMPTS",
+)
+"""Variables that would let somebody in, keep everybody out, or allow what the endpoint does not."""
+
+
 def prepare(sockets: Path | None = None) -> None:
     """Set what the user has not set. `sockets`: where vLLM's processes meet, by default in the directory of temporary files.
 
@@ -23,6 +38,9 @@ def prepare(sockets: Path | None = None) -> None:
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0")
+    for name in _DECIDED_HERE:
+        if os.environ.pop(name, None) is not None:
+            print(f"warning: {name} is set, and not used: the recipe's serving.http decides over that", flush=True)
     # The engine process must not inherit MPI's and torch's state, which a fork would.
     os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
     try:

@@ -6,11 +6,13 @@ import asyncio
 import contextlib
 import math
 import threading
+import traceback
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
+from types import SimpleNamespace
 from typing import Any
 
 from vllm import SamplingParams
@@ -89,6 +91,8 @@ class NodeServer:
         self._tracker = Tracker(now)
         self._events: SimpleQueue[Event] = SimpleQueue()
         self._failure: BaseException | None = None
+        # The first request that generates is one that nobody waits for. What is compiled for log-probabilities is there then.
+        self._warm = False
         self._running: dict[int, asyncio.Event] = {}
         self._work: dict[int, Future[None]] = {}
         self._loop = asyncio.new_event_loop()
@@ -175,6 +179,8 @@ class NodeServer:
             tasks = await llm.get_supported_tasks()
             self._app = build_app(args, tasks, llm.model_config)
             await init_app_state(llm, self._app.state, args, tasks)
+            # What vLLM's handlers of errors would end. There is nothing to end here: the engine is looked at below.
+            self._app.state.server = SimpleNamespace(should_exit=False)
             async with self._app.router.lifespan_context(self._app):
                 forget_sockets(self._meeting)
                 self._ready.set()
@@ -201,6 +207,7 @@ class NodeServer:
             ignore_eos=True,
             temperature=temperature,
             seed=self._recipe.seed + task if temperature else None,
+            logprobs=None if self._warm or not output else 1,
             prompt_logprobs=None if output else 0,
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
@@ -208,6 +215,7 @@ class NodeServer:
         prompt = TokensPrompt(prompt_token_ids=tokens)
         answer = self._llm.generate(prompt, sampling, request_id(task), priority=_priority(key))
         (last,) = [result async for result in answer]
+        self._warm = self._warm or bool(output)
         terms = [] if output else _log_likelihoods(last)
         self._done(task, -math.fsum(terms), len(terms), generated=bool(output))
 
@@ -222,8 +230,11 @@ class NodeServer:
         key: float,
     ) -> None:
         served = self._tracker.of(task)
+        answered = False
 
         def respond(status: int, named: asgi.Headers, data: bytes, more: bool) -> None:
+            nonlocal answered
+            answered = True
             named, data = with_versions(status, named, data, served.versions)
             self._tell(ResponsePart(task, status, named, data, more))
 
@@ -232,6 +243,13 @@ class NodeServer:
         body = with_priority(path, body, _priority(key))
         try:
             await asgi.call(self._app, method, path, named, body, gone, respond)
+        except Exception as error:  # noqa: BLE001  an error of one call ends that call; the engine is watched by itself
+            if not answered:
+                respond(*asgi.BROKEN)
+            print(
+                f"vLLM failed in task {task}, {method} {path}:\n{''.join(traceback.format_exception(error))}",
+                flush=True,
+            )
         finally:
             del self._running[task]
         self._done(task, 0.0, 0, generated=True)

@@ -49,6 +49,10 @@ def test_an_answer_without_generated_tokens_is_passed_on() -> None:
 def test_the_policys_order_becomes_vllms_priority() -> None:
     body = with_priority("/v1/completions?x=1", b'{"prompt":"a","priority":7}', 12)
     assert json.loads(body) == {"prompt": "a", "priority": 12}
+    for empty in (b"{}", b" { \n} "):
+        assert json.loads(with_priority("/v1/completions", empty, -3)) == {"priority": -3}
+    deep = b'{"a":' * 900 + b"1" + b"}" * 900
+    assert with_priority("/v1/completions", deep, 7) == deep[:-1] + b',"priority":7}', "it need not be understood"
 
 
 @pytest.mark.parametrize(
