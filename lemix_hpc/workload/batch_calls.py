@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import msgspec
 
 from lemix_hpc.workload.api_lengths import GENERATING, call_lengths
+from lemix_hpc.workload.call_body import check_costs, read_body
 from lemix_hpc.workload.lines import Findings, decode_json, numbered_lines, parsed
 from lemix_hpc.workload.tasks import ApiCall
 from lemix_hpc.workload.tokenizer import Tokenizer
@@ -45,7 +46,8 @@ def read_batch_calls(path: Path, findings: Findings, tokenizer: Tokenizer, conte
             raise ValueError("`timestamp` must be on every line or on none")
         if line.url not in GENERATING:
             raise ValueError(f"`url` is {line.url!r}, expected one of {', '.join(GENERATING)}")
-        body = decode_json(bytes(line.body), dict[str, Any])
+        body = read_body(bytes(line.body))
+        check_costs(body)
         if body.get("stream"):
             raise ValueError("`stream` is not allowed in a batch")
         timed = line.timestamp is not None

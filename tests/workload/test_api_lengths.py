@@ -16,8 +16,10 @@ COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
     [
         (COMPLETIONS, {"prompt": "hello"}, (5, 16)),
         (COMPLETIONS, {"prompt": [1, 2, 3], "max_tokens": 7}, (3, 7)),
-        (COMPLETIONS, {"prompt": ["hello", "you"], "max_tokens": 7}, (8, 7)),
-        (COMPLETIONS, {"prompt": [[1, 2], [3]]}, (3, 16)),
+        (COMPLETIONS, {"prompt": ["hello", "you"], "max_tokens": 7}, (8, 14)),
+        (COMPLETIONS, {"prompt": ["x" * 95, "you"], "max_tokens": 7.0, "n": "3"}, (98, 36)),
+        (COMPLETIONS, {"prompt": [[1, 2], [3]]}, (3, 32)),
+        (CHAT, {"messages": [{"content": "a"}], "max_tokens": "1000000000", "n": 2}, (1, 198)),
         (COMPLETIONS, {"prompt": "x" * 95, "max_tokens": 50}, (95, 5)),
         (COMPLETIONS, {"prompt": "x" * 500, "max_tokens": 50}, (100, 1)),
         (COMPLETIONS, {"prompt": {"odd": 1}, "max_tokens": "many"}, (1, 16)),
