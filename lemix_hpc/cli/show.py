@@ -78,7 +78,8 @@ def _facts(progress: Progress | None) -> list[str]:
     if progress.message:
         facts.append(progress.message)
     if progress.address and progress.state == "running":
-        facts.append(f"OpenAI API at {progress.address}/v1")
+        keys = "" if progress.keys is None else f", key in {progress.keys}"
+        facts.append(f"OpenAI API at {progress.address}/v1{keys}")
     if progress.to_measure:
         facts.append(f"{progress.measured}/{progress.to_measure} points")
     if progress.left_s is not None:

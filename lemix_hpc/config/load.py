@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,6 +96,11 @@ def _apply(override: str, data: dict[str, Any], places: dict[KeyPath, str]) -> K
     path = tuple(name.strip().split("."))
     if not equals or not all(path):
         raise UserError(f"{label}: write it as section.key=value, such as nodes.count=4")
+    if re.search(r"\bapi_key\b", override):
+        raise UserError(
+            "--set serving.http.api_key: everybody on this host can read command lines; put the key into the environment as "
+            "LEMIX_API_KEY, or into a file of mode 600 and set serving.http.api_key_file"
+        )
     section = data
     for depth, step in enumerate(path[:-1], start=1):
         if section.get(step) is None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
+from lemix_hpc.config.api_keys import usable
 from lemix_hpc.config.section import FilePath, Fraction, Section
 from lemix_hpc.config.workload_section import LengthTable, TextData
 
@@ -63,9 +64,23 @@ class Http(Section):
 
     host: str = Field(default="127.0.0.1", description="address to listen on")
     port: int = Field(default=8000, ge=0, le=65535, description="0 takes a free one")
-    api_key: str | None = Field(default=None, description="what clients send as their bearer token")
+    api_key: str | None = Field(
+        default=None, exclude=True, repr=False, description="what clients send as their bearer token"
+    )
+    api_key_file: FilePath | None = Field(default=None, description="a file with that, or with several keys")
     duration_s: PositiveFloat | None = Field(default=None, description="seconds until no more requests are taken")
     max_body_mb: PositiveFloat = Field(default=16.0, description="larger requests are refused, MB")
+
+    @field_validator("api_key")
+    @classmethod
+    def _lets_not_everybody_in(cls, key: str | None) -> str | None:
+        return None if key is None else usable(key)
+
+    @model_validator(mode="after")
+    def _has_its_keys_from_one_place(self) -> Self:
+        if self.api_key is not None and self.api_key_file is not None:
+            raise ValueError("`api_key` and `api_key_file` are given; remove one of them")
+        return self
 
 
 class Serving(Section):

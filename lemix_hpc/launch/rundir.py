@@ -16,6 +16,7 @@ from lemix_hpc.config.load import resolved_yaml
 from lemix_hpc.config.recipe import Recipe
 from lemix_hpc.records.attempts import ATTEMPTS, Attempt, attempts
 from lemix_hpc.records.files import replace
+from lemix_hpc.records.key_file import keep_key
 from lemix_hpc.records.schema import FACTS
 
 
@@ -166,6 +167,10 @@ def create_run_dir(recipe: Recipe, out: Path | None) -> RunDir:
                 f"--out {out}: is not an empty directory; give a new one, so that no earlier run is overwritten"
             )
         run.logs.mkdir(parents=True, exist_ok=out is not None)
+        # What clients ask and are told is in there, and the key that lets them in.
+        path.chmod(0o700)
+        if recipe.serving is not None and (http := recipe.serving.http) is not None and http.api_key_file is None:
+            keep_key(path, http.api_key)
         run.recipe.write_text(resolved_yaml(recipe), encoding="utf-8")
     except OSError as error:
         raise UserError(

@@ -51,7 +51,7 @@ class ServedTask(msgspec.Struct, frozen=True, tag="serving", tag_field="kind"):
 
     `placed`: when the policy chose its node. `nll`: negative log-likelihood of the prompt, the sum over its `scored_tokens` in
     nats. `output`: token ids. `versions`: first and last weight version. `predicted_response_s`: the forecast when it was
-    placed, seconds. `number` is its task in `events.jsonl`.
+    placed, seconds. `number` is its task in `events.jsonl`. `key`: the name of its client's.
     """
 
     id: str
@@ -68,6 +68,7 @@ class ServedTask(msgspec.Struct, frozen=True, tag="serving", tag_field="kind"):
     versions: tuple[int, int] | None = None
     predicted_response_s: float | None = None
     number: int | None = None
+    key: str | None = None
 
 
 class TrainedTask(msgspec.Struct, frozen=True, tag="training", tag_field="kind"):
@@ -232,10 +233,10 @@ class AttemptFacts(msgspec.Struct, frozen=True):
 class Progress(msgspec.Struct, frozen=True):
     """The live figures of a run (`progress.json`, replaced as a whole every `report.live_interval_s`).
 
-    `address`: of its OpenAI API. `loss`: mean of the last micro-batches, nats per token. `stage_busy`: busy share of every
-    stage since the last update, 0..1, by node and stage. `measured` of `to_measure` points and `left_s` seconds are for
-    profiling jobs. `checkpoint_step`: of the newest checkpoint; `checkpoint_failure`: why one could not be saved and is to be
-    tried again. `disk`: why it does not take everything, None while it does.
+    `address`: of its OpenAI API; `keys`: the file with the keys that it takes. `loss`: mean of the last micro-batches, nats per
+    token. `stage_busy`: busy share of every stage since the last update, 0..1, by node and stage. `measured` of `to_measure`
+    points and `left_s` seconds are for profiling jobs. `checkpoint_step`: of the newest checkpoint; `checkpoint_failure`: why
+    one could not be saved and is to be tried again. `disk`: why it does not take everything, None while it does.
     """
 
     state: Literal["starting", "running", "finished", "failed"]
@@ -258,3 +259,4 @@ class Progress(msgspec.Struct, frozen=True):
     stage_busy: list[list[float]] = []
     drift: list[Drift] = []
     disk: str | None = None
+    keys: str | None = None

@@ -10,6 +10,7 @@ import msgspec
 
 from lemix_hpc.records.files import replace
 from lemix_hpc.records.reader import RunRecords, read_run
+from lemix_hpc.records.schema import ServedTask
 from lemix_hpc.report import metrics
 from lemix_hpc.report.token_times import between_tokens, stage_shares
 
@@ -86,7 +87,21 @@ def _serving(run: RunRecords, batches: metrics.ServingBatches) -> Section:
         "inter_token_ms": _milliseconds(between_tokens(served, run.spans, run.facts.stages - 1)),
         "nll": metrics.mean_nll(served),
         "mean_batch": batches.mean_size,
+        "keys": _keys(served),
     }
+
+
+def _keys(served: Iterable[ServedTask]) -> dict[str, dict[str, int]]:
+    """What was asked for with each client's key."""
+    uses: dict[str, dict[str, int]] = {}
+    for task in served:
+        if task.key is not None:
+            use = uses.setdefault(task.key, {"received": 0, "finished": 0, "prompt_tokens": 0, "output_tokens": 0})
+            use["received"] += 1
+            use["finished"] += task.outcome == "finished"
+            use["prompt_tokens"] += task.prompt_tokens
+            use["output_tokens"] += len(task.output)
+    return uses
 
 
 def _training(run: RunRecords, time: metrics.StageTime) -> Section:

@@ -13,12 +13,13 @@ def digest(call: str, body: bytes) -> str:
 
 @dataclass(frozen=True, slots=True)
 class ApiCall:
-    """A call of the OpenAI API, for a node's own server to answer. `path` includes the query."""
+    """A call of the OpenAI API, for a node's own server to answer. `key`: the name of its client's; none in a batch."""
 
     method: str
     path: str
     headers: tuple[tuple[str, str], ...]
     body: bytes
+    key: str = ""
 
     @property
     def digest(self) -> str:

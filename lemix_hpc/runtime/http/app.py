@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
-import msgspec
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
@@ -19,24 +18,35 @@ from starlette.types import ASGIApp
 
 from lemix_hpc.runtime.http.answers import Answers, Recording, Replay
 from lemix_hpc.runtime.http.call import Call, Gone, ResponsePart
-from lemix_hpc.runtime.http.errors import ApiError, bad_request
-from lemix_hpc.runtime.http.metrics import CONTENT_TYPE, Figures, exposition
+from lemix_hpc.runtime.http.errors import ApiError, bad_request, reused, too_much, wrong_type
+from lemix_hpc.runtime.http.keys import Key
+from lemix_hpc.runtime.http.metrics import CONTENT_TYPE, DoorFigures, Figures, exposition
 from lemix_hpc.runtime.http.request_guard import Guard
 from lemix_hpc.runtime.http.response_stream import Relay, for_client, for_node
 from lemix_hpc.runtime.http.sample_intake import SampleIntake
 from lemix_hpc.runtime.http.server import HttpServer
+from lemix_hpc.runtime.http.shared_look import SharedLook
 from lemix_hpc.workload.api_lengths import GENERATING, call_lengths
+from lemix_hpc.workload.call_body import check_costs, read_body
 from lemix_hpc.workload.tasks import ApiCall
 from lemix_hpc.workload.tokenizer import Tokenizer
 
 LONGEST_ID = 128
 OTHERS = (("POST", "/tokenize"), ("POST", "/detokenize"), ("GET", "/v1/models"))
 """What generates nothing, and so goes to the first node."""
+LONGEST_OTHER = 1 << 20
+"""Bytes of such a call: the node's server tokenises one text at a time, and those of prompts wait meanwhile."""
+MOST_OTHERS = 16
+MOST_POSTS = 16
+"""Calls of these kinds at the same time."""
+JSON_TYPES = ("application/json", "application/jsonl", "application/x-ndjson", "application/json-lines")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class AppContext:
-    """What the application works with. `figures`: the newest ones; `context`: tokens that the model takes at once."""
+    """What the application works with. `figures`: the newest ones; `context`: tokens that the model takes at once; `taken`: ids
+    of requests that are not clients'."""
 
     server: HttpServer
     guard: Guard
@@ -47,6 +57,7 @@ class AppContext:
     figures: Callable[[], Figures]
     answers: Answers
     samples: SampleIntake | None
+    taken: Container[str] = ()
 
 
 def make_app(context: AppContext) -> Starlette:
@@ -57,8 +68,13 @@ def make_app(context: AppContext) -> Starlette:
 class _Endpoints:
     def __init__(self, context: AppContext) -> None:
         self._context = context
-        # Tokenising, and waiting for the disk, must not hold up what streams; one at a time, as tokenizers want it.
-        self._aside = ThreadPoolExecutor(1, thread_name_prefix="http-aside")
+        # Tokenising, and waiting for the disk, must hold up neither what streams nor one another; one at a time of each, as
+        # tokenizers want it.
+        self._counting = ThreadPoolExecutor(1, thread_name_prefix="http-tokens")
+        self._writing = ThreadPoolExecutor(1, thread_name_prefix="http-samples")
+        self._posts = self._others = 0
+        self._health = SharedLook(lambda: self._ask_all("/health"))
+        self._metrics = SharedLook(lambda: self._ask_all("/metrics"))
 
     def routes(self) -> list[Route]:
         return [
@@ -71,24 +87,33 @@ class _Endpoints:
 
     async def generate(self, request: Request) -> ASGIApp:
         """A call that the policy finds a node for."""
-        self._context.guard.check_key(request)
+        key = self._context.guard.check_key(request, "serve")
         body = await self._context.guard.body(request)
-        path, context = request.url.path, self._context
-        lengths = await self._do_aside(lambda: call_lengths(path, _json(body), context.tokenizer, context.context))
-        api, name = self._as_it_came(request, body), _given_id(request)
+        lengths = await _aside(self._counting, lambda: self._lengths(request.scope["path"], body))
+        self._context.guard.keys.take_tokens(key, lengths)
+        api, name = self._as_it_came(request, body, key), self._given_id(request, key)
         return self._relay(api, lengths) if name is None else self._relay_once(name, api, lengths)
 
     async def pass_on(self, request: Request) -> ASGIApp:
         """A call that any node can answer."""
-        self._context.guard.check_key(request)
-        api = self._as_it_came(request, await self._context.guard.body(request))
-        return self._relay(api, None, _given_id(request))
+        key = self._context.guard.check_key(request, "serve")
+        body = await self._context.guard.body(request)
+        if len(body) > LONGEST_OTHER:
+            raise bad_request(f"The text is longer than {LONGEST_OTHER} bytes; send it in parts.")
+        if request.method == "POST":
+            await _aside(self._counting, lambda: _read(body))
+        if self._others >= MOST_OTHERS:
+            raise too_much(f"There are {MOST_OTHERS} such requests under way already.")
+        api = self._as_it_came(request, body, key)
+        relay = self._relay(api, None, self._given_id(request, key), self._other_over)
+        self._others += 1
+        return relay
 
     async def health(self, request: Request) -> Response:  # noqa: ARG002
         """Whether every node's engine answers that it is well. Open to all, for load balancers."""
         if (refusal := self._context.server.refusal) is not None:
             raise refusal
-        answers = await self._ask_all("/health")
+        answers = await self._health.get()
         ill = [node for node, (status, _) in enumerate(answers) if status != 200]
         if ill:
             names = ", ".join(map(str, ill))
@@ -97,28 +122,56 @@ class _Endpoints:
 
     async def metrics(self, request: Request) -> Response:
         """The nodes' metrics and the run's own, in Prometheus' format."""
-        self._context.guard.check_key(request)
-        answers = await self._ask_all("/metrics")
+        self._context.guard.check_key(request, "metrics")
+        answers = await self._metrics.get()
         texts = [text.decode() if status == 200 else None for status, text in answers]
-        return Response(exposition(texts, self._context.figures()), media_type=CONTENT_TYPE)
+        refused, turned_away = self._context.guard.keys.refused, self._context.server.turned_away
+        door = DoorFigures(dict(refused), turned_away, self._context.server.connections, self._health.asked)
+        return Response(exposition(texts, self._context.figures(), door), media_type=CONTENT_TYPE)
 
     async def samples(self, request: Request) -> Response:
         """Training samples: one JSON object, or one in each line; all are taken, or none."""
-        self._context.guard.check_key(request)
+        key = self._context.guard.check_key(request, "train")
         intake = self._context.samples
         if intake is None:
             raise bad_request("This run does not train: its recipe has no `training` section.")
-        body = await self._context.guard.body(request)
-        if (refusal := self._context.server.refusal) is not None:
-            raise refusal
-        name = _given_id(request)
-        ids = await self._do_aside(lambda: intake.take(body, self._context.now(), name))
+        given: str = request.headers.get("content-type", JSON_TYPES[0])
+        if given.partition(";")[0].strip().lower() not in JSON_TYPES:
+            raise wrong_type(given[:100], " or ".join(JSON_TYPES[:2]))
+        if self._posts >= MOST_POSTS:
+            raise too_much(f"There are {MOST_POSTS} calls with samples under way already.")
+        self._posts += 1
+        try:
+            body = await self._context.guard.body(request)
+            if (refusal := self._context.server.refusal) is not None:
+                raise refusal
+            name = self._given_id(request, key)
+            ids = await _aside(self._writing, lambda: intake.take(body, self._context.now(), name, key.name))
+        finally:
+            self._posts -= 1
         return JSONResponse({"object": "training.samples", "accepted": len(ids), "ids": ids})
 
-    def _relay(self, api: ApiCall, lengths: tuple[int, int] | None, name: str | None = None) -> ASGIApp:
+    def _lengths(self, path: str, body: bytes) -> tuple[int, int]:
+        content = _read(body)
+        try:
+            check_costs(content)
+        except ValueError as error:
+            raise bad_request(str(error)) from error
+        return call_lengths(path, content, self._context.tokenizer, self._context.context)
+
+    def _other_over(self) -> None:
+        self._others -= 1
+
+    def _relay(
+        self,
+        api: ApiCall,
+        lengths: tuple[int, int] | None,
+        name: str | None = None,
+        over: Callable[[], None] = lambda: None,
+    ) -> ASGIApp:
         call = Call(name or f"http-{secrets.token_hex(8)}", api, self._context.now(), lengths)
         self._context.server.enter(call)
-        return Relay(self._context.server, call)
+        return Relay(self._context.server, call, over)
 
     def _relay_once(self, name: str, api: ApiCall, lengths: tuple[int, int]) -> ASGIApp:
         """A call that its client has named: it is answered once, and is told the same again."""
@@ -135,10 +188,18 @@ class _Endpoints:
             raise
         return Relay(self._context.server, call, lambda: answers.end(name))
 
-    def _as_it_came(self, request: Request, body: bytes) -> ApiCall:
-        query = f"?{request.url.query}" if request.url.query else ""
-        path: str = request.scope["raw_path"].decode("ascii") + query
-        return ApiCall(request.method, path, for_node(request.headers.items()), body)
+    def _given_id(self, request: Request, key: Key) -> str | None:
+        """The client's own name for its call, if it can be one. Raises ApiError for one that a request of the recipe has."""
+        given: str = request.headers.get("x-request-id", "")
+        if not given.isprintable() or not 0 < len(given) <= LONGEST_ID:
+            return None
+        if (name := key.scoped(given)) in self._context.taken:
+            raise reused(name)
+        return name
+
+    def _as_it_came(self, request: Request, body: bytes, key: Key) -> ApiCall:
+        # The path as it was understood here: a node must not understand another one.
+        return ApiCall(request.method, request.scope["path"], for_node(request.headers.items()), body, key.name)
 
     async def _ask_all(self, path: str) -> list[tuple[int, bytes]]:
         """Status and body of every node's answer; an error's status where there is none."""
@@ -156,21 +217,16 @@ class _Endpoints:
         assert not isinstance(part, Gone), "nobody hangs up here"
         return part.status, part.body
 
-    async def _do_aside(self, work: Callable[[], Any]) -> Any:
-        return await asyncio.get_running_loop().run_in_executor(self._aside, work)
+
+async def _aside(thread: ThreadPoolExecutor, work: Callable[[], T]) -> T:
+    return await asyncio.get_running_loop().run_in_executor(thread, work)
 
 
-def _json(body: bytes) -> dict[str, Any]:
+def _read(body: bytes) -> dict[str, Any]:
     try:
-        return msgspec.json.decode(body, type=dict[str, Any])
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise bad_request(f"The body is not a JSON object: {error}") from error
-
-
-def _given_id(request: Request) -> str | None:
-    """The client's own name for its call, if it can be one."""
-    given: str = request.headers.get("x-request-id", "")
-    return given if given.isprintable() and 0 < len(given) <= LONGEST_ID else None
+        return read_body(body)
+    except ValueError as error:
+        raise bad_request(str(error)) from error
 
 
 async def _told(request: Request, error: Exception) -> Response:  # noqa: ARG001

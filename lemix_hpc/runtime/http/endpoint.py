@@ -16,9 +16,12 @@ from lemix_hpc.config.workload_section import TextFields
 from lemix_hpc.records.attempts import Attempt
 from lemix_hpc.records.inheritance import Inheritance
 from lemix_hpc.records.journal import Record
+from lemix_hpc.records.key_file import keep_key
+from lemix_hpc.runtime.http import descriptors
 from lemix_hpc.runtime.http.answers import Answers
 from lemix_hpc.runtime.http.batch_results import BatchResults
 from lemix_hpc.runtime.http.call_router import CallRouter
+from lemix_hpc.runtime.http.keys import KeyRing
 from lemix_hpc.runtime.http.metrics import Figures
 from lemix_hpc.runtime.http.request_guard import Guard
 from lemix_hpc.runtime.http.sample_intake import SampleIntake
@@ -32,8 +35,6 @@ from lemix_hpc.workload.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
-
-LOCAL = ("127.0.0.1", "::1", "localhost")
 
 
 class Endpoint:
@@ -63,7 +64,11 @@ class Endpoint:
         self._intake: SampleIntake | None = None
         self._router: CallRouter | None = None
         self._answers = Answers(inherited.answers, inherited.waiting.values())
+        # Ids of requests that are not clients', which no client may use.
+        self._taken: set[str] = set()
         self.address: str | None = None
+        self.keys: str | None = None
+        """The file with the keys that clients need."""
         self.samples: SampleQueue | None = None
         """What clients want to be trained on."""
         if recipe.serving is not None and recipe.serving.http is not None:
@@ -79,13 +84,10 @@ class Endpoint:
             self.samples = SampleQueue(training, load_tokenizer(self._recipe.model))
             fields = training.data.fields if training.data is not None else TextFields()
             self._intake = SampleIntake(self._attempt, fields, self.samples, self._wake, self._inherited.last)
-        if http.host not in LOCAL and http.api_key is None:
-            print(
-                f"warning: serving.http listens on {http.host} without an api_key: whoever reaches this host can use the "
-                "model and train it",
-                flush=True,
-            )
-        self._server.open(self._app(self._server))
+        key_file = http.api_key_file or keep_key(self._attempt.run_dir, http.api_key)
+        self.keys, guard = str(key_file), Guard(KeyRing(key_file), http.max_body_mb)
+        descriptors.raise_limit()
+        self._server.open(self._app(self._server, guard))
 
     def router(
         self,
@@ -97,6 +99,7 @@ class Endpoint:
     ) -> CallRouter:
         """What carries the calls. `number` gives tasks their numbers; `promise` writes down what clients may count on."""
         self._answers.promise = promise
+        self._taken.update(request.id for request in work.requests)
         if any(request.call is not None for request in work.requests):
             self._results = BatchResults(self._attempt, work.bad_calls)
             if self._inherited.last is not None:
@@ -152,7 +155,9 @@ class Endpoint:
         self._router = router
         server.accept()
         print(
-            f"OpenAI API: {self.address}/v1 on {platform.node()}; TERM to process {os.getpid()} closes it", flush=True
+            f"OpenAI API: {self.address}/v1 on {platform.node()}; TERM to process {os.getpid()} closes it\n"
+            f"keys of the API: {self.keys}",
+            flush=True,
         )
         try:
             yield
@@ -164,22 +169,20 @@ class Endpoint:
     def _figures(self) -> Figures:
         return Figures() if self._router is None else self._router.figures
 
-    def _app(self, server: HttpServer) -> Starlette:
+    def _app(self, server: HttpServer, guard: Guard) -> Starlette:
         from lemix_hpc.runtime.http.app import AppContext, make_app
 
-        recipe = self._recipe
-        assert recipe.serving is not None and recipe.serving.http is not None, "there is a server"
-        http = recipe.serving.http
         return make_app(
             AppContext(
                 server=server,
-                guard=Guard(http.api_key, http.max_body_mb),
-                nodes=recipe.nodes.count,
+                guard=guard,
+                nodes=self._recipe.nodes.count,
                 tokenizer=self._tokenizer,
-                context=context_of(recipe),
+                context=context_of(self._recipe),
                 now=self._now,
                 figures=self._figures,
                 answers=self._answers,
                 samples=self._intake,
+                taken=self._taken,
             )
         )

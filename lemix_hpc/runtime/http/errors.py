@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import msgspec
@@ -45,6 +46,37 @@ def bad_request(message: str) -> ApiError:
 def unauthorised() -> ApiError:
     message = "The API key is missing or wrong; send it in the header `Authorization: Bearer KEY`."
     return ApiError(401, message, "invalid_request_error", "invalid_api_key")
+
+
+def forbidden(right: str) -> ApiError:
+    message = f"This API key may not do that: it has no right to {right!r}."
+    return ApiError(403, message, "invalid_request_error", "insufficient_permissions")
+
+
+def spent(name: str, limit: str, wait_s: float) -> ApiError:
+    message = f"The key {name!r} has reached its limit of {limit}."
+    return ApiError(429, message, "rate_limit_error", "rate_limit_exceeded", retry_after=math.ceil(wait_s))
+
+
+def malformed(why: str) -> ApiError:
+    return ApiError(400, why, "invalid_request_error")
+
+
+def crowded() -> ApiError:
+    message = "There are too many connections; close those that are not needed."
+    return ApiError(503, message, "service_unavailable_error", retry_after=1)
+
+
+def too_slow(seconds: float) -> ApiError:
+    return ApiError(408, f"The body did not come within {seconds:g} s.", "invalid_request_error", "request_timeout")
+
+
+def too_much(why: str) -> ApiError:
+    return ApiError(429, why, "rate_limit_error", "rate_limit_exceeded", retry_after=1)
+
+
+def wrong_type(given: str, taken: str) -> ApiError:
+    return ApiError(415, f"The content type is {given!r}; send {taken}.", "invalid_request_error")
 
 
 def too_large(limit_mb: float) -> ApiError:

@@ -4,13 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
+class KeyUse(NamedTuple):
+    """What was done for one key: requests with an outcome, tokens of their prompts and generated ones."""
+
+    requests: int = 0
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+
+    def with_request(self, prompt_tokens: int, output_tokens: int) -> KeyUse:
+        return KeyUse(self.requests + 1, self.prompt_tokens + prompt_tokens, self.output_tokens + output_tokens)
+
+
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """The run at one moment. `requests`: by outcome; `weight_versions`: the newest of each node; `loss`: of late."""
+    """The run at one moment. `requests`: by outcome; `weight_versions`: the newest of each node; `loss`: of late; `keys`: by
+    the name of each."""
 
     requests: Mapping[str, int] = field(default_factory=dict)
     in_flight: int = 0
@@ -20,6 +33,18 @@ class Figures:
     trained: int = 0
     samples_waiting: int = 0
     loss: float | None = None
+    keys: Mapping[str, KeyUse] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class DoorFigures:
+    """The endpoint at one moment. `refused`: calls whose key did not do, by status; `turned_away`: connections that were closed
+    for being slow, idle or too many; `connections`: open now; `health`: how often that was asked."""
+
+    refused: Mapping[int, int] = field(default_factory=dict)
+    turned_away: int = 0
+    connections: int = 0
+    health: int = 0
 
 
 @dataclass(slots=True)
@@ -28,7 +53,7 @@ class _Family:
     samples: list[str] = field(default_factory=list)
 
 
-def exposition(nodes: Sequence[str | None], figures: Figures) -> str:
+def exposition(nodes: Sequence[str | None], figures: Figures, door: DoorFigures | None = None) -> str:
     """`nodes`: each node's own text, None for one that did not give it. Every sample of theirs gets the label `node`."""
     families: dict[str, _Family] = {}
     for node, text in enumerate(nodes):
@@ -36,7 +61,7 @@ def exposition(nodes: Sequence[str | None], figures: Figures) -> str:
             _merge(families, node, text)
     lines = [line for family in families.values() for line in (*family.header, *family.samples)]
     up = [int(text is not None) for text in nodes]
-    return "\n".join([*lines, *_own(figures, up)]) + "\n"
+    return "\n".join([*lines, *_own(figures, up), *_of_the_door(door)]) + "\n"
 
 
 def _merge(families: dict[str, _Family], node: int, text: str) -> None:
@@ -78,7 +103,30 @@ def _own(figures: Figures, up: Sequence[int]) -> Iterator[str]:
     yield from _family("lemix_training_samples_waiting", "gauge", "Posted samples not yet trained on.", waiting)
     if figures.loss is not None:
         yield from _family("lemix_training_loss", "gauge", "Mean loss of the last micro-batches.", {"": figures.loss})
+    yield from _by_key(figures.keys)
     yield from _family("lemix_node_up", "gauge", "Whether a node's server gave its metrics.", _by_node(up))
+
+
+def _by_key(keys: Mapping[str, KeyUse]) -> Iterator[str]:
+    if not keys:
+        return
+    named = {f'{{key="{name}"': use for name, use in keys.items()}
+    requests = {f"{name}}}": use.requests for name, use in named.items()}
+    yield from _family("lemix_key_requests_total", "counter", "Requests that are over, by the client's key.", requests)
+    prompts = {f'{name},kind="prompt"}}': use.prompt_tokens for name, use in named.items()}
+    outputs = {f'{name},kind="output"}}': use.output_tokens for name, use in named.items()}
+    yield from _family("lemix_key_tokens_total", "counter", "Tokens of these.", prompts | outputs)
+
+
+def _of_the_door(door: DoorFigures | None) -> Iterator[str]:
+    if door is None:
+        return
+    refused = {f'{{status="{status}"}}': count for status, count in sorted(door.refused.items())}
+    yield from _family("lemix_http_refused_total", "counter", "Calls refused for their key.", refused)
+    text = "Connections closed for being slow, idle or too many."
+    yield from _family("lemix_http_turned_away_total", "counter", text, {"": door.turned_away})
+    yield from _family("lemix_http_connections", "gauge", "Open connections.", {"": door.connections})
+    yield from _family("lemix_http_health_total", "counter", "How often /health was asked.", {"": door.health})
 
 
 def _by_node(values: Sequence[int]) -> dict[str, int]:

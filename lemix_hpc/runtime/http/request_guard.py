@@ -1,45 +1,61 @@
-"""What a client sends: who it is, and as much of a body as is taken."""
+"""What a client sends: who it is, what it may do, and as much of a body as is taken."""
 
 from __future__ import annotations
 
-import hashlib
-import hmac
+import asyncio
 from typing import TYPE_CHECKING
 
-from lemix_hpc.runtime.http.errors import too_large, unauthorised
+from lemix_hpc.config.api_keys import Right
+from lemix_hpc.runtime.http.errors import forbidden, too_large, too_much, too_slow, unauthorised
+from lemix_hpc.runtime.http.keys import Key, KeyRing
 
 if TYPE_CHECKING:
     from starlette.requests import Request
 
+BODY_S = 120.0
+"""How long a body may take to come."""
+MOST_READ = 256 << 20
+"""Bytes of bodies that are on their way in at the same time."""
+
 
 class Guard:
-    """Checks keys and sizes. `api_key` None: everybody may come in."""
+    """Checks keys, rights and sizes, in the server's thread."""
 
-    def __init__(self, api_key: str | None, max_body_mb: float) -> None:
-        self._key = None if api_key is None else _digest(api_key.encode())
+    def __init__(self, keys: KeyRing, max_body_mb: float, *, body_s: float = BODY_S) -> None:
+        self.keys = keys
         self._limit_mb = max_body_mb
+        self._body_s = body_s
+        self._read = 0
 
-    def check_key(self, request: Request) -> None:
-        """Raises ApiError for a wrong key. Takes the same time for every key."""
-        scheme, _, key = request.headers.get("authorization", "").partition(" ")
-        given = _digest(key.strip().encode("latin-1") if scheme.lower() == "bearer" else b"")
-        if self._key is not None and not hmac.compare_digest(given, self._key):
-            raise unauthorised()
+    def check_key(self, request: Request, right: Right) -> Key:
+        """Whose key it is. Raises ApiError for one that is wrong, or may not do this, or has done too much of late."""
+        scheme, _, given = request.headers.get("authorization", "").partition(" ")
+        key = self.keys.find(given.strip().encode("latin-1")) if scheme.lower() == "bearer" else None
+        if key is None or right not in key.rights:
+            error = unauthorised() if key is None else forbidden(right)
+            self.keys.refused[error.status] += 1
+            raise error
+        self.keys.take_request(key)
+        return key
 
     async def body(self, request: Request) -> bytes:
-        """The whole body. Raises ApiError for one that is too large, before it has been taken in."""
+        """The whole body. Raises ApiError for one that is too large, before it has been taken in, or too slow."""
         limit = int(self._limit_mb * 1e6)
         announced = request.headers.get("content-length", "0")
-        if announced.isdecimal() and int(announced) > limit:
+        if announced.isdecimal() and int(announced[:20]) > limit:
             raise too_large(self._limit_mb)
         body = bytearray()
-        async for piece in request.stream():
-            body += piece
-            if len(body) > limit:
-                raise too_large(self._limit_mb)
+        try:
+            async with asyncio.timeout(self._body_s):
+                async for piece in request.stream():
+                    body += piece
+                    self._read += len(piece)
+                    if len(body) > limit:
+                        raise too_large(self._limit_mb)
+                    if self._read > MOST_READ:
+                        raise too_much("Too many large requests come at the same time.")
+        except TimeoutError:
+            raise too_slow(self._body_s) from None
+        finally:
+            self._read -= len(body)
         return bytes(body)
-
-
-def _digest(key: bytes) -> bytes:
-    # Of one length, so that the comparison does not tell that of the key.
-    return hashlib.sha256(key).digest()

@@ -22,12 +22,12 @@ _OF_ONE_HOP = frozenset(
         "upgrade",
     )
 )
-_KEPT_HERE = frozenset(("authorization", "x-request-id", "content-length", "expect"))
+_FOR_NODES = frozenset(("accept", "content-type", "traceparent", "tracestate"))
 
 
 def for_node(headers: Headers) -> tuple[tuple[str, str], ...]:
-    """What a node gets of a client's headers; not the API key, which is checked here."""
-    return tuple((name, value) for name, value in headers if name not in _OF_ONE_HOP | _KEPT_HERE)
+    """What a node gets of a client's headers: not the API key, nor what would tell its server whom to serve first."""
+    return tuple((name, value) for name, value in headers if name in _FOR_NODES)
 
 
 def for_client(headers: Iterable[tuple[str, str]], id: str) -> list[tuple[bytes, bytes]]:

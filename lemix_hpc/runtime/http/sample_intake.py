@@ -11,18 +11,23 @@ import msgspec
 
 from lemix_hpc.config.workload_section import TextFields
 from lemix_hpc.records.attempts import Attempt
-from lemix_hpc.runtime.http.errors import ApiError, bad_request, reused
+from lemix_hpc.runtime.http.errors import ApiError, bad_request, reused, too_much
 from lemix_hpc.workload.samples import Sample, SampleQueue, parse_samples
 from lemix_hpc.workload.tasks import digest as digest_of
 from lemix_hpc.workload.texts import Document
 
 JOURNAL = "samples.jsonl"
+MOST_AT_ONCE = 10_000
+"""Lines of one call."""
+MOST_WAITING = 100_000
+"""Samples that wait to be trained on, after which no more are taken."""
 
 
 class _Entry(msgspec.Struct, frozen=True, omit_defaults=True):
     """A line of the journal. `received` in seconds of the run; `tasks.jsonl` says in which micro-batches the sample is.
 
-    `request`: the client's own name for the call that brought it with others, `of` in all; `digest`: of what it sent.
+    `request`: the client's own name for the call that brought it with others, `of` in all; `digest`: of what it sent; `key`:
+    the name of its key.
     """
 
     id: str
@@ -33,6 +38,7 @@ class _Entry(msgspec.Struct, frozen=True, omit_defaults=True):
     request: str | None = None
     digest: str | None = None
     of: int = 0
+    key: str = ""
 
     @property
     def document(self) -> Document:
@@ -69,10 +75,11 @@ class SampleIntake:
             if entry.request is not None and entry.digest is not None:
                 self._acknowledged.setdefault(entry.request, (entry.digest, []))[1].append(entry.id)
 
-    def take(self, body: bytes, now: float, name: str | None = None) -> list[str]:
+    def take(self, body: bytes, now: float, name: str | None = None, key: str = "") -> list[str]:
         """Accept all samples of a body and return their ids, or none. Raises ApiError naming the line and the reason.
 
         `name`: the client's own, by which a call that comes again is known: it is acknowledged again, and nothing is taken.
+        `key`: the name of its key.
         """
         digest = digest_of("samples", body)
         if name in self._acknowledged:
@@ -82,6 +89,12 @@ class SampleIntake:
             return ids
         if self._queue.closed:
             raise ApiError(409, "Training has ended. Nothing was taken.", "invalid_request_error")
+        if body.count(b"\n") >= MOST_AT_ONCE:
+            raise bad_request(
+                f"There are more than {MOST_AT_ONCE} lines; send them in several calls. Nothing was taken."
+            )
+        if self._queue.pending >= MOST_WAITING:
+            raise too_much(f"{self._queue.pending} samples wait to be trained on. Nothing was taken.")
         try:
             documents = parse_samples(body, self._fields)
         except ValueError as error:
@@ -93,7 +106,7 @@ class SampleIntake:
             except ValueError as error:
                 raise bad_request(f"line {line}: {error}. Nothing was taken.") from error
         ids = [sample.id for sample in samples]
-        call = (name, digest, len(ids)) if name is not None else (None, None, 0)
+        call = (name, digest, len(ids), key) if name is not None else (None, None, 0, key)
         self._write([_entry(id, now, document, *call) for id, (_, document) in zip(ids, documents, strict=True)])
         # Whoever goes on with the run has read the journal since then, or reads it after this.
         if self._attempt.superseded:
@@ -134,7 +147,9 @@ def _entries(path: Path) -> list[_Entry]:
     return [entry for entry in entries if entry.request is None or whole[entry.request] == entry.of]
 
 
-def _entry(id: str, now: float, document: Document, request: str | None, digest: str | None, of: int) -> _Entry:
+def _entry(
+    id: str, now: float, document: Document, request: str | None, digest: str | None, of: int, key: str
+) -> _Entry:
     if document.prompt:
-        return _Entry(id, now, None, document.prompt, document.text, request, digest, of)
-    return _Entry(id, now, document.text, request=request, digest=digest, of=of)
+        return _Entry(id, now, None, document.prompt, document.text, request, digest, of, key)
+    return _Entry(id, now, document.text, request=request, digest=digest, of=of, key=key)

@@ -5,20 +5,26 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
+import time
 from collections.abc import Callable
 from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
 from lemix_hpc.config.errors import UserError
 from lemix_hpc.config.serving_section import Http
+from lemix_hpc.runtime.http import descriptors
 from lemix_hpc.runtime.http.call import Call
-from lemix_hpc.runtime.http.errors import ApiError, closing, disk_full, starting, too_many
+from lemix_hpc.runtime.http.errors import ApiError, closing, disk_full, starting, too_many, too_much
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
 
 MOST_CALLS = 1024
 """More under way at the same time are turned away."""
+MOST_BYTES = 256 << 20
+"""Of the bodies of all calls under way."""
+MOST_CONNECTIONS = 4096
+"""Fewer where the process may not have as many descriptors."""
 GOODBYE_S = 10
 """How long the server waits, in the end, for clients that read the last bytes slowly."""
 BACKLOG = 2048
@@ -70,18 +76,41 @@ class HttpServer:
         """Why nothing can be promised, so that calls are turned away; None while all is well."""
         self._calls: SimpleQueue[Call] = SimpleQueue()
         self._under_way = 0
+        self._bytes = 0
         self._failure: BaseException | None = None
 
     def open(self, app: Starlette) -> None:
         """Answer from now on."""
         import uvicorn
 
+        from lemix_hpc.runtime.http.connections import Connections, guarded_by
+
+        # By the clock of the loop, which is this one.
+        self._connections = Connections(min(MOST_CONNECTIONS, descriptors.room()), time.monotonic)
         config = uvicorn.Config(
-            app, log_level="warning", access_log=False, backlog=BACKLOG, timeout_graceful_shutdown=GOODBYE_S
+            app,
+            http=guarded_by(self._connections),
+            ws="none",
+            # A client that sends nonsense is told so, and need not fill the log.
+            log_level="error",
+            access_log=False,
+            server_header=False,
+            backlog=BACKLOG,
+            timeout_graceful_shutdown=GOODBYE_S,
         )
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._serve, name="http", daemon=True)
         self._thread.start()
+
+    @property
+    def connections(self) -> int:
+        """How many are open."""
+        return len(self._connections)
+
+    @property
+    def turned_away(self) -> int:
+        """Connections that were closed for being slow, idle or too many."""
+        return self._connections.turned_away
 
     def poll(self) -> list[Call]:
         """Calls that have come, and, once more each, those whose client has `gone`. Raises if the server has died."""
@@ -119,7 +148,10 @@ class HttpServer:
                 raise refusal
             if counted and self._under_way >= MOST_CALLS:
                 raise too_many(MOST_CALLS)
+            if self._bytes + len(call.api.body) > MOST_BYTES:
+                raise too_much("There are too many large requests under way already.")
             self._under_way += counted
+            self._bytes += len(call.api.body) * counted
             self._calls.put(call)
         self._wake()
 
@@ -127,14 +159,19 @@ class HttpServer:
         """In the server's thread: a call that was let in is over."""
         with self._lock:
             self._under_way -= 1
+            self._bytes -= len(call.api.body)
         if not answered:
             call.gone = True
             self._calls.put(call)
             self._wake()
 
+    async def _answer(self) -> None:
+        with self._connections.watched():
+            await self._server.serve(sockets=[self._listener])
+
     def _serve(self) -> None:
         try:
-            asyncio.run(self._server.serve(sockets=[self._listener]))
+            asyncio.run(self._answer())
         except BaseException as error:  # noqa: BLE001  raised again in the scheduler's loop
             self._failure = error
             self._wake()

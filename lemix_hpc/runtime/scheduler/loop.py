@@ -47,12 +47,14 @@ from lemix_hpc.workload.tasks import Request
 class LoopSettings:
     """`context`: the longest prompt and output together that the model takes, None without a limit. Live interval in s.
 
-    `address`: of the OpenAI API, if there is one. `partners`: nodes that learn from each other, if any do.
+    `address`: of the OpenAI API, if there is one, and `keys` the file with those that it takes. `partners`: nodes that learn
+    from each other, if any do.
     """
 
     context: int | None
     live_interval: float
     address: str | None = None
+    keys: str | None = None
     partners: Partners | None = None
 
 
@@ -102,7 +104,7 @@ class SchedulerLoop:
             feed, self._names, recorder, together, steps=inherited.steps, trained=done, places=inherited.places
         )
         self.rounds = Rounds(partners, layout.stages) if partners is not None else None
-        self._live = LiveView(recorder, layout, self._training, settings.live_interval, settings.address)
+        self._live = LiveView(recorder, layout, self._training, settings.live_interval, settings.address, settings.keys)
         for task in inherited.served:
             self._live.ended(task)
         self._tick_at = scheduler.next_tick

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from lemix_hpc.policy.drift import Drift
 from lemix_hpc.records.schema import Outcome, Progress, ServedTask
 from lemix_hpc.records.writer import Recorder
-from lemix_hpc.runtime.http.metrics import Figures
+from lemix_hpc.runtime.http.metrics import Figures, KeyUse
 from lemix_hpc.runtime.scheduler.task_table import ServingTask
 from lemix_hpc.runtime.scheduler.training_tasks import TrainingTasks
 from lemix_hpc.runtime.transport.messages import WorkSpan
@@ -58,15 +58,24 @@ class LiveFigures:
 
 
 class LiveView:
-    """Counts what happens. `interval`: seconds between two pictures; `address`: of the OpenAI API, if there is one."""
+    """Counts what happens. `interval`: seconds between two pictures; `address`: of the OpenAI API, if there is one, and `keys`
+    the file with those that it takes."""
 
     def __init__(
-        self, recorder: Recorder, layout: Layout, training: TrainingTasks, interval: float, address: str | None
+        self,
+        recorder: Recorder,
+        layout: Layout,
+        training: TrainingTasks,
+        interval: float,
+        address: str | None,
+        keys: str | None = None,
     ) -> None:
         self._recorder = recorder
         self._training = training
         self._interval = interval
         self._address = address
+        self._keys = keys
+        self._by_key: dict[str, KeyUse] = {}
         self._shown = -interval
         self._figures = LiveFigures(layout.nodes, layout.stages)
         self._outcomes: Counter[Outcome] = Counter()
@@ -82,6 +91,9 @@ class LiveView:
     def ended(self, task: ServedTask) -> None:
         """A request has its outcome."""
         self._outcomes[task.outcome] += 1
+        if task.key is not None:
+            before = self._by_key.get(task.key, KeyUse())
+            self._by_key[task.key] = before.with_request(task.prompt_tokens, len(task.output))
         if task.outcome == "finished" and task.finished is not None:
             self._figures.responded(task.finished - task.arrival)
 
@@ -126,6 +138,7 @@ class LiveView:
                 stage_busy=self._figures.look(now),
                 drift=[drift for drift in drifts if drift.until_s is None],
                 disk=disk,
+                keys=self._keys,
             )
         )
         lengths = [task.request.prompt_tokens + task.request.output_tokens for task in serving]
@@ -138,4 +151,5 @@ class LiveView:
             trained=training.trained,
             samples_waiting=training.samples_waiting,
             loss=loss,
+            keys=dict(self._by_key),
         )

@@ -238,7 +238,9 @@ class SchedulerRank:
         feed = feed_of(recipe, work, next_number, endpoint.samples)
         if feed is not None:
             feed.go_on(self._inherited.cuts, self._inherited.done, endpoint.posted)
-        settings = LoopSettings(self._context, recipe.report.live_interval_s, endpoint.address, partners(recipe))
+        settings = LoopSettings(
+            self._context, recipe.report.live_interval_s, endpoint.address, endpoint.keys, partners(recipe)
+        )
         return SchedulerLoop(
             self._layout,
             scheduler,

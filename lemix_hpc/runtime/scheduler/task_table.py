@@ -47,7 +47,12 @@ class ServingTask:
     def rejected(self, number: int | None = None) -> ServedTask:
         """Its record; `number` if the scheduler was asked."""
         request = self.request
-        return ServedTask(request.id, "rejected", request.arrival, request.prompt_tokens, number=number)
+        return ServedTask(request.id, "rejected", request.arrival, request.prompt_tokens, number=number, key=self._key)
+
+    @property
+    def _key(self) -> str | None:
+        """The name of the client's key, if it came from one."""
+        return self.request.call.key or None if self.request.call is not None else None
 
     def finished(self, done: RequestDone, outcome: Outcome) -> ServedTask:
         """Its record, once a node has no more to do with it."""
@@ -68,6 +73,7 @@ class ServingTask:
             versions=done.versions if worked else None,
             predicted_response_s=self.place.response,
             number=done.task,
+            key=self._key,
         )
 
 

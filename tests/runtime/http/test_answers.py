@@ -2,112 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import threading
 import time
-from collections.abc import Iterator
-from typing import Any
 
 import httpx
 import pytest
 
-from lemix_hpc.config.serving_section import Http
-from lemix_hpc.records.journal import Accepted, Answered, Record
+from lemix_hpc.records.journal import Accepted
 from lemix_hpc.runtime.http import answers as module
-from lemix_hpc.runtime.http.answers import Answers
-from lemix_hpc.runtime.http.app import AppContext, make_app
-from lemix_hpc.runtime.http.call import Call, ResponsePart
-from lemix_hpc.runtime.http.errors import ApiError
-from lemix_hpc.runtime.http.metrics import Figures
-from lemix_hpc.runtime.http.request_guard import Guard
-from lemix_hpc.runtime.http.server import HttpServer, bind, url
 from lemix_hpc.workload.tasks import ApiCall
-from lemix_hpc.workload.tokenizer import ByteTokenizer
-
-JSON = [("content-type", "application/json"), ("x-lemix-weight-versions", "1-2"), ("connection", "close")]
-EVENTS = [("content-type", "text/event-stream; charset=utf-8")]
-
-
-class Run:
-    """Answers in order of arrival, each with the number of its task; `held` ones when `go` is set."""
-
-    def __init__(self, given: list[Answered], waiting: list[Accepted]) -> None:
-        self.promised: list[Record] = []
-        self.tasks = 0
-        self.go = threading.Event()
-        self.held = threading.Event()
-        self._over = threading.Event()
-        self._woken = threading.Event()
-        self._listener = bind(Http(port=0))
-        self._answers = Answers(given, waiting)
-        self._answers.promise = self.promised.append
-        self.server = HttpServer(self._listener, self._woken.set)
-        context = AppContext(
-            self.server, Guard(None, 1.0), 1, ByteTokenizer(), 64, lambda: 7.5, Figures, self._answers, None
-        )
-        self.server.open(make_app(context))
-        self.server.accept()
-        self._thread = threading.Thread(target=self._answer_all)
-        self._thread.start()
-
-    def close(self) -> None:
-        self._over.set()
-        self.go.set()
-        self._woken.set()
-        self._thread.join()
-        self.server.close()
-        self._listener.close()
-
-    def client(self) -> httpx.Client:
-        return httpx.Client(base_url=url(self._listener), timeout=30)
-
-    @property
-    def answered(self) -> list[Answered]:
-        return [record for record in self.promised if isinstance(record, Answered)]
-
-    def _answer_all(self) -> None:
-        while not self._over.is_set():
-            self._woken.wait()
-            self._woken.clear()
-            for call in self.server.poll():
-                if not call.gone:
-                    self._answer(call)
-
-    def _answer(self, call: Call) -> None:
-        call.number = self.tasks
-        self.tasks += 1
-        body = json.loads(call.api.body)
-        if body["prompt"] == "held":
-            self.held.set()
-            self.go.wait()
-        if body["prompt"] == "lost":
-            call.fail(ApiError(502, "no answer", "server_error"))
-        elif body["prompt"] == "broken":
-            call.part(ResponsePart(500, JSON, b"{}", False))
-        elif body.get("stream"):
-            for number in range(3):
-                event = b'data: {"task": %d, "piece": %d}\n\n' % (call.number, number)
-                call.part(ResponsePart(200 * (not number), EVENTS if not number else [], event, True))
-            call.part(ResponsePart(0, [], b"data: [DONE]\n\n", False))
-        else:
-            status = 400 if body["prompt"] == "bad" else 200
-            text = json.dumps({"task": call.number, "text": "é" * body.get("max_tokens", 1)}).encode()
-            call.part(ResponsePart(status, JSON, text, False))
-
-
-@contextlib.contextmanager
-def running(given: list[Answered] | None = None, waiting: list[Accepted] | None = None) -> Iterator[Run]:
-    run = Run(given or [], waiting or [])
-    try:
-        yield run
-    finally:
-        run.close()
-
-
-def post(client: httpx.Client, id: str | None, prompt: str = "hi", **more: Any) -> httpx.Response:
-    headers = {} if id is None else {"x-request-id": id}
-    return client.post("/v1/completions", json={"prompt": prompt} | more, headers=headers)
+from tests.runtime.http.in_process import post, running
 
 
 def same(one: httpx.Response, other: httpx.Response) -> bool:

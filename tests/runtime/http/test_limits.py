@@ -4,21 +4,15 @@ import asyncio
 import socket
 from collections.abc import Callable
 
-import httpx
 import pytest
-from starlette.applications import Starlette
 
 from lemix_hpc.config.errors import UserError
 from lemix_hpc.config.serving_section import Http
-from lemix_hpc.runtime.http.answers import Answers
-from lemix_hpc.runtime.http.app import AppContext, make_app
 from lemix_hpc.runtime.http.call import Call
 from lemix_hpc.runtime.http.errors import ApiError
-from lemix_hpc.runtime.http.metrics import Figures
-from lemix_hpc.runtime.http.request_guard import Guard
 from lemix_hpc.runtime.http.server import MOST_CALLS, HttpServer, bind, url
 from lemix_hpc.workload.tasks import ApiCall
-from lemix_hpc.workload.tokenizer import ByteTokenizer
+from tests.runtime.http.in_process import running
 
 
 def in_loop(work: Callable[[HttpServer, Callable[[], Call], list[str]], None]) -> None:
@@ -70,20 +64,10 @@ def test_what_was_let_in_before_the_door_closed_is_still_found() -> None:
 
 
 def test_nobody_is_let_in_while_the_engines_start() -> None:
-    def app(server: HttpServer) -> Starlette:
-        context = AppContext(
-            server, Guard(None, 1.0), 1, ByteTokenizer(), 64, lambda: 0.0, Figures, Answers([], []), None
-        )
-        return make_app(context)
-
-    with bind(Http(port=0)) as listener:
-        server = HttpServer(listener, lambda: None)
-        server.open(app(server))
-        with httpx.Client(base_url=url(listener)) as client:
-            for answer in (client.get("/health"), client.post("/v1/completions", json={"prompt": "a"})):
-                assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
-                assert answer.json()["error"]["message"] == "This run is starting: its engines are not ready."
-        server.close()
+    with running(accepts=False) as run, run.client() as client:
+        for answer in (client.get("/health"), client.post("/v1/completions", json={"prompt": "a"})):
+            assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
+            assert answer.json()["error"]["message"] == "This run is starting: its engines are not ready."
 
 
 def test_addresses() -> None:

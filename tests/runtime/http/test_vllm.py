@@ -45,7 +45,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Open]:
         "url": "/v1/completions",
         "body": {"prompt": "x", "temperature": -1},
     }
-    batch.write_text("\n".join(map(json.dumps, [*lines, wrong])) + "\n{\n")
+    # Too large for vLLM, which fails in it instead of refusing it.
+    huge = lines[0] | {"custom_id": "huge", "body": {"prompt": "x", "top_k": 1 << 64}}
+    batch.write_text("\n".join(map(json.dumps, [*lines, wrong])) + "\n{\n" + json.dumps(huge) + "\n")
     recipe = {
         "name": "endpoint",
         "nodes": {"count": 2, "stages": 1},
@@ -157,6 +159,23 @@ def test_vllms_own_errors_come_through(run: Open) -> None:
             client.completions.create(model="another", prompt="x")
 
 
+def test_a_call_that_breaks_vllms_server_ends_alone(run: Open) -> None:
+    schema = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"$ref": "#"}}}
+    chat = {"model": "endpoint", "messages": [{"role": "user", "content": "x"}], "max_tokens": 2}
+    deep = '{"model": "endpoint", "prompt": "a", "x": %s}' % ('{"a":' * 700 + "1" + "}" * 700)
+    with run.client() as client:
+        broken = client.post("/v1/chat/completions", json=chat | {"response_format": schema})
+        assert broken.status_code == 500 and broken.json()["error"]["type"]
+        for content in (deep, '{"model": "endpoint", "prompt": "a", "top_k": 18446744073709551616}'):
+            assert client.post("/v1/completions", content=content).status_code == 400
+        plain = {"model": "endpoint", "prompt": "1+1=", "max_tokens": 2}
+        first = {"X-Vllm-Priority": "99999999999999999999"}
+        assert client.post("/v1/%63ompletions", json=plain, headers=first).status_code == 200
+        assert (
+            client.post("/v1/completions", json=plain | {"seed": -(1 << 63), "top_k": (1 << 63) - 1}).status_code == 200
+        )
+
+
 def test_a_client_that_hangs_up_ends_its_generation(run: Open) -> None:
     body = {"prompt": "1+1=", "max_tokens": 500, "stream": True, "ignore_eos": True}
     with (
@@ -179,7 +198,7 @@ def test_samples_are_trained_on(run: Open) -> None:
 def test_the_batch_has_its_results(run: Open) -> None:
     def complete() -> list[dict[str, Any]]:
         results = run.lines("results.jsonl")
-        return results if len(results) == LINES + 2 else []
+        return results if len(results) == LINES + 3 else []
 
     results = {result["custom_id"]: result for result in run.until(complete)}
     for n in range(LINES):
@@ -189,3 +208,4 @@ def test_the_batch_has_its_results(run: Open) -> None:
         assert response["body"]["id"].startswith(f"cmpl-{response['request_id']}")
     assert results["wrong"]["response"]["status_code"] == 400
     assert "line 8: not valid JSON" in results[None]["error"]["message"]
+    assert "An integer in `top_k` does not fit into 64 bits" in results["huge"]["error"]["message"]
