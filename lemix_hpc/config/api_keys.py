@@ -52,7 +52,8 @@ def usable(key: str) -> str:
 def read_keys(path: Path) -> list[ApiKey]:
     """Raises UserError for a file that cannot be read, that others can, or that is wrong; no message shows a key."""
     try:
-        with path.open("rb") as file:
+        # A pipe without a writer would wait for ever.
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
             mode = os.fstat(file.fileno()).st_mode
             if not stat.S_ISREG(mode):
                 raise UserError(f"{path}: the keys must be in an ordinary file")

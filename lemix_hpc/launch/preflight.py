@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from lemix_hpc.config.api_keys import read_keys
 from lemix_hpc.config.check import check_profile, check_recipe
 from lemix_hpc.config.document import KeyPath
 from lemix_hpc.config.errors import UserError
@@ -18,7 +19,7 @@ def preflight(loaded: LoadedRecipe, cluster: str) -> tuple[str, ...]:
     Reads the workload as the run will, so that a broken file costs no allocation; returns a message for each line of it
     that will be left out.
     """
-    problems = [*check_recipe(loaded.recipe), *_split(loaded)]
+    problems = [*check_recipe(loaded.recipe), *_split(loaded), *_keys(loaded)]
     loaded.reject(problems or [*_coefficients(loaded), *_model(loaded), *_resume(loaded), *_device(loaded, cluster)])
     from lemix_hpc.workload.load import load_workload
 
@@ -46,6 +47,16 @@ def _split(loaded: LoadedRecipe) -> Iterator[Problem]:
             ("policy", "training_nodes"),
             "auto works in simulation only; run `lemix compare RECIPE --split auto`, and give here the number it finds",
         )
+
+
+def _keys(loaded: LoadedRecipe) -> Iterator[Problem]:
+    serving = loaded.recipe.serving
+    if serving is None or serving.http is None or serving.http.api_key_file is None:
+        return
+    try:
+        read_keys(serving.http.api_key_file)
+    except UserError as error:
+        yield Problem(("serving", "http", "api_key_file"), str(error))
 
 
 def _coefficients(loaded: LoadedRecipe) -> Iterator[Problem]:

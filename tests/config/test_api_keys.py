@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,10 @@ def test_a_file_that_is_not_there_or_no_file_is_refused(tmp_path: Path) -> None:
         read_keys(tmp_path / "none")
     with pytest.raises(UserError, match="Is a directory"):
         read_keys(tmp_path)
+    os.mkfifo(tmp_path / "pipe")
+    for odd in (tmp_path / "pipe", Path("/dev/null")):
+        with pytest.raises(UserError, match="in an ordinary file"):
+            read_keys(odd)
 
 
 def recipe(tmp_path: Path, http: dict[str, Any]) -> Path:

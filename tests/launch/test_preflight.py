@@ -227,3 +227,17 @@ def test_a_checkpoint_to_go_on_from_is_looked_at_before_anything_starts(
     assert "damaged" in refused(write(*work))[0]
     make_checkpoint(3, model={"model_type": "llama", "num_hidden_layers": 4})
     assert preflight(write(*work), "local") == ()
+
+
+def test_keys_of_clients_are_looked_at_before_a_run_starts(write: Write, tmp_path: Path) -> None:
+    lines = ("engine: {kind: vllm}", f"model: {{{LLAMA}}}", "serving: {http: {api_key_file: keys}}")
+    (problem,) = refused(write(*lines))
+    assert problem.endswith(
+        "r.yaml:3: serving.http.api_key_file: keys: the keys cannot be read: No such file or directory"
+    )
+    (tmp_path / "keys").write_text("secret")
+    (tmp_path / "keys").chmod(0o644)
+    (problem,) = refused(write(*lines))
+    assert "do: chmod 600 keys" in problem and "secret" not in problem
+    (tmp_path / "keys").chmod(0o600)
+    preflight(write(*lines), "slurm")
