@@ -11,14 +11,15 @@ BUFFER = 1 << 16
 
 
 class LineFile:
-    """Replaces `path`. Lines that the disk does not take are kept, and tried again at the next `flush`.
+    """Replaces `path`, or adds to its lines where it `goes_on`. Lines that the disk does not take are kept, and tried again at
+    the next `flush`.
 
     Of what is kept no more than `most` bytes are: later lines are left out, and counted. None: all are kept. Any thread may
     write, flush and sync. Raises OSError if the file cannot be made.
     """
 
-    def __init__(self, path: Path, most: int | None = None) -> None:
-        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    def __init__(self, path: Path, most: int | None = None, *, goes_on: bool = False) -> None:
+        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | (os.O_APPEND if goes_on else os.O_TRUNC), 0o644)
         self._most = most
         self._kept = bytearray()
         self._lock = threading.Lock()

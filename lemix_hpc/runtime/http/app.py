@@ -17,6 +17,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from lemix_hpc.runtime.http.answers import Answers, Recording, Replay
+from lemix_hpc.runtime.http.batches.batch_api import BatchApi
 from lemix_hpc.runtime.http.call import Call, Gone, ResponsePart
 from lemix_hpc.runtime.http.errors import ApiError, bad_request, reused, too_much, wrong_type
 from lemix_hpc.runtime.http.keys import Key
@@ -58,11 +59,19 @@ class AppContext:
     answers: Answers
     samples: SampleIntake | None
     taken: Container[str] = ()
+    batches: BatchApi | None = None
 
 
 def make_app(context: AppContext) -> Starlette:
     """The application of a run."""
-    return Starlette(routes=_Endpoints(context).routes(), exception_handlers=_HANDLERS)
+    routes, batches = _Endpoints(context).routes(), context.batches
+    if batches is None:
+        return Starlette(routes=routes, exception_handlers=_HANDLERS)
+    return Starlette(
+        routes=[*routes, *batches.routes()],
+        exception_handlers=_HANDLERS,
+        lifespan=lambda app: batches.runner.going_on(),  # noqa: ARG005
+    )
 
 
 class _Endpoints:

@@ -50,7 +50,7 @@ class BatchResults:
         return BatchLine(self, custom_id)
 
     def answered(self, custom_id: str, status: int, request_id: str, body: bytes) -> None:
-        response = {"status_code": status, "request_id": request_id, "body": _json(body)}
+        response = {"status_code": status, "request_id": request_id, "body": body_in_json(body)}
         self._write(custom_id, response, None)
 
     def failed(self, custom_id: str, error: ApiError) -> None:
@@ -67,7 +67,7 @@ class BatchResults:
         self._file.close()
 
     def _write(self, custom_id: str | None, response: dict[str, Any] | None, error: dict[str, str] | None) -> None:
-        self._file.write(_line(custom_id, response, error))
+        self._file.write(result_line(custom_id, response, error))
         self._file.flush()
 
 
@@ -82,7 +82,7 @@ def expire(run_dir: Path, names: Iterable[str]) -> int:
     open_ones = [name for name in names if name not in answered]
     with path.open("ab", buffering=0) as file:
         for name in open_ones:
-            file.write(_line(name, None, {"code": "batch_expired", "message": _EXPIRED}))
+            file.write(result_line(name, None, {"code": "batch_expired", "message": _EXPIRED}))
     return len(open_ones)
 
 
@@ -95,7 +95,8 @@ def _whole_lines(path: Path) -> list[bytes]:
     return content[: content.rfind(b"\n") + 1].splitlines(keepends=True)
 
 
-def _line(custom_id: str | None, response: dict[str, Any] | None, error: dict[str, str] | None) -> bytes:
+def result_line(custom_id: str | None, response: dict[str, Any] | None, error: dict[str, str] | None) -> bytes:
+    """A line of OpenAI's results: of an answer, or of an error."""
     line = {
         "id": f"batch_req_{secrets.token_hex(12)}",
         "custom_id": custom_id,
@@ -127,8 +128,8 @@ class BatchLine:
         self._results.failed(self._custom_id, error)
 
 
-def _json(body: bytes) -> msgspec.Raw | str:
-    """The body as it came; one that is not JSON as a string."""
+def body_in_json(body: bytes) -> msgspec.Raw | str:
+    """The body of an answer as it came; one that is not JSON as a string."""
     try:
         msgspec.json.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError):

@@ -36,6 +36,8 @@ from lemix_hpc.workload.tokenizer import load_tokenizer
 if TYPE_CHECKING:
     from starlette.applications import Starlette
 
+    from lemix_hpc.runtime.http.batches.batch_api import BatchApi
+
 
 class Endpoint:
     """Takes the address of the recipe's `serving.http` at once, if there is one: UserError if it cannot be had.
@@ -184,5 +186,18 @@ class Endpoint:
                 answers=self._answers,
                 samples=self._intake,
                 taken=self._taken,
+                batches=self._batches(server, guard),
             )
         )
+
+    def _batches(self, server: HttpServer, guard: Guard) -> BatchApi:
+        from lemix_hpc.runtime.http.batches.batch_api import BatchApi
+        from lemix_hpc.runtime.http.batches.batch_runner import BatchRunner
+        from lemix_hpc.runtime.http.batches.batch_store import BatchStore
+        from lemix_hpc.runtime.http.batches.file_store import FileStore
+
+        files, store = FileStore(self._attempt.run_dir), BatchStore(self._attempt, self._inherited.last)
+        lost = {task.id for task in self._inherited.served if task.outcome == "lost"}
+        tokenizer = load_tokenizer(self._recipe.model)
+        runner = BatchRunner(store, files, server, tokenizer, context_of(self._recipe), self._now, lost)
+        return BatchApi(guard, lambda: server.refusal, files, store, runner)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING
 
 from lemix_hpc.config.api_keys import Right
@@ -40,18 +41,12 @@ class Guard:
 
     async def body(self, request: Request) -> bytes:
         """The whole body. Raises ApiError for one that is too large, before it has been taken in, or too slow."""
-        limit = int(self._limit_mb * 1e6)
-        announced = request.headers.get("content-length", "0")
-        if announced.isdecimal() and int(announced[:20]) > limit:
-            raise too_large(self._limit_mb)
         body = bytearray()
         try:
             async with asyncio.timeout(self._body_s):
-                async for piece in request.stream():
+                async for piece in self.pieces(request, self._limit_mb):
                     body += piece
                     self._read += len(piece)
-                    if len(body) > limit:
-                        raise too_large(self._limit_mb)
                     if self._read > MOST_READ:
                         raise too_much("Too many large requests come at the same time.")
         except TimeoutError:
@@ -59,3 +54,15 @@ class Guard:
         finally:
             self._read -= len(body)
         return bytes(body)
+
+    async def pieces(self, request: Request, limit_mb: float) -> AsyncGenerator[bytes, None]:
+        """The body as it comes. Raises ApiError as soon as it is known to be too large."""
+        limit, size = int(limit_mb * 1e6), 0
+        announced = request.headers.get("content-length", "0")
+        if announced.isdecimal() and int(announced[:20]) > limit:
+            raise too_large(limit_mb)
+        async for piece in request.stream():
+            size += len(piece)
+            if size > limit:
+                raise too_large(limit_mb)
+            yield piece

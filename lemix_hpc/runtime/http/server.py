@@ -161,9 +161,13 @@ class HttpServer:
             self._under_way -= 1
             self._bytes -= len(call.api.body)
         if not answered:
-            call.gone = True
-            self._calls.put(call)
-            self._wake()
+            self.abandon(call)
+
+    def abandon(self, call: Call) -> None:
+        """In the server's thread: nobody wants the answer to a call any more that was let in."""
+        call.gone = True
+        self._calls.put(call)
+        self._wake()
 
     async def _answer(self) -> None:
         with self._connections.watched():

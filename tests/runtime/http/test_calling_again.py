@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from tests.runtime.http.conftest import Open, opened, recipe_of
 pytestmark = pytest.mark.mpi
 
 ASKED = {"whole": {"prompt": "hi", "max_tokens": 3}, "stream": {"prompt": "hi", "stream": True}}
+LINE = {"method": "POST", "url": "/v1/completions"}
 SAMPLES = b'{"text": "one"}\n{"text": "two"}'
 
 
@@ -31,8 +33,14 @@ def test_answers_and_acknowledgements_outlive_the_ranks(tmp_path: Path) -> None:
         }
         taken = client.post("/v1/training/samples", content=SAMPLES, headers={"x-request-id": "samples"}).json()
         assert taken["ids"] == ["sample0", "sample1"]
+        lines = [{"custom_id": prompt} | LINE | {"body": {"prompt": prompt}} for prompt in ("hi", "never")]
+        form = {"file": "\n".join(map(json.dumps, lines)).encode()}
+        file = client.post("/v1/files", data={"purpose": "batch"}, files=form).json()["id"]
+        asked = {"input_file_id": file, "endpoint": LINE["url"], "completion_window": "24h"}
+        batch = client.post("/v1/batches", json=asked).json()["id"]
+        run.until(lambda: client.get(f"/v1/batches/{batch}").json()["request_counts"]["completed"] == 1)
         # On the disk when the next one has an outcome.
-        run.until(lambda: len(inherit(tmp_path, None).served) == 2)
+        run.until(lambda: len(inherit(tmp_path, None).served) == 3)
         killed(run)
         (tmp_path / "log").unlink()
     with opened(recipe, tmp_path) as run, run.client() as client:
@@ -53,8 +61,18 @@ def test_answers_and_acknowledgements_outlive_the_ranks(tmp_path: Path) -> None:
                 <= {name for task in run.lines("tasks.jsonl") for name in task.get("samples", [])}
             )
         )
+        # Of its two lines one was answered, and goes on to be.
+        run.until(lambda: client.get(f"/v1/batches/{batch}").json()["request_counts"]["failed"] == 0)
+        client.post(f"/v1/batches/{batch}/cancel")
+        run.until(lambda: client.get(f"/v1/batches/{batch}").json()["status"] == "cancelled")
+        told = client.get(f"/v1/batches/{batch}").json()
+        [answer] = map(json.loads, client.get(f"/v1/files/{told['output_file_id']}/content").text.splitlines())
+        assert (answer["custom_id"], told["request_counts"]["completed"]) == ("hi", 1)
         run.close()
     tasks = [json.loads(line) for line in (tmp_path / "tasks.jsonl").read_text().splitlines()]
-    assert sorted(task["id"] for task in tasks if task["kind"] == "serving") == ["stream", "whole"]
+    served = Counter(task["id"] for task in tasks if task["kind"] == "serving")
+    # The other line may have been cancelled before it was asked again.
+    assert served.pop(f"{batch}-2", 1) == 1
+    assert served == {f"{batch}-1": 1, "stream": 1, "whole": 1}
     trained = [name for task in tasks for name in task.get("samples", [])]
     assert sorted(trained) == [f"sample{n}" for n in range(4)], "each is trained on once"

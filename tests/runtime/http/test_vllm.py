@@ -195,6 +195,18 @@ def test_samples_are_trained_on(run: Open) -> None:
     assert task["samples"] == ["sample0"] and task["step"] >= 1 and task["loss"] > 0
 
 
+def test_a_batch_that_a_client_uploads(run: Open) -> None:
+    line: dict[str, Any] = {"custom_id": "one", "method": "POST", "url": "/v1/chat/completions"}
+    line |= {"body": {"messages": [{"role": "user", "content": "1+1="}], "max_tokens": 3}}
+    with openai.OpenAI(base_url=f"{run.url}/v1", api_key=KEY, max_retries=0) as client:
+        file = client.files.create(file=("in.jsonl", json.dumps(line).encode()), purpose="batch")
+        batch = client.batches.create(input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h")
+        batch = run.until(lambda: (told := client.batches.retrieve(batch.id)).status == "completed" and told)
+        assert batch.output_file_id is not None and batch.error_file_id is None
+        [answer] = map(json.loads, client.files.content(batch.output_file_id).text.splitlines())
+    assert answer["custom_id"] == "one" and answer["response"]["body"]["usage"]["completion_tokens"] == 3
+
+
 def test_the_batch_has_its_results(run: Open) -> None:
     def complete() -> list[dict[str, Any]]:
         results = run.lines("results.jsonl")
