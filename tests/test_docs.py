@@ -11,13 +11,14 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.what_fits import table
 from tests.conftest import REPOSITORY
 
 PAGES = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
 COMMAND = re.compile(r"^    ((?:lemix|sbatch|python benchmarks/\S+)(?: .*)?)$", re.MULTILINE)
 # What does the same whether there is a cluster or not.
 ANYWHERE = re.compile(
-    r"python benchmarks/|lemix (fit|coefficients|simulate|compare|capacity|replay|explain) |lemix run .*--cluster local"
+    r"python benchmarks/|lemix (fit|coefficients|simulate|compare|capacity|replay|explain|plan) |lemix run .*--cluster local"
 )
 # Of a run with the OpenAI API, see tests/runtime/http/test_vllm.py.
 ELSEWHERE = ("lemix url RUN",)
@@ -70,6 +71,10 @@ def commands() -> list[str]:
         for line in COMMAND.findall(page.read_text()):
             found[re.split(r" {2,}", line)[0].strip()] = None
     return [command for command in found if command not in ELSEWHERE]
+
+
+def test_the_table_of_models_is_what_the_plan_says() -> None:
+    assert table() in (REPOSITORY / "docs" / "memory.md").read_text()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

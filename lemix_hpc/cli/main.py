@@ -16,6 +16,7 @@ from lemix_hpc.cli import (
     doctor,
     explain,
     fit,
+    plan,
     profile,
     punish,
     replay,
@@ -48,6 +49,7 @@ app.command()(capacity.capacity)
 app.command()(replay.replay)
 app.command()(explain.explain)
 app.command()(doctor.doctor)
+app.command()(plan.plan)
 app.command()(fit.fit)
 app.command()(profile.profile)
 app.add_typer(checkpoint.app, name="checkpoint")

@@ -155,6 +155,10 @@ def _show_dry_run(recipe: Recipe, kind: ClusterKind) -> None:
 
     run_dir = runs_root().absolute() / f"{recipe.name}-DATE"
     typer.echo(f"# recipe.yaml\n{resolved_yaml(recipe)}")
+    if recipe.engine.computes:
+        from lemix_hpc.cli.plan import print_stages
+
+        print_stages(recipe)
     if kind == "slurm":
         _show_job_script(recipe, run_dir)
     else:

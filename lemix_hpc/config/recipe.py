@@ -104,7 +104,8 @@ class Vllm(Section):
         default="shared", description="one copy for serving and training, or a second one that every step updates"
     )
     kv_cache_gb: PositiveFloat | None = Field(
-        default=None, description="KV cache of a stage, GB; default 0.25 on a CPU, on a GPU what vLLM finds free"
+        default=None,
+        description="KV cache of a stage, GB; default 0.25 on a CPU, on a GPU what training leaves, by the memory plan",
     )
     args: dict[str, Any] = Field(default={}, description="more arguments of `vllm serve`, with underscores")
 

@@ -18,7 +18,9 @@ class ModelSizes:
 
     `family` is the Hugging Face `model_type`; `layer_parameters` counts the weights of one decoder layer without norms
     and biases, `head_parameters` those of the projection to the vocabulary. `max_positions` is the longest sequence
-    with learned positions, None where positions are rotary and have no hard end.
+    with learned positions, None where positions are rotary and have no hard end. `layer_vectors` counts a layer's norms and
+    biases. `inner`, `queries` and `keys`: widths of the feed-forward part, of all queries, and of all keys, which is that of
+    values. `tied`: the first and the last stage have the same embedding.
     """
 
     family: str
@@ -28,6 +30,11 @@ class ModelSizes:
     layer_parameters: int
     head_parameters: int
     max_positions: int | None
+    layer_vectors: int
+    inner: int
+    queries: int
+    keys: int
+    tied: bool
 
 
 def describe(model: Model) -> ModelSizes:
@@ -91,15 +98,20 @@ def _llama(family: str, config: Mapping[str, Any]) -> ModelSizes:
     hidden, heads = _size(config, "hidden_size"), _size(config, "num_attention_heads")
     head_dim = _size(config, "head_dim", default=hidden // heads)
     key_value_heads = _size(config, "num_key_value_heads", default=heads)
-    attention = 2 * hidden * head_dim * (heads + key_value_heads)
+    queries, keys, inner = head_dim * heads, head_dim * key_value_heads, _size(config, "intermediate_size")
     return ModelSizes(
         family=family,
         layers=_size(config, "num_hidden_layers"),
         hidden=hidden,
         vocab=_size(config, "vocab_size"),
-        layer_parameters=attention + 3 * hidden * _size(config, "intermediate_size"),
+        layer_parameters=2 * hidden * (queries + keys) + 3 * hidden * inner,
         head_parameters=hidden * _size(config, "vocab_size"),
         max_positions=None,
+        layer_vectors=2 * hidden + (queries + 2 * keys if family == "qwen2" else 0),
+        inner=inner,
+        queries=queries,
+        keys=keys,
+        tied=bool(config.get("tie_word_embeddings", False)),
     )
 
 
@@ -116,6 +128,11 @@ def _gpt2(config: Mapping[str, Any]) -> ModelSizes:
         layer_parameters=4 * hidden * hidden + 2 * hidden * inner,
         head_parameters=hidden * vocab,
         max_positions=_size(config, "n_positions", "max_position_embeddings", default=1024),
+        layer_vectors=9 * hidden + inner,
+        inner=inner,
+        queries=hidden,
+        keys=hidden,
+        tied=bool(config.get("tie_word_embeddings", True)),
     )
 
 

@@ -153,7 +153,7 @@ class CoefficientFile(Section):
             pairs = [times.times() for times in self.stages]
         elif self.per_layer is not None and stages <= self.layers:
             forward, backward = self.per_layer.times()
-            counts = self._layers_of(stages)
+            counts = self.layers_of(stages)
             pairs = [(forward.scaled(count), backward.scaled(count)) for count in counts]
         else:
             raise UserError(
@@ -166,12 +166,13 @@ class CoefficientFile(Section):
         """What the stages of a node hold, None where the file does not say. For as many stages as `latency` is there for."""
         if self.per_layer is not None:
             layer = self.per_layer.memory
-            return None if layer is None else [layer.times(count) for count in self._layers_of(stages)]
+            return None if layer is None else [layer.times(count) for count in self.layers_of(stages)]
         held = [times.memory for times in self.stages or []]
         known = [memory for memory in held if memory is not None]
         return known if len(known) == len(held) else None
 
-    def _layers_of(self, stages: int) -> list[int]:
+    def layers_of(self, stages: int) -> list[int]:
+        """Decoder layers of each stage."""
         return [self.layers // stages + (s < self.layers % stages) for s in range(stages)]
 
 

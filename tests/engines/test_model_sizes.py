@@ -30,6 +30,11 @@ def test_llama() -> None:
         layer_parameters=2 * 4096 * 4096 + 2 * 4096 * 1024 + 3 * 4096 * 14336,
         head_parameters=4096 * 128256,
         max_positions=None,
+        layer_vectors=2 * 4096,
+        inner=14336,
+        queries=4096,
+        keys=1024,
+        tied=False,
     )
 
 

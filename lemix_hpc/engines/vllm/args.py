@@ -14,11 +14,11 @@ from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
 
 from lemix_hpc.config.errors import UserError
 from lemix_hpc.config.recipe import Recipe
+from lemix_hpc.engines.memory_plan import CPU_CACHE_GB, planned_cache
 from lemix_hpc.engines.model_sizes import model_config
 from lemix_hpc.engines.vllm.executor import StageExecutor
 from lemix_hpc.engines.vllm.model_files import model_directory, tokenizer_directory
 
-CPU_CACHE_GB = 0.25
 FAMILIES = ("llama", "mistral", "qwen2")
 
 
@@ -47,7 +47,7 @@ def server_args(recipe: Recipe, meeting: Path, weight_version: int = 0) -> Names
 def _ours(recipe: Recipe, model: Path, meeting: Path, weight_version: int) -> dict[str, Any]:
     engine = recipe.engine
     cpu = current_platform.is_cpu()
-    cache_gb = engine.vllm.kv_cache_gb or (CPU_CACHE_GB if cpu else None)
+    cache = _cache_bytes(recipe)
     settings: dict[str, Any] = {
         "model": str(model),
         "tokenizer": str(tokenizer_directory(recipe.model, meeting)),
@@ -71,13 +71,23 @@ def _ours(recipe: Recipe, model: Path, meeting: Path, weight_version: int) -> di
             "weight_version": weight_version,
         },
     }
-    if cache_gb is not None:
-        settings["kv_cache_memory_bytes"] = int(cache_gb * 1e9)
+    if cache is not None:
+        settings["kv_cache_memory_bytes"] = cache
     if cpu:
         settings["enforce_eager"] = True
     if recipe.model.path is None:
         settings["load_format"] = "dummy"  # the stages fill in the recipe's own random weights
     return settings
+
+
+def _cache_bytes(recipe: Recipe) -> int | None:
+    """Of the KV cache of a stage; None: vLLM takes nearly all of the GPU, which it has for itself."""
+    given = recipe.engine.vllm.kv_cache_gb
+    if given is not None or current_platform.is_cpu():
+        return int((given or CPU_CACHE_GB) * 1e9)
+    if recipe.training is None:
+        return None
+    return planned_cache(recipe, current_platform.get_device_total_memory())
 
 
 def _check_model(recipe: Recipe) -> None:

@@ -7,6 +7,8 @@ import pytest
 
 from lemix_hpc.config.errors import UserError
 from lemix_hpc.config.recipe import Recipe
+from lemix_hpc.engines.memory_plan import planned_cache
+from lemix_hpc.engines.vllm import args
 from lemix_hpc.engines.vllm.args import server_args
 
 CONFIG = {
@@ -26,13 +28,13 @@ def recipe(engine: dict[str, Any] | None = None, **model: Any) -> Recipe:
 
 
 def test_the_recipe_decides_what_vllm_is_told(tmp_path: Path) -> None:
-    args = server_args(recipe({"max_batch_requests": 5, "vllm": {"args": {"enable_prefix_caching": False}}}), tmp_path)
-    assert (args.pipeline_parallel_size, args.max_num_seqs, args.served_model_name) == (2, 5, ["run"])
-    assert args.scheduling_policy == "priority"
-    assert args.enable_prefix_caching is False
-    assert args.load_format == "dummy"
-    assert args.kv_cache_memory_bytes == 250_000_000
-    assert args.additional_config["weight_version"] == 0
+    told = server_args(recipe({"max_batch_requests": 5, "vllm": {"args": {"enable_prefix_caching": False}}}), tmp_path)
+    assert (told.pipeline_parallel_size, told.max_num_seqs, told.served_model_name) == (2, 5, ["run"])
+    assert told.scheduling_policy == "priority"
+    assert told.enable_prefix_caching is False
+    assert told.load_format == "dummy"
+    assert told.kv_cache_memory_bytes == 250_000_000
+    assert told.additional_config["weight_version"] == 0
     assert server_args(recipe(), tmp_path, 7).additional_config["weight_version"] == 7
 
 
@@ -48,3 +50,25 @@ def test_the_recipe_decides_what_vllm_is_told(tmp_path: Path) -> None:
 def test_what_cannot_be_is_refused(wrong: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=message):
         server_args(recipe(**wrong), tmp_path)
+
+
+def test_on_a_gpu_the_cache_is_what_training_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is none here: what vLLM would say of one."""
+
+    class Gpu:
+        @staticmethod
+        def is_cpu() -> bool:
+            return False
+
+        @staticmethod
+        def get_device_total_memory() -> float:
+            return 80e9
+
+    monkeypatch.setattr(args, "current_platform", Gpu)
+    content = recipe()
+    assert args._cache_bytes(content) is None
+    text = Path(__file__).parents[3] / "recipes" / "data" / "sums.jsonl"
+    trains = Recipe.model_validate(content.model_dump() | {"training": {"data": {"path": str(text)}}})
+    assert args._cache_bytes(trains) == planned_cache(trains, 80e9)
+    told = Recipe.model_validate(trains.model_dump() | {"engine": {"kind": "vllm", "vllm": {"kv_cache_gb": 3}}})
+    assert args._cache_bytes(told) == 3e9

@@ -1,0 +1,215 @@
+"""What a run takes of memory on each stage, worked out before anything starts: by what the engines keep, and for how long.
+
+Formulas of activations are counts of what torch saves for the backward of a layer; the tests compare them with that.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from lemix_hpc.config.errors import UserError
+from lemix_hpc.config.recipe import Recipe
+from lemix_hpc.config.training_section import Training
+from lemix_hpc.engines.model_sizes import ModelSizes, describe
+from lemix_hpc.engines.torch.partition import layer_ranges
+from lemix_hpc.profiling.coefficients import CoefficientFile
+
+BYTES = {"float32": 4, "bfloat16": 2}
+MASTER, MOMENTS, GRADIENT, SNAPSHOT, VECTOR = 4, 8, 4, 12, 4
+"""Bytes per weight, all of them float32."""
+CONTEXT = 1.5e9
+"""Bytes of a GPU that the driver, its libraries and their workspaces take. An estimate."""
+GRAPHS = 1.0e9
+"""Bytes of a GPU that the graphs take which vLLM captures. An estimate."""
+USUAL_CONTEXT = 4096
+"""Tokens, of models whose positions have no end."""
+CPU_CACHE_GB = 0.25
+"""What vLLM gets on a CPU unless it is told."""
+CACHE = "KV cache"
+SPARE = 0.95
+"""The part of a GPU's memory that a run may count on: some of the rest is in pieces that are too small."""
+
+
+@dataclass(frozen=True, slots=True)
+class StagePlan:
+    """Bytes that a stage takes on its device and in its host's memory, by what they are for. `parameters`: where there are
+    any."""
+
+    stage: int
+    layers: range
+    parameters: int | None
+    device: Mapping[str, float]
+    host: Mapping[str, float]
+
+    @property
+    def on_device(self) -> float:
+        return sum(self.device.values())
+
+    @property
+    def on_host(self) -> float:
+        return sum(self.host.values())
+
+
+def plan_memory(recipe: Recipe, *, cuda: bool) -> list[StagePlan]:
+    """Of every stage of a node, on GPUs or on processors.
+
+    Raises UserError for a model that is not supported, or has fewer layers than stages.
+    """
+    sizes = describe(recipe.model)
+    ranges = layer_ranges(sizes, recipe.nodes.stages)
+    return [_plan(recipe, sizes, stage, layers, cuda=cuda) for stage, layers in enumerate(ranges)]
+
+
+def plan_from_file(recipe: Recipe, file: CoefficientFile) -> list[StagePlan]:
+    """As `plan_memory`, of an engine without weights: what the coefficient file says of those that it stands for.
+
+    Raises UserError for a file that does not say it.
+    """
+    stages, memories = recipe.nodes.stages, file.memory(recipe.nodes.stages)
+    if memories is None:
+        raise UserError(f"engine.coefficients: the file of {file.model} has no `memory`, which says what stages take")
+    plans, start = [], 0
+    for stage, (memory, layers) in enumerate(zip(memories, file.layers_of(stages), strict=True)):
+        device: dict[str, float] = {"weights": memory.weights_bytes}
+        if recipe.training is not None:
+            tokens = recipe.training.micro_batch_size * recipe.training.sequence_length
+            device["optimizer and gradients"] = memory.optimizer_bytes
+            device["activations"] = (stages - stage) * tokens * (memory.activation_bytes_per_token or 0.0)
+        if recipe.serving is not None:
+            requests = recipe.engine.max_batch_requests * longest_request(recipe, USUAL_CONTEXT)
+            device[CACHE] = requests * (memory.kv_bytes_per_token or 0.0)
+        plans.append(StagePlan(stage, range(start, start + layers), None, device, {}))
+        start += layers
+    return plans
+
+
+def cache_room(plans: Sequence[StagePlan], capacity: float) -> float:
+    """Bytes that the KV cache may have on every stage: what all else leaves on the fullest one; not above 0 if nothing does.
+
+    `capacity`: bytes of one device.
+    """
+    return min(SPARE * capacity - (plan.on_device - plan.device[CACHE]) for plan in plans)
+
+
+def planned_cache(recipe: Recipe, capacity: float) -> int:
+    """Bytes that the KV cache of each stage gets on GPUs of `capacity` bytes where training needs its part.
+
+    Raises UserError if nothing is left for it, or nobody can say what is.
+    """
+    key = "engine.vllm.kv_cache_gb"
+    if recipe.engine.share_devices:
+        raise UserError(f"{key}: stages that share a GPU need to be told how much of it each may take; give this key")
+    plans = plan_memory(recipe, cuda=True)
+    room = cache_room(plans, capacity)
+    if room <= 0:
+        fullest = max(plans, key=lambda plan: plan.on_device - plan.device[CACHE])
+        needed = fullest.on_device - fullest.device[CACHE]
+        raise UserError(
+            f"{key}: stage {fullest.stage} takes {needed / 1e9:.1f} of the GPU's {capacity / 1e9:.1f} GB before it has a "
+            f"KV cache; `lemix plan RECIPE --gpus 1x{capacity / 2**30:.0f}GB` shows for what, and what would make it fit"
+        )
+    return int(room)
+
+
+def stage_parameters(sizes: ModelSizes, layers: range, *, first: bool, last: bool) -> int:
+    """Weights of a stage."""
+    embedding = sizes.head_parameters
+    count = len(layers) * (sizes.layer_parameters + sizes.layer_vectors)
+    if first:
+        count += embedding + (sizes.max_positions or 0) * sizes.hidden
+    if last:
+        norm = 2 * sizes.hidden if sizes.family == "gpt2" else sizes.hidden
+        # A stage that is all of a model with tied embeddings has them once.
+        count += norm + (0 if first and sizes.tied else embedding)
+    return count
+
+
+def layer_activations(sizes: ModelSizes, dtype_bytes: int) -> int:
+    """Bytes per token that a layer keeps from forward to backward, without what there is per head."""
+    hidden, wide = sizes.hidden, dtype_bytes
+    if sizes.family == "gpt2":
+        return wide * (8 * hidden + 5 * sizes.inner)
+    # In lower precision the norms work on float32 copies of their inputs.
+    norms = 6 * wide * hidden if wide == 4 else (5 * wide + 8) * hidden
+    return norms + wide * (2 * sizes.queries + 2 * sizes.keys + 4 * sizes.inner)
+
+
+def head_activations(sizes: ModelSizes, dtype_bytes: int) -> int:
+    """Bytes per token that logits and loss take at their peak: logits, and float32 copies of them and of their logarithms."""
+    copies = 8 if dtype_bytes == 4 else dtype_bytes + 8
+    return copies * sizes.vocab + (2 * dtype_bytes + 4) * sizes.hidden
+
+
+def open_groups(training: Training, stage: int) -> int:
+    """Gradient sums that a stage keeps at the same time. With `async` a stage is ahead of the first one, where a group ends, by
+    as many backwards as there are stages between, and those may be of later groups."""
+    if training.release == "sync":
+        return 1
+    return 1 + math.ceil(stage / training.micro_batches_per_step)
+
+
+def _plan(recipe: Recipe, sizes: ModelSizes, stage: int, layers: range, *, cuda: bool) -> StagePlan:
+    stages, engine, training = recipe.nodes.stages, recipe.engine, recipe.training
+    first, last = stage == 0, stage == stages - 1
+    wide = BYTES[("bfloat16" if cuda else "float32") if engine.dtype == "auto" else engine.dtype]
+    parameters = stage_parameters(sizes, layers, first=first, last=last)
+    copies = 2 if engine.kind == "vllm" and engine.vllm.weights == "copy" else 1
+    device: dict[str, float] = {"weights": copies * wide * parameters}
+    host: dict[str, float] = {}
+    if training is not None:
+        state, kept = _state(training, wide, parameters)
+        (host if training.offload_optimizer else device)["optimizer"] = state
+        device["gradients"] = GRADIENT * parameters * open_groups(training, stage)
+        device["activations"] = _activations(training, sizes, stages, stage, len(layers), wide)
+        host |= kept
+    device[CACHE] = _cache(recipe, sizes, len(layers), wide, cuda=cuda)
+    if cuda:
+        device["context and graphs"] = CONTEXT + (GRAPHS if engine.kind == "vllm" else 0.0)
+    return StagePlan(stage, layers, parameters, device, host)
+
+
+def _state(training: Training, wide: int, parameters: int) -> tuple[float, dict[str, float]]:
+    """Master copy and moments; and what the host keeps beside them."""
+    has_master = wide < 4 or training.zero_stage == 1 or training.offload_optimizer
+    state = (MOMENTS + (MASTER if has_master else 0)) * parameters
+    kept: dict[str, float] = {"snapshot": SNAPSHOT * parameters}
+    if training.across_nodes != "local":
+        kept["sums over nodes"] = 2 * VECTOR * parameters
+    return state, kept
+
+
+def _activations(training: Training, sizes: ModelSizes, stages: int, stage: int, layers: int, wide: int) -> float:
+    tokens = training.micro_batch_size * training.sequence_length
+    # The output of the last layer is kept as well.
+    whole = tokens * (layers * layer_activations(sizes, wide) + wide * sizes.hidden)
+    if stage == stages - 1:
+        return whole + tokens * head_activations(sizes, wide)
+    if training.release == "sync":
+        in_flight = training.micro_batches_per_step
+        return whole * (in_flight if training.schedule == "gpipe" else min(in_flight, stages - stage))
+    # The forward runs again before its backward: until then a micro-batch keeps what came in.
+    return whole + (stages - stage) * tokens * sizes.hidden * wide
+
+
+def _cache(recipe: Recipe, sizes: ModelSizes, layers: int, wide: int, *, cuda: bool) -> float:
+    """Of the torch engine it is what its batch may come to. vLLM takes what it is given at the start; on a GPU that is all that
+    is left, and here what it needs for its batch."""
+    engine, serving = recipe.engine, recipe.serving
+    if serving is None:
+        return 0.0
+    if engine.kind == "vllm" and engine.vllm.kv_cache_gb is not None:
+        return engine.vllm.kv_cache_gb * 1e9
+    if engine.kind == "vllm" and not cuda:
+        return CPU_CACHE_GB * 1e9
+    tokens = engine.max_batch_requests * longest_request(recipe, sizes.max_positions or USUAL_CONTEXT)
+    return tokens * 2 * layers * sizes.keys * wide
+
+
+def longest_request(recipe: Recipe, most: int) -> int:
+    """Tokens of a request and its answer, as far as the recipe limits them, and else as many as the model takes."""
+    serving = recipe.serving
+    assert serving is not None, "it serves"
+    answer = 0 if serving.mode == "score" and serving.http is None else serving.max_new_tokens or most
+    return min(most, (serving.max_prompt_tokens or most) + answer)

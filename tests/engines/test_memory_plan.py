@@ -1,0 +1,252 @@
+"""The memory plan against the engine: what modules hold, and what torch keeps for a backward."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lemix_hpc.config.errors import UserError
+from lemix_hpc.config.recipe import Recipe
+from lemix_hpc.engines.memory_advice import Gpus, best, changes_that_fit, fits, layouts, with_key
+from lemix_hpc.engines.memory_plan import (
+    CACHE,
+    SPARE,
+    cache_room,
+    head_activations,
+    layer_activations,
+    open_groups,
+    plan_memory,
+    planned_cache,
+    stage_parameters,
+)
+from lemix_hpc.engines.model_sizes import describe
+from lemix_hpc.engines.torch.build import _fill, _module, hugging_face_config, weight_source
+from lemix_hpc.engines.torch.micro_batch import Labels, Segment, forward
+from lemix_hpc.engines.torch.module import StageModule
+from lemix_hpc.engines.torch.partition import layer_ranges
+
+LLAMA = {
+    "model_type": "llama",
+    "hidden_size": 64,
+    "intermediate_size": 192,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 300,
+    "max_position_embeddings": 256,
+}
+GPT2 = {
+    "model_type": "gpt2",
+    "n_embd": 64,
+    "n_layer": 4,
+    "n_head": 4,
+    "n_positions": 128,
+    "vocab_size": 300,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+}
+CONFIGS = {
+    "llama": LLAMA,
+    "mistral": LLAMA | {"model_type": "mistral", "head_dim": 32},
+    "qwen2": LLAMA | {"model_type": "qwen2"},
+    "qwen2-tied": LLAMA | {"model_type": "qwen2", "tie_word_embeddings": True},
+    "gpt2": GPT2,
+}
+LLAMA_8B = {
+    "model_type": "llama",
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "vocab_size": 128256,
+}
+
+
+def recipe(config: dict[str, Any], stages: int = 1, engine: dict[str, Any] | None = None, **training: Any) -> Recipe:
+    text = Path(__file__).parents[2] / "recipes" / "data" / "sums.jsonl"
+    return Recipe.model_validate(
+        {
+            "name": "plan",
+            "nodes": {"stages": stages},
+            "model": {"config": config},
+            "engine": {"kind": "torch"} | (engine or {}),
+            "serving": {
+                "mode": "generate",
+                "max_prompt_tokens": 100,
+                "max_new_tokens": 28,
+                "source": {"kind": "poisson", "rate": 1, "requests": 1},
+            },
+            "training": {"data": {"path": str(text)}} | training,
+        }
+    )
+
+
+def modules(content: Recipe, dtype: torch.dtype) -> Iterator[StageModule]:
+    config = hugging_face_config(content.model)
+    ranges = layer_ranges(describe(content.model), content.nodes.stages)
+    for stage, layers in enumerate(ranges):
+        last = stage == len(ranges) - 1
+        module = _module(config, layers, first=stage == 0, last=last, device=torch.device("cpu"))
+        _fill(module, weight_source(content, config), dtype)
+        yield module
+
+
+@pytest.mark.parametrize("stages", [1, 2, 3])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_weights_are_counted_as_stages_have_them(name: str, stages: int) -> None:
+    content = recipe(CONFIGS[name], stages)
+    held = [sum(p.numel() for p in module.parameters()) for module in modules(content, torch.float32)]
+    plans = plan_memory(content, cuda=False)
+    assert [plan.parameters for plan in plans] == held
+    assert [plan.device["weights"] for plan in plans] == [4 * count for count in held]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_activations_are_what_torch_keeps(name: str, dtype: torch.dtype) -> None:
+    content, rows, length = recipe(CONFIGS[name], 2), 2, 64
+    wide = torch.empty((), dtype=dtype).element_size()
+    sizes, (first, last) = describe(content.model), modules(content, dtype)
+    tokens = torch.randint(0, 300, (rows, length))
+    kept = saved_bytes(first, tokens, None) / (rows * length)
+    layers = layer_ranges(sizes, 2)
+    # What there is per head or position is in no formula.
+    counted = len(layers[0]) * layer_activations(sizes, wide) + wide * sizes.hidden
+    assert kept == pytest.approx(counted, rel=0.025)
+    hidden = torch.randn(rows, length, sizes.hidden, dtype=dtype)
+    kept = saved_bytes(last, hidden, Labels.of(tokens, torch.device("cpu"))) / (rows * length)
+    below = len(layers[1]) * layer_activations(sizes, wide)
+    # Logits come and go; their float32 logarithms stay.
+    assert below < kept < below + head_activations(sizes, wide)
+
+
+def saved_bytes(module: StageModule, entry: torch.Tensor, labels: Labels | None) -> int:
+    """All that a forward leaves behind for its backward, without the weights."""
+    weights = {parameter.untyped_storage().data_ptr() for parameter in module.parameters()}
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage
+        return tensor
+
+    segments: list[Segment] = []
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        for _ in forward(module, entry, labels, segments):
+            pass
+    for segment in segments:
+        for tensor in (segment.input, segment.output):
+            if tensor is not None:
+                keep(tensor)
+    return sum(storage.nbytes() for storage in kept.values())
+
+
+@pytest.mark.parametrize(
+    ("training", "dtype", "optimizer", "gradient", "host"),
+    [
+        ({"release": "sync"}, "float32", 8, 4, 12),
+        ({"release": "sync", "zero_stage": 1}, "float32", 12, 4, 12),
+        ({"release": "sync"}, "bfloat16", 12, 4, 12),
+        ({"release": "sync", "offload_optimizer": True}, "bfloat16", 0, 4, 24),
+        ({"release": "sync", "across_nodes": "sync"}, "bfloat16", 12, 4, 20),
+    ],
+)
+def test_bytes_per_weight(training: dict[str, Any], dtype: str, optimizer: int, gradient: int, host: int) -> None:
+    [plan] = plan_memory(recipe(LLAMA, 1, {"dtype": dtype}, **training), cuda=True)
+    assert plan.parameters is not None
+    assert plan.device.get("optimizer", 0) == optimizer * plan.parameters
+    assert plan.device["gradients"] == gradient * plan.parameters
+    assert plan.on_host == host * plan.parameters
+
+
+def test_later_stages_are_ahead_and_keep_more_gradients() -> None:
+    async_ones = recipe(LLAMA, 4, micro_batches_per_step=2).training
+    assert async_ones is not None
+    assert [open_groups(async_ones, stage) for stage in range(4)] == [1, 2, 2, 3]
+
+
+def test_micro_batches_in_flight_by_order() -> None:
+    kept = {
+        (release, schedule): [
+            plan.device["activations"]
+            for plan in plan_memory(
+                recipe(LLAMA, 4, release=release, schedule=schedule, micro_batches_per_step=6), cuda=False
+            )
+        ]
+        for release, schedule in (("sync", "1f1b"), ("sync", "gpipe"), ("async", "1f1b"))
+    }
+    one = 128 * (layer_activations(describe(recipe(LLAMA).model), 4) + 4 * 64)
+    assert kept["sync", "1f1b"][:3] == [4 * one, 3 * one, 2 * one]
+    assert kept["sync", "gpipe"][:3] == [6 * one] * 3
+    # Only what came in is kept of those that wait; 4 bytes of 64 values each.
+    assert kept["async", "1f1b"][0] == one + 4 * 128 * 64 * 4
+    assert len({tuple(values[3:]) for values in kept.values()}) == 1
+
+
+def test_the_cache_is_what_the_batch_may_come_to_or_what_the_recipe_gives() -> None:
+    [plan] = plan_memory(recipe(LLAMA), cuda=False)
+    assert plan.device[CACHE] == 8 * 128 * 2 * 4 * 32 * 4
+    [vllm] = plan_memory(recipe(LLAMA, 1, {"kind": "vllm", "vllm": {"kv_cache_gb": 3}}), cuda=True)
+    assert vllm.device[CACHE] == 3e9
+    [copy] = plan_memory(recipe(LLAMA, 1, {"kind": "vllm", "vllm": {"weights": "copy"}}), cuda=True)
+    assert copy.device["weights"] == 2 * vllm.device["weights"]
+
+
+def test_what_is_left_for_the_cache_fills_the_fullest_device() -> None:
+    plans = plan_memory(recipe(LLAMA_8B, 4, {"kind": "vllm", "vllm": {"kv_cache_gb": 1}}), cuda=True)
+    room = cache_room(plans, 80e9)
+    fullest = max(plan.on_device - plan.device[CACHE] for plan in plans)
+    assert room + fullest == pytest.approx(SPARE * 80e9)
+
+
+def test_vllm_gets_what_training_leaves_or_a_word_on_why_not() -> None:
+    content = recipe(LLAMA_8B, 4, {"kind": "vllm", "dtype": "bfloat16"}, sequence_length=2048)
+    plans = plan_memory(content, cuda=True)
+    assert planned_cache(content, 85e9) == int(cache_room(plans, 85e9))
+    with pytest.raises(
+        UserError, match=r"kv_cache_gb: stage \d takes .* of the GPU's 40.0 GB .*lemix plan RECIPE --gpus 1x37GB"
+    ):
+        planned_cache(content, 40e9)
+    shared = recipe(LLAMA_8B, 4, {"kind": "vllm", "share_devices": True})
+    with pytest.raises(UserError, match="need to be told how much"):
+        planned_cache(shared, 85e9)
+
+
+def test_an_8b_model_on_eight_gpus_of_80_gb() -> None:
+    content = recipe(LLAMA_8B, 2, {"dtype": "bfloat16"}, sequence_length=2048, micro_batches_per_step=8)
+    ways = layouts(content, Gpus.parse("8x80GB"))
+    on_device = {way.stages: way.fits for way in ways if not way.offload}
+    assert on_device == {1: False, 2: False, 4: True, 8: True}
+    chosen = best(ways)
+    assert chosen is not None and (chosen.stages, chosen.replicas, chosen.offload) == (4, 2, False)
+    assert best(layouts(content, Gpus.parse("2x80GB"))).offload
+    assert best(layouts(content, Gpus.parse("8x2GB"))) is None
+
+
+def test_the_keys_that_are_named_do_make_it_fit() -> None:
+    content = recipe(LLAMA_8B, 2, {"dtype": "bfloat16"}, sequence_length=2048)
+    capacity = Gpus.parse("2x80GB").bytes
+    assert not fits(plan_memory(content, cuda=True), capacity)
+    keys = changes_that_fit(content, capacity, cuda=True)
+    assert {"training.offload_optimizer: true", "nodes.stages: 4"} <= set(keys)
+    assert fits(plan_memory(with_key(content, "nodes.stages", 4), cuda=True), capacity)
+    assert changes_that_fit(content, 1e9, cuda=True) == []
+
+
+@pytest.mark.parametrize("text", ["8", "8x", "x80GB", "0x80GB", "8x80", "8x0GB", "8x80TB", "-1x80GB", "8x80GBs"])
+def test_what_says_no_gpus_is_refused(text: str) -> None:
+    with pytest.raises(UserError, match="such as 8x80GB"):
+        Gpus.parse(text)
+
+
+def test_a_stage_of_tied_embeddings_alone_has_them_once() -> None:
+    sizes = describe(recipe(CONFIGS["qwen2-tied"]).model)
+    alone = stage_parameters(sizes, range(4), first=True, last=True)
+    ends = stage_parameters(sizes, range(2), first=True, last=False) + stage_parameters(
+        sizes, range(2, 4), first=False, last=True
+    )
+    assert ends - alone == sizes.head_parameters
