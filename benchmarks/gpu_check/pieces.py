@@ -18,6 +18,7 @@ from benchmarks.gpu_check.report import Report
 from benchmarks.gpu_check.shapes import dtype, middle_stage, on_gpu, settle
 from lemix_hpc.engines.protocol import Work
 from lemix_hpc.engines.torch import micro_batch as passes
+from lemix_hpc.engines.torch.chunked_loss import HeadGradients
 from lemix_hpc.engines.torch.gradients import GroupGradients
 from lemix_hpc.engines.torch.micro_batch import Segment
 from lemix_hpc.engines.torch.training_queue import TrainingQueue, training_queue
@@ -43,7 +44,7 @@ def measure(module: Any, tokens: int, device: str) -> dict[str, Any]:
         forwards, backwards, launches = [], [], []
         for repeat in range(REPEATS + 2):
             gradients = GroupGradients(list(module.parameters()))
-            segments: list[Segment] = []
+            segments: list[Segment | HeadGradients] = []
             forward, launch = timed(drive, passes.forward(module, entry, None, segments), device)
             backward, _ = timed(
                 drive, passes.backward(segments, grad, lambda p, g, into=gradients: into.add(0, p, g)), device

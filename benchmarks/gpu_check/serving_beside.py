@@ -18,6 +18,7 @@ from benchmarks.gpu_check.report import Report
 from benchmarks.gpu_check.shapes import middle_stage, on_gpu, settle, stage_of
 from lemix_hpc.engines.protocol import Payload, ServeBatch, ServeSequence, Work
 from lemix_hpc.engines.torch import micro_batch as passes
+from lemix_hpc.engines.torch.chunked_loss import HeadGradients
 from lemix_hpc.engines.torch.devices import take
 from lemix_hpc.engines.torch.gradients import GroupGradients
 from lemix_hpc.engines.torch.micro_batch import Segment
@@ -78,7 +79,7 @@ def endless(module: Any, tokens: int, device: str) -> Work[None]:
     entry = torch.randn(1, tokens, module.width, dtype=kind, device=device)
     grad = torch.randn_like(entry)
     while True:
-        gradients, segments = GroupGradients(list(module.parameters())), list[Segment]()
+        gradients, segments = GroupGradients(list(module.parameters())), list[Segment | HeadGradients]()
         yield from passes.forward(module, entry, None, segments)
         yield from passes.backward(segments, grad, lambda p, g, into=gradients: into.add(0, p, g))
 

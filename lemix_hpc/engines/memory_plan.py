@@ -13,6 +13,7 @@ from lemix_hpc.config.errors import UserError
 from lemix_hpc.config.recipe import Recipe
 from lemix_hpc.config.training_section import Training
 from lemix_hpc.engines.model_sizes import ModelSizes, describe
+from lemix_hpc.engines.torch.loss_chunks import chunk_tokens
 from lemix_hpc.engines.torch.partition import layer_ranges
 from lemix_hpc.profiling.coefficients import CoefficientFile
 
@@ -137,9 +138,10 @@ def layer_activations(sizes: ModelSizes, dtype_bytes: int) -> int:
 
 
 def head_activations(sizes: ModelSizes, dtype_bytes: int) -> int:
-    """Bytes per token that logits and loss take at their peak: logits, and float32 copies of them and of their logarithms."""
+    """Bytes per token of a chunk that logits and loss take at their peak: logits, and float32 copies of them and of their
+    logarithms."""
     copies = 8 if dtype_bytes == 4 else dtype_bytes + 8
-    return copies * sizes.vocab + (2 * dtype_bytes + 4) * sizes.hidden
+    return copies * sizes.vocab
 
 
 def open_groups(training: Training, stage: int) -> int:
@@ -173,7 +175,9 @@ def _plan(recipe: Recipe, sizes: ModelSizes, stage: int, layers: range, *, cuda:
 def _state(training: Training, wide: int, parameters: int) -> tuple[float, dict[str, float]]:
     """Master copy and moments; and what the host keeps beside them."""
     has_master = wide < 4 or training.zero_stage == 1 or training.offload_optimizer
-    state = (MOMENTS + (MASTER if has_master else 0)) * parameters
+    # Without ZeRO, DeepSpeed casts a bfloat16 model's gradients once more while it publishes.
+    publication = MASTER if wide < 4 and training.zero_stage == 0 else 0
+    state = (MOMENTS + (MASTER if has_master else 0) + publication) * parameters
     kept: dict[str, float] = {"snapshot": SNAPSHOT * parameters}
     if training.across_nodes != "local":
         kept["sums over nodes"] = 2 * VECTOR * parameters
@@ -185,7 +189,8 @@ def _activations(training: Training, sizes: ModelSizes, stages: int, stage: int,
     # The output of the last layer is kept as well.
     whole = tokens * (layers * layer_activations(sizes, wide) + wide * sizes.hidden)
     if stage == stages - 1:
-        return whole + tokens * head_activations(sizes, wide)
+        norms = tokens * (2 * wide + 4) * sizes.hidden
+        return whole + norms + min(tokens, chunk_tokens(sizes.vocab)) * head_activations(sizes, wide)
     if training.release == "sync":
         in_flight = training.micro_batches_per_step
         return whole * (in_flight if training.schedule == "gpipe" else min(in_flight, stages - stage))

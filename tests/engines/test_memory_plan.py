@@ -23,7 +23,9 @@ from lemix_hpc.engines.memory_plan import (
 )
 from lemix_hpc.engines.model_sizes import describe
 from lemix_hpc.engines.torch.build import _fill, _module, hugging_face_config, weight_source
-from lemix_hpc.engines.torch.micro_batch import Labels, Segment, forward
+from lemix_hpc.engines.torch.chunked_loss import HeadGradients
+from lemix_hpc.engines.torch.labels import Labels
+from lemix_hpc.engines.torch.micro_batch import Segment, forward
 from lemix_hpc.engines.torch.module import StageModule
 from lemix_hpc.engines.torch.partition import layer_ranges
 
@@ -134,7 +136,7 @@ def saved_bytes(module: StageModule, entry: torch.Tensor, labels: Labels | None)
             kept[storage.data_ptr()] = storage
         return tensor
 
-    segments: list[Segment] = []
+    segments: list[Segment | HeadGradients] = []
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         for _ in forward(module, entry, labels, segments):
             pass
@@ -151,6 +153,7 @@ def saved_bytes(module: StageModule, entry: torch.Tensor, labels: Labels | None)
         ({"release": "sync"}, "float32", 8, 4, 12),
         ({"release": "sync", "zero_stage": 1}, "float32", 12, 4, 12),
         ({"release": "sync"}, "bfloat16", 12, 4, 12),
+        ({"release": "sync", "zero_stage": 0}, "bfloat16", 16, 4, 12),
         ({"release": "sync", "offload_optimizer": True}, "bfloat16", 0, 4, 24),
         ({"release": "sync", "across_nodes": "sync"}, "bfloat16", 12, 4, 20),
     ],

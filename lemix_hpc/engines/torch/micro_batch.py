@@ -10,13 +10,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch.nn.functional import cross_entropy
 
 from lemix_hpc.engines.protocol import Work
 from lemix_hpc.engines.torch.attention import attend_within_rows
+from lemix_hpc.engines.torch.chunked_loss import HeadGradients, loss_by_chunks, summed_loss
+from lemix_hpc.engines.torch.labels import Labels
+from lemix_hpc.engines.torch.loss_chunks import chunk_tokens
 from lemix_hpc.engines.torch.module import StageModule
-
-IGNORED = -100
 
 Collect = Callable[[torch.Tensor, torch.Tensor], None]
 
@@ -30,27 +30,17 @@ class Segment:
     parameters: list[torch.Tensor]
 
 
-@dataclass(frozen=True, slots=True)
-class Labels:
-    """Where a loss is taken: flat positions into (rows, length - 1), and the tokens that are to be predicted there."""
-
-    positions: torch.Tensor
-    targets: torch.Tensor
-
-    @classmethod
-    def of(cls, labels: torch.Tensor, device: torch.device) -> Labels:
-        """`labels` (rows, length) on the host, so that finding the labelled positions never waits for the device."""
-        targets = labels[:, 1:].flatten()
-        positions = (targets != IGNORED).nonzero().squeeze(1)
-        return cls(positions.to(device), targets[positions].to(device))
-
-
 def forward(
-    module: StageModule, entry: torch.Tensor, labels: Labels | None, segments: list[Segment] | None
+    module: StageModule,
+    entry: torch.Tensor,
+    labels: Labels | None,
+    segments: list[Segment | HeadGradients] | None,
+    share: float = 1.0,
 ) -> Work[torch.Tensor]:
     """Run the stage on `entry`: tokens (rows, length) on the first stage, else hidden (rows, length, hidden).
 
     Returns the hidden state, or with labels the mean loss. The graph is appended to `segments`, or not kept without it.
+    `share`: what the loss is multiplied with where its gradient is taken at once.
     """
     keep = segments is not None
     positions = torch.arange(entry.shape[1], device=entry.device).unsqueeze(0)
@@ -73,30 +63,47 @@ def forward(
         yield
     if labels is None:
         return hidden.detach()
+    chunk = chunk_tokens(module.vocabulary)
+    if len(labels.targets) <= chunk:
+        return _loss(module, hidden, labels, segments)
+    loss, gradients = yield from loss_by_chunks(module, hidden.detach(), labels, share if keep else None, chunk)
+    if segments is not None and gradients is not None:
+        segments.append(gradients)
+    return loss
+
+
+def _loss(
+    module: StageModule, hidden: torch.Tensor, labels: Labels, segments: list[Segment | HeadGradients] | None
+) -> torch.Tensor:
+    """Mean NLL of the labelled tokens, 0 if there is none. Logits are made for labelled positions only."""
+    keep = segments is not None
     with torch.set_grad_enabled(keep):
         start = hidden.detach().requires_grad_(keep)
-        loss = _mean_loss(module, start, labels)
+        predicting = start.flatten(0, 1)[labels.in_rows(start.shape[1])]
+        loss = summed_loss(module, predicting, labels.targets) / max(len(labels.targets), 1)
     if segments is not None:
         segments.append(Segment(start, loss, module.head_parameters))
     return loss.detach()
 
 
-def _mean_loss(module: StageModule, hidden: torch.Tensor, labels: Labels) -> torch.Tensor:
-    """Mean NLL of the labelled tokens, 0 if there is none. Logits are made for labelled positions only."""
-    predicting = hidden[:, :-1].flatten(0, 1)[labels.positions]
-    logits = module.logits(predicting).float()
-    return cross_entropy(logits, labels.targets, reduction="sum") / max(len(labels.targets), 1)
-
-
-def backward(segments: list[Segment], grad: torch.Tensor, collect: Collect) -> Work[torch.Tensor | None]:
-    """Backpropagate `grad`, the gradient of the last segment's output, and free the graph on the way.
+def backward(
+    segments: list[Segment | HeadGradients], grad: torch.Tensor, collect: Collect
+) -> Work[torch.Tensor | None]:
+    """Backpropagate `grad`, the gradient of the last segment's output, and free the graph on the way. Where the gradient of the
+    loss was taken at once, it goes on from that.
 
     Hands every parameter's gradient to `collect` (more than once for a parameter that several segments use) and returns
     the gradient of the first segment's input, None where that is tokens.
     """
     flowing: torch.Tensor | None = grad
     while segments:
-        flowing = _backward_segment(segments.pop(), flowing, collect)
+        segment = segments.pop()
+        if isinstance(segment, HeadGradients):
+            flowing = segment.hidden
+            for parameter, value in zip(segment.parameters, segment.of_parameters, strict=True):
+                collect(parameter, value)
+        else:
+            flowing = _backward_segment(segment, flowing, collect)
         if segments:
             yield
     return flowing

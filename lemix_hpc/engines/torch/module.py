@@ -31,6 +31,7 @@ class StageModule(nn.Module, ABC):
         self.last = last
         self.tied = bool(config.tie_word_embeddings)
         self.width = int(config.hidden_size)
+        self.vocabulary = int(config.vocab_size)
 
     @property
     @abstractmethod

@@ -13,8 +13,10 @@ from lemix_hpc.checkpoints.stage_state import SavedState, StageState
 from lemix_hpc.engines.protocol import GroupGradient, MicroBatch, Payload, Vector, Work
 from lemix_hpc.engines.torch import flat_vectors, saved_state
 from lemix_hpc.engines.torch import micro_batch as passes
+from lemix_hpc.engines.torch.chunked_loss import HeadGradients
 from lemix_hpc.engines.torch.gradients import GroupGradients
-from lemix_hpc.engines.torch.micro_batch import Labels, Segment
+from lemix_hpc.engines.torch.labels import Labels
+from lemix_hpc.engines.torch.micro_batch import Segment
 from lemix_hpc.engines.torch.module import StageModule
 from lemix_hpc.engines.torch.optimizer import StageOptimizer
 from lemix_hpc.engines.torch.payloads import Wire
@@ -31,7 +33,7 @@ class _Pass:
     micro_batch: MicroBatch
     entry: torch.Tensor
     labels: Labels | None
-    segments: list[Segment] = field(default_factory=list)
+    segments: list[Segment | HeadGradients] = field(default_factory=list)
     recompute: bool = False
 
 
@@ -235,7 +237,9 @@ class StageTraining:
 
     def _run(self, current: _Pass, *, keep: bool) -> Work[torch.Tensor]:
         segments = current.segments if keep else None
-        return passes.forward(self._module, current.entry, current.labels, segments)
+        return passes.forward(
+            self._module, current.entry, current.labels, segments, 1.0 / current.micro_batch.group_size
+        )
 
     def _output_grad(self, micro_batch: MicroBatch, grad: Payload | None) -> torch.Tensor:
         if grad is not None:

@@ -33,7 +33,6 @@ class FusedLlamaStage(StageModule):
     ) -> None:
         """`weights`: those of this stage by vLLM's names; the parameters start out on the same storage."""
         super().__init__(config, first=first, last=last, device=device)
-        self._vocabulary = config.vocab_size
         self._fused = {
             "qkv_proj": (("q_proj", "k_proj", "v_proj"), _attention_rows(config)),
             "gate_up_proj": (("gate_proj", "up_proj"), [config.intermediate_size] * 2),
@@ -86,14 +85,14 @@ class FusedLlamaStage(StageModule):
             for part, rows_of_part in zip(parts, torch.split(value, rows), strict=True):
                 yield name.replace(fused, part), rows_of_part
         elif name in self.tied_names:
-            yield name, value[: self._vocabulary]  # without the rows that pad it
+            yield name, value[: self.vocabulary]  # without the rows that pad it
         else:
             yield name, value
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         normed = _rms_norm(hidden, self.model.norm.weight, self._epsilon)  # type: ignore[arg-type, union-attr]
         # The rows that pad the vocabulary are no tokens.
-        return linear(normed, self._head_weight[: self._vocabulary])
+        return linear(normed, self._head_weight[: self.vocabulary])
 
 
 class _Weighted(nn.Module):

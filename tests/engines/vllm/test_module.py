@@ -10,8 +10,10 @@ import torch
 from lemix_hpc.engines.meter import finish
 from lemix_hpc.engines.torch import attention
 from lemix_hpc.engines.torch import micro_batch as passes
+from lemix_hpc.engines.torch.chunked_loss import HeadGradients
+from lemix_hpc.engines.torch.labels import Labels
 from lemix_hpc.engines.torch.llama import LlamaStage
-from lemix_hpc.engines.torch.micro_batch import Labels, Segment
+from lemix_hpc.engines.torch.micro_batch import Segment
 from lemix_hpc.engines.vllm.hugging_face import unfused
 from lemix_hpc.engines.vllm.module import FusedLlamaStage
 from tests.engines.vllm.conftest import hugging_face
@@ -56,7 +58,7 @@ def pair(family: str, tied: bool, layers: range, *, first: bool, last: bool, **m
 
 def run(module: Any, entry: torch.Tensor, labels: torch.Tensor | None) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """The output, and the gradient of every parameter and of the entry."""
-    segments: list[Segment] = []
+    segments: list[Segment | HeadGradients] = []
     labelled = None if labels is None else Labels.of(labels, torch.device("cpu"))
     output = finish(passes.forward(module, entry, labelled, segments))
     names = {parameter: name for name, parameter in module.named_parameters()}
