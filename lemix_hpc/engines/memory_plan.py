@@ -175,7 +175,7 @@ def _plan(recipe: Recipe, sizes: ModelSizes, stage: int, layers: range, *, cuda:
 def _state(training: Training, wide: int, parameters: int) -> tuple[float, dict[str, float]]:
     """Master copy and moments; and what the host keeps beside them."""
     has_master = wide < 4 or training.zero_stage == 1 or training.offload_optimizer
-    # Without ZeRO, DeepSpeed casts a bfloat16 model's gradients once more while it publishes.
+    # Without ZeRO, publishing bfloat16 weights takes a float32 copy more.
     publication = MASTER if wide < 4 and training.zero_stage == 0 else 0
     state = (MOMENTS + (MASTER if has_master else 0) + publication) * parameters
     kept: dict[str, float] = {"snapshot": SNAPSHOT * parameters}
