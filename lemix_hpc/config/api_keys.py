@@ -23,7 +23,7 @@ class ApiKey(Section):
     """`requests_per_s` and `tokens_per_min`: what may be asked for with it, prompts and the most that may be generated
     together; None without a limit."""
 
-    name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.@-]{1,64}$")]
+    name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.@:-]{1,64}$")]
     key: str
     rights: list[Right] = Field(default=list(RIGHTS), min_length=1)
     requests_per_s: PositiveFloat | None = None

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
-from lemix_hpc.config.api_keys import usable
+from lemix_hpc.config.api_keys import RIGHTS, ApiKey, Right, usable
 from lemix_hpc.config.section import FilePath, Fraction, Section
 from lemix_hpc.config.workload_section import LengthTable, TextData
 
@@ -59,6 +59,23 @@ class Conversations(Section):
     think_s: PositiveFloat = Field(description="mean seconds from an answer to the next turn, exponential")
 
 
+class Munge(Section):
+    """Users of the cluster who may come in with a MUNGE credential in place of a key."""
+
+    users: list[str] = Field(default=[], description="names of users, besides the run's own")
+    groups: list[str] = Field(default=[], description="names of groups, all of whose users may come in")
+    rights: list[Right] = Field(default=["serve"], min_length=1, description="what they may do; the run's own all")
+    requests_per_s: PositiveFloat | None = Field(default=None, description="what each may ask for")
+    tokens_per_min: PositiveFloat | None = Field(default=None, description="prompts and answers of each")
+    socket: FilePath | None = Field(default=None, description="munged's, where it is not the usual one")
+
+    def key_of(self, user: str, *, owns: bool) -> ApiKey:
+        """What a user may do, as if by a key."""
+        rights = list(RIGHTS) if owns else self.rights
+        limits = {} if owns else {"requests_per_s": self.requests_per_s, "tokens_per_min": self.tokens_per_min}
+        return ApiKey(name=f"munge:{user}", key="of MUNGE", rights=rights, **limits)
+
+
 class Http(Section):
     """The OpenAI API at the scheduler rank. It lasts `duration_s`, or until it is told to end."""
 
@@ -68,6 +85,7 @@ class Http(Section):
         default=None, exclude=True, repr=False, description="what clients send as their bearer token"
     )
     api_key_file: FilePath | None = Field(default=None, description="a file with that, or with several keys")
+    munge: Munge | None = Field(default=None, description="take MUNGE credentials, too")
     duration_s: PositiveFloat | None = Field(default=None, description="seconds until no more requests are taken")
     max_body_mb: PositiveFloat = Field(default=16.0, description="larger requests are refused, MB")
 

@@ -96,7 +96,7 @@ class _Endpoints:
 
     async def generate(self, request: Request) -> ASGIApp:
         """A call that the policy finds a node for."""
-        key = self._context.guard.check_key(request, "serve")
+        key = await self._context.guard.check_key(request, "serve")
         body = await self._context.guard.body(request)
         lengths = await _aside(self._counting, lambda: self._lengths(request.scope["path"], body))
         self._context.guard.keys.take_tokens(key, lengths)
@@ -105,7 +105,7 @@ class _Endpoints:
 
     async def pass_on(self, request: Request) -> ASGIApp:
         """A call that any node can answer."""
-        key = self._context.guard.check_key(request, "serve")
+        key = await self._context.guard.check_key(request, "serve")
         body = await self._context.guard.body(request)
         if len(body) > LONGEST_OTHER:
             raise bad_request(f"The text is longer than {LONGEST_OTHER} bytes; send it in parts.")
@@ -131,7 +131,7 @@ class _Endpoints:
 
     async def metrics(self, request: Request) -> Response:
         """The nodes' metrics and the run's own, in Prometheus' format."""
-        self._context.guard.check_key(request, "metrics")
+        await self._context.guard.check_key(request, "metrics")
         answers = await self._metrics.get()
         texts = [text.decode() if status == 200 else None for status, text in answers]
         refused, turned_away = self._context.guard.keys.refused, self._context.server.turned_away
@@ -140,7 +140,7 @@ class _Endpoints:
 
     async def samples(self, request: Request) -> Response:
         """Training samples: one JSON object, or one in each line; all are taken, or none."""
-        key = self._context.guard.check_key(request, "train")
+        key = await self._context.guard.check_key(request, "train")
         intake = self._context.samples
         if intake is None:
             raise bad_request("This run does not train: its recipe has no `training` section.")

@@ -23,6 +23,7 @@ from lemix_hpc.runtime.http.batch_results import BatchResults
 from lemix_hpc.runtime.http.call_router import CallRouter
 from lemix_hpc.runtime.http.keys import KeyRing
 from lemix_hpc.runtime.http.metrics import Figures
+from lemix_hpc.runtime.http.munge import MungeUsers
 from lemix_hpc.runtime.http.request_guard import Guard
 from lemix_hpc.runtime.http.sample_intake import SampleIntake
 from lemix_hpc.runtime.http.server import HttpServer, bind, url
@@ -87,7 +88,8 @@ class Endpoint:
             fields = training.data.fields if training.data is not None else TextFields()
             self._intake = SampleIntake(self._attempt, fields, self.samples, self._wake, self._inherited.last)
         key_file = http.api_key_file or keep_key(self._attempt.run_dir, http.api_key)
-        self.keys, guard = str(key_file), Guard(KeyRing(key_file), http.max_body_mb)
+        munge = MungeUsers(http.munge, os.getuid()) if http.munge is not None else None
+        self.keys, guard = str(key_file), Guard(KeyRing(key_file), http.max_body_mb, munge=munge)
         descriptors.raise_limit()
         self._server.open(self._app(self._server, guard))
 

@@ -121,15 +121,15 @@ class KeyRing:
         return found.st_mtime_ns, found.st_size, found.st_ino
 
     def _learn(self, keys: list[ApiKey]) -> None:
-        before = {known.key.name: known.key for known in self._known}
-        self._known = [_Known(_digest(key.key.encode()), self._key(key, before.get(key.name))) for key in keys]
+        before, now = {known.key.name: known.key for known in self._known}, self.now()
+        self._known = [_Known(_digest(key.key.encode()), new_key(key, before.get(key.name), now)) for key in keys]
 
-    def _key(self, given: ApiKey, before: Key | None) -> Key:
-        """What a client has used of its limits lately stays used."""
-        now = self.now()
-        requests = _allowance(given.requests_per_s, 1.0, before.requests if before else None, now)
-        tokens = _allowance(given.tokens_per_min, 60.0, before.tokens if before else None, now)
-        return Key(given.name, frozenset(given.rights), requests, tokens)
+
+def new_key(given: ApiKey, before: Key | None = None, now: float = 0.0) -> Key:
+    """What a client has used of its limits lately, by the key `before`, stays used."""
+    requests = _allowance(given.requests_per_s, 1.0, before.requests if before else None, now)
+    tokens = _allowance(given.tokens_per_min, 60.0, before.tokens if before else None, now)
+    return Key(given.name, frozenset(given.rights), requests, tokens)
 
 
 def _allowance(limit: float | None, seconds: float, before: _Allowance | None, now: float) -> _Allowance | None:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from lemix_hpc.config.api_keys import Right
 from lemix_hpc.runtime.http.errors import forbidden, too_large, too_much, too_slow, unauthorised
 from lemix_hpc.runtime.http.keys import Key, KeyRing
+from lemix_hpc.runtime.http.munge import LONGEST, PREFIX, MungeUsers
 
 if TYPE_CHECKING:
     from starlette.requests import Request
 
 BODY_S = 120.0
 """How long a body may take to come."""
+MOST_UNDECODED = 64
 MOST_READ = 256 << 20
 """Bytes of bodies that are on their way in at the same time."""
 
@@ -22,22 +25,39 @@ MOST_READ = 256 << 20
 class Guard:
     """Checks keys, rights and sizes, in the server's thread."""
 
-    def __init__(self, keys: KeyRing, max_body_mb: float, *, body_s: float = BODY_S) -> None:
+    def __init__(
+        self, keys: KeyRing, max_body_mb: float, *, body_s: float = BODY_S, munge: MungeUsers | None = None
+    ) -> None:
         self.keys = keys
+        self._munge = munge
+        # Decoding waits for another process; one at a time, and only so many wait for that.
+        self._decoding = ThreadPoolExecutor(1, thread_name_prefix="http-munge")
+        self._undecoded = 0
         self._limit_mb = max_body_mb
         self._body_s = body_s
         self._read = 0
 
-    def check_key(self, request: Request, right: Right) -> Key:
+    async def check_key(self, request: Request, right: Right) -> Key:
         """Whose key it is. Raises ApiError for one that is wrong, or may not do this, or has done too much of late."""
         scheme, _, given = request.headers.get("authorization", "").partition(" ")
-        key = self.keys.find(given.strip().encode("latin-1")) if scheme.lower() == "bearer" else None
+        key = await self._find(given.strip().encode("latin-1")) if scheme.lower() == "bearer" else None
         if key is None or right not in key.rights:
             error = unauthorised() if key is None else forbidden(right)
             self.keys.refused[error.status] += 1
             raise error
         self.keys.take_request(key)
         return key
+
+    async def _find(self, given: bytes) -> Key | None:
+        if self._munge is None or not given.startswith(PREFIX) or len(given) > LONGEST:
+            return self.keys.find(given)
+        if self._undecoded >= MOST_UNDECODED:
+            raise too_much("Too many credentials are being decoded.")
+        self._undecoded += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._decoding, self._munge.find, given)
+        finally:
+            self._undecoded -= 1
 
     async def body(self, request: Request) -> bytes:
         """The whole body. Raises ApiError for one that is too large, before it has been taken in, or too slow."""

@@ -79,7 +79,7 @@ class BatchApi:
 
     async def upload(self, request: Request) -> Response:
         """A file, as a form with `file` and `purpose`."""
-        owner = self._let_in(request)
+        owner = await self._let_in(request)
         if len(await self._on_disk(self._files.all)) >= MOST_FILES:
             raise ApiError(429, f"There are {MOST_FILES} files; remove some first.", "rate_limit_error")
         if self._uploads >= MOST_UPLOADS:
@@ -110,22 +110,22 @@ class BatchApi:
             await form.close()
 
     async def list_files(self, request: Request) -> Response:
-        owner, purpose = self._owner(request), request.query_params.get("purpose")
+        owner, purpose = await self._owner(request), request.query_params.get("purpose")
         files = await self._on_disk(self._files.all)
         return _page(request, [file for file in files if file.owner == owner and purpose in (None, file.purpose)])
 
     async def file(self, request: Request) -> Response:
-        owner = self._owner(request)
+        owner = await self._owner(request)
         return _told(await self._on_disk(lambda: self._files.get(_id(request), owner)))
 
     async def content(self, request: Request) -> Response:
-        owner = self._owner(request)
+        owner = await self._owner(request)
         path = await self._on_disk(lambda: self._files.path(_id(request), owner))
         return FileResponse(path, media_type="application/octet-stream")
 
     async def remove_file(self, request: Request) -> Response:
         """Not one whose batch is at work."""
-        owner, id = self._owner(request), _id(request)
+        owner, id = await self._owner(request), _id(request)
         for batch in await self._on_disk(self._store.unfinished):
             if batch.input_file_id == id and batch.owner == owner:
                 raise ApiError(409, f"The batch {batch.id} reads this file; cancel it first.", "invalid_request_error")
@@ -133,7 +133,7 @@ class BatchApi:
         return _told({"id": id, "object": "file", "deleted": True})
 
     async def create(self, request: Request) -> Response:
-        owner = self._let_in(request)
+        owner = await self._let_in(request)
         try:
             asked = msgspec.json.decode(await self._guard.body(request), type=_NewBatch)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
@@ -157,7 +157,7 @@ class BatchApi:
         return _told(batch)
 
     async def list_batches(self, request: Request) -> Response:
-        owner = self._owner(request)
+        owner = await self._owner(request)
         batches = await self._on_disk(self._store.all)
         return _page(request, [self.runner.counted(batch) for batch in batches if batch.owner == owner])
 
@@ -169,21 +169,21 @@ class BatchApi:
 
     async def _owned(self, request: Request) -> Batch:
         """The batch that a client asks about. Raises ApiError if that has none of this name."""
-        owner = self._owner(request)
+        owner = await self._owner(request)
         batch = await self._on_disk(lambda: self._store.get(_id(request)))
         if batch.owner != owner:
             raise no_batch(batch.id)
         return batch
 
-    def _let_in(self, request: Request) -> str:
+    async def _let_in(self, request: Request) -> str:
         """The name of the client's key, if something new can be taken now."""
-        owner = self._owner(request)
+        owner = await self._owner(request)
         if (refusal := self._refusal()) is not None:
             raise refusal
         return owner
 
-    def _owner(self, request: Request) -> str:
-        return self._guard.check_key(request, "serve").name
+    async def _owner(self, request: Request) -> str:
+        return (await self._guard.check_key(request, "serve")).name
 
     async def _on_disk(self, work: Callable[[], T]) -> T:
         return await self.runner.on_disk(work)
