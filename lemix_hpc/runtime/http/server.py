@@ -28,6 +28,8 @@ MOST_CONNECTIONS = 4096
 GOODBYE_S = 10
 """How long the server waits, in the end, for clients that read the last bytes slowly."""
 BACKLOG = 2048
+AT_A_TIME = 16
+"""Connections that are accepted before the first of them is looked at: there are descriptors for so many in reserve."""
 
 
 def bind(http: Http) -> socket.socket:
@@ -95,7 +97,7 @@ class HttpServer:
             log_level="error",
             access_log=False,
             server_header=False,
-            backlog=BACKLOG,
+            backlog=AT_A_TIME,
             timeout_graceful_shutdown=GOODBYE_S,
         )
         self._server = uvicorn.Server(config)
@@ -171,7 +173,12 @@ class HttpServer:
 
     async def _answer(self) -> None:
         with self._connections.watched():
-            await self._server.serve(sockets=[self._listener])
+            serving = asyncio.create_task(self._server.serve(sockets=[self._listener]))
+            while not self._server.started and not serving.done():
+                await asyncio.sleep(0.01)
+            # The server takes as many at a time as it lets wait; more may wait.
+            self._listener.listen(BACKLOG)
+            await serving
 
     def _serve(self) -> None:
         try:

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.fuzz_endpoint import fuzz
 from lemix_hpc.config.training_section import Training
 from lemix_hpc.config.workload_section import TextFields
 from lemix_hpc.records.attempts import claim
@@ -233,3 +234,11 @@ def test_keys_are_asked_for_before_anything_is_read(run: Run) -> None:
     with run.client(KEY[:-1]) as client:
         for path in ("/v1/completions", "/tokenize", "/v1/training/samples"):
             assert client.post(path, content=NESTED[1000]).status_code == 401
+
+
+def test_the_fuzz_of_the_benchmarks_in_short(run: Run) -> None:
+    with run.client() as client:
+        tally = fuzz(client, "any", requests=200, seconds=20.0, seed=3)
+    assert not tally.failed and not tally.unanswered, tally
+    assert sum(tally.statuses.values()) == 200
+    assert not [status for status in tally.statuses if status >= 500]
