@@ -87,11 +87,11 @@ def _serving(run: RunRecords, batches: metrics.ServingBatches) -> Section:
         "inter_token_ms": _milliseconds(between_tokens(served, run.spans, run.facts.stages - 1)),
         "nll": metrics.mean_nll(served),
         "mean_batch": batches.mean_size,
-        "keys": _keys(served),
+        "keys": by_key(served),
     }
 
 
-def _keys(served: Iterable[ServedTask]) -> dict[str, dict[str, int]]:
+def by_key(served: Iterable[ServedTask]) -> dict[str, dict[str, int]]:
     """What was asked for with each client's key."""
     uses: dict[str, dict[str, int]] = {}
     for task in served:

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from lemix_hpc.policy.drift import Drift
-from lemix_hpc.records.schema import RunFacts, ServedTask, Span
-from lemix_hpc.report.build import build_report
+from lemix_hpc.records.schema import Outcome, RunFacts, ServedTask, Span
+from lemix_hpc.report.build import build_report, by_key
 
 RunBuilder = Callable[..., Path]
 
@@ -31,6 +31,7 @@ def test_report_of_the_example(example_run: Path) -> None:
         "inter_token_ms": dict.fromkeys(["mean", "p50", "p95", "p99"], 500.0),
         "nll": (30 + 28) / (9 + 20),
         "mean_batch": (2 + 1) / 2,
+        "keys": {},
     }
     # Training work: stage 0 takes 1 + 2 + 0.5, stage 1 the same, of 2 stages x 8 s, between 2 and 8.5.
     assert report["training"] == {
@@ -102,3 +103,19 @@ def test_one_request_alone(write_run: RunBuilder) -> None:
     assert report["bubble_rate"] == 0.0
     assert report["throughput"] == {"per_makespan": 1 / 0.5, "per_active_node": 1 / 0.5}
     assert report["training"]["stage_share"] == 0.0
+
+
+def test_what_was_done_for_each_key() -> None:
+    def served(outcome: Outcome, key: str | None, output: list[int]) -> ServedTask:
+        return ServedTask("x", outcome, 0.0, 10, output=output, key=key)
+
+    tasks = [
+        served("finished", "a", [1, 2]),
+        served("lost", "a", []),
+        served("finished", "b", [3]),
+        served("finished", None, []),
+    ]
+    assert by_key(tasks) == {
+        "a": {"received": 2, "finished": 1, "prompt_tokens": 20, "output_tokens": 2},
+        "b": {"received": 1, "finished": 1, "prompt_tokens": 10, "output_tokens": 1},
+    }

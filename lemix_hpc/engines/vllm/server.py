@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import math
 import threading
-import traceback
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from lemix_hpc.config.recipe import Recipe
 from lemix_hpc.engines.host_files import forget_sockets
 from lemix_hpc.engines.vllm import asgi
 from lemix_hpc.engines.vllm.args import server_args
+from lemix_hpc.engines.vllm.faults import Faults
 from lemix_hpc.engines.vllm.process_guard import shield_children
 from lemix_hpc.engines.vllm.request_ids import request_id
 from lemix_hpc.engines.vllm.response_versions import with_priority, with_versions
@@ -93,6 +93,7 @@ class NodeServer:
         self._failure: BaseException | None = None
         # The first request that generates is one that nobody waits for. What is compiled for log-probabilities is there then.
         self._warm = False
+        self._faults = Faults()
         self._running: dict[int, asyncio.Event] = {}
         self._work: dict[int, Future[None]] = {}
         self._loop = asyncio.new_event_loop()
@@ -246,10 +247,7 @@ class NodeServer:
         except Exception as error:  # noqa: BLE001  an error of one call ends that call; the engine is watched by itself
             if not answered:
                 respond(*asgi.BROKEN)
-            print(
-                f"vLLM failed in task {task}, {method} {path}:\n{''.join(traceback.format_exception(error))}",
-                flush=True,
-            )
+            self._faults.tell(f"task {task}, {method} {path}", error)
         finally:
             del self._running[task]
         self._done(task, 0.0, 0, generated=True)
