@@ -19,6 +19,7 @@ import contextlib
 import heapq
 import json
 import multiprocessing
+import os
 import random
 import statistics
 import tempfile
@@ -34,7 +35,7 @@ from urllib.parse import urlsplit
 
 ORDINARY = 8
 ANSWER_S = 0.02
-COMES_AGAIN_S = 5.0
+COMES_AGAIN_S = 10.0
 ANSWER = json.dumps({"object": "text_completion", "choices": [{"index": 0, "text": "yes"}], "usage": None}).encode()
 
 
@@ -122,9 +123,9 @@ async def idle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> No
 def slow(target: Target, number: int) -> Callable[[Any, Any], Coroutine[Any, Any, None]]:
     async def client(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if number % 3 == 2:
-            # Asks for many things, and reads none.
+            # Asks, and does not read.
             reader._transport.pause_reading()  # type: ignore[attr-defined]
-            writer.write(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n" * 100)
+            writer.write(target.request() * 3)
             await asyncio.sleep(60)
             return
         sent = target.head(10_000) if number % 3 else b"GET /health HTTP/1.1\r\nX: "
@@ -151,6 +152,8 @@ def crowd(kind: str, target: Target, count: int, over: Event) -> None:
     from lemix_hpc.runtime.http import descriptors
 
     descriptors.raise_limit()
+    # They would be on other machines, and must not take this one's processors.
+    os.nice(19)
 
     async def run() -> None:
         clients = {

@@ -66,6 +66,8 @@ def read_keys(path: Path) -> list[ApiKey]:
         text = content.decode()
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not a text file in UTF-8") from error
+    if not all(letter.isprintable() or letter in "\t\r\n" for letter in text):
+        raise UserError(f"{path}: not a text file: it has characters that cannot be printed")
     if len(text.strip().splitlines()) <= 1 and not text.startswith("keys:"):
         try:
             return [ApiKey(name=ALONE, key=usable(text))]

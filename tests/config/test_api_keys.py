@@ -1,8 +1,12 @@
+import contextlib
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from lemix_hpc.config.api_keys import ALONE, RIGHTS, read_keys
 from lemix_hpc.config.errors import UserError
@@ -40,6 +44,7 @@ def test_several_have_names_rights_and_limits(tmp_path: Path) -> None:
         ("", "an empty key would let everybody in"),
         (" \n", "an empty key would let everybody in"),
         ("tab\there", "one line of printable characters"),
+        (b"a\x00b", "characters that cannot be printed"),
         (b"\xff\xfe", "not a text file in UTF-8"),
         ("keys:\n  - name: a\n", r"keys\.0\.key: Field required"),
         ("keys:\n", "keys: .*needs `keys:` with `name` and `key` of each"),
@@ -124,3 +129,10 @@ def test_no_key_on_a_command_line(tmp_path: Path, override: str) -> None:
 def test_vllm_does_not_decide_over_the_endpoint(name: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Recipe.model_validate({"engine": {"kind": "vllm", "vllm": {"args": {name: "x"}}}})
+
+
+@given(st.binary(max_size=200) | st.text(max_size=100).map(lambda text: f"keys:\n  - {text}\n".encode()))
+def test_whatever_is_in_a_file_of_keys(content: bytes) -> None:
+    with tempfile.TemporaryDirectory() as directory, contextlib.suppress(UserError):
+        for key in read_keys(written(Path(directory), content)):
+            assert key.key and key.key == key.key.strip()

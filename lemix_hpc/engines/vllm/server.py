@@ -27,11 +27,11 @@ from lemix_hpc.config.recipe import Recipe
 from lemix_hpc.engines.host_files import forget_sockets
 from lemix_hpc.engines.vllm import asgi
 from lemix_hpc.engines.vllm.args import server_args
-from lemix_hpc.engines.vllm.faults import Faults
 from lemix_hpc.engines.vllm.process_guard import shield_children
 from lemix_hpc.engines.vllm.request_ids import request_id
 from lemix_hpc.engines.vllm.response_versions import with_priority, with_versions
 from lemix_hpc.engines.vllm.tracking import Served, Tracker
+from lemix_hpc.records.faults import Faults
 
 HEALTH_INTERVAL_S = 1.0
 
@@ -247,7 +247,7 @@ class NodeServer:
         except Exception as error:  # noqa: BLE001  an error of one call ends that call; the engine is watched by itself
             if not answered:
                 respond(*asgi.BROKEN)
-            self._faults.tell(f"task {task}, {method} {path}", error)
+            self._faults.tell(f"vLLM failed in task {task}, {method} {path}", error)
         finally:
             del self._running[task]
         self._done(task, 0.0, 0, generated=True)

@@ -16,13 +16,14 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
+from lemix_hpc.records.faults import Faults
 from lemix_hpc.runtime.http.answers import Answers, Recording, Replay
 from lemix_hpc.runtime.http.batches.batch_api import BatchApi
 from lemix_hpc.runtime.http.call import Call, Gone, ResponsePart
 from lemix_hpc.runtime.http.errors import ApiError, bad_request, reused, too_much, wrong_type
 from lemix_hpc.runtime.http.keys import Key
 from lemix_hpc.runtime.http.metrics import CONTENT_TYPE, DoorFigures, Figures, exposition
-from lemix_hpc.runtime.http.request_guard import Guard
+from lemix_hpc.runtime.http.request_guard import CloseToStrangers, Guard
 from lemix_hpc.runtime.http.response_stream import Relay, for_client, for_node
 from lemix_hpc.runtime.http.sample_intake import SampleIntake
 from lemix_hpc.runtime.http.server import HttpServer
@@ -64,14 +65,14 @@ class AppContext:
 
 def make_app(context: AppContext) -> Starlette:
     """The application of a run."""
-    routes, batches = _Endpoints(context).routes(), context.batches
-    if batches is None:
-        return Starlette(routes=routes, exception_handlers=_HANDLERS)
-    return Starlette(
-        routes=[*routes, *batches.routes()],
-        exception_handlers=_HANDLERS,
-        lifespan=lambda app: batches.runner.going_on(),  # noqa: ARG005
+    endpoints, batches = _Endpoints(context), context.batches
+    app = Starlette(
+        routes=[*endpoints.routes(), *(batches.routes() if batches is not None else ())],
+        exception_handlers=_HANDLERS | {Exception: endpoints.broken},
+        lifespan=None if batches is None else lambda app: batches.runner.going_on(),  # noqa: ARG005
     )
+    app.add_middleware(CloseToStrangers)
+    return app
 
 
 class _Endpoints:
@@ -82,6 +83,7 @@ class _Endpoints:
         self._counting = ThreadPoolExecutor(1, thread_name_prefix="http-tokens")
         self._writing = ThreadPoolExecutor(1, thread_name_prefix="http-samples")
         self._posts = self._others = 0
+        self._faults = Faults()
         self._health = SharedLook(lambda: self._ask_all("/health"))
         self._metrics = SharedLook(lambda: self._ask_all("/metrics"))
 
@@ -159,6 +161,12 @@ class _Endpoints:
         finally:
             self._posts -= 1
         return JSONResponse({"object": "training.samples", "accepted": len(ids), "ids": ids})
+
+    async def broken(self, request: Request, error: Exception) -> Response:
+        """For what nobody thought of."""
+        self._faults.tell(f"the endpoint failed in {request.method} {request.url.path[:100]!r}", error)
+        fault = ApiError(500, "Internal error of the endpoint; the run's log has the details.", "server_error")
+        return await _told(request, fault)
 
     def _lengths(self, path: str, body: bytes) -> tuple[int, int]:
         content = _read(body)
@@ -247,12 +255,6 @@ async def _left(request: Request, error: Exception) -> Response:  # noqa: ARG001
     return Response(status_code=400)  # which nobody reads: the client went in the middle of its body
 
 
-async def _broken(request: Request, error: Exception) -> Response:  # noqa: ARG001
-    # Its traceback goes to the rank's log.
-    fault = ApiError(500, "Internal error of the endpoint; the run's log has the details.", "server_error")
-    return await _told(request, fault)
-
-
 async def _no_such_call(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException), "registered for these"
     message = f"{request.method} {request.url.path}: {error.detail}"
@@ -260,4 +262,4 @@ async def _no_such_call(request: Request, error: Exception) -> Response:
     return Response(refusal.body, refusal.status, dict(error.headers or {}) | dict(refusal.headers))
 
 
-_HANDLERS = {ApiError: _told, HTTPException: _no_such_call, ClientDisconnect: _left, Exception: _broken}
+_HANDLERS = {ApiError: _told, HTTPException: _no_such_call, ClientDisconnect: _left}

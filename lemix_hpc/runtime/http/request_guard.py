@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lemix_hpc.config.api_keys import Right
 from lemix_hpc.runtime.http.errors import forbidden, too_large, too_much, too_slow, unauthorised
@@ -17,9 +17,28 @@ if TYPE_CHECKING:
 
 BODY_S = 120.0
 """How long a body may take to come."""
+_KNOWN = "lemix.known"
 MOST_UNDECODED = 64
 MOST_READ = 256 << 20
 """Bytes of bodies that are on their way in at the same time."""
+
+
+class CloseToStrangers:
+    """Around an ASGI application: a connection whose request has shown no key ends with the answer.
+
+    Who may not come in can so not ask one thing after the other without having to connect for each.
+    """
+
+    def __init__(self, app: Any) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        async def send_on(message: Any) -> None:
+            if message["type"] == "http.response.start" and _KNOWN not in scope:
+                message["headers"] = [*message["headers"], (b"connection", b"close")]
+            await send(message)
+
+        await self._app(scope, receive, send_on)
 
 
 class Guard:
@@ -45,6 +64,7 @@ class Guard:
             error = unauthorised() if key is None else forbidden(right)
             self.keys.refused[error.status] += 1
             raise error
+        request.scope[_KNOWN] = True
         self.keys.take_request(key)
         return key
 

@@ -93,8 +93,8 @@ class HttpServer:
             app,
             http=guarded_by(self._connections),
             ws="none",
-            # A client that sends nonsense is told so, and need not fill the log.
-            log_level="error",
+            # Clients must not fill the log; what the application fails in is told by itself.
+            log_level="critical",
             access_log=False,
             server_header=False,
             backlog=AT_A_TIME,

@@ -1,6 +1,6 @@
 import pytest
 
-from lemix_hpc.engines.vllm.faults import Faults
+from lemix_hpc.records.faults import Faults
 
 
 def raised(divisor: object) -> Exception:
@@ -14,7 +14,7 @@ def raised(divisor: object) -> Exception:
 def test_a_fault_is_told_at_length_once(capsys: pytest.CaptureFixture[str]) -> None:
     faults = Faults()
     for number, wrong in enumerate(("x" * 500, 1, 2.0)):
-        faults.tell(f"task {number}", raised(wrong))
+        faults.tell(f"vLLM failed in task {number}", raised(wrong))
     told = capsys.readouterr().out
     assert told.count("Traceback") == 1
     assert [line.split(":")[0] for line in told.splitlines() if line.startswith("vLLM")] == [
