@@ -25,6 +25,7 @@ import statistics
 import tempfile
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -230,6 +231,15 @@ async def chunked(reader: asyncio.StreamReader) -> None:
     await reader.readline()
 
 
+def open_connections(target: Target) -> int:
+    """As the endpoint counts them."""
+    request = urllib.request.Request(f"http://{target.host}:{target.port}/metrics")
+    request.add_header("Authorization", f"Bearer {target.key}")
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        lines = answer.read().decode().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("lemix_http_connections "))
+
+
 def percentile(times: list[float], percent: float) -> float:
     ordered = sorted(times)
     return ordered[min(len(ordered) - 1, int(len(ordered) * percent / 100))]
@@ -269,6 +279,7 @@ def main() -> None:
     turns: dict[str, tuple[str, ...]] = {"alone": ()} | {kind: (kind,) for kind in ("idle", "slow", "vanishing")}
     turns["all"] = ("idle", "slow", "vanishing")
     times: dict[str, list[list[float]]] = {name: [] for name in turns}
+    connections: dict[str, list[int]] = {name: [] for name in turns}
     failed = dict.fromkeys(turns, 0)
     multiprocessing.set_start_method("spawn")
     with endpoint(given.url, given.key_file, given.model) as target:
@@ -276,7 +287,9 @@ def main() -> None:
         for _ in range(given.rounds):
             for name, kinds in turns.items():
                 with beside(kinds, target, given.each):
+                    connections[name].append(open_connections(target))
                     found, wrong = ordinary(target, given.seconds)
+                    connections[name].append(open_connections(target))
                 times[name].append(found)
                 failed[name] += wrong
     p99 = {name: [percentile(found, 99) for found in of_turns] for name, of_turns in times.items()}
@@ -284,6 +297,7 @@ def main() -> None:
         name: {
             "requests": sum(map(len, times[name])),
             "failed": failed[name],
+            "connections": statistics.median(connections[name]),
             "p50_ms": 1e3 * statistics.median(time for found in times[name] for time in found),
             "p99_ms": 1e3 * statistics.median(p99[name]),
             "p99_ratio": statistics.median(one / alone for one, alone in zip(p99[name], p99["alone"], strict=True)),
@@ -297,10 +311,8 @@ def main() -> None:
         f"{given.each} clients of each kind, {given.rounds} turns of {given.seconds:g} s; ratios to the turn alone, medians"
     )
     for name, row in result.items():
-        print(
-            f"{name:10} {row['requests']:6} requests, {row['failed']} failed, p50 {row['p50_ms']:7.1f} ms, "
-            f"p99 {row['p99_ms']:7.1f} ms, x {row['p99_ratio']:.2f}"
-        )
+        asked = f"{row['connections']:5.0f} connections, {row['requests']:6} requests, {row['failed']} failed"
+        print(f"{name:10} {asked}, p50 {row['p50_ms']:7.1f} ms, p99 {row['p99_ms']:7.1f} ms, x {row['p99_ratio']:.2f}")
 
 
 if __name__ == "__main__":
