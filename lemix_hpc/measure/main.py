@@ -42,8 +42,8 @@ def profile(recipe: Recipe, run_dir: Path, order: ProfileOrder) -> None:
     print(f"rank {rank}: {layout.role(rank)} on {platform.node()}, profiling", flush=True)
     host = comm.Split_type(MPI.COMM_TYPE_SHARED)
     bell = hang_doorbell(comm, host)
-    waiter = make_waiter(comm, host, bell, recipe.engine.wait)
-    quiet = make_waiter(comm, host, bell, "backoff")
+    waiter = make_waiter(host, bell, recipe.engine.wait)
+    quiet = make_waiter(host, bell, "backoff")
     stage = layout.stage_of(rank)
     stages_before = sum(host.allgather(stage is not None)[: host.Get_rank()])
     device = choose_device(recipe, stages_before) if stage is not None else None

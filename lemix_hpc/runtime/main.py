@@ -50,7 +50,7 @@ def run(recipe: Recipe, attempt: Attempt, drain: Drain | None) -> AttemptEnd | N
     stage, node = layout.stage_of(rank), layout.node_of(rank)
     # The threads of the engine's and our own web server cannot run while the leader's loop spins.
     threads = stage is None and recipe.engine.has_scheduler
-    waiter = make_waiter(comm, host, bell, "backoff" if threads else recipe.engine.wait)
+    waiter = make_waiter(host, bell, "backoff" if threads else recipe.engine.wait)
     stages_before = sum(host.allgather(stage is not None)[: host.Get_rank()])
     device = choose_device(recipe, stages_before) if stage is not None else None
     # A checkpoint is read in full here, while stages load what they compute with.

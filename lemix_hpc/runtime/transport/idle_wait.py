@@ -19,14 +19,15 @@ ALONE_ON_HOST_S = 20e-3
 class Waiter:
     """Call `idle` on every turn that found nothing and `reset` on every one that did.
 
-    Sleeps double up to `longest`: short where mail may come from other hosts, which cannot ring the bell.
+    A rank whose host has all the others sleeps until the bell rings. Where mail may come from other hosts, which cannot ring
+    it, sleeps are short, and double up to `BETWEEN_LOOKS_S`.
     """
 
-    def __init__(self, bell: Doorbell, *, spin: bool, longest: float) -> None:
+    def __init__(self, bell: Doorbell, *, spin: bool) -> None:
         self._bell = bell
         self._spin = spin
-        self._longest = longest
-        self._sleep = FIRST_SLEEP_S
+        self._first, self._longest = (FIRST_SLEEP_S, BETWEEN_LOOKS_S) if bell.remote else (ALONE_ON_HOST_S,) * 2
+        self._sleep = self._first
         self._on_turn: Callable[[], None] = lambda: None
 
     def on_turn(self, call: Callable[[], None]) -> None:
@@ -35,7 +36,7 @@ class Waiter:
 
     def reset(self) -> None:
         self._on_turn()
-        self._sleep = FIRST_SLEEP_S
+        self._sleep = self._first
 
     def wake(self) -> None:
         """End this rank's sleep, from any of its threads."""
@@ -46,15 +47,15 @@ class Waiter:
         self._on_turn()
         if self._spin or at_most <= 0:
             return
-        longest = min(self._longest, at_most, BETWEEN_LOOKS_S if in_transit else self._longest)
+        longest = min(at_most, BETWEEN_LOOKS_S if in_transit else self._longest)
         self._bell.wait(min(self._sleep, longest))
         self._sleep = min(2 * self._sleep, self._longest)
 
 
-def make_waiter(comm: MPI.Comm, host: MPI.Comm, bell: Doorbell, choice: Literal["auto", "spin", "backoff"]) -> Waiter:
-    """The waiter for a recipe's `engine.wait`. Collective over `host`, the ranks of `comm` on this machine."""
+def make_waiter(host: MPI.Comm, bell: Doorbell, choice: Literal["auto", "spin", "backoff"]) -> Waiter:
+    """The waiter for a recipe's `engine.wait`. Collective over `host`, the ranks on this machine."""
     # Slurm may bind each rank to cores of its own: together they may have enough, though each sees few.
     cores = frozenset[int]().union(*host.allgather(os.sched_getaffinity(0)))
     crowded = host.Get_size() > len(cores)
-    longest = ALONE_ON_HOST_S if host.Get_size() == comm.Get_size() else BETWEEN_LOOKS_S
-    return Waiter(bell, spin=choice == "spin" or (choice == "auto" and not crowded), longest=longest)
+    spin = choice == "spin" or (choice == "auto" and not crowded)
+    return Waiter(bell, spin=spin)

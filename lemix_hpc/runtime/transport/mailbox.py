@@ -7,6 +7,8 @@ has arrived when `poll` hands it out. Nothing here ever blocks.
 
 from __future__ import annotations
 
+import math
+import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -32,6 +34,10 @@ class Inbox(IntEnum):
 
 
 PAYLOAD = 16
+UNASKED_S = 20e-3
+"""For so long MPI is not asked for mail that no ring has told of."""
+MANY_RINGS = 8
+"""Linux keeps 10 datagrams for a socket (net.unix.max_dgram_qlen), and drops others."""
 
 
 class _Frame(msgspec.Struct, frozen=True, array_like=True):
@@ -55,6 +61,16 @@ class Mail:
     payload: Payload | None
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Leaving:
+    """`data` must stay as it is until MPI has sent it."""
+
+    request: MPI.Request
+    data: Any
+    rank: int
+    inbox: Inbox
+
+
 @dataclass(slots=True)
 class _Arriving:
     mail: Mail
@@ -64,7 +80,9 @@ class _Arriving:
 class Mailbox:
     """One part's inbox, and its way to the inboxes of others.
 
-    `allocate(nbytes)` gives the memory that payloads are received in.
+    `allocate(nbytes)` gives the memory that payloads are received in. Where all others can ring the bell, MPI is asked only for
+    as many messages as there were rings, unless it has something to move: on a crowded host a question in vain gives the core
+    away, and with it some milliseconds.
     """
 
     def __init__(
@@ -80,22 +98,30 @@ class Mailbox:
         self._allocate = allocate
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder = msgspec.msgpack.Decoder(_Frame)
-        self._sending: list[tuple[MPI.Request, Any]] = []
+        self._sending: list[_Leaving] = []
         self._arriving: dict[int, deque[_Arriving]] = {}
+        self._heard = self._heard_all = 0
+        self._asked = -math.inf
 
     def send(self, rank: int, inbox: Inbox, message: AnyMessage, payload: Payload | None = None) -> None:
         """Send and return at once. The payload's memory must stay unchanged until `sent_all`."""
         tensor = (payload.shape, payload.dtype, payload.nbytes) if payload is not None else ()
         data = self._encoder.encode(_Frame(message, *tensor))
-        self._sending.append((self._comm.Isend(data, rank, inbox), data))
+        self._sending.append(_Leaving(self._comm.Isend(data, rank, inbox), data, rank, inbox))
         if payload is not None and payload.nbytes:
-            self._sending.append((self._comm.Isend(payload.data, rank, inbox + PAYLOAD), payload))
-        self._bell.ring(rank)
+            request = self._comm.Isend(payload.data, rank, inbox + PAYLOAD)
+            self._sending.append(_Leaving(request, payload, rank, inbox))
+        self._sending = [leaving for leaving in self._sending if not leaving.request.Test()]
+        self._bell.ring(rank, inbox)
 
     @property
     def sent_all(self) -> bool:
         """Whether everything sent has left its memory."""
-        self._sending = [sending for sending in self._sending if not sending[0].Test()]
+        if self._sending:
+            left = [leaving for leaving in self._sending if leaving.request.Test()]
+            self._sending = [leaving for leaving in self._sending if leaving not in left]
+            for leaving in left:
+                self._bell.ring(leaving.rank, leaving.inbox)
         return not self._sending
 
     @property
@@ -105,14 +131,27 @@ class Mailbox:
 
     def poll(self) -> list[Mail]:
         """Everything that has arrived since the last call, in order per sender."""
-        if self._sending:
-            _ = self.sent_all
+        _ = self.sent_all
         arrived: list[Mail] = []
-        while (found := self._probe() or self._probe()) is not None:
+        left = self._expected()
+        while left > 0 and (found := self._probe() or self._probe()) is not None:
+            left -= 1
             self._receive(found, arrived)
         for source in list(self._arriving):
             self._deliver(source, arrived)
         return arrived
+
+    def _expected(self) -> float:
+        """For how many messages to ask MPI, at most. Now and then, and after so many rings that some may be lost, for all
+        there are."""
+        self._bell.look()
+        all_rings, rings, now = self._bell.rings.total(), self._bell.rings[self._inbox], time.monotonic()
+        lost, self._heard_all = all_rings - self._heard_all >= MANY_RINGS, all_rings
+        rung, self._heard = rings - self._heard, rings
+        if self._bell.remote or self.in_transit or lost or now >= self._asked + UNASKED_S:
+            self._asked = now
+            return math.inf
+        return rung
 
     def _probe(self) -> MPI.Message | None:
         """One look. Open MPI looks before it moves what has come in, so only a second look sees what just came."""

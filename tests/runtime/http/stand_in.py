@@ -230,7 +230,7 @@ def main(run_dir: Path) -> None:
     clock = synchronise(comm)
     host = comm.Split_type(MPI.COMM_TYPE_SHARED)
     bell = hang_doorbell(comm, host)
-    waiter = make_waiter(comm, host, bell, "backoff")
+    waiter = make_waiter(host, bell, "backoff")
     attempt = claim(run_dir) if rank == SCHEDULER_RANK else None
     taken_over = take_over(recipe, attempt) if attempt is not None else None
     starts = comm.bcast(taken_over and taken_over[0].starts, SCHEDULER_RANK)

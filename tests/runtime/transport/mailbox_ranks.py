@@ -21,7 +21,7 @@ rank, size = comm.Get_rank(), comm.Get_size()
 host = comm.Split_type(MPI.COMM_TYPE_SHARED)
 forget_shared_memory(host)
 bell = hang_doorbell(comm, host)
-waiter = make_waiter(comm, host, bell, "backoff")
+waiter = make_waiter(host, bell, "backoff")
 mailbox = Mailbox(comm, Inbox.STAGE, bell)
 seen: dict[int, int] = dict.fromkeys(range(size), 0)
 for number in range(COUNT):
