@@ -30,14 +30,30 @@ class StagePlace:
 
 
 class StageLinks:
-    """Sends to the neighbours in the pipeline, the leader, and the same stage of other nodes."""
+    """Sends to the neighbours in the pipeline, the leader, and the same stage of other nodes.
+
+    What the leader is told of work waits until `tell`, so that the next stage gets the results first.
+    """
 
     def __init__(self, place: StagePlace, mailbox: Mailbox) -> None:
         self.place = place
         self._mailbox = mailbox
+        self._worked: list[m.WorkSpan] = []
+
+    def worked(self, span: m.WorkSpan) -> None:
+        """Work that the leader is to hear of."""
+        self._worked.append(span)
+
+    def tell(self) -> None:
+        """Let the leader know of the work so far."""
+        if self._worked:
+            spans, self._worked = self._worked, []
+            self.to_leader(m.SpanReport(spans))
 
     def to_leader(self, message: m.AnyMessage) -> None:
-        """Reports, too: the leader passes them on to the scheduler in the order in which its stages sent them."""
+        """Whoever hears of an outcome has heard of the work before; the leader passes reports on to the scheduler in the order
+        in which its stages sent them."""
+        self.tell()
         self._mailbox.send(self.place.layout.leader(self.place.node), Inbox.LEADER, message)
 
     def down(self, message: m.AnyMessage, payload: Payload | None = None) -> None:

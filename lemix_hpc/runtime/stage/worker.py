@@ -91,7 +91,6 @@ class StageWorker:
         self._debt = 0.0
         self._tells_idle = rules.paced and place.first
         self._told_idle = False
-        self._spans: list[m.WorkSpan] = []
         self._stopping = False
 
     def run(self) -> None:
@@ -284,11 +283,8 @@ class StageWorker:
         else:
             self._urgent = None
         self._close_stretch(running, complete=True)
-        if self._spans:
-            self._links.to_leader(m.SpanReport(self._spans))
-        self._spans = []
-        # Whoever hears of an outcome has heard of the work before.
         running.done(result)
+        self._links.tell()
 
     def _close_stretch(self, stopped: Pass, *, complete: bool) -> None:
         place, since = self._place, stopped.since
@@ -311,7 +307,7 @@ class StageWorker:
             stopped.worked,
             list(stopped.partial),
         )
-        self._spans.append(m.WorkSpan(*span))
+        self._links.worked(m.WorkSpan(*span))
 
 
 def _since(ready: Arrived[Any] | None) -> float:
