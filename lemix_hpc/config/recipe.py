@@ -170,6 +170,11 @@ class Simulate(Section):
     latency_error: float = Field(
         default=0.0, ge=0.0, description="relative spread (log-normal) of pass times around the coefficient file's"
     )
+    between_passes_ms: float = Field(
+        default=0.0,
+        ge=0.0,
+        description="from what a stage has to do until it does that; a run's report says what it was",
+    )
 
 
 class Profile(Section):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from lemix_hpc.records.files import replace
 from lemix_hpc.records.reader import RunRecords, read_run
 from lemix_hpc.records.schema import ServedTask
 from lemix_hpc.report import metrics
+from lemix_hpc.report.between_passes import handed_on, next_token
 from lemix_hpc.report.token_times import between_tokens, stage_shares
 
 Section = dict[str, Any]
@@ -51,6 +52,7 @@ def summarise(run: RunRecords) -> Section:
             "per_active_node": metrics.per_active_node(finished, time),
         },
         "stage_time": stage_shares(run.served, run.spans, facts.nodes * facts.stages * time.makespan),
+        "between_passes_ms": metrics.distribution(_between(run), [50, 95], scale=1e3),
         "bubble_rate": metrics.bubble_rate(time, facts.stages),
         "forecast_error_t0": metrics.distribution(metrics.forecast_errors(run.served, facts.t0_s), [95]),
         "forecast_error_tenths_t0": metrics.tenths(metrics.forecast_errors(run.served, facts.t0_s)),
@@ -118,6 +120,13 @@ def _training(run: RunRecords, time: metrics.StageTime) -> Section:
         "hold_s": {"mean": sum(holds) / len(holds) if holds else None, "max": max(holds, default=None)},
         "stage_share": metrics.training_share(time, run.facts.nodes, run.facts.stages),
     }
+
+
+def _between(run: RunRecords) -> Iterator[float]:
+    """What passes waited for messages [s]. Where decode is paced, first stages wait on purpose."""
+    yield from handed_on(run.spans)
+    if not run.facts.pace_s:
+        yield from next_token(run.served, run.spans, run.facts.stages - 1)
 
 
 def _factor(factor: float) -> str:

@@ -163,6 +163,9 @@ def _devices(report: dict[str, Any]) -> list[tuple[str, RenderableType]]:
         ("per active node", f"{number(throughput['per_active_node'])} tasks/node-s"),
         ("idle (bubbles)", percent(report["bubble_rate"])),
     ]
+    between = report.get("between_passes_ms") or {"mean": None}
+    if between["mean"]:
+        rows.append(("between passes", f"{number(between['mean'])} ms mean · {number(between['p95'])} ms p95"))
     shares = [f"{percent(share)} {kind}" for kind, share in report.get("stage_time", {}).items() if share]
     if shares:
         rows.append(("stage time", " · ".join(shares)))

@@ -42,7 +42,8 @@ class SimulationConfig(NamedTuple):
     """What does not change. `pieces`: in how many a training pass is cut; `servers`: that many nodes, the first ones, only
     serve, and take over weights every `copy_every` steps; `endless`: training goes on while serving lasts;
     `logs`: what the policy is told is written down; `measures`: it is told how long passes took; `limited`: memory has an end;
-    `offload_rate`: bytes per second, 0 where nothing can be offloaded; `paced`: batches wait until `pace` makes them due."""
+    `offload_rate`: bytes per second, 0 where nothing can be offloaded; `paced`: batches wait until `pace` makes them due;
+    `between`: from what a stage has to do until it does that, at least [s], for example messages."""
 
     nodes: int
     stages: int
@@ -67,6 +68,7 @@ class SimulationConfig(NamedTuple):
     offload_rate: float
     paced: bool = False
     pace: Pace = AS_SOON_AS_POSSIBLE
+    between: float = 0.0
 
 
 class Memory(NamedTuple):

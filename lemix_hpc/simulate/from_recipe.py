@@ -55,4 +55,5 @@ def make_config(
         offload_rate=1e9 * (recipe.policy.memory.offload_gb_per_s or 0.0),
         paced=pace is not None,
         pace=pace or AS_SOON_AS_POSSIBLE,
+        between=recipe.simulate.between_passes_ms / 1e3,
     )

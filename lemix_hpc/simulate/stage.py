@@ -137,9 +137,9 @@ def _serve(cluster: ClusterState, config: SimulationConfig, node: int, stage: in
     )
     first = cluster.members[number, 0]
     seconds *= spread(config, first, cluster.requests[first].produced, stage, SERVE_PASS)
-    state.kind, state.item, state.start, state.left = SERVE, number, now, 1
+    state.kind, state.item, state.start, state.left = SERVE, number, now + config.between, 1
     state.planned, state.piece = 1, seconds
-    set_timer(cluster.timers, at, now + seconds)
+    set_timer(cluster.timers, at, state.start + seconds)
 
 
 @inlined
@@ -168,7 +168,7 @@ def _train(cluster: ClusterState, config: SimulationConfig, node: int, stage: in
 def _resume(cluster: ClusterState, config: SimulationConfig, at: int, waiting: bool) -> None:
     """Run on with a training pass, to its end or as far as it gets while serving waits."""
     state = cluster.stages[at]
-    state.kind, state.item, state.start = state.resting, state.resting_item, cluster.run[0].now
+    state.kind, state.item, state.start = state.resting, state.resting_item, cluster.run[0].now + config.between
     state.piece, state.left, state.planned = state.resting_piece, state.resting_left, state.resting_left
     state.resting = NOTHING
     if waiting and config.yield_training:

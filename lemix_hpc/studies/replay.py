@@ -12,6 +12,7 @@ from lemix_hpc.policy.events import RequestArrived
 from lemix_hpc.records.event_log import read_events
 from lemix_hpc.records.reader import RunRecords, read_run, record_directories
 from lemix_hpc.records.schema import ServedTask
+from lemix_hpc.report.build import summarise
 from lemix_hpc.run_setup.training_feed import amount
 from lemix_hpc.studies.recorded_run import real_hardware
 from lemix_hpc.studies.simulated_run import Simulated, best_split, is_open, simulate_workload
@@ -23,7 +24,8 @@ from lemix_hpc.workload.training import stream
 def replay(run_dir: Path, recipe: Recipe) -> tuple[RunRecords, Simulated]:
     """What a run has recorded, and the same load simulated with a recipe that differs in its policy.
 
-    Arrivals and lengths are the recorded ones, stage times those that the run learned, T0 and with it the limits the run's.
+    Arrivals and lengths are the recorded ones, stage times those that the run learned, what passes wait for messages is what it
+    was in the mean, T0 and with it the limits are the run's.
     Raises UserError for records that are missing or broken.
     """
     records = read_run(run_dir)
@@ -32,7 +34,7 @@ def replay(run_dir: Path, recipe: Recipe) -> tuple[RunRecords, Simulated]:
     known = [task for task in records.served if task.number is not None]
     refused = [task for task in records.served if task.number is None]
     requests = _requests(run_dir, known)
-    emulated = _with_as_much_training(recipe, len(records.served))
+    emulated = _with_its_messages(_with_as_much_training(recipe, len(records.served)), records)
 
     def run(recipe: Recipe) -> Simulated:
         batches = stream(recipe.training, None, recipe.seed) if recipe.training else None
@@ -51,6 +53,15 @@ def _with_as_much_training(recipe: Recipe, received: int) -> Recipe:
         number = amount(received, training.share, training.micro_batches)
         training = training.model_copy(update={"share": None, "micro_batches": number})
     return recipe.model_copy(update={"engine": engine, "training": training})
+
+
+def _with_its_messages(recipe: Recipe, records: RunRecords) -> Recipe:
+    """The recipe with as long waits between passes as a real run had; a simulated one had those of its recipe."""
+    between = summarise(records)["between_passes_ms"]["mean"]
+    if between is None or records.facts.engine == "simulated":
+        return recipe
+    simulate = recipe.simulate.model_copy(update={"between_passes_ms": max(0.0, between)})
+    return recipe.model_copy(update={"simulate": simulate})
 
 
 def _with(records: RunRecords, refused: list[ServedTask]) -> RunRecords:

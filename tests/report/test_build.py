@@ -72,8 +72,9 @@ def test_drift_is_reported_as_it_was_seen(write_run: RunBuilder) -> None:
 def test_keys_come_in_a_fixed_order(example_run: Path) -> None:
     assert list(build_report(example_run)) == [
         *("policy", "engine", "nodes", "stages", "duration_s", "complete", "attempts", "serving", "training"),
-        *("throughput", "stage_time", "bubble_rate", "forecast_error_t0", "forecast_error_tenths_t0", "t0_ms"),
-        *("pace_ms", "weight_versions"),
+        *("throughput", "stage_time", "between_passes_ms", "bubble_rate"),
+        *("forecast_error_t0", "forecast_error_tenths_t0"),
+        *("t0_ms", "pace_ms", "weight_versions"),
         *("malformed_lines", "outside_range", "drift", "memory", "checkpoints", "across_nodes", "disk"),
     ]
 

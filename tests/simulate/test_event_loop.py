@@ -147,6 +147,15 @@ def test_commits_travel_down_the_pipeline_between_batches() -> None:
     assert played.cluster.requests["last_version"].tolist() == [0, 2]
 
 
+def test_what_passes_wait_for_between_two_of_them() -> None:
+    played = run([(0.0, 1, 2), (0.5, 1, 0)], groups=[[1]], between=0.25, pieces=1)
+    # The forward of the micro-batch, the request's two passes behind it, and the one that is only scored.
+    first = sorted((start, end) for _, _, stage, _, start, end in played.log if stage == 0)
+    assert first[0] == (0.25, 1.25)
+    assert all(after[0] >= before[1] + 0.25 for before, after in itertools.pairwise(first))
+    assert {end - start for start, end in first} == {1.0, 2.0}
+
+
 def test_gpipe_runs_all_forwards_of_a_group_first() -> None:
     played = run(groups=[[1, 1, 1]], stages=1, gpipe=True, config={"release": "sync"})
     assert "".join(kind for _, _, _, kind, _, _ in played.log) == "FFFBBB"
