@@ -50,6 +50,16 @@ def debt_after(debt: float, share: float, served: float, trained: float) -> floa
     return max(min(debt, LARGEST_DEBT), -LARGEST_DEBT)
 
 
+def reports_ahead(stage: int, stages: int, backward: bool, flush: bool) -> bool:
+    """Whether a stage that has a weight update ready reports it before the last piece of the training pass that it runs, and
+    not only behind it: the first stage may commit it meanwhile, and a batch of the new weights waits for one piece at most.
+
+    Not on the first stage, which commits. Not during a forward of the last one, whose backward needs the same weights. Not with
+    a `flush` between steps: nothing runs then when they are committed, and several micro-batches may need the same weights.
+    """
+    return stage > 0 and not flush and (backward or stage < stages - 1)
+
+
 def forward_limit(stage: int, stages: int, group_size: int, gpipe: bool) -> int:
     """How many micro-batches may be between forward and backward on a stage.
 

@@ -33,7 +33,7 @@ from lemix_hpc.simulate.scheduler_rank import (
     tell_finished,
     tell_passed,
 )
-from lemix_hpc.simulate.stage import backward_done, come, end_stretch, forward_done, settle
+from lemix_hpc.simulate.stage import backward_done, come, end_stretch, forward_done, last_piece, settle
 from lemix_hpc.simulate.tournament_tree import earliest, set_timer
 
 RESOLUTION = 1e-9
@@ -95,12 +95,19 @@ def _over(cluster: ClusterState) -> bool:
 
 @inlined
 def _next_wake(cluster: ClusterState, config: SimulationConfig) -> float:
-    """When the next node has to look again at its memory, or has a batch due that waits for its time."""
-    if not (config.limited or config.paced):
+    """When the next node has to be looked at although nothing has come to it."""
+    if not _wakes(config):
         return math.inf
     wakes = cluster.wakes
     time: float = wakes.due[earliest(wakes)]
     return time
+
+
+@inlined
+def _wakes(config: SimulationConfig) -> bool:
+    """Whether nodes are looked at although nothing has come to them: for memory, batches that are due, and updates that later
+    stages report before a training pass ends."""
+    return config.limited or config.paced or config.stages > 1
 
 
 @compiled
@@ -147,7 +154,10 @@ def _settle_node(cluster: ClusterState, config: SimulationConfig, node: int) -> 
         wake = next_due(cluster, config, node)
     if config.limited:
         wake = min(wake, next_wake(cluster, config, node))
-    if config.paced or config.limited:
+    for stage in range(1, config.stages):
+        begins = last_piece(cluster, config, node, stage)
+        wake = min(wake, begins if begins > cluster.run[0].now else math.inf)
+    if _wakes(config):
         set_timer(cluster.wakes, node, wake)
 
 

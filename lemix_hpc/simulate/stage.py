@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 
 from lemix_hpc.policy import execution_rules
-from lemix_hpc.policy.execution_rules import COMMIT, FORWARD, NOTHING, SERVE
+from lemix_hpc.policy.execution_rules import BACKWARD, COMMIT, FORWARD, NOTHING, SERVE
 from lemix_hpc.policy.jit import compiled, inlined
 from lemix_hpc.policy.latency_tables import BACKWARD_PASS, FORWARD_PASS, SERVE_PASS, stage_seconds
 from lemix_hpc.simulate.cluster_state import ClusterState, SimulationConfig, append, take
@@ -18,11 +18,12 @@ from lemix_hpc.simulate.latency_noise import spread
 from lemix_hpc.simulate.memory import activations_there, claim_activations, may_leave, must_stay, release_activations
 from lemix_hpc.simulate.pairing_heap import pop, push
 from lemix_hpc.simulate.tournament_tree import set_timer
-from lemix_hpc.simulate.weight_updates import begin_step, commit_since, publish, report
+from lemix_hpc.simulate.weight_updates import begin_step, commit_since, publish, ready_here, report
 
 pick = compiled(execution_rules.pick)
 debt_after = compiled(execution_rules.debt_after)
 forward_limit = compiled(execution_rules.forward_limit)
+reports_ahead = compiled(execution_rules.reports_ahead)
 
 ROUNDING = 1e-9
 """Pieces by which a time may be off a boundary and still count as on it."""
@@ -42,13 +43,14 @@ def settle(cluster: ClusterState, config: SimulationConfig, node: int, stage: in
     if state.kind != NOTHING:
         if serve < math.inf and config.yield_training:
             _shorten(cluster, config, at)
-        return False
+        # What comes in the instant in which a stretch has begun comes behind that.
+        return state.planned > 1 and _report_ahead(cluster, config, node, stage)
     if state.resting != NOTHING:
         if serve < math.inf and state.debt <= 0.0:
             _serve(cluster, config, node, stage)
         else:
             _resume(cluster, config, at, serve < math.inf)
-        return False
+        return _report_ahead(cluster, config, node, stage)
     reported = False
     while True:
         reported |= report(cluster, config, node, stage)
@@ -67,7 +69,31 @@ def settle(cluster: ClusterState, config: SimulationConfig, node: int, stage: in
         _serve(cluster, config, node, stage)
     elif kind != NOTHING:
         _train(cluster, config, node, stage, kind, serve < math.inf)
-    return reported
+    return reported | _report_ahead(cluster, config, node, stage)
+
+
+@inlined
+def _report_ahead(cluster: ClusterState, config: SimulationConfig, node: int, stage: int) -> bool:
+    """Report an update that is ready if the last piece of a training pass begins now. Whether the stage before has heard."""
+    state, now = cluster.stages[node * config.stages + stage], cluster.run[0].now
+    if last_piece(cluster, config, node, stage) > now + ROUNDING * state.piece:
+        return False
+    return report(cluster, config, node, stage)
+
+
+@inlined
+def last_piece(cluster: ClusterState, config: SimulationConfig, node: int, stage: int) -> float:
+    """When the last piece of a training pass begins before which a stage reports an update [s]; inf if there is none, or it
+    has begun."""
+    state = cluster.stages[node * config.stages + stage]
+    if state.kind in (NOTHING, SERVE) or state.planned < state.left:
+        return math.inf
+    if not reports_ahead(stage, config.stages, state.kind == BACKWARD, config.sync):
+        return math.inf
+    if ready_here(cluster, config, node, stage) <= state.told:
+        return math.inf
+    begins: float = state.start + (state.planned - 1) * state.piece
+    return begins if begins >= cluster.run[0].now - ROUNDING * state.piece else math.inf
 
 
 @compiled

@@ -18,17 +18,22 @@ def report(cluster: ClusterState, config: SimulationConfig, node: int, stage: in
     """Report an update that is ready here and behind, which takes no work: to the stage before, or on the first one to
     itself. Whether the stage before has heard of it."""
     at = node * config.stages + stage
-    state = cluster.stages[at]
-    # A step is prepared when the one before is in force, a copy when it is there.
-    ready = state.opened if node < config.servers else min(state.opened, state.version + 1)
-    if stage < config.stages - 1:
-        ready = min(ready, state.behind)
+    state, ready = cluster.stages[at], ready_here(cluster, config, node, stage)
     if ready <= state.told:
         return False
     state.told, state.told_since = ready, cluster.run[0].now
     if stage > 0:
         cluster.stages[at - 1].behind = ready
     return stage > 0
+
+
+@inlined
+def ready_here(cluster: ClusterState, config: SimulationConfig, node: int, stage: int) -> int:
+    """The newest update that is ready on a stage and on all behind."""
+    state = cluster.stages[node * config.stages + stage]
+    # A step is prepared when the one before is in force, a copy when it is there.
+    ready: int = state.opened if node < config.servers else min(state.opened, state.version + 1)
+    return ready if stage == config.stages - 1 else min(ready, state.behind)
 
 
 @inlined

@@ -22,6 +22,7 @@ from lemix_hpc.policy.execution_rules import (
     forward_limit,
     may_form_batch,
     pick,
+    reports_ahead,
     supply_training,
 )
 
@@ -86,6 +87,22 @@ def test_1f1b_keeps_one_micro_batch_for_each_stage_from_here_on(stage: int, limi
 @pytest.mark.parametrize("stage", range(4))
 def test_gpipe_keeps_the_whole_group(stage: int) -> None:
     assert forward_limit(stage, 4, group_size=16, gpipe=True) == 16
+
+
+@pytest.mark.parametrize(
+    ("stage", "backward", "flush", "ahead"),
+    [
+        (0, True, False, False),
+        (1, False, False, True),
+        (2, False, False, False),
+        (2, True, False, True),
+        (1, True, True, False),
+    ],
+)
+def test_later_stages_report_updates_ahead_where_no_pass_to_come_needs_the_old_weights(
+    stage: int, backward: bool, flush: bool, ahead: bool
+) -> None:
+    assert reports_ahead(stage, 3, backward, flush) == ahead
 
 
 @pytest.mark.parametrize("generates", [False, True])

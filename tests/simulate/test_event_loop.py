@@ -147,6 +147,14 @@ def test_commits_travel_down_the_pipeline_between_batches() -> None:
     assert played.cluster.requests["last_version"].tolist() == [0, 2]
 
 
+def test_steps_after_every_micro_batch_leave_no_stage_idle() -> None:
+    # While the first stage runs a backward, the last one must not wait to publish: it has reported before.
+    played = run(groups=[[1]] * 20, pieces=4)
+    for stage in range(2):
+        spans = [span for span in played.log if span[2] == stage]
+        assert spans[-1][5] - spans[0][4] <= 20 * 3.0 + 3.0  # the pipeline fills and empties
+
+
 def test_what_passes_wait_for_between_two_of_them() -> None:
     played = run([(0.0, 1, 2), (0.5, 1, 0)], groups=[[1]], between=0.25, pieces=1)
     # The forward of the micro-batch, the request's two passes behind it, and the one that is only scored.

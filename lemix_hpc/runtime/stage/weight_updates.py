@@ -161,7 +161,7 @@ class WeightUpdates:
     def prepared_behind(self, version: int) -> None:
         """All stages behind this one have prepared an update."""
         self._ready_behind.add(version)
-        self._report(version)
+        self._look_if_due(version)
 
     @property
     def preparation_since(self) -> float:
@@ -189,16 +189,19 @@ class WeightUpdates:
         somebody has to be asked."""
         if not self.may_publish():
             return
-        place = self._links.place
+        self.report()
+        if self._ready is not None and not self.asked:
+            self.asked = self._engine.ask_to_commit()
+
+    def report(self) -> None:
+        """Report what is ready here and behind to the stage before; on the first one, let it be committed."""
         for version in self._due:
             self._told = max(self._told, version)
-            if place.first:
+            if self._links.place.first:
                 self._ready = Arrived(m.Commit(version), None, self._now())
             else:
                 self._links.up(m.Prepared(version))
         self._due.clear()
-        if self._ready is not None and not self.asked:
-            self.asked = self._engine.ask_to_commit()
 
     def permitted(self) -> m.Commit:
         """On the first stage: the update that may be committed now."""
@@ -256,9 +259,9 @@ class WeightUpdates:
 
     def _prepared(self, version: int) -> None:
         self._ready_here.add(version)
-        self._report(version)
+        self._look_if_due(version)
 
-    def _report(self, version: int) -> None:
+    def _look_if_due(self, version: int) -> None:
         """Once an update is ready here and behind, the stage before is to know; on the first stage, the newest is due."""
         if version in self._ready_here and (self._links.place.last or version in self._ready_behind):
             self._due.append(version)

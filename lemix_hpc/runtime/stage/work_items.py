@@ -28,7 +28,7 @@ class Pass:
     """Work that was started; `done` takes its result. `since`: start of the current stretch, None while it rests.
 
     `shape` is what it costs by, None for weight updates; `worked` the seconds of all stretches that are closed.
-    `partial`: those of its tasks whose prompts go on in another pass.
+    `partial`: those of its tasks whose prompts go on in another pass. `pieces` have run.
     """
 
     kind: SpanKind
@@ -41,3 +41,4 @@ class Pass:
     since: float | None = None
     until: float = 0.0
     worked: float = 0.0
+    pieces: int = 0

@@ -14,7 +14,7 @@ from typing import Any
 
 from lemix_hpc.checkpoints.resumption import NodeStart
 from lemix_hpc.engines.protocol import EngineOrder, MicroBatch, Payload, ServeBatch, StageEngine
-from lemix_hpc.policy.execution_rules import BACKWARD, COMMIT, FORWARD, SERVE, debt_after, pick
+from lemix_hpc.policy.execution_rules import BACKWARD, COMMIT, FORWARD, SERVE, debt_after, pick, reports_ahead
 from lemix_hpc.run_setup.scheduler_setup import Partners
 from lemix_hpc.runtime.stage.data_parallel import DataParallel
 from lemix_hpc.runtime.stage.links import StageLinks, StagePlace
@@ -48,7 +48,7 @@ class StageWorker:
 
     `_urgent` is a serving pass or a weight update's publication, which run to their end; `_training` a training pass or an
     update's preparation, which may rest.
-    `_debt`: stage seconds that training is owed.
+    `_debt`: stage seconds that training is owed. `_pieces`: how many the last forward, and the last backward, had.
     """
 
     def __init__(
@@ -89,6 +89,7 @@ class StageWorker:
         self._urgent: Pass | None = None
         self._training: Pass | None = None
         self._debt = 0.0
+        self._pieces: dict[str, int] = {}
         self._tells_idle = rules.paced and place.first
         self._told_idle = False
         self._stopping = False
@@ -257,8 +258,11 @@ class StageWorker:
         resting = self._training
         if resting is not None and resting is not running and resting.since is not None:
             self._close_stretch(resting, complete=False)
+        if self._reports_ahead(running):
+            self._updates.report()
         if running.since is None:
             running.since = running.until = self._clock.now()
+        running.pieces += 1
         try:
             next(running.work)
         except StopIteration as end:
@@ -268,6 +272,12 @@ class StageWorker:
             self._complete(running, end.value)
         else:
             self._worked(running)
+
+    def _reports_ahead(self, running: Pass) -> bool:
+        """Whether updates that are ready are reported now, as the next piece is likely the last of a training pass."""
+        place, backward = self._place, running.kind == "backward"
+        last = running.pieces + 1 == self._pieces.get(running.kind)
+        return last and reports_ahead(place.stage, place.layout.stages, backward, self._rules.sync)
 
     def _worked(self, running: Pass) -> None:
         """A piece has run: what training is owed follows the pieces, so that it can get no more in one go than that."""
@@ -280,6 +290,8 @@ class StageWorker:
     def _complete(self, running: Pass, result: object) -> None:
         if running is self._training:
             self._training = None
+            if running.kind in ("forward", "backward"):
+                self._pieces[running.kind] = running.pieces
         else:
             self._urgent = None
         self._close_stretch(running, complete=True)

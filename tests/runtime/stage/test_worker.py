@@ -31,6 +31,7 @@ class World:
     time: float = 0.0
     spans: list[m.WorkSpan] = field(default_factory=list)
     told: list[m.FirstStageIdle] = field(default_factory=list)
+    prepared: list[tuple[float, int]] = field(default_factory=list)
     sent_all: bool = True
     in_transit: bool = False
 
@@ -45,6 +46,8 @@ class World:
             self.spans += message.spans
         elif isinstance(message, m.FirstStageIdle):
             self.told.append(message)
+        elif isinstance(message, m.Prepared):
+            self.prepared.append((self.time, message.version))
 
     def now(self) -> float:
         return self.time
@@ -278,3 +281,24 @@ def test_synchronous_training_waits_for_the_norm_of_the_stages_behind() -> None:
     ]
     spans = ran(rules(sync=True), mails, prepare=0.04, publish=0.01, stages=2)
     assert [span.version for span in spans if span.kind == "forward"] == [0, 1]
+
+
+def test_a_later_stage_reports_an_update_before_the_last_piece_of_a_backward() -> None:
+    """Forwards take 40 ms, backwards 80, in four pieces each. The second update comes in the last piece of a backward; the
+    third in a forward, and a forward of the last stage needs the same weights as its backward."""
+    micro_batches = [m.Forward(MicroBatch(number, 0, number, 5, 1, 8, b"", b"")) for number in range(5)]
+    mails: Mails = [
+        *((0.0, micro_batch) for micro_batch in micro_batches),
+        (0.17, m.Prepare(1, 7, 1.0)),
+        (0.24, m.Commit(1)),
+        (0.35, m.Prepare(2, 8, 1.0)),
+        (0.36, m.Commit(2)),
+        (0.37, m.Prepare(3, 9, 1.0)),
+        (0.4, m.Commit(3)),
+        (0.4, m.Stop()),
+    ]
+    world = World(deque(mails))
+    place = StagePlace(Layout(1, 2), 0, 1)
+    StageWorker(place, SlowStep(0.0, 0.0, world), world, world, world, rules()).run()  # type: ignore[arg-type]
+    assert [version for _, version in world.prepared] == [1, 2, 3]
+    assert [time for time, _ in world.prepared] == pytest.approx([0.22, 0.36, 0.4])
