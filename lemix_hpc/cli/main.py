@@ -76,5 +76,6 @@ def main() -> None:
     try:
         app()
     except UserError as error:
-        typer.echo(str(error), err=True)
+        # It may quote a path that is not UTF-8.
+        typer.echo(str(error).encode(errors="backslashreplace").decode(), err=True)
         sys.exit(2)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from lemix_hpc.config.check_amounts import check_amounts
 from lemix_hpc.config.document import KeyPath
 from lemix_hpc.config.engine_kinds import ENGINE_KINDS
 from lemix_hpc.config.problem import Problem
 from lemix_hpc.config.recipe import Recipe
 from lemix_hpc.config.serving_section import TraceSource
+from lemix_hpc.config.text_file import why_no_file
 from lemix_hpc.config.training_section import Training
 from lemix_hpc.policy.placements import PLACEMENTS, users_of
 
@@ -26,11 +29,17 @@ def check_recipe(recipe: Recipe) -> list[Problem]:
         check_placement,
         _check_training,
         _check_across_nodes,
-        _check_files,
-        _check_model_files,
-        _check_resume,
+        check_amounts,
+        check_paths,
     )
     return [problem for check in checks for problem in check(recipe)]
+
+
+def check_paths(recipe: Recipe) -> Iterator[Problem]:
+    """Files and directories that are not there, or are no such thing."""
+    yield from _check_files(recipe)
+    yield from _check_model_files(recipe)
+    yield from _check_resume(recipe)
 
 
 def check_profile(recipe: Recipe) -> list[Problem]:
@@ -116,7 +125,7 @@ def _check_shape(recipe: Recipe) -> Iterator[Problem]:
         yield Problem(
             ("nodes", "count"),
             f"{nodes} nodes do not fill whole hosts of cluster.nodes_per_host = {per_host}; "
-            f"take {nodes // per_host * per_host or per_host} or {(nodes // per_host + 1) * per_host}",
+            f"take {f'{nodes // per_host * per_host} or ' * (nodes > per_host)}{(nodes // per_host + 1) * per_host}",
         )
 
 
@@ -208,19 +217,28 @@ def _check_across_nodes(recipe: Recipe) -> Iterator[Problem]:
 
 
 def _check_files(recipe: Recipe) -> Iterator[Problem]:
-    for path, value in _files(recipe):
-        if value.is_dir():
-            yield Problem(path, f"{value} is a directory; give a file")
-        elif not value.exists():
-            yield Problem(path, f"there is no file {value}")
+    for key, path in _files(recipe):
+        if why := why_no_file(path):
+            yield Problem(key, why)
+        elif not path.exists():
+            yield Problem(key, f"there is no file {path}")
+        elif not os.access(path, os.R_OK):
+            yield Problem(key, f"{path} cannot be read: Permission denied")
 
 
 def _check_model_files(recipe: Recipe) -> Iterator[Problem]:
     model = recipe.model.path
-    if model is not None and not model.is_dir():
+    if model is not None and not _is_directory(model):
         yield Problem(("model", "path"), f"there is no directory {model}; give a Hugging Face checkpoint directory")
     elif model is not None and not (model / "config.json").is_file():
         yield Problem(("model", "path"), f"{model} has no config.json; give a Hugging Face checkpoint directory")
+
+
+def _is_directory(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):
+        return False
 
 
 def _check_resume(recipe: Recipe) -> Iterator[Problem]:
@@ -230,7 +248,7 @@ def _check_resume(recipe: Recipe) -> Iterator[Problem]:
     way_out = (
         "give a directory such as RUN/checkpoints/step-00000100, or that of a run, whose newest checkpoint is taken"
     )
-    if not resume.is_dir():
+    if not _is_directory(resume):
         yield Problem(("training", "resume"), f"there is no directory {resume}; {way_out}")
     elif not (resume / "manifest.json").is_file() and not (resume / "checkpoints").is_dir():
         yield Problem(("training", "resume"), f"{resume} has no checkpoint; {way_out}")

@@ -24,6 +24,17 @@ _SCALARS = {
 }
 
 
+MOST_VALUES = 20_000
+"""In a file, anchors spelled out each time: a recipe has some hundred."""
+
+
+def _construct_bool(_loader: yaml.SafeLoader, node: yaml.ScalarNode) -> bool:
+    word = node.value.lower()
+    if word not in ("true", "false"):
+        raise ValueError(f"{node.value!r} is neither true nor false")
+    return bool(word == "true")
+
+
 def _construct_int(_loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
     return int(node.value)
 
@@ -34,6 +45,12 @@ def _construct_float(_loader: yaml.SafeLoader, node: yaml.ScalarNode) -> float:
 
 class Loader(yaml.SafeLoader):
     """A safe loader that knows the scalars above and no others."""
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Merge keys (`<<`), as long as they do not multiply."""
+        super().flatten_mapping(node)
+        if len(node.value) > MOST_VALUES:
+            raise _too_many(node)
 
 
 class Dumper(yaml.SafeDumper):
@@ -48,6 +65,13 @@ for _tag, (_pattern, _first) in _SCALARS.items():
     Loader.add_implicit_resolver(_tag, re.compile(rf"^(?:{_pattern})$"), list(_first))
     Dumper.add_implicit_resolver(_tag, re.compile(rf"^(?:{_pattern})$"), list(_first))
 Loader.add_implicit_resolver("tag:yaml.org,2002:merge", re.compile("^<<$"), ["<"])
+# Tags make no Python objects of other kinds, such as dates or bytes.
+Loader.yaml_constructors = {
+    tag: make
+    for tag, make in yaml.SafeLoader.yaml_constructors.items()
+    if tag is None or tag.rpartition(":")[2] in ("null", "str", "seq", "map")
+}
+Loader.add_constructor("tag:yaml.org,2002:bool", _construct_bool)
 Loader.add_constructor("tag:yaml.org,2002:int", _construct_int)
 Loader.add_constructor("tag:yaml.org,2002:float", _construct_float)
 
@@ -63,28 +87,36 @@ class Document:
 
 def parse_document(text: str, source: str) -> Document:
     """Parse one YAML document; `source` names it in messages. Raises UserError for text that is not YAML."""
-    loader = Loader(text)
+    try:
+        loader = Loader(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"{source}: not valid YAML: {' '.join(str(error).split())}") from error
     try:
         node = loader.get_single_node()
         document = Document(None, {}, [])
         if node is None:
             return document
-        _locate(node, (), loader, document)
+        _locate(node, (), (), loader, document)
         return Document(loader.construct_document(node), document.lines, document.duplicates)
     except yaml.MarkedYAMLError as error:
         raise UserError(_syntax_message(error, source)) from error
-    except (yaml.YAMLError, ValueError) as error:
-        raise UserError(f"{source}: not valid YAML: {error}") from error
+    except RecursionError:
+        raise UserError(f"{source}: not valid YAML: lists or sections are nested too deep") from None
+    except (yaml.YAMLError, ValueError, OverflowError) as error:
+        raise UserError(f"{source}: not valid YAML: {' '.join(str(error).split())}") from error
     finally:
         loader.dispose()
 
 
-def _locate(node: yaml.Node, path: KeyPath, loader: Loader, document: Document) -> None:
-    """Fill in `lines` and `duplicates` below `node`."""
+def _locate(node: yaml.Node, path: KeyPath, around: tuple[yaml.Node, ...], loader: Loader, document: Document) -> None:
+    """Fill in `lines` and `duplicates` below `node`; `around`: the nodes that it is in."""
+    if node in around:
+        raise yaml.MarkedYAMLError(problem="an anchor contains itself", problem_mark=node.start_mark)
+    around = (*around, node)
     if isinstance(node, yaml.SequenceNode):
         for index, item in enumerate(node.value):
-            document.lines[(*path, index)] = item.start_mark.line + 1
-            _locate(item, (*path, index), loader, document)
+            _note((*path, index), item, document)
+            _locate(item, (*path, index), around, loader, document)
     elif isinstance(node, yaml.MappingNode):
         seen: dict[str, int] = {}
         for key_node, _ in node.value:
@@ -95,8 +127,18 @@ def _locate(node: yaml.Node, path: KeyPath, loader: Loader, document: Document) 
         loader.flatten_mapping(node)
         for key_node, value_node in node.value:
             child = (*path, str(key_node.value))
-            document.lines[child] = key_node.start_mark.line + 1
-            _locate(value_node, child, loader, document)
+            _note(child, key_node, document)
+            _locate(value_node, child, around, loader, document)
+
+
+def _note(path: KeyPath, node: yaml.Node, document: Document) -> None:
+    document.lines[path] = node.start_mark.line + 1
+    if len(document.lines) > MOST_VALUES:
+        raise _too_many(node)
+
+
+def _too_many(node: yaml.Node) -> yaml.MarkedYAMLError:
+    return yaml.MarkedYAMLError(problem=f"more than {MOST_VALUES} values", problem_mark=node.start_mark)
 
 
 def _syntax_message(error: yaml.MarkedYAMLError, source: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,10 +12,13 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from lemix_hpc.config.check import check_paths
 from lemix_hpc.config.document import Dumper, KeyPath, parse_document
 from lemix_hpc.config.errors import UserError
+from lemix_hpc.config.plain_values import unusable
 from lemix_hpc.config.problem import Problem
 from lemix_hpc.config.recipe import Recipe
+from lemix_hpc.config.text_file import read_text
 from lemix_hpc.config.validation_messages import explain, show
 
 SectionT = TypeVar("SectionT", bound=BaseModel)
@@ -60,15 +64,44 @@ def read_recipe(path: Path, overrides: Sequence[str] = ()) -> LoadedRecipe:
         for key, line, first in document.duplicates
     ]
     overridden = [_apply(override, document.data, places) for override in overrides]
+    found = list(unusable(document.data))
+    known = {problem.path for problem in found}
+    recipe = None
     try:
         recipe = Recipe.model_validate(document.data)
     except ValidationError as error:
-        details = error.errors(include_url=False)
-        found = [explain(detail, document.data, Recipe) for detail in details]
-        problems += [located(problem, source, places) for problem in found]
-    if problems:
+        explained = [explain(detail, document.data, Recipe) for detail in error.errors(include_url=False)]
+        found += [problem for problem in explained if problem.path not in known]
+        found += _paths_of_the_rest(document.data, found, path.parent, overridden)
+    problems += [located(problem, source, places) for problem in found]
+    if problems or recipe is None:
         raise UserError("\n".join(problems))
-    return LoadedRecipe(_with_absolute_paths(recipe, (), path.parent, overridden), source, places)
+    loaded = LoadedRecipe(_with_absolute_paths(recipe, (), path.parent, overridden), source, places)
+    # A relative path may be one only together with the directory of the recipe.
+    loaded.reject(list(unusable(loaded.recipe.model_dump(mode="json"))))
+    return loaded
+
+
+def _paths_of_the_rest(
+    data: dict[str, Any], found: Sequence[Problem], base: Path, overridden: Sequence[KeyPath]
+) -> list[Problem]:
+    """What is wrong with the paths of a recipe whose other mistakes are left out, as far as it is one without them."""
+    rest = copy.deepcopy(data)
+    for problem in sorted(found, key=lambda problem: len(problem.path), reverse=True):
+        _remove(rest, problem.path)
+    try:
+        recipe = Recipe.model_validate(rest)
+    except ValidationError:
+        return []
+    return list(check_paths(_with_absolute_paths(recipe, (), base, overridden)))
+
+
+def _remove(data: Any, path: KeyPath) -> None:
+    for step in path[:-1]:
+        inside = step in data if isinstance(data, dict) else isinstance(data, list) and isinstance(step, int)
+        data = data[step] if inside else None
+    if isinstance(data, dict) and path:
+        data.pop(path[-1], None)
 
 
 def resolved_yaml(recipe: Recipe) -> str:
@@ -78,13 +111,9 @@ def resolved_yaml(recipe: Recipe) -> str:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return read_text(path)
     except FileNotFoundError:
         raise UserError(f"{path}: there is no such recipe file") from None
-    except IsADirectoryError:
-        raise UserError(f"{path}: this is a directory; give the recipe file in it") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not a text file in UTF-8: {error.reason} at byte {error.start}") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
 

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import (
     Field,
-    NonNegativeFloat,
     PositiveFloat,
     PositiveInt,
     create_model,
@@ -14,7 +13,7 @@ from pydantic import (
     model_validator,
 )
 
-from lemix_hpc.config.section import FilePath, Fraction, Section
+from lemix_hpc.config.section import LONGEST_S, MOST_NODES, FilePath, Fraction, SecondsOrNone, Section
 from lemix_hpc.policy.placements import DEFAULT, KNOBS, PLACEMENTS, SCORE_KNOBS, Knob
 
 if TYPE_CHECKING:
@@ -28,7 +27,7 @@ class Memory(Section):
 
     capacity_gb: PositiveFloat | None = Field(default=None, description="of a stage, GB")
     kappa: Annotated[float, Field(gt=0.0, le=1.0)] = Field(default=0.9, description="part of the capacity to fill")
-    max_wait_s: NonNegativeFloat = Field(default=1.0, description="wait for memory before others make room, seconds")
+    max_wait_s: SecondsOrNone = Field(default=1.0, description="wait for memory before others make room, seconds")
     offload_gb_per_s: PositiveFloat | None = Field(default=None, description="bandwidth of offloading, GB per second")
 
 
@@ -71,12 +70,12 @@ class Policy(_Placement):
         default=None, description="of decode: as tokens are due, or as soon as possible; default slo with slo.tpot_ms"
     )
     admission: Literal["slack", "paper", "none"] = Field(default="slack", description="when training is let in")
-    max_hold_s: NonNegativeFloat = Field(default=10.0, description="longest time that training is held back, seconds")
+    max_hold_s: SecondsOrNone = Field(default=10.0, description="longest time that training is held back, seconds")
     minimum_training_share: Fraction = Field(default=0.05, description="of a stage's busy time, while training waits")
     output_lengths: Literal["predicted", "oracle"] = Field(
         default="predicted", description="what forecasts know of a request's output"
     )
-    drain_reserve_s: NonNegativeFloat | Literal["auto"] = Field(
+    drain_reserve_s: SecondsOrNone | Literal["auto"] = Field(
         default="auto", description="kept of the allocation's time for finishing, saving and the report, seconds"
     )
     memory: Memory = Memory()
@@ -91,7 +90,7 @@ class Policy(_Placement):
     @classmethod
     def _number_or_auto(cls, value: Any) -> Any:
         # One sentence instead of pydantic's one for each member of the union.
-        number = isinstance(value, int) and not isinstance(value, bool) and value > 0
+        number = isinstance(value, int) and not isinstance(value, bool) and 0 < value <= MOST_NODES
         if not (value is None or value == "auto" or number):
             raise ValueError(f"expected a number of nodes above 0, or auto; found {value!r}")
         return value
@@ -99,7 +98,7 @@ class Policy(_Placement):
     @field_validator("drain_reserve_s", mode="before")
     @classmethod
     def _seconds_or_auto(cls, value: Any) -> Any:
-        number = isinstance(value, (int, float)) and not isinstance(value, bool) and value >= 0
+        number = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= LONGEST_S
         if not (value == "auto" or number):
             raise ValueError(f"expected a number of seconds, or auto; found {value!r}")
         return value

@@ -5,18 +5,73 @@ Reading, overriding and the messages for mistakes are in `lemix_hpc.config.load`
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+import re
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import (
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import PydanticKnownError
 
 from lemix_hpc.config.engine_kinds import ENGINE_KINDS
 from lemix_hpc.config.policy_section import Policy
-from lemix_hpc.config.section import FilePath, Section
+from lemix_hpc.config.section import (
+    LONGEST_S,
+    MOST_NODES,
+    MOST_STAGES,
+    FilePath,
+    Milliseconds,
+    Seconds,
+    SecondsOrNone,
+    Section,
+    Tokens,
+)
 from lemix_hpc.config.serving_section import Serving
 from lemix_hpc.config.training_section import Training
+from lemix_hpc.config.validation_messages import show
 from lemix_hpc.config.vllm_args import why_not
 from lemix_hpc.config.walltime import parse_walltime
+
+OF_OTHER_KEYS = {
+    "nodes": "nodes.count and cluster.nodes_per_host",
+    "ntasks": "nodes.count and nodes.stages",
+    "ntasks-per-node": "nodes.stages and cluster.nodes_per_host",
+    "job-name": "`name`",
+    "requeue": "cluster.requeue: true",
+    "no-requeue": "cluster.requeue: false",
+    "signal": "policy.drain_reserve_s",
+    "output": "LEMIX_RUNS or --out: the output is in the run's directory",
+    "error": "LEMIX_RUNS or --out: the output is in the run's directory",
+    "open-mode": "nothing: the output of all attempts is kept",
+    "array": "another seed for each run: a run is one job",
+    "wrap": "cluster.setup",
+    "test-only": "--dry-run",
+    "parsable": "--json",
+    "wait": "`lemix run` instead of `lemix submit`",
+} | {
+    name.replace("_", "-"): f"cluster.{name}"
+    for name in (
+        "partition",
+        "account",
+        "qos",
+        "time",
+        "gres",
+        "gpus_per_node",
+        "cpus_per_task",
+        "mem",
+        "constraint",
+        "nodelist",
+        "exclude",
+        "reservation",
+    )
+}
+"""Options of sbatch that `cluster.sbatch` must not give, and what gives them."""
 
 
 class Cluster(Section):
@@ -39,11 +94,58 @@ class Cluster(Section):
     container: list[str] = Field(default=[], description="command that runs another one inside the container")
     setup: list[str] = Field(default=[], description="shell lines before srun")
     srun_args: list[str] = Field(default=[], description="more arguments for srun")
+    sbatch: dict[str, str | int | float | bool] = Field(
+        default={}, description="more options of sbatch, by their long names"
+    )
     mpi: str = "pmix"
     requeue: bool = Field(default=True, description="Slurm may start the job again, so that the run goes on")
     restarts: NonNegativeInt = Field(
         default=3, description="crashes without progress after which the run is given up, in one allocation"
     )
+
+    @field_validator("*")
+    @classmethod
+    def _on_one_line(cls, value: Any, info: ValidationInfo) -> Any:
+        if info.field_name == "setup":
+            return value
+        texts = value if isinstance(value, list) else value.values() if isinstance(value, dict) else [value]
+        if any(isinstance(text, str) and any(ord(char) < ord(" ") for char in text) for text in texts):
+            raise ValueError(
+                "has a line break or another control character, and stands on one line of the job's script"
+            )
+        return value
+
+    @field_validator("setup")
+    @classmethod
+    def _setup_has_no_options(cls, value: list[str]) -> list[str]:
+        for line in "\n".join(value).splitlines():
+            if re.match(r"\s*#SBATCH\b", line):
+                raise ValueError(
+                    f"{line.strip()!r} would do nothing: Slurm reads no options behind the first command of a script; give "
+                    "it in cluster.sbatch, such as {mem-per-cpu: 2G}"
+                )
+        return value
+
+    @field_validator("sbatch", mode="before")
+    @classmethod
+    def _sbatch_has_values(cls, value: Any) -> Any:
+        # One sentence instead of pydantic's one for each member of the union.
+        for name, given in value.items() if isinstance(value, dict) else ():
+            if not isinstance(given, (str, int, float)):
+                raise ValueError(
+                    f"{name}: expected text, a number, or true for an option without a value; found {show(given)}"
+                )
+        return value
+
+    @field_validator("sbatch")
+    @classmethod
+    def _sbatch_has_names(cls, value: dict[str, Any]) -> dict[str, Any]:
+        for name in value:
+            if not re.fullmatch(r"[a-z][a-z0-9-]+", name):
+                raise ValueError(f"{name!r} is no option of sbatch; write its long name, such as mail-user")
+            if name in OF_OTHER_KEYS:
+                raise ValueError(f"{name} is decided elsewhere; give {OF_OTHER_KEYS[name]}")
+        return value
 
     @field_validator("time")
     @classmethod
@@ -65,8 +167,8 @@ class NodeKind(Section):
 class Nodes(Section):
     """`count` replicas of the model, each cut into `stages` pipeline stages, one device per stage."""
 
-    count: PositiveInt = 1
-    stages: PositiveInt = 1
+    count: Annotated[int, Field(gt=0, le=MOST_NODES)] = 1
+    stages: Annotated[int, Field(gt=0, le=MOST_STAGES)] = 1
     kinds: list[NodeKind] | None = Field(
         default=None, min_length=1, description="nodes of different speed or memory, in the order of their numbers"
     )
@@ -126,9 +228,9 @@ class Engine(Section):
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     share_devices: bool = Field(default=False, description="several stage ranks may use one GPU")
     max_batch_requests: PositiveInt = 8
-    max_batch_tokens: PositiveInt = 4096
+    max_batch_tokens: Tokens = 4096
     wait: Literal["auto", "spin", "backoff"] = "auto"
-    timeout_s: PositiveFloat = Field(default=120.0, description="a stage that does not answer for so long has failed")
+    timeout_s: Seconds = Field(default=120.0, description="a stage that does not answer for so long has failed")
     vllm: Vllm = Vllm()
 
     @field_validator("kind", mode="before")
@@ -158,17 +260,20 @@ class Engine(Section):
 class Slo(Section):
     """Limits on the response time as multiples of T0, the mean unloaded response, and limits in milliseconds."""
 
-    factors: list[PositiveFloat] = Field(default=[1, 5, 10], description="in units of T0")
-    ttft_ms: PositiveFloat | None = Field(default=None, description="limit on the time to the first token")
-    tpot_ms: PositiveFloat | None = Field(default=None, description="limit on the time per further token")
-    response_ms: PositiveFloat | None = Field(default=None, description="limit on the response time")
+    factors: list[PositiveFloat] = Field(default=[1, 5, 10], min_length=1, description="in units of T0")
+    ttft_ms: Milliseconds | None = Field(default=None, description="limit on the time to the first token")
+    tpot_ms: Milliseconds | None = Field(default=None, description="limit on the time per further token")
+    response_ms: Milliseconds | None = Field(default=None, description="limit on the response time")
 
 
 class Simulate(Section):
     """What only `lemix simulate` and its grids use."""
 
     latency_error: float = Field(
-        default=0.0, ge=0.0, description="relative spread (log-normal) of pass times around the coefficient file's"
+        default=0.0,
+        ge=0.0,
+        le=10.0,
+        description="relative spread (log-normal) of pass times around the coefficient file's",
     )
     between_passes_ms: float = Field(
         default=0.0,
@@ -186,17 +291,19 @@ class Profile(Section):
     contexts: list[PositiveInt] = Field(default=[16, 64, 256, 1024], description="cached tokens under a decode step")
     warm_up: PositiveInt = Field(default=2, description="passes before those that count")
     repeats: PositiveInt = Field(default=7, description="passes that count")
-    pause_s: float = Field(default=0.0, ge=0.0, description="rest before each pass, as a stage rests between requests")
-    time_budget_s: PositiveFloat = Field(default=1200.0, description="points not measured by then are left out")
+    pause_s: SecondsOrNone = Field(default=0.0, description="rest before each pass, as a stage rests between requests")
+    time_budget_s: Seconds = Field(default=1200.0, description="points not measured by then are left out")
 
 
 class Report(Section):
-    live_interval_s: PositiveFloat = Field(default=0.5, description="seconds between updates of the live progress")
+    live_interval_s: float = Field(
+        default=0.5, ge=0.05, le=LONGEST_S, description="seconds between updates of the live progress"
+    )
 
 
 class Recipe(Section):
     name: str = Field(default="run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=1 << 63)
     cluster: Cluster = Cluster()
     nodes: Nodes = Nodes()
     model: Model = Model()

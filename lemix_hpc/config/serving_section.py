@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from lemix_hpc.config.api_keys import RIGHTS, ApiKey, Right, usable
-from lemix_hpc.config.section import FilePath, Fraction, Section
+from lemix_hpc.config.section import LONGEST_S, FilePath, Fraction, Seconds, Section, Tokens
 from lemix_hpc.config.workload_section import LengthTable, TextData
 
 
@@ -23,13 +23,13 @@ class GeneratedSource(Section):
 
     kind: Literal["poisson", "bursty", "constant", "daily"]
     rate: PositiveFloat = Field(description="mean requests per second; for `bursty` during the on phase")
-    duration_s: PositiveFloat | None = None
+    duration_s: Seconds | None = None
     requests: PositiveInt | None = None
     lengths: LengthTable = "azure-conv"
-    on_s: PositiveFloat = 1.0
-    off_s: PositiveFloat = 3.0
+    on_s: Seconds = 1.0
+    off_s: Seconds = 3.0
     swing: Fraction = Field(default=0.8, description="`daily`: by what share of itself the rate swings")
-    period_s: PositiveFloat = Field(default=86400.0, description="`daily`: seconds of one swing")
+    period_s: float = Field(default=86400.0, ge=1e-3, le=LONGEST_S, description="`daily`: seconds of one swing")
 
     @model_validator(mode="after")
     def _has_an_end(self) -> Self:
@@ -41,8 +41,8 @@ class GeneratedSource(Section):
 class Window(Section):
     """The part of the trace to replay; times in seconds of the trace, before rate scaling."""
 
-    start_s: float = Field(default=0.0, ge=0.0)
-    end_s: PositiveFloat | None = None
+    start_s: float = Field(default=0.0, ge=0.0, le=LONGEST_S)
+    end_s: Seconds | None = None
     limit: PositiveInt | None = Field(default=None, description="at most this many requests")
 
     @model_validator(mode="after")
@@ -56,7 +56,7 @@ class Conversations(Section):
     """Every `turns` requests that follow one another in the source make a conversation."""
 
     turns: PositiveInt = Field(description="requests in a conversation")
-    think_s: PositiveFloat = Field(description="mean seconds from an answer to the next turn, exponential")
+    think_s: Seconds = Field(description="mean seconds from an answer to the next turn, exponential")
 
 
 class Munge(Section):
@@ -86,7 +86,7 @@ class Http(Section):
     )
     api_key_file: FilePath | None = Field(default=None, description="a file with that, or with several keys")
     munge: Munge | None = Field(default=None, description="take MUNGE credentials, too")
-    duration_s: PositiveFloat | None = Field(default=None, description="seconds until no more requests are taken")
+    duration_s: Seconds | None = Field(default=None, description="seconds until no more requests are taken")
     max_body_mb: PositiveFloat = Field(default=16.0, description="larger requests are refused, MB")
 
     @field_validator("api_key")
@@ -105,12 +105,12 @@ class Serving(Section):
     source: Annotated[TraceSource | GeneratedSource, Field(discriminator="kind")] | None = None
     http: Http | None = Field(default=None, description="serve clients over the OpenAI API (engine vllm)")
     mode: Literal["score", "generate"] = Field(default="score", description="NLL of the prompt, or new tokens")
-    rate_scale: PositiveFloat = Field(default=1.0, description="2 replays the trace twice as fast")
+    rate_scale: float = Field(default=1.0, ge=1e-6, le=1e6, description="2 replays the trace twice as fast")
     window: Window = Window()
-    max_prompt_tokens: PositiveInt | None = Field(default=None, description="longer prompts are cut to this")
-    max_new_tokens: PositiveInt | None = Field(default=None, description="longer outputs are cut to this")
+    max_prompt_tokens: Tokens | None = Field(default=None, description="longer prompts are cut to this")
+    max_new_tokens: Tokens | None = Field(default=None, description="longer outputs are cut to this")
     prompts: TextData | None = Field(
         default=None, description="text that fills prompts; without it seeded random tokens"
     )
-    temperature: float = Field(default=0.0, ge=0.0, description="0 is greedy")
+    temperature: float = Field(default=0.0, ge=0.0, le=100.0, description="0 is greedy")
     conversations: Conversations | None = Field(default=None, description="turns that wait for the answer before")

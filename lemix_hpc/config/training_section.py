@@ -6,7 +6,7 @@ from typing import Literal, Self
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from lemix_hpc.config.section import FilePath, Fraction, Section
+from lemix_hpc.config.section import FilePath, Fraction, Seconds, Section, Tokens
 from lemix_hpc.config.workload_section import LengthTable, TextData
 
 
@@ -14,7 +14,7 @@ class Checkpoint(Section):
     """When the training state is saved. At the end of a run it always is, where the engine computes."""
 
     every_steps: PositiveInt | None = Field(default=None, description="optimizer steps, of all nodes")
-    every_s: PositiveFloat | None = Field(default=None, description="seconds")
+    every_s: Seconds | None = Field(default=None, description="seconds")
     keep: PositiveInt = Field(default=2, description="how many checkpoints stay")
 
 
@@ -25,7 +25,7 @@ class Training(Section):
     """
 
     data: TextData | None = Field(default=None, description="needed by every engine that computes")
-    sequence_length: PositiveInt = 128
+    sequence_length: Tokens = 128
     lengths: LengthTable | None = Field(
         default=None, description="emulated: micro-batch lengths drawn from this table instead of sequence_length"
     )
@@ -35,7 +35,7 @@ class Training(Section):
     micro_batches: PositiveInt | None = Field(default=None, description="how many to train on in all")
     release: Literal["async", "sync"] = "async"
     schedule: Literal["1f1b", "gpipe"] = Field(default="1f1b", description="order within a `sync` group")
-    micro_batches_per_step: PositiveInt = 1
+    micro_batches_per_step: int = Field(default=1, gt=0, le=100_000)
     learning_rate: PositiveFloat = 1e-4
     weight_decay: float = Field(default=0.0, ge=0.0)
     warmup_steps: int = Field(default=0, ge=0)

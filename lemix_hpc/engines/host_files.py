@@ -17,11 +17,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lemix_hpc.config.errors import UserError
+
 if TYPE_CHECKING:
     from mpi4py import MPI
 
 PREFIX = "lemix-node-"
 SHARED_MEMORY = Path("/dev/shm")
+USUAL_PLACE = Path("/tmp")
+LONGEST_PLACE = 50
+"""Characters, of the 107 that the kernel takes for a socket's name: behind them are an attempt's directory, a node's in that,
+and a name of vLLM's."""
 _SEGMENT = r"(?:sm|vader)_segment\."
 """How Open MPI's files of shared memory begin."""
 
@@ -57,8 +63,9 @@ def _forget_mapped(pattern: str) -> None:
 
 @contextlib.contextmanager
 def own_directory(parent: Path | None = None) -> Iterator[Path]:
-    """A directory that only this user may enter, by default for temporary files. Raises OSError."""
-    made = Path(tempfile.mkdtemp(prefix=f".{PREFIX}", dir=parent))
+    """A directory that only this user may enter, by default for temporary files and sockets. Raises OSError, and UserError as
+    `place_for_sockets`."""
+    made = Path(tempfile.mkdtemp(prefix=f".{PREFIX}", dir=parent or place_for_sockets()))
     lock = os.open(made, os.O_RDONLY | os.O_DIRECTORY)
     directory = made.with_name(made.name[1:])
     try:
@@ -71,9 +78,25 @@ def own_directory(parent: Path | None = None) -> Iterator[Path]:
         shutil.rmtree(directory, ignore_errors=True)
 
 
+def place_for_sockets() -> Path:
+    """Where temporary files go, or `USUAL_PLACE` where that has too long a name for the sockets in them.
+
+    Raises UserError if neither will do.
+    """
+    given = Path(tempfile.gettempdir())
+    for place in (given, USUAL_PLACE):
+        if len(os.fsencode(place)) <= LONGEST_PLACE and os.access(place, os.W_OK | os.X_OK):
+            return place
+    raise UserError(
+        f"TMPDIR: {given} has more than the {LONGEST_PLACE} characters that leave room for the names of Unix sockets, and "
+        f"{USUAL_PLACE} cannot be written; set TMPDIR to a directory with a shorter name"
+    )
+
+
 def remove_abandoned() -> None:
     """Remove such directories whose owners were killed."""
-    for path in (*Path(tempfile.gettempdir()).glob(f"{PREFIX}*"), *SHARED_MEMORY.glob(f"{PREFIX}*")):
+    places = {Path(tempfile.gettempdir()), USUAL_PLACE, SHARED_MEMORY}
+    for path in [path for place in places for path in place.glob(f"{PREFIX}*")]:
         with contextlib.suppress(FileNotFoundError, BlockingIOError):
             if _is_ours(path.lstat()):
                 _remove_if_free(path)

@@ -10,6 +10,8 @@ from typing import Any
 
 from lemix_hpc.config.errors import UserError
 from lemix_hpc.config.recipe import Model
+from lemix_hpc.config.text_file import read_text
+from lemix_hpc.config.validation_messages import show
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,9 +20,10 @@ class ModelSizes:
 
     `family` is the Hugging Face `model_type`; `layer_parameters` counts the weights of one decoder layer without norms
     and biases, `head_parameters` those of the projection to the vocabulary. `max_positions` is the longest sequence
-    with learned positions, None where positions are rotary and have no hard end. `layer_vectors` counts a layer's norms and
-    biases. `inner`, `queries` and `keys`: widths of the feed-forward part, of all queries, and of all keys, which is that of
-    values. `tied`: the first and the last stage have the same embedding.
+    with learned positions, None where positions are rotary and have no hard end; `context` is that, or what the config says
+    that a rotary model was made for, if it does. `layer_vectors` counts a layer's norms and biases. `inner`, `queries` and
+    `keys`: widths of the feed-forward part, of all queries, and of all keys, which is that of values. `tied`: the first and the
+    last stage have the same embedding.
     """
 
     family: str
@@ -35,12 +38,18 @@ class ModelSizes:
     queries: int
     keys: int
     tied: bool
+    context: int | None = None
 
 
 def describe(model: Model) -> ModelSizes:
     """Sizes of the recipe's model. Raises UserError for a missing or unreadable config, or an unknown model type."""
-    config = model_config(model)
+    return describe_config(model_config(model))
+
+
+def describe_config(config: Mapping[str, Any]) -> ModelSizes:
+    """As `describe`, of a Hugging Face config."""
     family = str(config.get("model_type"))
+    _check_kind(family, config)
     if family == "gpt2":
         return _gpt2(config)
     if family in _LLAMA_DEFAULTS:
@@ -49,6 +58,23 @@ def describe(model: Model) -> ModelSizes:
         f"model: the model type {family!r} is not supported. Supported are llama (Llama 2 and 3), mistral, qwen2 and "
         "gpt2 (GPT-2, DialoGPT)."
     )
+
+
+def _check_kind(family: str, config: Mapping[str, Any]) -> None:
+    """Raises UserError, by their names, for kinds of models that look like those that are supported."""
+    if config.get("quantization_config") is not None:
+        given = config["quantization_config"]
+        method = given.get("quant_method") if isinstance(given, Mapping) else None
+        raise UserError(
+            f"model: its weights are quantised ({method or 'quantization_config'}), and cannot be trained. Take the "
+            "checkpoint that they were made from."
+        )
+    experts = [key for key in _EXPERTS if config.get(key) is not None]
+    if family in _MIXTURES or experts:
+        raise UserError(
+            f"model: {family} is a mixture of experts{f' ({experts[0]})' if experts else ''}, which is not supported. "
+            "Supported are llama, mistral, qwen2 and gpt2, without experts."
+        )
 
 
 def model_config(model: Model) -> Mapping[str, Any]:
@@ -63,18 +89,23 @@ def model_config(model: Model) -> Mapping[str, Any]:
 def _read_config(directory: Path) -> Mapping[str, Any]:
     path = directory / "config.json"
     try:
-        config = json.loads(path.read_text())
+        config = json.loads(read_text(path))
     except FileNotFoundError:
         raise UserError(
             f"model.path: there is no {path}. Give a Hugging Face checkpoint directory, which holds config.json and "
             "*.safetensors files."
         ) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError, UserError) as error:
         raise UserError(f"model.path: {path} could not be read: {error}") from error
     if not isinstance(config, dict):
         raise UserError(f"model.path: {path} does not hold a JSON object.")
     return config
 
+
+_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+_MIXTURES = ("mixtral", "qwen2_moe", "qwen3_moe", "deepseek_v2", "deepseek_v3", "phimoe", "olmoe", "gpt_oss", "llama4")
+ROPE_TYPES = ("default", "linear", "llama3", "yarn")
+LARGEST_SIZE = 1_000_000_000
 
 # Hugging Face leaves values that equal the class's default out of hand-written configs, so the defaults are needed here.
 _LLAMA_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
@@ -96,8 +127,18 @@ _LLAMA_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
 
 def _llama(family: str, config: Mapping[str, Any]) -> ModelSizes:
     hidden, heads = _size(config, "hidden_size"), _size(config, "num_attention_heads")
+    if config.get("head_dim") is None:
+        _must_divide(hidden, heads, "hidden_size", "num_attention_heads")
     head_dim = _size(config, "head_dim", default=hidden // heads)
+    if head_dim % 2:
+        raise UserError(
+            f"model: attention heads of {head_dim} (head_dim, or hidden_size / num_attention_heads) cannot be rotated; "
+            "their size must be even."
+        )
     key_value_heads = _size(config, "num_key_value_heads", default=heads)
+    _must_divide(heads, key_value_heads, "num_attention_heads", "num_key_value_heads")
+    _check_rotary(config)
+    positions = config.get("max_position_embeddings")
     queries, keys, inner = head_dim * heads, head_dim * key_value_heads, _size(config, "intermediate_size")
     return ModelSizes(
         family=family,
@@ -107,6 +148,7 @@ def _llama(family: str, config: Mapping[str, Any]) -> ModelSizes:
         layer_parameters=2 * hidden * (queries + keys) + 3 * hidden * inner,
         head_parameters=hidden * _size(config, "vocab_size"),
         max_positions=None,
+        context=None if positions is None else _size(config, "max_position_embeddings"),
         layer_vectors=2 * hidden + (queries + 2 * keys if family == "qwen2" else 0),
         inner=inner,
         queries=queries,
@@ -120,6 +162,8 @@ def _gpt2(config: Mapping[str, Any]) -> ModelSizes:
     hidden = _size(config, "n_embd", "hidden_size", default=768)
     vocab = _size(config, "vocab_size", default=50257)
     inner = _size(config, "n_inner", default=4 * hidden)
+    _must_divide(hidden, _size(config, "n_head", "num_attention_heads", default=12), "n_embd", "n_head")
+    positions = _size(config, "n_positions", "max_position_embeddings", default=1024)
     return ModelSizes(
         family="gpt2",
         layers=_size(config, "n_layer", "num_hidden_layers", default=12),
@@ -127,13 +171,30 @@ def _gpt2(config: Mapping[str, Any]) -> ModelSizes:
         vocab=vocab,
         layer_parameters=4 * hidden * hidden + 2 * hidden * inner,
         head_parameters=hidden * vocab,
-        max_positions=_size(config, "n_positions", "max_position_embeddings", default=1024),
+        max_positions=positions,
         layer_vectors=9 * hidden + inner,
         inner=inner,
         queries=hidden,
         keys=hidden,
         tied=bool(config.get("tie_word_embeddings", True)),
+        context=positions,
     )
+
+
+def _must_divide(whole: int, parts: int, name: str, by: str) -> None:
+    if whole % parts:
+        raise UserError(f"model: the config's {name} is {whole}, which is not a multiple of its {by}, {parts}.")
+
+
+def _check_rotary(config: Mapping[str, Any]) -> None:
+    """The kinds of rotary embeddings that stages have: see `lemix_hpc.engines.torch.llama`."""
+    given = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    kind = given.get("rope_type", given.get("type", "default")) if isinstance(given, Mapping) else given
+    if kind not in ROPE_TYPES:
+        raise UserError(
+            f"model: rotary embeddings of the type {kind!r}, which change with the sequence's length, are not "
+            f"supported. Supported are {', '.join(ROPE_TYPES)}."
+        )
 
 
 def _size(config: Mapping[str, Any], *names: str, default: int | None = None) -> int:
@@ -141,8 +202,8 @@ def _size(config: Mapping[str, Any], *names: str, default: int | None = None) ->
     for name in names:
         value = config.get(name)
         if value is not None:
-            if not isinstance(value, int) or value < 1:
-                raise UserError(f"model: the config's {name} is {value!r}, but it must be a positive whole number.")
+            if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= LARGEST_SIZE:
+                raise UserError(f"model: the config's {name} is {show(value)}, but it must be a positive whole number.")
             return value
     if default is None:
         raise UserError(f"model: the config has no {names[0]}.")

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from lemix_hpc.config.api_keys import read_keys
 from lemix_hpc.config.check import check_profile, check_recipe
+from lemix_hpc.config.check_amounts import check_ranks_here
 from lemix_hpc.config.document import KeyPath
+from lemix_hpc.config.engine_kinds import ENGINE_KINDS
 from lemix_hpc.config.errors import UserError
 from lemix_hpc.config.load import LoadedRecipe
 from lemix_hpc.config.problem import Problem
+from lemix_hpc.config.text_file import why_no_file
+from lemix_hpc.engines.host_files import place_for_sockets
 
 
 def preflight(loaded: LoadedRecipe, cluster: str) -> tuple[str, ...]:
@@ -19,8 +23,8 @@ def preflight(loaded: LoadedRecipe, cluster: str) -> tuple[str, ...]:
     Reads the workload as the run will, so that a broken file costs no allocation; returns a message for each line of it
     that will be left out.
     """
-    problems = [*check_recipe(loaded.recipe), *_split(loaded), *_keys(loaded)]
-    loaded.reject(problems or [*_coefficients(loaded), *_model(loaded), *_resume(loaded), *_device(loaded, cluster)])
+    problems = [*check_recipe(loaded.recipe), *_split(loaded), *_keys(loaded), *_ranks(loaded, cluster)]
+    loaded.reject([*problems, *_files(loaded, problems), *_device(loaded, cluster)])
     from lemix_hpc.workload.load import load_workload
 
     work = load_workload(loaded.recipe)
@@ -32,13 +36,27 @@ def preflight(loaded: LoadedRecipe, cluster: str) -> tuple[str, ...]:
 def preflight_simulation(loaded: LoadedRecipe) -> None:
     """As `preflight`, for simulated runs: they need no devices, and find the best split of the nodes themselves."""
     problems = check_recipe(loaded.recipe)
-    loaded.reject(problems or [*_coefficients(loaded), *_model(loaded)])
+    loaded.reject([*problems, *_files(loaded, problems)])
 
 
 def preflight_profile(loaded: LoadedRecipe, cluster: str) -> None:
     """As `preflight`, for profiling, which has no workload."""
-    problems = check_profile(loaded.recipe)
-    loaded.reject(problems or [*_coefficients(loaded), *_model(loaded), *_device(loaded, cluster)])
+    problems = [*check_profile(loaded.recipe), *_ranks(loaded, cluster)]
+    loaded.reject([*problems, *_files(loaded, problems), *_device(loaded, cluster)])
+
+
+def _files(loaded: LoadedRecipe, problems: Sequence[Problem]) -> Iterator[Problem]:
+    """What is wrong in the files of a recipe, apart from those that are not there."""
+    known = {problem.path for problem in problems}
+    for problem in (*_coefficients(loaded), *_model(loaded), *_resume(loaded), *_engine_args(loaded)):
+        if problem.path not in known and not (problem.path == ("model",) and ("model", "path") in known):
+            yield problem
+
+
+def _ranks(loaded: LoadedRecipe, cluster: str) -> Iterator[Problem]:
+    if cluster == "local":
+        place_for_sockets()
+        yield from check_ranks_here(loaded.recipe)
 
 
 def _split(loaded: LoadedRecipe) -> Iterator[Problem]:
@@ -72,25 +90,59 @@ def _coefficients(loaded: LoadedRecipe) -> Iterator[Problem]:
     for key, path in files:
         if path is None:
             continue
+        if why_no_file(path) or not path.exists():
+            continue
         try:
-            load_coefficients(path).latency(recipe.nodes.stages)
-        except UserError as error:
+            latency = load_coefficients(path).latency(recipe.nodes.stages)
+        except (UserError, OSError) as error:
             yield Problem(key, str(error))
+            continue
+        if not sum(latency.request_times(2, 0)) > 0:
+            yield Problem(key, f"{path} says that a request takes no time at all; give the times of a real model")
 
 
 def _model(loaded: LoadedRecipe) -> Iterator[Problem]:
-    from lemix_hpc.engines.model_sizes import describe
+    from lemix_hpc.engines.model_sizes import describe, model_config
+    from lemix_hpc.engines.weight_files import check_weights
 
-    model, stages = loaded.recipe.model, loaded.recipe.nodes.stages
+    recipe = loaded.recipe
+    model, stages, training = recipe.model, recipe.nodes.stages, recipe.training
     if model.path is None and model.config is None:
         return
     try:
-        layers = describe(model).layers
+        sizes = describe(model)
+        if recipe.engine.computes and model.path is not None:
+            check_weights(model.path, model_config(model))
     except UserError as error:
         yield Problem(("model",), str(error).removeprefix("model: "))
         return
-    if stages > layers:
-        yield Problem(("nodes", "stages"), f"{stages} stages need as many decoder layers, and the model has {layers}")
+    if stages > sizes.layers:
+        yield Problem(
+            ("nodes", "stages"), f"{stages} stages need as many decoder layers, and the model has {sizes.layers}"
+        )
+    if not recipe.engine.computes:
+        return
+    if training is not None and sizes.context is not None and training.sequence_length > sizes.context:
+        yield Problem(
+            ("training", "sequence_length"),
+            f"{training.sequence_length} tokens are more than the model's {sizes.context} positions; lower it",
+        )
+    families = ENGINE_KINDS[recipe.engine.kind].families
+    if families is not None and sizes.family not in families:
+        yield Problem(
+            ("engine", "kind"),
+            f"{recipe.engine.kind} serves and trains {', '.join(families)}, and the model is {sizes.family}; set torch",
+        )
+
+
+def _engine_args(loaded: LoadedRecipe) -> Iterator[Problem]:
+    if loaded.recipe.engine.kind != "vllm":
+        return
+    from lemix_hpc.engines.vllm.check import refusal
+
+    if refused := refusal(loaded.recipe):
+        key, _, text = refused.partition(": ")
+        yield Problem(tuple(key.split(".")), text)
 
 
 def _resume(loaded: LoadedRecipe) -> Iterator[Problem]:

@@ -12,6 +12,7 @@ from lemix_hpc.config.document import Dumper, parse_document
 from lemix_hpc.config.errors import UserError
 from lemix_hpc.config.load import located
 from lemix_hpc.config.problem import Problem
+from lemix_hpc.config.text_file import read_text
 from lemix_hpc.config.validation_messages import explain, show
 from lemix_hpc.policy.latency import LatencyModel, StageTime
 from lemix_hpc.profiling.blocks import Block, FormName, NonNegative, Positive, Section, with_forms
@@ -216,8 +217,6 @@ def save_coefficients(file: CoefficientFile, path: Path) -> None:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not a text file in UTF-8: {error.reason} at byte {error.start}") from None
+        return read_text(path)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); name an existing coefficient file") from None

@@ -13,7 +13,7 @@ from lemix_hpc.workload.call_body import check_costs, read_body
 from lemix_hpc.workload.lines import Findings, decode_json, numbered_lines, parsed
 from lemix_hpc.workload.tasks import ApiCall
 from lemix_hpc.workload.tokenizer import Tokenizer
-from lemix_hpc.workload.traces import TraceRow
+from lemix_hpc.workload.traces import TraceRow, checked_time
 
 
 class _Line(msgspec.Struct):
@@ -54,7 +54,7 @@ def read_batch_calls(path: Path, findings: Findings, tokenizer: Tokenizer, conte
         seen.add(line.custom_id)
         prompt, output = call_lengths(line.url, body, tokenizer, context)
         call = ApiCall("POST", line.url, (("content-type", "application/json"),), bytes(line.body))
-        return TraceRow(line.timestamp or 0.0, prompt, output, line.custom_id, call=call)
+        return TraceRow(checked_time(line.timestamp or 0.0), prompt, output, line.custom_id, call=call)
 
     lines = numbered_lines(path, expected)
     for _, row in parsed(lines, parse, path=path, expected=expected, findings=findings):

@@ -10,9 +10,12 @@ from typing import TypeVar
 import msgspec
 
 from lemix_hpc.config.errors import UserError
+from lemix_hpc.config.text_file import why_no_file
 
 T = TypeVar("T")
 
+LONGEST_LINE = 1 << 26
+"""Bytes. A file of another kind may be one line, and have no end."""
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -40,9 +43,16 @@ def numbered_lines(path: Path, expected: str) -> Iterator[tuple[int, bytes]]:
     Raises UserError for a file that cannot be read or has only blank lines; `expected` completes its "expected ...".
     """
     empty = True
+    if why := why_no_file(path):
+        raise UserError(f"{path}: expected {expected}, but {why}.")
     try:
         with path.open("rb") as file:
-            for number, raw in enumerate(file, start=1):
+            for number, raw in enumerate(iter(lambda: file.readline(LONGEST_LINE + 1), b""), start=1):
+                if len(raw) > LONGEST_LINE:
+                    raise UserError(
+                        f"{path}: expected {expected}, but line {number} is longer than {LONGEST_LINE >> 20} MB. One record "
+                        "stands on each line; a JSON list, for instance, has to be taken apart."
+                    )
                 line = (raw.removeprefix(_BOM) if number == 1 else raw).strip()
                 if line:
                     empty = False

@@ -11,7 +11,7 @@ import msgspec
 
 from lemix_hpc.workload.lines import Findings, decode_json, numbered_lines, parsed
 from lemix_hpc.workload.tokenizer import ChatTokenizer, Messages, Tokenizer
-from lemix_hpc.workload.traces import TraceRow
+from lemix_hpc.workload.traces import MOST_TOKENS, TraceRow, checked_time
 
 # OpenAI's own default of `max_tokens` for completions.
 DEFAULT_OUTPUT_TOKENS = 16
@@ -30,7 +30,7 @@ class _Message(msgspec.Struct):
     content: str | list[_Part]
 
 
-_Tokens = Annotated[int, msgspec.Meta(ge=0)]
+_Tokens = Annotated[int, msgspec.Meta(ge=0, le=MOST_TOKENS)]
 
 
 class _Body(msgspec.Struct):
@@ -72,7 +72,7 @@ def read_openai_batch(
         seen.add(line.custom_id)
         limits = (line.body.max_completion_tokens, line.body.max_tokens, default_output_tokens)
         output = next(limit for limit in limits if limit is not None)
-        return TraceRow(line.timestamp or 0.0, length, output, line.custom_id, tokens)
+        return TraceRow(checked_time(line.timestamp or 0.0), length, output, line.custom_id, tokens)
 
     lines = numbered_lines(path, expected)
     for _, row in parsed(lines, parse, path=path, expected=expected, findings=findings):

@@ -23,6 +23,8 @@ from lemix_hpc.workload.traces import TraceRow, read_azure, read_burstgpt, read_
 
 # Random prompts are cut out of one stream of this many tokens, which keeps a long trace small in memory.
 _RANDOM_STREAM = 1 << 18
+MOST_PROMPT_TOKENS = 500_000_000
+"""Of all requests together, where they are tokens and not only lengths: 4 GB."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,7 @@ def load_requests(
     chosen = replayed(rows, serving.window, serving.rate_scale, name, origin=origin)
     rows = [row if row.call is not None else _capped(row, serving) for row in chosen]
     if tokenizer is not None and not any(row.call for row in rows):
+        _check_tokens(sum(row.prompt_tokens for row in rows))
         brings_text = source.kind == "openai-batch"
         rows = list(_filled(rows, serving, brings_text, tokenizer, np.random.default_rng(prompt_seed), findings))
     requests = tuple(
@@ -108,6 +111,15 @@ def replayed(
         )
     inside.sort(key=lambda row: row.time)
     return [replace(row, time=(row.time - first - window.start_s) / rate_scale) for row in inside[: window.limit]]
+
+
+def _check_tokens(count: int) -> None:
+    """Raises UserError for prompts that do not fit into memory."""
+    if count > MOST_PROMPT_TOKENS:
+        raise UserError(
+            f"serving: the prompts have {count:.3g} tokens together, and a run keeps at most {MOST_PROMPT_TOKENS:.3g} of them "
+            "in memory. Set serving.max_prompt_tokens, or serving.window.limit."
+        )
 
 
 def _check_caps(serving: Serving, kind: str) -> None:

@@ -10,6 +10,7 @@ import msgspec
 
 from lemix_hpc.config.errors import UserError
 from lemix_hpc.config.recipe import Model
+from lemix_hpc.config.text_file import read_bytes
 
 Messages = Sequence[dict[str, str]]
 
@@ -96,11 +97,22 @@ def load_tokenizer(model: Model) -> Tokenizer:
         tokenizer, where = ByteTokenizer(), "the byte-level tokenizer"
     size = config.get("vocab_size", tokenizer.vocab_size)
     if not isinstance(size, int) or size < tokenizer.vocab_size:
+        way_out = (
+            f"Set vocab_size to at least {tokenizer.vocab_size}." if path is None else _grow(path, tokenizer.vocab_size)
+        )
         raise UserError(
-            f"The model's config has vocab_size {size!r}, but {where} needs {tokenizer.vocab_size}. "
-            f"Set vocab_size to at least {tokenizer.vocab_size}, or use the tokenizer that belongs to the model."
+            f"The model's config has vocab_size {size!r}, but {where} needs {tokenizer.vocab_size}. {way_out}"
         )
     return tokenizer
+
+
+def _grow(path: Path, tokens: int) -> str:
+    """The way out where weights are there: with another vocab_size alone they would not fit any more."""
+    return (
+        "Use the tokenizer that belongs to the model, or give the model an embedding of every token: "
+        f"`m = AutoModelForCausalLM.from_pretrained({str(path)!r}); m.resize_token_embeddings({tokens}); "
+        "m.save_pretrained(NEW)`, with the tokenizer's files beside it, and set model.path to NEW."
+    )
 
 
 def model_config(model: Model) -> dict[str, Any]:
@@ -109,12 +121,12 @@ def model_config(model: Model) -> dict[str, Any]:
         return model.config or {}
     file = model.path / "config.json"
     try:
-        return msgspec.json.decode(file.read_bytes(), type=dict[str, Any])
+        return msgspec.json.decode(read_bytes(file), type=dict[str, Any])
     except OSError as error:
         raise UserError(
             f"model.path: expected a Hugging Face checkpoint directory, but {file} cannot be read: {error.strerror}."
         ) from error
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"model.path: {file} is not a Hugging Face config: {error}.") from error
 
 

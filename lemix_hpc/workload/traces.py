@@ -7,7 +7,6 @@ Each reader yields rows in file order, with times in seconds of the trace's own 
 from __future__ import annotations
 
 import csv
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -19,6 +18,10 @@ import msgspec
 from lemix_hpc.config.errors import UserError
 from lemix_hpc.workload.lines import Findings, decode_json, numbered_lines, parsed
 from lemix_hpc.workload.tasks import ApiCall
+
+MOST_TOKENS = 10_000_000
+LATEST_S = 1e12
+"""Trace clocks may count from 1970, and some count in milliseconds."""
 
 # Times count from a moment near the traces: seconds since 1970 as a float would lose fractions of a microsecond.
 _NEAR = datetime(2023, 1, 1, tzinfo=UTC)
@@ -59,8 +62,8 @@ def read_burstgpt(path: Path, findings: Findings) -> Iterator[TraceRow]:
 
 class _MooncakeLine(msgspec.Struct):
     timestamp: float
-    input_length: Annotated[int, msgspec.Meta(ge=0)]
-    output_length: Annotated[int, msgspec.Meta(ge=0)]
+    input_length: Annotated[int, msgspec.Meta(ge=0, le=MOST_TOKENS)]
+    output_length: Annotated[int, msgspec.Meta(ge=0, le=MOST_TOKENS)]
 
 
 def read_mooncake(path: Path, findings: Findings) -> Iterator[TraceRow]:
@@ -69,7 +72,7 @@ def read_mooncake(path: Path, findings: Findings) -> Iterator[TraceRow]:
 
     def parse(text: str) -> TraceRow:
         line = decode_json(text, _MooncakeLine)
-        return TraceRow(line.timestamp / 1000, line.input_length, line.output_length)
+        return TraceRow(checked_time(line.timestamp / 1000), line.input_length, line.output_length)
 
     lines = numbered_lines(path, expected)
     for _, row in parsed(lines, parse, path=path, expected=expected, findings=findings):
@@ -113,7 +116,17 @@ def _fields(line: str) -> list[str]:
 def _count(text: str, column: str) -> int:
     if not (text := text.strip()).isascii() or not text.isdigit():
         raise ValueError(f"{column} is {text!r}, expected a whole number of tokens")
+    # Not before it is known that it has few digits.
+    if len(text.lstrip("0")) > len(str(MOST_TOKENS)) or int(text) > MOST_TOKENS:
+        raise ValueError(f"{column} is {text[:40]}, and no request has more than {MOST_TOKENS} tokens")
     return int(text)
+
+
+def checked_time(seconds: float) -> float:
+    """Raises ValueError for a time that no clock shows."""
+    if not abs(seconds) <= LATEST_S:
+        raise ValueError(f"the timestamp is {seconds:g} s, which no clock shows")
+    return seconds
 
 
 def _iso_seconds(text: str) -> float:
@@ -122,7 +135,4 @@ def _iso_seconds(text: str) -> float:
 
 
 def _seconds(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError(f"the timestamp is {text!r}, expected seconds")
-    return value
+    return checked_time(float(text))

@@ -31,6 +31,7 @@ def write(tmp_path: Path, text: str) -> Path:
 
 def message(tmp_path: Path, text: str, *overrides: str) -> str:
     """The message for a broken recipe, with the file's directory left out."""
+    (tmp_path / "coefficients.yaml").touch()
     with pytest.raises(UserError) as caught:
         load_recipe(write(tmp_path, text), overrides)
     return str(caught.value).replace(f"{tmp_path}/", "")
@@ -220,7 +221,7 @@ def test_all_mistakes_are_reported_at_once(tmp_path: Path) -> None:
 def test_missing_file_and_directory(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="there is no such recipe file"):
         load_recipe(tmp_path / "none.yaml")
-    with pytest.raises(UserError, match="this is a directory"):
+    with pytest.raises(UserError, match="is a directory; give a file"):
         load_recipe(tmp_path)
 
 

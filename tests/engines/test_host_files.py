@@ -7,11 +7,14 @@ import socket
 import subprocess
 import sys
 import tempfile
+import uuid
 from pathlib import Path
 
 import pytest
 
-from lemix_hpc.engines.host_files import forget_sockets, own_directory, remove_abandoned
+from lemix_hpc.config.errors import UserError
+from lemix_hpc.engines import host_files
+from lemix_hpc.engines.host_files import forget_sockets, own_directory, place_for_sockets, remove_abandoned
 
 OWNER = """
 from lemix_hpc.engines.host_files import own_directory
@@ -64,3 +67,21 @@ def test_a_connection_outlives_the_name_of_its_socket() -> None:
             client.send(b"x")
             assert server.recv(1) == b"x"
     assert not directory.exists()
+
+
+def test_a_directory_with_a_long_name_has_no_sockets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    long = tmp_path / ("x" * 60)
+    long.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(long))
+    short = tempfile.mkdtemp(dir="/tmp", prefix="s")
+    monkeypatch.setattr(host_files, "USUAL_PLACE", Path(short))
+    with own_directory() as attempt, own_directory(attempt) as node:
+        assert node.is_relative_to(short)
+        with socket.socket(socket.AF_UNIX) as made:
+            made.bind(str(node / str(uuid.uuid4())))
+    monkeypatch.setattr(host_files, "USUAL_PLACE", Path(short) / "none")
+    with pytest.raises(
+        UserError, match=r"TMPDIR: .* has more than the 50 characters .* set TMPDIR to a directory with a"
+    ):
+        place_for_sockets()
+    Path(short).rmdir()

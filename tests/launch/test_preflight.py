@@ -103,9 +103,13 @@ def test_coefficients_must_be_there_for_as_many_stages(write: Write) -> None:
     ]
 
 
-def test_files_that_are_missing_are_told_before_any_is_opened(write: Write) -> None:
+def test_files_that_are_missing_are_told_together_with_what_is_wrong_in_others(write: Write) -> None:
     bad = write("nodes: {stages: 33}", EMULATED, "policy: {coefficients: none.yaml}", SERVING)
-    assert refused(bad) == ["r.yaml:3: policy.coefficients: there is no file none.yaml"]
+    assert refused(bad) == [
+        "r.yaml:3: policy.coefficients: there is no file none.yaml",
+        "r.yaml:2: engine.coefficients: 33 stages need at least 33 layers, and Llama-2-7B has 32; "
+        "set nodes.stages to at most 32",
+    ]
 
 
 # Model

@@ -41,7 +41,7 @@ def test_empty_file(tmp_path: Path, content: bytes) -> None:
 def test_missing_file_and_directory(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="expected whole numbers, but the file cannot be read: No such file"):
         numbers(tmp_path / "absent", Findings())
-    with pytest.raises(UserError, match="Is a directory"):
+    with pytest.raises(UserError, match="is a directory; give a file"):
         numbers(tmp_path, Findings())
 
 

@@ -91,7 +91,7 @@ def test_burstgpt_counts_failed_requests_and_leaves_them_out(csv_file: Callable[
     findings = Findings()
     assert list(read_burstgpt(path, findings)) == [TraceRow(5, 472, 18), TraceRow(45.5, 1087, 230)]
     assert findings.failed == 1
-    assert len(findings.malformed) == 1 and "line 5: the timestamp is 'nan'" in findings.malformed[0]
+    assert len(findings.malformed) == 1 and "line 5: the timestamp is nan s" in findings.malformed[0]
 
 
 def test_burstgpt_with_sessions(csv_file: Callable[[str], Path]) -> None:

@@ -13,10 +13,10 @@ from transformers.models.mistral.modeling_mistral import MistralDecoderLayer
 from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer
 
 from lemix_hpc.config.errors import UserError
+from lemix_hpc.engines.model_sizes import ROPE_TYPES
 from lemix_hpc.engines.torch.module import StageModule
 
 _LAYERS = {"llama": LlamaDecoderLayer, "mistral": MistralDecoderLayer, "qwen2": Qwen2DecoderLayer}
-_ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 
 
 class _Body(nn.Module):
@@ -77,10 +77,10 @@ class LlamaStage(StageModule):
 def rotary_embedding(config: Any, device: torch.device) -> Any:
     """The model's rotary embedding: (like, positions) -> (cos, sin). Raises UserError for a kind that is not supported."""
     rope_type = config.rope_parameters["rope_type"]
-    if rope_type not in _ROPE_TYPES:
+    if rope_type not in ROPE_TYPES:
         raise UserError(
             f"model: rotary embeddings of the type {rope_type!r}, which change with the sequence's length, are not "
-            f"supported. Supported are {', '.join(_ROPE_TYPES)}."
+            f"supported. Supported are {', '.join(ROPE_TYPES)}."
         )
     # Real memory even while the layers are built on "meta". The bound method keeps the module out of the stage's
     # submodules: its frequencies must stay float32 when the stage is cast.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from lemix_hpc.config.errors import UserError
+from lemix_hpc.engines.weight_files import tensor_files
 
 
 class WeightSource(Protocol):
@@ -58,7 +58,7 @@ class Checkpoint:
         self._directory = directory
         self._prefix = prefix
         self._tied_names = tuple(tied_names)
-        self._files = _tensor_files(directory)
+        self._files = tensor_files(directory)
 
     def read(self, name: str, shape: torch.Size) -> torch.Tensor:
         stored = self._stored_name(name)
@@ -85,21 +85,3 @@ class Checkpoint:
             f"model.path: {self._directory} has no tensor named {name}. It may be incomplete, or of another model than its "
             "config.json says."
         )
-
-
-def _tensor_files(directory: Path) -> dict[str, str]:
-    """The file of each tensor."""
-    single, index = directory / "model.safetensors", directory / "model.safetensors.index.json"
-    try:
-        if single.exists():
-            with safe_open(single, framework="pt") as file:
-                return dict.fromkeys(file.keys(), single.name)
-        files: dict[str, str] = json.loads(index.read_text())["weight_map"]
-        return files
-    except FileNotFoundError:
-        raise UserError(
-            f"model.path: {directory} has neither model.safetensors nor model.safetensors.index.json. Convert older formats "
-            "by AutoModelForCausalLM.from_pretrained(old).save_pretrained(new)."
-        ) from None
-    except (OSError, SafetensorError, ValueError, KeyError) as error:
-        raise UserError(f"model.path: the list of tensors in {directory} could not be read: {error}") from error
