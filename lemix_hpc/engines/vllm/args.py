@@ -2,24 +2,47 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 from argparse import Namespace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+import msgspec
 from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
 from vllm.platforms import current_platform
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
 
 from lemix_hpc.config.errors import UserError
-from lemix_hpc.config.recipe import Recipe
+from lemix_hpc.config.recipe import Engine, Recipe
 from lemix_hpc.engines.memory_plan import CPU_CACHE_GB, planned_cache
 from lemix_hpc.engines.model_sizes import model_config
 from lemix_hpc.engines.vllm.executor import StageExecutor
 from lemix_hpc.engines.vllm.model_files import model_directory, tokenizer_directory
 
-FAMILIES = ("llama", "mistral", "qwen2")
+OURS = frozenset(
+    {
+        "model",
+        "model_tag",
+        "tokenizer",
+        "served_model_name",
+        "dtype",
+        "seed",
+        "pipeline_parallel_size",
+        "distributed_executor_backend",
+        "worker_cls",
+        "scheduler_cls",
+        "scheduling_policy",
+        "async_scheduling",
+        "max_num_seqs",
+        "max_num_batched_tokens",
+        "additional_config",
+        "kv_cache_memory_bytes",
+        "load_format",
+    }
+)
+"""Arguments that the recipe's other keys decide."""
 
 
 def server_args(recipe: Recipe, meeting: Path, weight_version: int = 0) -> Namespace:
@@ -30,18 +53,50 @@ def server_args(recipe: Recipe, meeting: Path, weight_version: int = 0) -> Names
     """
     _check_model(recipe)
     model = model_directory(recipe.model, meeting)
-    args: Namespace = make_arg_parser(FlexibleArgumentParser()).parse_args([str(model)])
-    ours = _ours(recipe, model, meeting, weight_version)
-    for name, value in recipe.engine.vllm.args.items():
-        if not hasattr(args, name):
-            raise UserError(f"engine.vllm.args.{name}: `vllm serve` of this version has no such argument")
-        if name in ours:
-            raise UserError(f"engine.vllm.args.{name}: the recipe's other keys decide this; remove it")
-        setattr(args, name, value)
-    for name, value in ours.items():
+    args = given_args(recipe.engine, str(model))
+    for name, value in _ours(recipe, model, meeting, weight_version).items():
         setattr(args, name, value)
     validate_parsed_serve_args(args)
     return args
+
+
+class _Parser(FlexibleArgumentParser):  # type: ignore[misc]
+    """vLLM's, without its way of ending the process."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"engine.vllm.args: `vllm serve` refuses them: {message}")
+
+
+def given_args(engine: Engine, model: str) -> Namespace:
+    """The arguments of `vllm serve` with those of `engine.vllm.args`, as vLLM's own parser reads them.
+
+    Raises UserError for one that it does not know or take, or that is not the user's to choose.
+    """
+    parser = make_arg_parser(_Parser())
+    defaults: Namespace = parser.parse_args([model])
+    line = [model]
+    for name, value in engine.vllm.args.items():
+        if not hasattr(defaults, name):
+            near = difflib.get_close_matches(name, vars(defaults), n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise UserError(f"engine.vllm.args.{name}: `vllm serve` of this version has no such argument{hint}")
+        if name in OURS:
+            raise UserError(f"engine.vllm.args.{name}: the recipe's other keys decide this; remove it")
+        line += _argument(name, value, getattr(defaults, name))
+    args: Namespace = parser.parse_args(line)
+    return args
+
+
+def _argument(name: str, value: Any, default: Any) -> list[str]:
+    """As on the command line."""
+    option = f"--{name.replace('_', '-')}"
+    if value is None or (value is False and default is False):
+        return []
+    if isinstance(value, bool):
+        return [option if value else f"--no-{option.removeprefix('--')}"]
+    if isinstance(value, dict):
+        return [option, msgspec.json.encode(value).decode()]
+    return [option, *map(str, value if isinstance(value, list) else [value])]
 
 
 def _ours(recipe: Recipe, model: Path, meeting: Path, weight_version: int) -> dict[str, Any]:
@@ -92,10 +147,6 @@ def _cache_bytes(recipe: Recipe) -> int | None:
 
 def _check_model(recipe: Recipe) -> None:
     config = model_config(recipe.model)
-    family = config.get("model_type")
-    if family not in FAMILIES:
-        known = ", ".join(FAMILIES)
-        raise UserError(f"model: engine vllm serves and trains {known}, and this is {family}; set engine.kind: torch")
     heads, hidden = config.get("num_attention_heads"), config.get("hidden_size")
     head_dim = config.get("head_dim") or (hidden // heads if heads and hidden else None)
     if (

@@ -44,6 +44,9 @@ def probes(recipe: Recipe, requests: Sequence[Request], context: int | None) -> 
     longest = max(longest, training.sequence_length if training else 1, 2 * TYPICAL_TOKENS if clients else 1)
     if context is not None:
         longest = min(longest, context - DECODED * generate)
+    if recipe.engine.has_scheduler:
+        # It cuts longer prompts, and then passes are not what is measured.
+        longest = min(longest, recipe.engine.max_batch_tokens)
     lengths = []
     length = min(SHORTEST, longest)
     while length < longest:

@@ -43,7 +43,6 @@ def test_the_recipe_decides_what_vllm_is_told(tmp_path: Path) -> None:
     [
         ({"engine": {"vllm": {"args": {"no_such": 1}}}}, r"engine\.vllm\.args\.no_such: .* no such argument"),
         ({"engine": {"vllm": {"args": {"seed": 1}}}}, r"engine\.vllm\.args\.seed: the recipe's other keys decide this"),
-        ({"model_type": "gpt2"}, "serves and trains llama, mistral, qwen2, and this is gpt2; set engine.kind: torch"),
         ({"num_attention_heads": 8}, "have the size 16, and vLLM on CPUs supports 32, 64.*set engine.kind: torch"),
     ],
 )
