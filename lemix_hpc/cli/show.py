@@ -99,5 +99,16 @@ def _facts(progress: Progress | None) -> list[str]:
         facts.append(f"not saved: {progress.checkpoint_failure}")
     if progress.disk is not None:
         facts.append(f"disk: {progress.disk}")
+    facts += _not_finite(progress)
     facts += [f"drift: stage {d.stage} {d.kind} takes {d.ratio:.2g} x its predicted time" for d in progress.drift]
     return facts
+
+
+def _not_finite(progress: Progress) -> list[str]:
+    """The alarm of training that has broken down."""
+    alarms = []
+    if progress.skipped:
+        alarms.append(f"{progress.skipped} more steps skipped: their gradients are not finite")
+    if progress.lost_losses:
+        alarms.append(f"the loss of {progress.lost_losses} micro-batches is not finite")
+    return alarms

@@ -101,7 +101,7 @@ class Fold(msgspec.Struct, kw_only=True):
                     self.on_nodes.discard(task.number)
             case Trained(task):
                 self.trained.append(task)
-            case Stepped(_, _, _, time, _):
+            case Stepped(time=time):
                 self.steps.append(record)
                 self.clock = max(self.clock, time)
             case GroupCut(group):

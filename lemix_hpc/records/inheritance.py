@@ -21,8 +21,9 @@ class Inheritance:
     `journal_bytes`: of the last of them. `served`, `trained`: tasks with their outcomes, in order. `answers`: that clients were
     given last. `waiting`: requests that came and have no outcome, by number; `poison`: those of them that are not to be tried
     again. `next_number`: of tasks. `cuts`: groups of training in order; `places`: the node that each was trained on last;
-    `done`: those that are in the weights that training goes on from. `steps` made these, and `versions` are those of each
-    node's weights. `clock`: where the time of the run goes on [s]. `damage`: what could not be read, for people.
+    `done`: those that are in the weights that training goes on from. `steps` made these (`skipped` of them changed
+    nothing), and `versions` are those of each node's weights. `clock`: where the time of the run goes on [s]. `damage`: what
+    could not be read, for people.
     """
 
     last: Attempt | None = None
@@ -37,6 +38,7 @@ class Inheritance:
     places: dict[int, int] = field(default_factory=dict)
     done: frozenset[int] = frozenset()
     steps: int = 0
+    skipped: int = 0
     versions: dict[int, int] = field(default_factory=dict)
     clock: float = 0.0
     damage: list[str] = field(default_factory=list)
@@ -77,6 +79,7 @@ def inherit(run_dir: Path, versions: Mapping[int, int] | None, successor: Attemp
         places=fold.places,
         done=frozenset(group for step in fold.steps for group in step.groups),
         steps=len(fold.steps),
+        skipped=sum(step.skipped for step in fold.steps),
         versions=dict(versions),
         clock=fold.clock,
         damage=[*fold.damage, *problems],

@@ -98,13 +98,14 @@ class GroupPlaced(msgspec.Struct, frozen=True, array_like=True, tag=True):
 
 class Stepped(msgspec.Struct, frozen=True, array_like=True, tag=True):
     """A node committed the step of `groups`, which made `version` of its weights. `time` [s] of the run. `nodes`: all that took
-    it together, if they do."""
+    it together, if they do. `skipped`: its gradient was not finite, and changed no weight."""
 
     node: int
     groups: tuple[int, ...]
     version: int
     time: float
     nodes: tuple[int, ...] = ()
+    skipped: bool = False
 
 
 Record = Accepted | Placed | Answered | Ended | Trained | GroupCut | GroupPlaced | Stepped

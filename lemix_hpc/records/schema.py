@@ -174,7 +174,8 @@ class RunFacts(msgspec.Struct, frozen=True):
     has no limit; `across_nodes`: None if every node keeps its own updates; `overhead_s`: what forecasts added, at the start,
     to the stage times of each pass of a response; `checkpoints`: None if nothing is saved; `refuses_after_s`: when the policy
     let nothing run any more, None if that was not limited; `disk`: None if it took everything; `pace_s`: the limits on
-    `ttft` and `tpot` that decode was paced to, if it was.
+    `ttft` and `tpot` that decode was paced to, if it was; `skipped_steps`: whose gradients were not finite, so that they
+    changed nothing and are none of the `steps`; `lost_losses`: micro-batches of the last attempt whose loss was not finite.
     """
 
     policy: str
@@ -196,6 +197,8 @@ class RunFacts(msgspec.Struct, frozen=True):
     refuses_after_s: float | None = None
     disk: DiskFacts | None = None
     pace_s: dict[str, float] = {}
+    skipped_steps: int = 0
+    lost_losses: int = 0
 
 
 class LearnedTimes(msgspec.Struct, frozen=True):
@@ -236,7 +239,9 @@ class Progress(msgspec.Struct, frozen=True):
     `address`: of its OpenAI API; `keys`: the file with the keys that it takes. `loss`: mean of the last micro-batches, nats per
     token. `stage_busy`: busy share of every stage since the last update, 0..1, by node and stage. `measured` of `to_measure`
     points and `left_s` seconds are for profiling jobs. `checkpoint_step`: of the newest checkpoint; `checkpoint_failure`: why
-    one could not be saved and is to be tried again. `disk`: why it does not take everything, None while it does.
+    one could not be saved and is to be tried again. `disk`: why it does not take everything, None while it does. `skipped`:
+    steps beside `steps` that changed nothing, since their gradients were not finite; `lost_losses`: micro-batches whose loss
+    was not.
     """
 
     state: Literal["starting", "running", "finished", "failed"]
@@ -259,4 +264,6 @@ class Progress(msgspec.Struct, frozen=True):
     stage_busy: list[list[float]] = []
     drift: list[Drift] = []
     disk: str | None = None
+    skipped: int = 0
+    lost_losses: int = 0
     keys: str | None = None

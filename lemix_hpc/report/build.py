@@ -114,6 +114,8 @@ def _training(run: RunRecords, time: metrics.StageTime) -> Section:
         "released": len(holds),
         "finished": sum(task.outcome == "finished" for task in trained),
         "steps": run.facts.steps,
+        "skipped_steps": run.facts.skipped_steps,
+        "lost_losses": run.facts.lost_losses,
         "tokens_per_s": metrics.tokens_per_second(trained, run.spans),
         "loss_first": loss_first,
         "loss_last": loss_last,

@@ -129,7 +129,18 @@ def _training(training: dict[str, Any]) -> list[tuple[str, RenderableType]]:
             ABSENT if loss is None else f"{loss:.4f}" for loss in (training["loss_first"], training["loss_last"])
         )
         rows.insert(1, ("loss", f"{first} → {last} nats/token"))
-    return rows
+    return [*rows, *_not_finite(training)]
+
+
+def _not_finite(training: dict[str, Any]) -> list[tuple[str, RenderableType]]:
+    """The alarm of training that has broken down; reports of earlier versions know nothing of it."""
+    skipped, lost = training.get("skipped_steps", 0), training.get("lost_losses", 0)
+    told = []
+    if skipped:
+        told.append(f"{_count(skipped, 'step')} skipped, since their gradients were not finite")
+    if lost:
+        told.append(f"the loss of {lost} micro-batches was not finite")
+    return [("warning", Text(text, "bold red")) for text in told]
 
 
 def _checkpoints(checkpoints: dict[str, Any] | None) -> list[tuple[str, RenderableType]]:

@@ -42,6 +42,8 @@ def test_report_of_the_example(example_run: Path) -> None:
         "loss_first": 3.5,
         "loss_last": 3.5,
         "hold_s": {"mean": 0.5, "max": 0.5},
+        "skipped_steps": 0,
+        "lost_losses": 0,
         "stage_share": (3.5 + 3.5) / (1 * 2 * 8),
     }
     assert report["throughput"] == {"per_makespan": 4 / 8, "per_active_node": 4 / 8}

@@ -48,7 +48,7 @@ class LoopSettings:
     """`context`: the longest prompt and output together that the model takes, None without a limit. Live interval in s.
 
     `address`: of the OpenAI API, if there is one, and `keys` the file with those that it takes. `partners`: nodes that learn
-    from each other, if any do.
+    from each other, if any do. `has_losses`: whether the engine computes any.
     """
 
     context: int | None
@@ -56,6 +56,7 @@ class LoopSettings:
     address: str | None = None
     keys: str | None = None
     partners: Partners | None = None
+    has_losses: bool = True
 
 
 class SchedulerLoop:
@@ -101,10 +102,25 @@ class SchedulerLoop:
         together = StepsTogether(partners.nodes) if partners is not None and partners.mode == "sync" else None
         done = len(inherited.trained)
         self._training = TrainingTasks(
-            feed, self._names, recorder, together, steps=inherited.steps, trained=done, places=inherited.places
+            feed,
+            self._names,
+            recorder,
+            together,
+            steps=inherited.steps,
+            skipped=inherited.skipped,
+            trained=done,
+            places=inherited.places,
         )
         self.rounds = Rounds(partners, layout.stages) if partners is not None else None
-        self._live = LiveView(recorder, layout, self._training, settings.live_interval, settings.address, settings.keys)
+        self._live = LiveView(
+            recorder,
+            layout,
+            self._training,
+            settings.live_interval,
+            settings.address,
+            settings.keys,
+            has_losses=settings.has_losses,
+        )
         for task in inherited.served:
             self._live.ended(task)
         self._tick_at = scheduler.next_tick
@@ -113,8 +129,18 @@ class SchedulerLoop:
 
     @property
     def steps(self) -> int:
-        """Optimizer steps so far, over all nodes."""
-        return self._training.steps
+        """Optimizer steps so far, over all nodes, without those that changed nothing."""
+        return self._training.steps - self._training.skipped
+
+    @property
+    def skipped(self) -> int:
+        """Steps that changed nothing, since their gradients were not finite."""
+        return self._training.skipped
+
+    @property
+    def lost_losses(self) -> int:
+        """Micro-batches of this attempt whose loss is not finite."""
+        return self._live.lost_losses
 
     @property
     def finished(self) -> bool:
@@ -283,8 +309,8 @@ class SchedulerLoop:
             case m.Loss(micro_batch, loss):
                 self._training.learned(micro_batch, loss)
                 self._live.learned(loss)
-            case m.Stepped(node, group, version):
-                self._training.stepped(node, group, version, self._now())
+            case m.Stepped(node, group, version, skipped):
+                self._training.stepped(node, group, version, self._now(), skipped=skipped)
             case m.RingDone() as done if self.rounds is not None:
                 self.rounds.add(done)
                 if self._checkpoints is not None:

@@ -27,6 +27,7 @@ class LiveFigures:
         self._looked = 0.0
         self._responses: deque[float] = deque(maxlen=RECENT)
         self._losses: deque[float] = deque(maxlen=RECENT // 10)
+        self.lost_losses = 0
 
     def worked(self, node: int, stage: int, seconds: float) -> None:
         self._busy[node][stage] += seconds
@@ -35,9 +36,12 @@ class LiveFigures:
         self._responses.append(seconds)
 
     def learned(self, loss: float) -> None:
-        """A micro-batch's loss; emulated ones have none."""
-        if not math.isnan(loss):
+        """A micro-batch's loss. Behind one that is not finite the mean begins again: the last good one is no news."""
+        if math.isfinite(loss):
             self._losses.append(loss)
+        else:
+            self._losses.clear()
+            self.lost_losses += 1
 
     @property
     def loss(self) -> float | None:
@@ -59,7 +63,7 @@ class LiveFigures:
 
 class LiveView:
     """Counts what happens. `interval`: seconds between two pictures; `address`: of the OpenAI API, if there is one, and `keys`
-    the file with those that it takes."""
+    the file with those that it takes; `has_losses`: not so of emulated micro-batches."""
 
     def __init__(
         self,
@@ -69,7 +73,10 @@ class LiveView:
         interval: float,
         address: str | None,
         keys: str | None = None,
+        *,
+        has_losses: bool = True,
     ) -> None:
+        self._has_losses = has_losses
         self._recorder = recorder
         self._training = training
         self._interval = interval
@@ -87,6 +94,11 @@ class LiveView:
 
     def learned(self, loss: float) -> None:
         self._figures.learned(loss)
+
+    @property
+    def lost_losses(self) -> int:
+        """Micro-batches so far whose loss is not finite."""
+        return self._figures.lost_losses if self._has_losses else 0
 
     def ended(self, task: ServedTask) -> None:
         """A request has its outcome."""
@@ -130,7 +142,9 @@ class LiveView:
                 served=self._outcomes["finished"],
                 trained=training.trained,
                 training_total=training.total,
-                steps=training.steps,
+                steps=training.steps - training.skipped,
+                skipped=training.skipped,
+                lost_losses=self.lost_losses,
                 loss=loss,
                 response_ms_p50=self._figures.response_ms_p50,
                 checkpoint_step=checkpoint,
@@ -147,7 +161,7 @@ class LiveView:
             in_flight=len(lengths),
             tokens_in_flight=sum(lengths),
             weight_versions=tuple(self._versions),
-            steps=training.steps,
+            steps=training.steps - training.skipped,
             trained=training.trained,
             samples_waiting=training.samples_waiting,
             loss=loss,

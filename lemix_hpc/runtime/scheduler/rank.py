@@ -239,7 +239,12 @@ class SchedulerRank:
         if feed is not None:
             feed.go_on(self._inherited.cuts, self._inherited.done, endpoint.posted)
         settings = LoopSettings(
-            self._context, recipe.report.live_interval_s, endpoint.address, endpoint.keys, partners(recipe)
+            self._context,
+            recipe.report.live_interval_s,
+            endpoint.address,
+            endpoint.keys,
+            partners(recipe),
+            has_losses=recipe.engine.computes,
         )
         return SchedulerLoop(
             self._layout,
@@ -296,6 +301,8 @@ class SchedulerRank:
             t0_s=mean_unloaded_response(latency, work.requests, recipe),
             duration_s=duration,
             steps=loop.steps,
+            skipped_steps=loop.skipped,
+            lost_losses=loop.lost_losses,
             malformed_lines=len(work.left_out),
             outside_range=sum(not latency.covers(r.prompt_tokens + r.output_tokens) for r in work.requests),
             drift=scheduler.drifts,

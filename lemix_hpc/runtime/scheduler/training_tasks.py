@@ -33,6 +33,7 @@ class TrainingTasks:
         together: StepsTogether | None = None,
         *,
         steps: int = 0,
+        skipped: int = 0,
         trained: int = 0,
         places: Mapping[int, int] = NO_PLACES,
     ) -> None:
@@ -48,6 +49,7 @@ class TrainingTasks:
         self._closed = feed is None
         self._ends = False
         self.steps = steps
+        self.skipped = skipped
         self.trained = trained
 
     @property
@@ -139,14 +141,16 @@ class TrainingTasks:
         self._tasks[number].loss = loss
         self._close(self._tasks[number].micro_batch.group)
 
-    def stepped(self, node: int, group: int, version: int, now: float) -> None:
-        """A node has committed a group's optimizer step, or that of all nodes which goes by the group's number."""
+    def stepped(self, node: int, group: int, version: int, now: float, *, skipped: bool = False) -> None:
+        """A node has committed a group's optimizer step, or that of all nodes which goes by the group's number; `skipped`: one
+        that changes no weight."""
         members = {group: node} if self._together is None else self._together.stepped(node, group)
         if not members:
             return
         self.steps += 1
+        self.skipped += skipped
         nodes = () if self._together is None else self._together.nodes
-        self._recorder.promise(Stepped(node, tuple(sorted(members)), version, now, nodes))
+        self._recorder.promise(Stepped(node, tuple(sorted(members)), version, now, nodes, skipped))
         for member, place in members.items():
             self._steps[place, member] = version
             self._close(member)

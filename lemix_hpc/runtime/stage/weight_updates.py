@@ -270,6 +270,8 @@ class WeightUpdates:
         """This node has changed its weights."""
         place = self._links.place
         if place.first and isinstance(update, Step):
-            self._links.to_leader(m.Stepped(place.node, update.group, self.version))
+            self._links.to_leader(
+                m.Stepped(place.node, update.group, self.version, not math.isfinite(update.grad_norm))
+            )
         if self.version % place.copy_every == 0:
             send_copy(self._engine, self._links, self.version)

@@ -266,11 +266,13 @@ class Loss(msgspec.Struct, frozen=True, array_like=True, tag=True):
 
 
 class Stepped(msgspec.Struct, frozen=True, array_like=True, tag=True):
-    """First stage to leader to scheduler: an optimizer step was committed."""
+    """First stage to leader to scheduler: an optimizer step was committed. `skipped`: its gradient was not finite, and changed
+    no weight."""
 
     node: int
     group: int
     version: int
+    skipped: bool = False
 
 
 class RequestDone(msgspec.Struct, frozen=True, array_like=True, tag=True):

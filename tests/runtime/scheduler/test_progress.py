@@ -10,8 +10,10 @@ def test_live_figures() -> None:
     assert live.loss is None
     assert live.response_ms_p50 is None
     live.worked(0, 1, 0.5)
-    live.learned(4.0)
+    live.learned(9.0)
     live.learned(math.nan)
+    assert (live.loss, live.lost_losses) == (None, 1), "the last good one is no news"
+    live.learned(4.0)
     live.learned(2.0)
     for seconds in (0.3, 0.1, 0.2):
         live.responded(seconds)

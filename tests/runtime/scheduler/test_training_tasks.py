@@ -101,7 +101,15 @@ def test_training_of_an_amount_is_over_when_all_of_it_is_recorded(bench: Bench) 
     tasks.ended(0, 6.0)
     assert not tasks.finished and tasks.trained == 0
     tasks.stepped(0, 0, 1, 9.0)
-    assert tasks.finished and (tasks.trained, tasks.steps, tasks.total) == (1, 1, 1)
+    assert tasks.finished and (tasks.trained, tasks.steps, tasks.skipped, tasks.total) == (1, 1, 0, 1)
+
+
+def test_steps_that_change_nothing_are_counted_and_written_down(bench: Bench) -> None:
+    tasks = bench.tasks(1)
+    offered(tasks)
+    tasks.place(place(0), 1.0)
+    tasks.stepped(0, 0, 1, 9.0, skipped=True)
+    assert (tasks.steps, tasks.skipped) == (1, 1)
 
 
 @pytest.mark.parametrize("order", list(itertools.permutations(["loss", "end", "step"])))
