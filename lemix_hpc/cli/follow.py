@@ -15,16 +15,21 @@ from rich.live import Live
 
 from lemix_hpc.cli.show import progress_line, progress_panel, render_report
 from lemix_hpc.config.errors import UserError
+from lemix_hpc.launch.endings import failures
 from lemix_hpc.launch.logs import last_lines, launcher_logs
+from lemix_hpc.launch.slurm_job import how_it_ended
 from lemix_hpc.launch.start import StartedRun
-from lemix_hpc.launch.states import FINAL, read_progress, run_state
+from lemix_hpc.launch.states import FINAL, read_progress, read_report, run_state
 from lemix_hpc.records.attempts import AttemptEnd, attempts
+from lemix_hpc.records.files import is_full
 from lemix_hpc.records.schema import Progress
 
 LIVE_EVERY_S = 0.25
 LINE_EVERY_S = 5.0
 ASK_SLURM_EVERY_S = 5.0
 ASK_SLURM_ENDING_S = 1.0
+UNREAD_LOOKS = 240
+"""In a row, a minute, after which a run whose files cannot be read is given up; it goes on."""
 LOGS_SHOWN = 3
 EXIT_INTERRUPTED = 130
 
@@ -104,17 +109,25 @@ def _watch(started: StartedRun, console: Console) -> str:
 
 def _pictures(started: StartedRun) -> Iterator[Picture]:
     """Pictures of the run, four a second, up to and with the one of its final state."""
-    asked, state, ending = -ASK_SLURM_EVERY_S, "PENDING", False
+    asked, state, ending, unread = -ASK_SLURM_EVERY_S, "PENDING", False, 0
+    progress: Progress | None = None
     while True:
-        if started.process is not None:
-            started.process.poll()
-            state = run_state(started.run, started.record)
-        elif time.monotonic() - asked >= (ASK_SLURM_ENDING_S if ending else ASK_SLURM_EVERY_S):
-            asked, state = time.monotonic(), run_state(started.run, started.record)
-        progress = read_progress(started.run)
-        ended_itself = progress is not None and progress.state in ("finished", "failed")
-        attempt = started.run.last_attempt
-        ending = ended_itself or (attempt is not None and attempt.failure.exists())
+        try:
+            if started.process is not None:
+                started.process.poll()
+                state = run_state(started.run, started.record)
+            elif time.monotonic() - asked >= (ASK_SLURM_ENDING_S if ending else ASK_SLURM_EVERY_S):
+                asked, state = time.monotonic(), run_state(started.run, started.record)
+            # The picture before, where this one cannot be read.
+            progress = read_progress(started.run) or progress
+            ended_itself = progress is not None and progress.state in ("finished", "failed")
+            attempt = started.run.last_attempt
+            ending, unread = ended_itself or (attempt is not None and attempt.failure.exists()), 0
+        except (UserError, OSError):
+            # A file server that was away, or a file that is written this moment: the run goes on meanwhile.
+            unread += 1
+            if unread >= UNREAD_LOOKS:
+                raise
         yield Picture(state, progress)
         if state in FINAL:
             return
@@ -161,7 +174,7 @@ def _report(started: StartedRun, state: str, *, as_json: bool) -> int:
     if not started.run.report.exists():
         typer.echo(f"The run is done, but its report {started.run.report} is not visible on this host.", err=True)
         return 1
-    report = json.loads(started.run.report.read_text(encoding="utf-8"))
+    report = read_report(started.run)
     if as_json:
         typer.echo(json.dumps(report))
     else:
@@ -174,12 +187,20 @@ def _explain_failure(started: StartedRun, state: str) -> None:
     typer.echo(f"The run ended as {state}.", err=True)
     if end is not None and end.reason != "error":
         typer.echo(f"Attempt {len(attempts(run.path)) - 1}: {end.reason}: {end.message}", err=True)
-    if attempt is not None and attempt.failure.exists():
-        typer.echo(attempt.failure.read_text(encoding="utf-8").rstrip(), err=True)
+    if attempt is not None and (told := failures(attempt).rstrip()):
+        typer.echo(told, err=True)
         return
     # Ranks that were killed leave no word; whoever started them does.
     for log in launcher_logs(run)[:LOGS_SHOWN]:
         typer.echo(f"From {log}:\n{last_lines(log)}", err=True)
+    if is_full(run.path):
+        typer.echo(f"The file system of {run.path} is full: it may not have taken what the ranks had to say.", err=True)
+    if (
+        started.record.cluster == "slurm"
+        and started.record.job is not None
+        and (said := how_it_ended(started.record.job))
+    ):
+        typer.echo(said, err=True)
 
 
 def _end_of(started: StartedRun) -> AttemptEnd | None:

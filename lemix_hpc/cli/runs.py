@@ -23,16 +23,26 @@ def ps(
     every: Annotated[bool, typer.Option("--all", help="Show runs that ended more than a week ago too.")] = False,
 ) -> None:
     """List runs and their states."""
+    from lemix_hpc.config.errors import UserError
     from lemix_hpc.launch.registry import known_runs
     from lemix_hpc.launch.states import FINAL, run_states
 
-    runs = [(run, run.read_record()) for run in known_runs()]
-    rows = [_row(run, record, state) for (run, record), state in zip(runs, run_states(runs), strict=True)]
+    runs, rows = [], []
+    for run in known_runs():
+        try:
+            runs.append((run, run.read_record()))
+        except UserError as error:
+            rows.append(_unknown_row(run, str(error)))
+    rows += [_row(run, record, state) for (run, record), state in zip(runs, run_states(runs), strict=True)]
+    rows.sort(key=lambda row: row["created"])
     shown = [r for r in rows if every or r["state"] not in FINAL or time.time() - r["created"] < RECENT_S]
     if as_json:
         typer.echo(json.dumps(shown))
         return
     _print_rows(shown)
+    for row in shown:
+        if "damage" in row:
+            typer.echo(row["damage"], err=True)
 
 
 def logs(
@@ -104,13 +114,12 @@ def report(run: RunName, as_json: Json = False) -> None:
 def _report(run: RunDir) -> dict[str, Any]:
     """The written one, or one made from the records of a run that is not complete."""
     from lemix_hpc.config.errors import UserError
-    from lemix_hpc.launch.states import run_state
+    from lemix_hpc.launch.states import read_report, run_state
     from lemix_hpc.records.reader import is_complete, read_run
     from lemix_hpc.report.build import summarise
 
     if run.report.exists() and (run.profile_order.exists() or is_complete(run.path)):
-        content: dict[str, Any] = json.loads(run.report.read_text(encoding="utf-8"))
-        return content
+        return read_report(run)
     state = run_state(run, run.read_record())
     if run.profile_order.exists() or not run.facts.exists():
         raise UserError(f"{run.id} is {state} and has no report; `lemix logs {run.id}` shows what it did")
@@ -118,7 +127,25 @@ def _report(run: RunDir) -> dict[str, Any]:
     return summarise(read_run(run.path))
 
 
+def _unknown_row(run: RunDir, why: str) -> dict[str, Any]:
+    """Of a run whose files are damaged."""
+    empty = dict.fromkeys(("cluster", "job", "pid", "address"))
+    counts = dict.fromkeys(("served", "requests", "trained"), 0)
+    made = run.path.stat().st_mtime if run.path.exists() else 0.0
+    row = {"id": run.id, "state": "UNKNOWN", "created": made, "directory": str(run.path), "attempts": [], "damage": why}
+    return row | empty | counts
+
+
 def _row(run: RunDir, record: RunRecord, state: str) -> dict[str, Any]:
+    from lemix_hpc.config.errors import UserError
+
+    try:
+        return _known_row(run, record, state)
+    except (UserError, OSError) as error:
+        return _unknown_row(run, str(error))
+
+
+def _known_row(run: RunDir, record: RunRecord, state: str) -> dict[str, Any]:
     from lemix_hpc.launch.states import read_progress
     from lemix_hpc.records.attempts import attempts
 
@@ -165,7 +192,7 @@ def _print_rows(rows: list[dict[str, Any]]) -> None:
         shown = (
             row["id"],
             row["state"],
-            row["cluster"],
+            row["cluster"] or "-",
             number,
             started,
             served,

@@ -49,7 +49,7 @@ def killed_by_slurm(printed: str) -> AttemptEnd:
 
 def is_mistake(attempt: Attempt) -> bool:
     """Whether a rank failed for a mistake of the user, which another attempt would meet again."""
-    return "failed: UserError:" in _failures(attempt)
+    return "failed: UserError:" in failures(attempt)
 
 
 def why(attempt: Attempt, printed: str, status: int, killed: AttemptEnd | None) -> AttemptEnd:
@@ -61,12 +61,12 @@ def why(attempt: Attempt, printed: str, status: int, killed: AttemptEnd | None) 
         # The rank may have taken the signal for one of a user, who wants it to stop.
         return killed if told is None or told.reason == "drained" else told
     early = death is not None and (death.rank, death.code) == (SCHEDULER_RANK, EXIT_EARLY)
-    failures = _failures(attempt)
+    told_by_ranks = failures(attempt)
     # When a rank ends, those that start ranks end the others by the signal with which users ask a run to stop.
-    if told is not None and not failures and (death is None or early):
+    if told is not None and not told_by_ranks and (death is None or early):
         return told
-    if is_mistake(attempt) or (failures and (death is None or death.signal in (None, GAVE_UP))):
-        return _end("error", failures.splitlines()[0])
+    if is_mistake(attempt) or (told_by_ranks and (death is None or death.signal in (None, GAVE_UP))):
+        return _end("error", told_by_ranks.splitlines()[0])
     if death is None:
         said = "; ".join(line for line in printed.splitlines() if "error:" in line) or "no rank left a word"
         return _end("error", f"the launcher ended with status {status}: {said}")
@@ -100,7 +100,7 @@ def _done(attempt: Attempt) -> int:
     """Requests served, micro-batches trained and points measured until its end, by it and those before it."""
     try:
         progress = msgspec.json.decode((attempt.path / "progress.json").read_bytes(), type=Progress)
-    except FileNotFoundError:
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError):
         return 0
     return progress.served + progress.trained + progress.measured
 
@@ -110,15 +110,16 @@ def abandoned(attempt: Attempt, states: list[str]) -> AttemptEnd:
     known = [OF_STATES[state] for state in states if state in OF_STATES]
     if known:
         return _end(known[-1], f"Slurm ended the job, which was {states[-1]}")
-    if is_mistake(attempt) or _failures(attempt):
-        return _end("error", _failures(attempt).splitlines()[0])
+    if is_mistake(attempt) or failures(attempt):
+        return _end("error", failures(attempt).splitlines()[0])
     return _end("node-failure", "nobody saw its end; its host has failed, or Slurm started the job again")
 
 
-def _failures(attempt: Attempt) -> str:
+def failures(attempt: Attempt) -> str:
+    """A line for each rank that failed, empty where there is none."""
     try:
         return attempt.failure.read_text(encoding="utf-8", errors="replace")
-    except FileNotFoundError:
+    except OSError:
         return ""
 
 

@@ -34,7 +34,15 @@ def register(run: RunDir) -> None:
 def known_runs() -> list[RunDir]:
     """Every run that still exists, oldest first. Entries of deleted runs are skipped, and removed."""
     runs = {run.path: run for run in [*_registered(), *_below(runs_root())]}
-    return sorted(runs.values(), key=lambda run: run.read_record().created)
+    return sorted(runs.values(), key=_created)
+
+
+def _created(run: RunDir) -> float:
+    """When, in seconds since the epoch: one broken record must not hide the other runs."""
+    try:
+        return run.read_record().created
+    except UserError:
+        return run.path.stat().st_mtime if run.path.exists() else 0.0
 
 
 def find_run(name: str) -> RunDir:
@@ -42,9 +50,12 @@ def find_run(name: str) -> RunDir:
 
     Raises UserError for none and for several.
     """
-    as_path = RunDir(Path(name).expanduser().absolute())
-    if as_path.record.is_file():
-        return as_path
+    try:
+        as_path = RunDir(Path(name).expanduser().absolute())
+        if as_path.record.exists():
+            return as_path
+    except (OSError, ValueError, RuntimeError):
+        pass  # no path can be called so
     runs = known_runs()
     exact = [run for run in runs if run.id == name]
     matches = exact or [run for run in runs if run.id.startswith(name)]
@@ -61,8 +72,12 @@ def _registered() -> Iterator[RunDir]:
     if not registry_dir().is_dir():
         return
     for entry in sorted(registry_dir().iterdir()):
-        run = RunDir(Path(entry.read_text(encoding="utf-8").strip()))
-        if run.record.is_file():
+        try:
+            run = RunDir(Path(entry.read_text(encoding="utf-8").strip()))
+            there = run.record.exists()
+        except (OSError, ValueError):
+            continue  # damaged, or on a file system that does not answer
+        if there:
             yield run
         elif run.path.parent.exists() and not run.path.exists():
             # Not so where the parent is missing: that may be a file system of another host.

@@ -14,6 +14,7 @@ import msgspec
 from lemix_hpc.config.errors import UserError
 from lemix_hpc.config.load import resolved_yaml
 from lemix_hpc.config.recipe import Recipe
+from lemix_hpc.config.text_file import read_bytes
 from lemix_hpc.records.attempts import ATTEMPTS, Attempt, attempts
 from lemix_hpc.records.files import replace
 from lemix_hpc.records.key_file import keep_key
@@ -144,22 +145,26 @@ class RunDir:
     def read_record(self) -> RunRecord:
         """Raises UserError if this is no run directory."""
         try:
-            return msgspec.json.decode(self.record.read_bytes(), type=RunRecord)
-        except FileNotFoundError:
+            return msgspec.json.decode(read_bytes(self.record), type=RunRecord)
+        except (FileNotFoundError, NotADirectoryError):
             raise UserError(f"{self.path}: not a run directory: it has no run.json") from None
-        except msgspec.DecodeError as error:
+        except OSError as error:
+            raise UserError(f"{self.record}: cannot be read: {error.strerror}") from None
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise UserError(f"{self.record}: not a record that this version can read: {error}") from None
 
     def write_record(self, record: RunRecord) -> None:
         replace(self.record, msgspec.json.format(msgspec.json.encode(record), indent=2))
 
 
-def create_run_dir(recipe: Recipe, out: Path | None) -> RunDir:
+def create_run_dir(recipe: Recipe, out: Path | None, *, for_slurm: bool = False) -> RunDir:
     """Make the directory of a new run and write its recipe there. `out` must be empty or absent.
 
-    Raises UserError if `out` has content or the directory cannot be made.
+    Raises UserError if `out` has content, or the directory cannot be made or has a name that others cannot use.
     """
     path = (runs_root() / _new_id(recipe.name) if out is None else out).absolute()
+    if why := _why_unusable(str(path), for_slurm=for_slurm):
+        raise UserError(f"{str(path)!r}: {why}; choose another directory with --out, or LEMIX_RUNS")
     run = RunDir(path)
     try:
         if out is not None and path.exists() and (not path.is_dir() or any(path.iterdir())):
@@ -177,6 +182,19 @@ def create_run_dir(recipe: Recipe, out: Path | None) -> RunDir:
             f"{path}: the run directory cannot be made: {error.strerror}; choose another with --out"
         ) from error
     return run
+
+
+def _why_unusable(path: str, *, for_slurm: bool) -> str | None:
+    """Why a run cannot be in a directory of this name: it stands in text files, of ours and of Slurm's."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return "has bytes that are no UTF-8"
+    if any(ord(char) < ord(" ") for char in path):
+        return "has a line break or another control character"
+    if for_slurm and "%" in path:
+        return "has a %, behind which Slurm puts in something else"
+    return None
 
 
 def runs_root() -> Path:

@@ -20,6 +20,7 @@ from submitit.core.utils import FailedJobError, FailedSubmissionError
 from lemix_hpc.config.errors import UserError
 from lemix_hpc.config.recipe import Recipe
 from lemix_hpc.config.walltime import parse_walltime
+from lemix_hpc.launch.outer_job import leaked, without_outer_job
 from lemix_hpc.launch.rundir import RunDir
 from lemix_hpc.launch.supervisor import supervise
 from lemix_hpc.runtime.scheduler.drain import signal_lead
@@ -33,6 +34,12 @@ class SupervisorExecutor(submitit.SlurmExecutor):  # type: ignore[misc]
     def _submitit_command_str(self) -> str:
         python = [sys.executable, "-u", "-m", "submitit.core._submit"]
         return f"exec {shlex.join([*python, str(self.folder)])}"
+
+    def _make_submission_command(self, submission_file_path: Path) -> list[str]:
+        """sbatch takes options from the environment too, before those of the script, and jobs inherit it."""
+        unset = [argument for name in leaked() for argument in ("-u", name)]
+        sbatch = ["sbatch", str(submission_file_path)]
+        return ["env", *unset, *sbatch] if unset else sbatch
 
 
 @dataclass(frozen=True)
@@ -58,7 +65,11 @@ def submit_array(recipe: Recipe, runs: Sequence[RunDir], folder: Path, after: st
     """
     executor = _executor(recipe, folder)
     if after is not None:
-        executor.update_parameters(dependency=f"afterany:{after}")
+        # What the first job had to wait for is over.
+        others = {
+            key: value for key, value in executor.parameters["additional_parameters"].items() if key != "dependency"
+        }
+        executor.update_parameters(dependency=f"afterany:{after}", additional_parameters=others)
     try:
         # submitit prints what sbatch says of a refused job, and raises it as well.
         with contextlib.redirect_stderr(io.StringIO()), executor.batch():
@@ -87,7 +98,13 @@ def test_only(text: str) -> TestAnswer:
     with tempfile.NamedTemporaryFile("w", suffix=".sbatch") as file:
         file.write(text)
         file.flush()
-        done = subprocess.run(["sbatch", "--test-only", file.name], capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            ["sbatch", "--test-only", file.name],
+            capture_output=True,
+            text=True,
+            check=False,
+            env=without_outer_job(),
+        )
     return TestAnswer(done.returncode == 0, (done.stderr or done.stdout).strip())
 
 
@@ -104,6 +121,8 @@ def _parameters(recipe: Recipe) -> dict[str, Any]:
     extra: dict[str, Any] = {"requeue" if cluster.requeue else "no-requeue": True}
     if cluster.reservation is not None:
         extra["reservation"] = cluster.reservation
+    # An option that is set to false is left out, so that `--set` can take one back.
+    extra |= {name: value for name, value in cluster.sbatch.items() if value is not False}
     return {
         "job_name": f"lemix-{recipe.name}",
         "nodes": nodes.count // cluster.nodes_per_host,

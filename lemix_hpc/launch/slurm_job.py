@@ -28,6 +28,24 @@ def states_so_far(job: str) -> list[str]:
     return [state for state in states if state not in STILL_THERE]
 
 
+def how_it_ended(job: str) -> str | None:
+    """What Slurm knows of the end of a job, for people; None if it knows nothing any more."""
+    told = _answer("scontrol", "--oneliner", "show", "job", job).splitlines()
+    fields = dict(re.findall(r"(\w+)=(\S+)", told[-1])) if told else {}
+    if "ExitCode" not in fields:
+        format_ = "State,ExitCode,Reason,NodeList"
+        rows = _answer("sacct", "-X", "--noheader", "--parsable2", "--format", format_, "--jobs", job).splitlines()
+        names = ("JobState", "ExitCode", "Reason", "NodeList")
+        fields = dict(zip(names, rows[-1].split("|"), strict=False)) if rows else {}
+    if not fields.get("JobState"):
+        return None
+    code, _, signal_ = fields.get("ExitCode", "").partition(":")
+    how = f"signal {signal_}" if signal_ not in ("", "0") else f"exit code {code or 'unknown'}"
+    known = [f"on {fields['NodeList']}"] if fields.get("NodeList") not in (None, "(null)", "") else []
+    known += [f"reason {fields['Reason']}"] if fields.get("Reason") not in (None, "None", "") else []
+    return f"Slurm: job {job} is {', '.join([fields['JobState'], how, *known])}"
+
+
 def controller_answers() -> bool:
     """Whether Slurm's controller, or one that stands in for it, is up; True where that cannot be asked."""
     try:

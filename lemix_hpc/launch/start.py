@@ -68,7 +68,7 @@ def start(recipe: Recipe, cluster: ClusterKind, out: Path | None, *, renew: bool
     if cluster != "slurm":
         # A missing MPI or allocation is told before there is a run directory.
         make_launcher(recipe, cluster, Path())
-    run = create_run_dir(recipe, out)
+    run = create_run_dir(recipe, out, for_slurm=cluster == "slurm")
     try:
         # A job's supervisor may look for the record before this process comes to write it.
         run.write_record(_record(run, recipe, cluster, renew=renew))

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import msgspec
 
+from lemix_hpc.config.errors import UserError
+from lemix_hpc.config.text_file import read_bytes
 from lemix_hpc.launch.job_states import job_states
 from lemix_hpc.launch.process import is_alive
 from lemix_hpc.launch.rundir import RunDir, RunRecord
@@ -27,6 +30,7 @@ FINAL = frozenset(
         "REVOKED",
     }
 )
+LARGEST_REPORT = 1 << 28
 WAITING = frozenset({"PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT"})
 """A job that does not run, and may later."""
 
@@ -46,16 +50,31 @@ OF_ENDS: dict[EndReason, str] = {
 
 
 def run_state(run: RunDir, record: RunRecord) -> str:
-    """A state in Slurm's words: PENDING, RUNNING, COMPLETED, FAILED, CANCELLED, TIMEOUT, ...; UNKNOWN if nobody can tell."""
-    return run_states([(run, record)])[0]
+    """A state in Slurm's words: PENDING, RUNNING, COMPLETED, FAILED, CANCELLED, TIMEOUT, ...; UNKNOWN if nobody can tell.
+
+    Raises UserError where its files are damaged.
+    """
+    return _states([(run, record)], _state)[0]
 
 
 def run_states(runs: Sequence[tuple[RunDir, RunRecord]]) -> list[str]:
-    """The states of several runs, each as by `run_state`. Slurm is asked for all of them at once."""
+    """The states of several runs, each as by `run_state`, UNKNOWN where its files are damaged. Slurm is asked for all of them
+    at once."""
+    return _states(runs, _state_or_unknown)
+
+
+def _states(runs: Sequence[tuple[RunDir, RunRecord]], state: Callable[..., str]) -> list[str]:
     successors = [next_job(run) for run, _ in runs]
     jobs = {record.job for _, record in runs if record.job is not None and _is_told_by_slurm(record)}
     states = job_states(jobs | set(filter(None, successors)))
-    return [_state(run, record, states, successor) for (run, record), successor in zip(runs, successors, strict=True)]
+    return [state(run, record, states, successor) for (run, record), successor in zip(runs, successors, strict=True)]
+
+
+def _state_or_unknown(run: RunDir, record: RunRecord, states: Mapping[str, str], successor: str | None) -> str:
+    try:
+        return _state(run, record, states, successor)
+    except (UserError, OSError):
+        return "UNKNOWN"
 
 
 def _state(run: RunDir, record: RunRecord, states: Mapping[str, str], successor: str | None) -> str:
@@ -81,22 +100,30 @@ def next_job(run: RunDir) -> str | None:
     """The job that goes on with the run after this one, None without one."""
     try:
         return run.successor.read_text(encoding="utf-8").strip() or None
-    except FileNotFoundError:
+    except (OSError, UnicodeDecodeError):
         return None
 
 
 def read_progress(run: RunDir) -> Progress | None:
-    """The last picture of the run, None before the first."""
-    for last in (False, False, True):
+    """The last picture of the run, None before the first, and where it cannot be read."""
+    for _ in range(3):
         try:
-            return msgspec.json.decode(run.progress.read_bytes(), type=Progress)
-        except FileNotFoundError:
+            return msgspec.json.decode(read_bytes(run.progress), type=Progress)
+        except (OSError, UserError):
             return None
-        except msgspec.DecodeError:
-            # On a full disk it is written over in place.
-            if last:
-                raise
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            continue  # on a full disk it is written over in place
     return None
+
+
+def read_report(run: RunDir) -> dict[str, Any]:
+    """The written report. Raises UserError if it is damaged."""
+    try:
+        return msgspec.json.decode(read_bytes(run.report, most=LARGEST_REPORT), type=dict[str, Any])
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"{run.report}: not a report that can be read: {error}; remove it, and one is made again"
+        ) from error
 
 
 def _state_here(run: RunDir, record: RunRecord, states: Mapping[str, str]) -> str:

@@ -14,6 +14,7 @@ from typing import Literal, TypeVar
 import msgspec
 
 from lemix_hpc.config.errors import UserError
+from lemix_hpc.config.text_file import read_bytes
 from lemix_hpc.records.files import replace
 
 T = TypeVar("T")
@@ -177,9 +178,11 @@ def lineage(run_dir: Path) -> list[Attempt]:
 
 def _read(path: Path, kind: type[T]) -> T | None:
     try:
-        return msgspec.json.decode(path.read_bytes(), type=kind)
+        return msgspec.json.decode(read_bytes(path), type=kind)
     except FileNotFoundError:
         return None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not a file that this version can read: {error}") from error
 

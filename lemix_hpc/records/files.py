@@ -11,6 +11,7 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
+LITTLE = 1 << 16
 RETRY_S = 1.0
 PASSING = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.ETIMEDOUT))
 """Errors of a disk that may be over when somebody has made room, or when the file server answers again."""
@@ -43,6 +44,15 @@ def overwrite(path: Path, content: bytes) -> None:
     """
     with path.open("r+b", buffering=0) as file:
         file.write(content.ljust(os.fstat(file.fileno()).st_size))
+
+
+def is_full(path: Path) -> bool:
+    """Whether the file system there has no room for another small file."""
+    try:
+        free = os.statvfs(path)
+    except OSError:
+        return False
+    return free.f_bavail * free.f_frsize < LITTLE or (free.f_files > 0 and free.f_favail == 0)
 
 
 def sync_directory(path: Path) -> None:

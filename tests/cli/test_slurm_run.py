@@ -2,12 +2,14 @@
 
 import json
 import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from subprocess import CompletedProcess
 
 import pytest
 
+from tests.cli.conftest import LEMIX
 from tests.conftest import SlurmCluster
 
 pytestmark = pytest.mark.slurm
@@ -70,6 +72,36 @@ def test_dry_run_of_an_impossible_job_is_exit_code_2(on_cluster: Command, shared
     done = on_cluster("run", shared_recipe, "--cluster", "slurm", "--dry-run", "--set", "cluster.partition=nowhere")
     assert done.returncode == 2
     assert "invalid partition specified: nowhere" in done.stderr
+    other = ["--set", "cluster.sbatch={no-such-thing: 1}"]
+    done = on_cluster("run", shared_recipe, "--cluster", "slurm", "--dry-run", *other)
+    assert (done.returncode, "no-such-thing" in done.stderr) == (2, True)
+
+
+def test_a_run_from_inside_a_job_that_ends_before_its_first_line(
+    shared_recipe: Path, slurm_cluster: SlurmCluster, slurm_tmp_path: Path
+) -> None:
+    places = [f"LEMIX_RUNS={slurm_tmp_path}/runs", f"XDG_STATE_HOME={slurm_tmp_path}/state"]
+    # A limit that would be none for the new job, were it to hear of it.
+    outer = ["srun", "--ntasks=1", "env", *places, "SBATCH_TIMELIMIT=99999999", "SBATCH_NO_REQUEUE=1"]
+    setup = "cluster.setup=[echo lost on the way >&2, exit 3]"
+    command = [
+        LEMIX,
+        "run",
+        str(shared_recipe),
+        "--cluster",
+        "slurm",
+        "--set",
+        setup,
+        "--set",
+        "cluster.sbatch={comment: x}",
+    ]
+    done = slurm_cluster.run("sh", "-c", f"{shlex.join([*outer, *command])} 2>&1 || true")
+    assert "The run ended as FAILED." in done
+    assert "lost on the way" in done
+    [slurm] = [line for line in done.splitlines() if line.startswith("Slurm: job ")]
+    assert re.fullmatch(r"Slurm: job \d+ is FAILED, exit code 3, on \S+(, reason NonZeroExitCode)?", slurm)
+    job = slurm.split()[2]
+    assert "TimeLimit=01:00:00" in slurm_cluster.run("scontrol", "show", "job", job)
 
 
 def test_a_refused_job_leaves_no_run(on_cluster: Command, shared_recipe: Path, slurm_tmp_path: Path) -> None:

@@ -10,6 +10,8 @@ from lemix_hpc.config.errors import UserError
 from lemix_hpc.config.recipe import Recipe
 from lemix_hpc.launch import allocation, slurm
 from lemix_hpc.launch.cancel import cancel, stop
+from lemix_hpc.launch.rundir import RunDir, create_run_dir
+from lemix_hpc.launch.slurm_job import how_it_ended
 from lemix_hpc.launch.start import StartedRun, choose_cluster, start
 from lemix_hpc.launch.states import run_state, run_states
 from lemix_hpc.records.attempts import claim
@@ -223,3 +225,78 @@ def test_test_only_hands_on_what_slurm_says(fake_slurm: FakeSlurm) -> None:
     [call] = fake_slurm.calls("sbatch")
     assert call.startswith("--test-only ")
     assert not Path(call.split()[1]).exists()
+
+
+# What else sbatch is told
+
+
+@pytest.mark.usefixtures("fake_slurm")
+def test_any_option_of_sbatch(recipe: Recipe, tmp_path: Path) -> None:
+    given = {"mem-per-cpu": "2G", "comment": "it's mine", "exclusive": True, "hint": False, "nice": 3}
+    wide = with_cluster(recipe, sbatch=given, reservation="friday")
+    found = flags(slurm.script(wide, tmp_path))
+    assert found.items() >= {"mem-per-cpu": "2G", "comment": "it's mine", "exclusive": "", "nice": "3"}.items()
+    assert found["reservation"] == "friday"
+    assert "hint" not in found
+
+
+def test_a_job_that_follows_waits_for_nothing_else(recipe: Recipe, tmp_path: Path, fake_slurm: FakeSlurm) -> None:
+    fake_slurm.answers("sbatch", "Submitted batch job 8")
+    run = RunDir(tmp_path / "run")
+    run.path.mkdir()
+    slurm.submit(with_cluster(recipe, sbatch={"dependency": "afterok:1", "comment": "x"}), run, after="7")
+    found = flags(run.job_script.read_text())
+    assert (found["dependency"], found["comment"]) == ("afterany:7", "x")
+
+
+def test_nothing_of_an_outer_job_reaches_the_new_one(
+    recipe: Recipe, tmp_path: Path, fake_slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outer = {"SLURM_JOB_ID": "1", "SLURM_NNODES": "9", "SBATCH_TIMELIMIT": "1", "PMIX_RANK": "3"}
+    for name, value in {**outer, "SLURM_CONF": "/etc/x.conf", "PMIX_MCA_gds": "hash"}.items():
+        monkeypatch.setenv(name, value)
+    script = fake_slurm.directory / "sbatch"
+    script.write_text(f"#!/bin/sh\nenv > {tmp_path}/seen\necho Submitted batch job 7\n")
+    run = RunDir(tmp_path / "run")
+    run.path.mkdir()
+    assert slurm.submit(recipe, run) == "7"
+    for ask in (lambda: None, lambda: slurm.test_only("#!/bin/sh\n")):
+        ask()
+        seen = dict(line.split("=", 1) for line in (tmp_path / "seen").read_text().splitlines() if "=" in line)
+        assert not seen.keys() & outer.keys()
+        assert (seen["SLURM_CONF"], seen["PMIX_MCA_gds"]) == ("/etc/x.conf", "hash")
+    monkeypatch.delenv("SLURM_JOB_ID")
+    slurm.submit(recipe, run)
+    assert "SBATCH_TIMELIMIT=1" in (tmp_path / "seen").read_text(), "outside of jobs it is the user's own"
+
+
+def test_a_run_directory_in_which_slurm_would_put_something_else(recipe: Recipe, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="has a %, behind which Slurm puts in something else"):
+        create_run_dir(recipe, tmp_path / "100%j", for_slurm=True)
+    assert create_run_dir(recipe, tmp_path / "100%j").path.is_dir()
+
+
+# What Slurm knows of an end
+
+
+@pytest.mark.parametrize(
+    ("scontrol", "sacct", "told"),
+    [
+        (
+            "JobId=7 JobState=FAILED Reason=NonZeroExitCode Restarts=0 ExitCode=3:0 NodeList=n1",
+            "",
+            "Slurm: job 7 is FAILED, exit code 3, on n1, reason NonZeroExitCode",
+        ),
+        ("", "OUT_OF_MEMORY|0:125|None|n[1-2]", "Slurm: job 7 is OUT_OF_MEMORY, signal 125, on n[1-2]"),
+        (
+            "JobId=7 JobState=CANCELLED Reason=None ExitCode=0:15 NodeList=(null)",
+            "",
+            "Slurm: job 7 is CANCELLED, signal 15",
+        ),
+        ("", "", None),
+    ],
+)
+def test_how_a_job_ended(scontrol: str, sacct: str, told: str | None, fake_slurm: FakeSlurm) -> None:
+    fake_slurm.answers("scontrol", scontrol)
+    fake_slurm.answers("sacct", sacct)
+    assert how_it_ended("7") == told
