@@ -1,0 +1,203 @@
+"""The inputs of docs/inputs.md by their names there; those that begin with `--set` speak for themselves."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from tests.inputs.files import (
+    AZURE,
+    BURST,
+    RUN,
+    Arguments,
+    checkpoint,
+    cut,
+    file_of,
+    pipe,
+    pipe_for,
+    recipe_of,
+    set_to,
+    trace,
+    unix_socket,
+    with_tokenizer,
+    without,
+    write_recipe,
+    writes,
+)
+
+
+def _given(*arguments: str) -> Callable[[Path], Arguments]:
+    return lambda directory: [*write_recipe(directory, "emulated"), *arguments]
+
+
+def _emulated(directory: Path) -> Arguments:
+    return write_recipe(directory, "emulated")
+
+
+def _computing(directory: Path) -> Arguments:
+    return write_recipe(directory, "torch")
+
+
+def _lonely_surrogates(directory: Path) -> Arguments:
+    """A recipe in a directory whose name is not UTF-8."""
+    odd = directory / os.fsdecode(b"\xff")
+    odd.mkdir()
+    write_recipe(odd, "emulated")
+    with (odd / "recipe.yaml").open("a") as recipe:
+        recipe.write("policy: {coefficients: here.yaml}\n")
+    return ["run", str(odd / "recipe.yaml"), "--cluster", "local", "--dry-run"]
+
+
+def _occupied(directory: Path) -> Arguments:
+    write_recipe(directory, "emulated")
+    (directory / "full").mkdir()
+    (directory / "full" / "x").touch()
+    return [*RUN, "--out", "full"]
+
+
+def _out(name: str) -> Callable[[Path], Arguments]:
+    def make(directory: Path) -> Arguments:
+        write_recipe(directory, "emulated")
+        return [*RUN, "--out", name]
+
+    return make
+
+
+TEXT = set_to("training.data", "{path: other.jsonl}", "torch")
+PROMPTS = set_to("serving.prompts", "{path: other.jsonl}", "torch")
+BATCH = set_to("serving.source", "{kind: openai-batch, path: other.jsonl}", "torch")
+TIMES = set_to("engine.coefficients", "other.yaml")
+
+CASES: dict[str, Callable[[Path], Arguments]] = {
+    # Recipe files
+    "a recipe that is a pipe": pipe("recipe.yaml", _emulated),
+    "`/dev/zero` as recipe": lambda _: ["run", "/dev/zero", "--cluster", "local"],
+    "a Unix socket as recipe": unix_socket("other.yaml", lambda d: [*_emulated(d)[:1], "other.yaml"]),
+    "a directory as recipe": lambda d: ["run", str(d)],
+    "a recipe that is not there": lambda _: ["run", "none.yaml"],
+    "an empty recipe": recipe_of(""),
+    "a recipe of spaces and comments": recipe_of("# nothing\n\n"),
+    "a recipe that is a list": recipe_of("- 1\n- 2\n"),
+    "a recipe that is a word": recipe_of("hello\n"),
+    "a recipe in UTF-16": recipe_of("name: x\n".encode("utf-16")),
+    "a recipe with a zero byte": recipe_of(b"name: a\0b\n"),
+    "an anchor that contains itself": recipe_of("name: &a [*a]\n"),
+    "3,000 levels of lists": recipe_of("name: " + "[" * 3000 + "]" * 3000 + "\n"),
+    "anchors that multiply (nine lists of nine, nine levels deep)": recipe_of(
+        "a0: &a0 [x, x, x, x, x, x, x, x, x]\n"
+        + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 10))
+    ),
+    "merges that multiply": recipe_of(
+        "a0: &a0 {x: 1, y: 2, z: 3}\n"
+        + "".join(f"a{n}: &a{n}\n  <<: [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 12))
+    ),
+    "a recipe of 2 MB": recipe_of("name: x\n" + "# " + "y" * (1 << 21) + "\n"),
+    "`!!python/object/apply:os.system [ls]`": recipe_of("name: !!python/object/apply:os.system [ls]\n"),
+    "`!!timestamp 2001-99-99`": recipe_of("name: !!timestamp 2001-99-99\n"),
+    "`!!bool maybe`": recipe_of("name: !!bool maybe\n"),
+    "`!!int x`": recipe_of("seed: !!int x\n"),
+    '`"\\UFFFFFFFF"`': recipe_of('name: "\\UFFFFFFFF"\n'),
+    '`"\\ud800"`': recipe_of('cluster: {account: "\\ud800"}\n'),
+    "a number of 5,000 digits": recipe_of("seed: " + "9" * 5000 + "\n"),
+    "a key that is a list": recipe_of("? [a, b]\n: 1\n"),
+    "a key that is a number": recipe_of("1: 2\n"),
+    "a tab in front of a key": recipe_of("nodes:\n\tcount: 1\n"),
+    "two documents in one file": recipe_of("name: a\n---\nname: b\n"),
+    "a file beside a recipe in a directory whose name is not UTF-8": _lonely_surrogates,
+    # Options
+    "`--set nodes.count`": _given("--set", "nodes.count"),
+    "`--set =1`": _given("--set", "=1"),
+    "`--set seed.x=1`": _given("--set", "seed=1", "--set", "seed.x=1"),
+    "`--out` of a directory with content": _occupied,
+    "`--out` with a byte that is not UTF-8": _out(os.fsdecode(b"out-\xff")),
+    "`--out` with a line break": _out("a\nb"),
+    "`--out` below a file": _out("recipe.yaml/x"),
+    "`--out /proc/run`": _out("/proc/run"),
+    "`--cluster mars`": lambda d: [*_emulated(d), "--cluster", "mars"],
+    # Coefficients
+    "a pipe as coefficients": pipe("other.yaml", TIMES),
+    "`/dev/zero` as coefficients": _given("--set", "engine.coefficients=/dev/zero"),
+    "empty coefficients": file_of("other.yaml", "", TIMES),
+    "coefficients in binary": file_of("other.yaml", bytes(range(128, 256)), TIMES),
+    "coefficients of another schema": file_of("other.yaml", "schema: 7\n", TIMES),
+    "coefficients that are all 0": file_of(
+        "other.yaml",
+        "schema: 1\nform: affine-quadratic\nhardware: h\nmodel: m\ndtype: d\nlayers: 4\nprovenance: {}\n"
+        "per_layer: {forward: {a: 0, b: 0, c: 0}}\n",
+        TIMES,
+    ),
+    "coefficients with `.nan`": file_of(
+        "other.yaml",
+        "schema: 1\nform: affine-quadratic\nhardware: h\nmodel: m\ndtype: d\nlayers: 4\nprovenance: {}\n"
+        "per_layer: {forward: {a: .nan, b: 0, c: 0}}\n",
+        TIMES,
+    ),
+    # Text
+    "a pipe as training text": pipe("other.jsonl", TEXT),
+    "a pipe as prompts": pipe("other.jsonl", PROMPTS),
+    "`/dev/zero` as training text": set_to("training.data", "{path: /dev/zero}", "torch"),
+    "`/dev/null` as training text": set_to("training.data", "{path: /dev/null}", "torch"),
+    "a directory as training text": set_to("training.data", "{path: .}", "torch"),
+    "training text that is not there": TEXT,
+    "training text that is empty": file_of("other.jsonl", "", TEXT),
+    "training text in binary": file_of("other.jsonl", bytes(range(256)), TEXT),
+    "training text that is one JSON list": file_of("other.jsonl", '[{"text": "a"}]\n', TEXT),
+    "training text with a line of 65 MB": file_of("other.jsonl", b"x" * (65 << 20), TEXT),
+    "training text nested 100,000 levels deep": file_of("other.jsonl", "[" * 100_000, TEXT),
+    "prompts with a number for text": file_of("other.jsonl", '{"text": 1}\n', PROMPTS),
+    # Traces
+    "a pipe as trace": pipe("trace", trace("azure", "")),
+    "an Azure trace without a column": trace("azure", "TIMESTAMP,ContextTokens\n2023-11-16,1\n"),
+    "a trace with 1e13 tokens": trace("azure", AZURE + "2023-11-16 00:00:00,10000000000000,1\n"),
+    "a trace with a token count of 40 digits": trace("burstgpt", BURST + f"0,{'9' * 40},1\n"),
+    "a trace with a token count of 5,000 digits": trace("burstgpt", BURST + f"0,{'9' * 5000},1\n"),
+    "a trace with -1 tokens": trace("azure", AZURE + "2023-11-16 00:00:00,-1,1\n"),
+    "a trace at 1e300 s": trace("burstgpt", BURST + "1e300,5,5\n"),
+    "a trace at NaN": trace("burstgpt", BURST + "nan,5,5\n"),
+    "a trace on 99 February": trace("azure", AZURE + "2023-02-99 00:00:00,5,5\n"),
+    "a trace with a quote that never ends": trace("azure", AZURE + '"2023-11-16 00:00:00,5,5\n'),
+    "a trace of failures alone": trace("burstgpt", BURST + "0,5,0\n"),
+    "a Mooncake trace with 1e30 tokens": trace(
+        "mooncake", '{"timestamp": 0, "input_length": 1e30, "output_length": 1}\n'
+    ),
+    "a Mooncake trace at 1e400": trace("mooncake", '{"timestamp": 1e400, "input_length": 1, "output_length": 1}\n'),
+    "an OpenAI batch with a token that the model has not": file_of(
+        "other.jsonl", '{"custom_id": "a", "body": {"prompt": [99999]}}\n', BATCH
+    ),
+    "an OpenAI batch with an empty prompt": file_of(
+        "other.jsonl", '{"custom_id": "a", "body": {"prompt": ""}}\n', BATCH
+    ),
+    "a window behind the end of the trace": lambda d: [
+        *trace("azure", AZURE + "2023-11-16 00:00:00,5,5\n")(d),
+        "--set",
+        "serving.window.start_s=60",
+    ],
+    # Checkpoints
+    "`config.json` that is a list": checkpoint(b"[]"),
+    "`config.json` cut short": checkpoint(b'{"model_type": "lla'),
+    "`config.json` that is a pipe": checkpoint(then=pipe_for("config.json")),
+    "`config.json` nested 100,000 levels deep": checkpoint(b"[" * 100_000),
+    "a model directory without `config.json`": checkpoint(then=without("config.json")),
+    "a model directory without weights": checkpoint(then=without("model.safetensors")),
+    "a weight file that was cut short": checkpoint(then=cut("model.safetensors")),
+    "a weight file with other bytes": checkpoint(then=writes("model.safetensors", b"\xff" * 64)),
+    "a weight file that is a pipe": checkpoint(then=pipe_for("model.safetensors")),
+    "a missing shard": checkpoint(index=True, then=without("b.safetensors")),
+    "a shard that was cut short": checkpoint(index=True, then=cut("b.safetensors")),
+    "an index that is a list": checkpoint(index=[]),
+    "an index without `weight_map`": checkpoint(index={"metadata": {}}),
+    "an index with `weight_map: null`": checkpoint(index={"weight_map": None}),
+    "an index with a path out of the directory": checkpoint(index={"weight_map": {"x": "../b.safetensors"}}),
+    "an index that names a tensor which its file has not": checkpoint(index={"weight_map": {"y": "b.safetensors"}}),
+    "a layer too few": checkpoint({"num_hidden_layers": 3}),
+    "an embedding of another size than `vocab_size`": checkpoint({"vocab_size": 300}),
+    "a tokenizer one token larger than the embedding": checkpoint(then=with_tokenizer(258)),
+    "a damaged tokenizer": checkpoint(then=writes("tokenizer.json", b"{")),
+    "a quantised checkpoint": checkpoint({"quantization_config": {"quant_method": "gptq"}}),
+    "a mixture of experts": checkpoint({"model_type": "mixtral", "num_local_experts": 8}),
+    "a model of another type": checkpoint({"model_type": "bert"}),
+    "a checkpoint with GPT-2 for vLLM": checkpoint(
+        {"model_type": "gpt2", "n_embd": 16, "n_head": 2, "n_layer": 2}, kind="vllm"
+    ),
+}

@@ -1,0 +1,196 @@
+"""What the inputs of docs/inputs.md are that are no `--set`: each makes files in a directory and returns the arguments of
+`lemix`."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import save_file
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+COEFFICIENTS = REPOSITORY / "profiling" / "nvidia-a100-80gb" / "llama-2-7b-float16.yaml"
+
+LLAMA = {
+    "model_type": "llama",
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "vocab_size": 257,
+    "max_position_embeddings": 256,
+}
+EMULATED = f"""\
+name: toy
+nodes: {{stages: 2}}
+engine: {{kind: emulated, coefficients: {COEFFICIENTS}}}
+serving:
+  source: {{kind: poisson, rate: 50, requests: 5}}
+training: {{share: 0.3}}
+"""
+COMPUTING = """\
+name: toy
+nodes: {{stages: 2}}
+engine: {{kind: {kind}, device: cpu}}
+model: {{config: {model}}}
+serving:
+  source: {{kind: poisson, rate: 50, requests: 5}}
+training: {{share: 0.3, data: {{path: text.jsonl}}, sequence_length: 8}}
+"""
+RUN = ["run", "recipe.yaml", "--cluster", "local"]
+
+Arguments = list[str]
+
+
+def write_recipe(directory: Path, kind: str) -> Arguments:
+    """A recipe without mistakes, and its text."""
+    (directory / "text.jsonl").write_text('{"text": "one two three four five six"}\n')
+    computing = COMPUTING.format(kind=kind, model=json.dumps(LLAMA))
+    (directory / "recipe.yaml").write_text(EMULATED if kind == "emulated" else computing)
+    return [*RUN, "--dry-run"]
+
+
+def set_to(key: str, value: str, kind: str = "emulated") -> Callable[[Path], Arguments]:
+    return lambda directory: [*write_recipe(directory, kind), "--set", f"{key}={value}"]
+
+
+def recipe_of(content: bytes | str) -> Callable[[Path], Arguments]:
+    """Another recipe, with these bytes."""
+
+    def make(directory: Path) -> Arguments:
+        arguments = write_recipe(directory, "emulated")
+        (directory / "recipe.yaml").write_bytes(content.encode() if isinstance(content, str) else content)
+        return arguments
+
+    return make
+
+
+def file_of(name: str, content: bytes | str, then: Callable[[Path], Arguments]) -> Callable[[Path], Arguments]:
+    def make(directory: Path) -> Arguments:
+        arguments = then(directory)
+        (directory / name).write_bytes(content.encode() if isinstance(content, str) else content)
+        return arguments
+
+    return make
+
+
+def pipe(name: str, then: Callable[[Path], Arguments]) -> Callable[[Path], Arguments]:
+    def make(directory: Path) -> Arguments:
+        arguments = then(directory)
+        (directory / name).unlink(missing_ok=True)
+        os.mkfifo(directory / name)
+        return arguments
+
+    return make
+
+
+def unix_socket(name: str, then: Callable[[Path], Arguments]) -> Callable[[Path], Arguments]:
+    def make(directory: Path) -> Arguments:
+        arguments = then(directory)
+        with socket.socket(socket.AF_UNIX) as made:
+            before = Path.cwd()
+            os.chdir(directory)
+            try:
+                made.bind(name)
+            finally:
+                os.chdir(before)
+        return arguments
+
+    return make
+
+
+def trace(kind: str, content: bytes | str) -> Callable[[Path], Arguments]:
+    """A trace file as the source of requests."""
+    source = set_to("serving.source", f"{{kind: {kind}, path: trace}}")
+    return file_of("trace", content, source)
+
+
+AZURE = "TIMESTAMP,ContextTokens,GeneratedTokens\n"
+BURST = "Timestamp,Request tokens,Response tokens\n"
+
+
+# Checkpoints
+
+
+def _tensors(layers: int = 2, vocab: int = 257) -> dict[str, np.ndarray]:
+    named = {"model.embed_tokens.weight": np.zeros((vocab, 16), np.float32)}
+    return named | {f"model.layers.{n}.mlp.up_proj.weight": np.zeros((32, 16), np.float32) for n in range(layers)}
+
+
+def checkpoint(
+    config: dict[str, object] | bytes | None = None,
+    tensors: dict[str, np.ndarray] | None = None,
+    index: object = None,
+    then: Callable[[Path], None] = lambda _: None,
+    kind: str = "torch",
+) -> Callable[[Path], Arguments]:
+    """A directory `model` with these, and what `then` does to it. With an `index` the tensors are in two files."""
+
+    def make(directory: Path) -> Arguments:
+        arguments = write_recipe(directory, kind)
+        model = directory / "model"
+        model.mkdir()
+        (model / "config.json").write_bytes(
+            config if isinstance(config, bytes) else json.dumps(LLAMA | (config or {})).encode()
+        )
+        some = _tensors() if tensors is None else tensors
+        if index is None:
+            save_file(some, model / "model.safetensors")
+        else:
+            names = list(some)
+            save_file({names[0]: some[names[0]]}, model / "a.safetensors")
+            save_file({name: some[name] for name in names[1:]}, model / "b.safetensors")
+            content = {"weight_map": {name: "b.safetensors" if n else "a.safetensors" for n, name in enumerate(names)}}
+            (model / "model.safetensors.index.json").write_text(json.dumps(content if index is True else index))
+        then(model)
+        return [*arguments, "--set", "model={path: model}"]
+
+    return make
+
+
+def cut(name: str) -> Callable[[Path], None]:
+    def do(model: Path) -> None:
+        with (model / name).open("r+b") as file:
+            file.truncate((model / name).stat().st_size - 100)
+
+    return do
+
+
+def without(name: str) -> Callable[[Path], None]:
+    return lambda model: (model / name).unlink()
+
+
+def writes(name: str, content: bytes) -> Callable[[Path], None]:
+    def do(model: Path) -> None:
+        (model / name).write_bytes(content)
+
+    return do
+
+
+def pipe_for(name: str) -> Callable[[Path], None]:
+    """In the place of a file."""
+
+    def do(model: Path) -> None:
+        (model / name).unlink()
+        os.mkfifo(model / name)
+
+    return do
+
+
+def with_tokenizer(tokens: int) -> Callable[[Path], None]:
+    """A tokenizer of so many words."""
+
+    def do(model: Path) -> None:
+        words = {f"w{n}": n for n in range(tokens - 1)} | {"</s>": tokens - 1}
+        model_ = {"type": "WordLevel", "vocab": words, "unk_token": "w0"}
+        content = {"version": "1.0", "added_tokens": [], "model": model_}
+        (model / "tokenizer.json").write_text(json.dumps(content))
+        (model / "tokenizer_config.json").write_text(
+            json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "</s>"})
+        )
+
+    return do

@@ -1,0 +1,32 @@
+"""docs/inputs.md is right: each input is refused with its message and exit code, before anything starts."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import Command, inside, own_runs
+from tests.inputs.cases import CASES
+from tests.inputs.table import Row, rows
+
+__all__ = ["inside", "own_runs"]
+
+# With vLLM's parser, which takes long to import: tests/engines/vllm/test_check.py.
+OWN_ARGUMENTS = "vLLM's own arguments"
+ROWS = [row for row in rows() if row.section != OWN_ARGUMENTS]
+
+
+@pytest.mark.parametrize("row", ROWS, ids=[f"{row.section}-{row.name}" for row in ROWS])
+def test_an_input_is_refused_as_the_table_says(row: Row, tmp_path: Path, inside: Command) -> None:
+    done = inside(*row.make(tmp_path))
+    assert done.returncode == row.code, done.stdout[-500:]
+    printed = done.stderr.replace(f"{tmp_path}{os.sep}", "").replace(str(tmp_path), "")
+    assert row.is_in(printed), printed
+    assert not (tmp_path / "runs").exists(), "nothing was started"
+
+
+def test_every_case_is_in_the_table() -> None:
+    assert {row.name for row in ROWS} >= CASES.keys()
+    assert len(ROWS) > 150
