@@ -28,9 +28,9 @@ MARGIN_STEP = 0.2
 """How far one pass moves the margin, in `tpot`."""
 PATIENCE = 0.05
 """For so long, in `tpot`, a first stage waits for more training before a batch comes early."""
-PROMPT_SHARE, LEAST_PART = 0.5, 16
-"""Prompts in a batch beside others add so much to its time on all stages, in `tpot`, and are cut to that; no part of one has
-fewer tokens."""
+PASS_SHARE, PROMPT_SHARE, LEAST_PART = 0.8, 0.1, 16
+"""A batch takes up to so much of `tpot` on all stages with the prompts in it, which are cut to that: what runs on a stage when
+it comes takes the rest. Where decode alone takes that much, prompts add the second share; no part of one has fewer tokens."""
 
 
 def token_deadline(pace: Pace, arrival: float, first_token: float, produced: int) -> float:
@@ -48,7 +48,7 @@ def batch_due(deadline: float, seconds: float, margin: float) -> float:
 
 def longest_batch(pace: Pace, decode: float) -> float:
     """How long a batch may take on all stages with its prompts [s], if it takes `decode` without."""
-    return decode + PROMPT_SHARE * pace.tpot
+    return max(PASS_SHARE * pace.tpot, decode + PROMPT_SHARE * pace.tpot)
 
 
 def idle_due(pace: Pace, idle_since: float) -> float:
