@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 from lemix_hpc.policy.forecast import ALL, expect, place_of_request
@@ -10,9 +9,6 @@ from lemix_hpc.policy.jit import compiled, inlined
 from lemix_hpc.policy.latency_tables import BACKWARD_PASS, FORWARD_PASS, SERVE_PASS, kind_seconds
 from lemix_hpc.policy.rules import Rules
 from lemix_hpc.policy.state import Floats, State
-
-PROMPT_MEMORY = 60.0
-"""Prompts count as serving time of a node for so long, in what decode is paced to: they fade to 1/e."""
 
 
 class Candidate(NamedTuple):
@@ -39,15 +35,19 @@ def expected_output(state: State, rules: Rules, output: int) -> int:
 
 
 @inlined
+def batch_of(state: State, rules: Rules, node: int) -> int:
+    """How many would be in a batch with one more request: those that generate are spread over as many batches as stages."""
+    return min(rules.batch_requests, 1 + state.nodes[node].generating // state.forward.shape[1])
+
+
+@inlined
 def request_row(state: State, rules: Rules, node: int, prompt: int, output: int, row: Floats) -> float:
     """Fill in the seconds that a request is given on every stage, (stages,): its share of batches where it generates.
 
     Returns the seconds from its first begin to its end on a node that is its own but for those batches.
     """
     times, kind = state.times, state.times.kind_of[node]
-    passes = max(0, output - 1)
-    # Requests that generate are spread over as many batches as there are stages.
-    batch = min(rules.batch_requests, 1 + state.nodes[node].generating // row.size)
+    passes, batch = max(0, output - 1), batch_of(state, rules, node)
     alone = 0.0
     for stage in range(row.size):
         squares = float(prompt) * prompt
@@ -99,30 +99,3 @@ def training_candidate(
     """A micro-batch on a node, behind everything there. `forward`, `backward`: (stages,), as filled in by `training_rows`."""
     _, end, idleness = expect(state, node, state.nodes[node].tail, ALL, now, forward)
     return Candidate(now, forward.sum(), length, end - now, end + backward.sum(), idleness, False)
-
-
-@compiled
-def serving_share(state: State, rules: Rules, node: int, now: float, prompt: int) -> float:
-    """What part of its stages' time a node serves for, where decode is paced, with one more request that comes now (U).
-
-    One pass in the time that decode is paced to, of all requests there, and the prompts that came lately.
-    """
-    times, here, stages = state.times, state.nodes[node], state.forward.shape[1]
-    kind, requests = times.kind_of[node], here.generating + 1
-    cached = here.prompt_tokens + prompt + requests * state.counters[0].expected_output / 2.0
-    seconds = 0.0
-    for stage in range(stages):
-        seconds += kind_seconds(times, kind, SERVE_PASS, stage, requests, float(requests), cached, 0)
-    memory = PROMPT_MEMORY * rules.tpot
-    prompts = prompt_seconds(state, node, prompt) + here.prompt_seconds * math.exp((here.prompted_at - now) / memory)
-    return (seconds / rules.tpot + prompts / memory) / stages
-
-
-@compiled
-def prompt_seconds(state: State, node: int, prompt: int) -> float:
-    """What a prompt adds to the passes of all stages of a node [s]."""
-    times, kind, seconds = state.times, state.times.kind_of[node], 0.0
-    for stage in range(state.forward.shape[1]):
-        seconds += kind_seconds(times, kind, SERVE_PASS, stage, prompt, float(prompt) * prompt, 0.0, 1)
-        seconds -= kind_seconds(times, kind, SERVE_PASS, stage, 0, 0.0, 0.0, 0)
-    return seconds

@@ -11,7 +11,8 @@ import math
 
 import numpy as np
 
-from lemix_hpc.policy.candidates import Candidate, serving_share
+from lemix_hpc.policy.candidates import Candidate
+from lemix_hpc.policy.decode_load import load, own_load
 from lemix_hpc.policy.estimates import UTILISATION_MEMORY
 from lemix_hpc.policy.jit import compiled, inlined
 from lemix_hpc.policy.placements import code
@@ -40,7 +41,7 @@ def score(state: State, rules: Rules, node: int, candidate: Candidate) -> float:
         return lemix_paper(state, rules, node, candidate)
     if rules.placement == LEAST_UTILISED:
         return least_utilised(state, rules, node, candidate)
-    if rules.placement == FILL and candidate.serves and rules.tpot > 0.0:
+    if candidate.serves and fills(rules):
         return fill(state, rules, node, candidate)
     return least_completion(candidate)
 
@@ -80,8 +81,12 @@ def least_utilised(state: State, rules: Rules, node: int, candidate: Candidate) 
 @inlined
 def fill(state: State, rules: Rules, node: int, candidate: Candidate) -> float:
     """Where most is served, while there is room. A request costs least stage time where others are: it joins their passes."""
-    share = serving_share(state, rules, node, candidate.now, candidate.length)
-    return share if share <= rules.knobs.fill else -share
+    return _with_room(rules, load(state, rules, node, candidate.now) + own_load(state, rules, node, candidate.length))
+
+
+@inlined
+def _with_room(rules: Rules, part: float) -> float:
+    return part if part <= rules.knobs.fill else -part
 
 
 @compiled
@@ -191,3 +196,26 @@ def packed(state: State, rules: Rules, node: int, candidate: Candidate, best_res
 def packs_training(state: State, node: int) -> bool:
     """`pack`: training goes to the first node, and to others while they serve."""
     return node == 0 or state.nodes[node].requests > 0
+
+
+# The fullest node that has room
+
+
+@inlined
+def fills(rules: Rules) -> bool:
+    """Whether requests go by `fill`, which needs no forecast of them."""
+    return rules.placement == FILL and rules.tpot > 0.0
+
+
+@compiled
+def filled(state: State, rules: Rules, now: float, prompt: int) -> int:
+    """The node with the highest score of `fill`, of equals the first."""
+    best, best_score, kind, own = 0, -math.inf, NONE, 0.0
+    for node in range(rules.servers):
+        if state.times.kind_of[node] != kind:
+            kind = state.times.kind_of[node]
+            own = own_load(state, rules, node, prompt)
+        liking = _with_room(rules, load(state, rules, node, now) + own)
+        if liking > best_score:
+            best, best_score = node, liking
+    return best

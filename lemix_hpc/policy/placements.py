@@ -39,7 +39,7 @@ SCORE_KNOBS = (
     Knob("lambda2", 0.05, 0.0, "`lemix`, `lemix-paper`: weight of the lengths"),
     Knob("tau", None, 0.0, "`lemix`: in T0; `lemix-paper`: seconds"),
     Knob("keep", None, 0.0, "`lemix`: in T0; given together with `tau`"),
-    Knob("fill", 0.4, 0.0, "`fill`: part of its stages' time that a node is to serve for"),
+    Knob("fill", 0.8, 0.0, "`fill`: part of the time between tokens that passes of a node may take"),
 )
 """What scores are made with: compiled code has them as `rules.knobs.NAME`."""
 
@@ -94,7 +94,7 @@ _ALL = (
     ),
     Placement(
         "fill",
-        "where decode is paced, of a request: U while U <= fill, else - U; otherwise - completion",
+        "where decode is paced, of a request: L while L <= fill, else - L; otherwise - completion",
         knobs=("fill",),
     ),
     Placement("round-robin", "turns, requests and training counted apart (the paper's NaiveMix)", takes_turns=True),
@@ -104,7 +104,8 @@ _ALL = (
 
 PLACEMENTS: Mapping[str, Placement] = {placement.name: placement for placement in _ALL}
 """By name, in the order in which they are listed to people."""
-DEFAULT = "least-completion"
+DEFAULT, DEFAULT_PACED = "least-completion", "fill"
+"""Where none is named: in general, and where decode is paced."""
 
 
 def placement_named(name: str) -> Placement:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from lemix_hpc.policy import transitions
+from lemix_hpc.policy.decode_load import note_passes
 from lemix_hpc.policy.drift import Drift
 from lemix_hpc.policy.estimates import note_output
 from lemix_hpc.policy.event_records import EVENT, record_of
@@ -55,6 +56,7 @@ class Scheduler:
             expected_output=FIRST_GUESS,
         )
         self.state.counters[0]["overhead"] = self.rules.overhead
+        note_passes(self.state)
         self._record = np.zeros(1, EVENT)
 
     @property
@@ -89,6 +91,7 @@ class Scheduler:
             self.state.counters[0]["overhead"] = memory.overhead
         for output in memory.outputs:
             note_output(self.state, output)
+        note_passes(self.state)
 
     @property
     def next_tick(self) -> float:

@@ -22,6 +22,8 @@ NONE = -1
 """No slot, no task, no node."""
 RAN_FORWARD, RAN_BACKWARD = 1, 2
 """Bits of `ran`."""
+ROWS = 32
+"""Sizes of batches of which rows are kept while a node is looked for."""
 WINDOW = 256
 """Output lengths that predictions of further ones go by."""
 
@@ -74,6 +76,7 @@ NODE = np.dtype(
         ("prompt_tokens", "i8"),  # of those that generate, and seconds of all stages given to prompts lately, as of
         ("prompt_seconds", "f8"),  # `prompted_at`
         ("prompted_at", "f8"),
+        ("pass_seconds", "f8"),  # of a decode pass on all stages with one more request, where decode is paced
         ("used", "f8"),  # stage seconds given lately, as of `used_at`
         ("used_at", "f8"),
         ("last_release", "f8"),  # of the last task, -inf before the first
@@ -119,7 +122,8 @@ class State(NamedTuple):
     `free_slots` is a stack, `offered` a ring of the first tasks of groups, `window`: (2, WINDOW), output lengths seen
     last, by age in a ring and by length.
     `decided`: the first `counters[0].decided` tasks are to be sent to their nodes, or refused if they have no slot.
-    `scratch`: (2, stages), for a task that is on no node yet.
+    `scratch`: (2, stages), for a task that is on no node yet. `rows`: (ROWS, stages), what a request would be given on nodes
+    with batches of the sizes `row_sizes`, and alone there, `row_alone` [s]: of one decision.
     """
 
     times: Times
@@ -137,6 +141,9 @@ class State(NamedTuple):
     window: Ints
     decided: Ints
     scratch: Floats
+    rows: Floats
+    row_sizes: Ints
+    row_alone: Floats
 
 
 def make_state(times: Times, *, lanes: int, seed: int, expected_output: float, slots: int = 1024) -> State:
@@ -158,6 +165,9 @@ def make_state(times: Times, *, lanes: int, seed: int, expected_output: float, s
         window=np.zeros((2, WINDOW), dtype=np.int64),
         decided=np.zeros(slots, dtype=np.int64),
         scratch=np.zeros((2, stages)),
+        rows=np.zeros((ROWS, stages)),
+        row_sizes=np.zeros(ROWS, dtype=np.int64),
+        row_alone=np.zeros(ROWS),
     )
 
 

@@ -9,19 +9,13 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from lemix_hpc.policy.candidates import (
-    PROMPT_MEMORY,
-    expected_output,
-    order_key,
-    prompt_seconds,
-    request_candidate,
-    request_row,
-)
+from lemix_hpc.policy.candidates import batch_of, expected_output, order_key, request_candidate, request_row
+from lemix_hpc.policy.decode_load import note_finished, note_placed
 from lemix_hpc.policy.estimates import note_assigned, note_output, note_overhead
 from lemix_hpc.policy.event_records import ARRIVED, CLOSED, ENDED, PASSED_STAGE
 from lemix_hpc.policy.forecast import assign, expect, forget, observe, place_of_request
 from lemix_hpc.policy.jit import compiled, inlined
-from lemix_hpc.policy.placement_rules import PACK, has_room, packed, score, turn
+from lemix_hpc.policy.placement_rules import PACK, filled, fills, has_room, packed, score, turn
 from lemix_hpc.policy.release import admit, offer, open_groups, passed
 from lemix_hpc.policy.rules import Rules
 from lemix_hpc.policy.state import NONE, Ints, State, decide, return_slot, take_slot
@@ -74,17 +68,8 @@ def request_arrived(state: State, rules: Rules, now: float, task: int, prompt: i
     nodes[node].requests += 1
     nodes[node].generating += output > 1
     if rules.tpot > 0.0:
-        note_prompt(state, rules, node, now, prompt, output)
+        note_placed(state, rules, node, now, prompt, output)
     decide(state, task)
-
-
-@compiled
-def note_prompt(state: State, rules: Rules, node: int, now: float, prompt: int, output: int) -> None:
-    """Keep what `serving_share` goes by."""
-    here, memory = state.nodes[node], PROMPT_MEMORY * rules.tpot
-    seconds = here.prompt_seconds * math.exp((here.prompted_at - now) / memory)
-    here.prompt_seconds, here.prompted_at = seconds + prompt_seconds(state, node, prompt), now
-    here.prompt_tokens += prompt if output > 1 else 0
 
 
 @compiled
@@ -93,13 +78,23 @@ def _best_node(state: State, rules: Rules, now: float, prompt: int, tokens: int)
     node = turn(state, rules, False)
     if node != NONE:
         return node
-    row, kind, alone = state.scratch[0], NONE, 0.0
+    if fills(rules):
+        return filled(state, rules, now, prompt)
+    row, kind, alone = state.rows[0], NONE, 0.0
     best, best_score, best_response = 0, -math.inf, math.inf
     for node in range(rules.servers):
-        # Without generation a row depends on the kind of the node alone.
+        # A row depends on the kind of the node, and with generation on the size of its batches.
         if tokens > 1 or state.times.kind_of[node] != kind:
-            kind = state.times.kind_of[node]
-            alone = request_row(state, rules, node, prompt, tokens, row)
+            if state.times.kind_of[node] != kind:
+                kind = state.times.kind_of[node]
+                state.row_sizes[:] = 0
+            size = batch_of(state, rules, node) if tokens > 1 else 1
+            place = size % state.row_sizes.size
+            row = state.rows[place]
+            if state.row_sizes[place] != size:
+                state.row_sizes[place] = size
+                state.row_alone[place] = request_row(state, rules, node, prompt, tokens, row)
+            alone = state.row_alone[place]
         candidate = request_candidate(state, rules, node, now, alone, prompt, row)
         liking = score(state, rules, node, candidate)
         if liking > best_score:
@@ -172,8 +167,8 @@ def task_finished(state: State, rules: Rules, now: float, node: int, task: int, 
     if not slots[slot].training:
         nodes[node].requests -= 1
         nodes[node].generating -= slots[slot].output > 1
-        if rules.tpot > 0.0 and slots[slot].output > 1:
-            nodes[node].prompt_tokens -= slots[slot].prompt
+        if rules.tpot > 0.0:
+            note_finished(state, node, slots[slot].prompt, slots[slot].output)
         if output > 0:
             note_output(state, output)
     return_slot(state, slot)

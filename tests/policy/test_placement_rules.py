@@ -272,13 +272,13 @@ def test_a_split_needs_both_parts(nodes: int, training_nodes: int | None) -> Non
 
 
 def test_requests_that_generate_go_where_others_do_until_that_node_has_no_room() -> None:
-    """A pass takes 0.1 s and 10 ms for a token on each stage: paced to 1 s, so many fill 40 % of a node."""
+    """A pass takes 0.1 s and 10 ms for a token on each of two stages: paced to 1 s, so many fill 80 % of that."""
     times = LatencyModel((Affine(0.1, 0.01, 0.0),) * 2, (Affine(0.1, 0.02, 0.0),) * 2)
     paced = cluster("fill", times, tpot=1.0, oracle=True)
     nodes = [paced.request(0.0, 10, 20) for _ in range(45)]
     filled = nodes.index(1)
-    # By then decode takes 0.1 + 0.01 n a second, and prompts their 0.1 s in every 60.
-    assert 0.1 + 0.01 * filled + filled * 0.1 / 60 <= 0.4 < 0.1 + 0.01 * (filled + 1) + (filled + 1) * 0.1 / 60
+    # By then decode takes 0.2 + 0.02 n a second, and prompts their 0.2 s in every 60.
+    assert 0.2 + 0.02 * filled + filled * 0.2 / 60 <= 0.8 < 0.2 + 0.02 * (filled + 1) + (filled + 1) * 0.2 / 60
     assert nodes == sorted(nodes), "one after the other"
     for task in range(filled):
         paced.scheduler.handle(TaskFinished(1.0, 0, task, output=20))
