@@ -42,7 +42,9 @@ def capacity(
     ready = simulated_recipe(recipe, overrides or [])
     if ready.serving is None:
         raise UserError("serving: the recipe serves no requests, so it has no capacity; add a `serving` section")
-    names = [ready.policy.placement] if policies is None else options.policy_names(policies, ready.nodes.count)
+    from lemix_hpc.run_setup.scheduler_setup import placement_of
+
+    names = [placement_of(ready)] if policies is None else options.policy_names(policies, ready.nodes.count)
     given = options.seeds(seeds) if seeds else [ready.seed]
     from rich.console import Console
     from rich.progress import track

@@ -41,8 +41,9 @@ def _story(answer: Explained, recipe: Recipe) -> Iterator[str]:
     from lemix_hpc.policy.events import Refuse
     from lemix_hpc.policy.placements import PLACEMENTS
     from lemix_hpc.records.schema import ServedTask
+    from lemix_hpc.run_setup.scheduler_setup import placement_of
 
-    task, decision, placement = answer.task, answer.decision, recipe.policy.placement
+    task, decision, placement = answer.task, answer.decision, placement_of(recipe)
     if isinstance(task, ServedTask):
         yield f"{task.id}: a request of {task.prompt_tokens} tokens, arrived at {task.arrival:.4f} s"
     else:

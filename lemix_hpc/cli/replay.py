@@ -49,7 +49,7 @@ def replay(
     if as_json:
         typer.echo(json.dumps({"recorded": before, "replayed": after}))
         return
-    _print(before, after, (records.facts.policy, records.facts.engine), simulated.recipe.policy.placement)
+    _print(before, after, (records.facts.policy, records.facts.engine), simulated.records.facts.policy)
 
 
 def _print(before: Figures, after: Figures, recorded: tuple[str, str], placement: str) -> None:

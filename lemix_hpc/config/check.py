@@ -15,7 +15,7 @@ from lemix_hpc.config.recipe import Recipe
 from lemix_hpc.config.serving_section import TraceSource
 from lemix_hpc.config.text_file import why_no_file
 from lemix_hpc.config.training_section import Training
-from lemix_hpc.policy.placements import PLACEMENTS, users_of
+from lemix_hpc.policy.placements import users_of
 
 
 def check_recipe(recipe: Recipe) -> list[Problem]:
@@ -159,7 +159,7 @@ def check_placement(recipe: Recipe) -> Iterator[Problem]:
     """Whether the nodes can be split as the policy wants."""
     policy, nodes = recipe.policy, recipe.nodes.count
     training_nodes = policy.training_nodes
-    if PLACEMENTS[policy.placement].splits:
+    if policy.splits:
         if nodes < 2:
             yield Problem(
                 ("policy", "placement"),
@@ -171,9 +171,10 @@ def check_placement(recipe: Recipe) -> Iterator[Problem]:
                 f"{training_nodes} of {nodes} nodes leave none to serve; give at most {nodes - 1}",
             )
     elif training_nodes is not None:
+        placement = "not given" if policy.placement is None else policy.placement
         yield Problem(
             ("policy", "training_nodes"),
-            f"only placement {' and '.join(users_of('training_nodes'))} uses it, and policy.placement is {policy.placement}; "
+            f"only placement {' and '.join(users_of('training_nodes'))} uses it, and policy.placement is {placement}; "
             "leave it out",
         )
 

@@ -14,7 +14,7 @@ from pydantic import (
 )
 
 from lemix_hpc.config.section import LONGEST_S, MOST_NODES, FilePath, Fraction, SecondsOrNone, Section
-from lemix_hpc.policy.placements import DEFAULT, KNOBS, PLACEMENTS, SCORE_KNOBS, Knob
+from lemix_hpc.policy.placements import KNOBS, PLACEMENTS, SCORE_KNOBS, Knob
 
 if TYPE_CHECKING:
     PlacementName = str
@@ -42,7 +42,9 @@ def _score_key(knob: Knob) -> tuple[Any, Any]:
 
 
 class _Split(Section):
-    placement: PlacementName = DEFAULT
+    placement: PlacementName | None = Field(
+        default=None, description="which node a task goes to; default least-completion, or fill where decode is paced"
+    )
     training_nodes: PositiveInt | Literal["auto"] | None = _of(KNOBS["training_nodes"])
     copy_every_steps: PositiveInt = _of(KNOBS["copy_every_steps"])
 
@@ -81,6 +83,11 @@ class Policy(_Placement):
     memory: Memory = Memory()
 
     @property
+    def splits(self) -> bool:
+        """Whether some nodes only serve and the others only train."""
+        return self.placement is not None and PLACEMENTS[self.placement].splits
+
+    @property
     def knobs(self) -> dict[str, float]:
         """What is given of the keys that scores are made with, by name."""
         values = {knob.name: getattr(self, knob.name) for knob in SCORE_KNOBS}
@@ -105,7 +112,7 @@ class Policy(_Placement):
 
     @model_validator(mode="after")
     def _together(self) -> Self:
-        together = PLACEMENTS[self.placement].together
+        together = PLACEMENTS[self.placement].together if self.placement is not None else ()
         given = [name for name in together if name in self.knobs]
         absent = [name for name in together if name not in self.knobs]
         if given and absent:

@@ -12,7 +12,7 @@ from lemix_hpc.config.recipe import Recipe
 from lemix_hpc.config.walltime import parse_walltime
 from lemix_hpc.policy.latency import LatencyModel, Shape
 from lemix_hpc.policy.pacing import Pace
-from lemix_hpc.policy.placements import PLACEMENTS
+from lemix_hpc.policy.placements import DEFAULT, DEFAULT_PACED
 from lemix_hpc.policy.rules import SchedulerConfig, Split
 from lemix_hpc.profiling.hardware import Hardware
 from lemix_hpc.workload.tasks import Request
@@ -76,6 +76,11 @@ def is_paced(recipe: Recipe) -> bool:
     return wanted and generates and recipe.training is not None
 
 
+def placement_of(recipe: Recipe) -> str:
+    """The name of the placement: the recipe's, or the one that suits how batches begin."""
+    return recipe.policy.placement or (DEFAULT_PACED if is_paced(recipe) else DEFAULT)
+
+
 def pace_of(recipe: Recipe, latency: LatencyModel, requests: Sequence[Request]) -> Pace | None:
     """The limits that decode is paced to, None where it is not: the recipe's, or else the factor that the policy aims at
     times what requests take on an idle node, in the mean, as in T0."""
@@ -99,7 +104,7 @@ def scheduler_config(recipe: Recipe, *, t0: float, pieces: int, drift_limit: flo
     policy, slo = recipe.policy, recipe.slo
     return SchedulerConfig(
         nodes=recipe.nodes.count,
-        placement=policy.placement,
+        placement=placement_of(recipe),
         knobs=policy.knobs,
         release=recipe.training.release if recipe.training else "async",
         training_nodes=training_nodes(recipe),
@@ -132,8 +137,7 @@ def allocation_end(recipe: Recipe) -> float:
 
 def split(recipe: Recipe) -> Split | None:
     """Which nodes serve and which train, where they are separate."""
-    splits = PLACEMENTS[recipe.policy.placement].splits
-    return Split.of(recipe.nodes.count, training_nodes(recipe)) if splits else None
+    return Split.of(recipe.nodes.count, training_nodes(recipe)) if recipe.policy.splits else None
 
 
 def partners(recipe: Recipe) -> Partners | None:

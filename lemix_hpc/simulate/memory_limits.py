@@ -11,7 +11,6 @@ import msgspec
 from lemix_hpc.config.errors import UserError
 from lemix_hpc.config.recipe import Recipe
 from lemix_hpc.policy import memory_rules as policy
-from lemix_hpc.policy.placements import PLACEMENTS
 from lemix_hpc.policy.rules import Split
 from lemix_hpc.profiling.coefficients import CoefficientFile, StageMemory
 from lemix_hpc.profiling.hardware import Hardware
@@ -108,7 +107,7 @@ def _waits(claims: Records) -> MemoryWaits:
 
 
 def _serves_and_trains(recipe: Recipe, node: int) -> tuple[bool, bool]:
-    if not PLACEMENTS[recipe.policy.placement].splits:
+    if not recipe.policy.splits:
         return True, recipe.training is not None
     split = Split.of(recipe.nodes.count, training_nodes(recipe))
     return node in split.serving, node in split.training

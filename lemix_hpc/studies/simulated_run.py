@@ -17,7 +17,6 @@ from lemix_hpc.engines.model_sizes import describe
 from lemix_hpc.policy.drift import Drift
 from lemix_hpc.policy.events import Event
 from lemix_hpc.policy.pacing import Pace
-from lemix_hpc.policy.placements import PLACEMENTS
 from lemix_hpc.profiling.coefficients import CoefficientFile, save_coefficients
 from lemix_hpc.profiling.hardware import Hardware, load_hardware
 from lemix_hpc.records.reader import RunRecords
@@ -32,6 +31,7 @@ from lemix_hpc.run_setup.scheduler_setup import (
     make_scheduler,
     mean_unloaded_response,
     pace_of,
+    placement_of,
 )
 from lemix_hpc.run_setup.training_feed import TrainingFeed, feed_of
 from lemix_hpc.simulate import to_records as result
@@ -140,7 +140,7 @@ def simulate_workload(
 
 def is_open(recipe: Recipe) -> bool:
     """Whether the split of a separated cluster is to be found."""
-    return PLACEMENTS[recipe.policy.placement].splits and recipe.policy.training_nodes == "auto"
+    return recipe.policy.splits and recipe.policy.training_nodes == "auto"
 
 
 def best_split(recipe: Recipe, run: Callable[[Recipe], Simulated]) -> Simulated:
@@ -210,7 +210,7 @@ def _facts(
     latencies, end = hardware.latencies(recipe.nodes.stages), allocation_end(recipe)
     lengths = [request.prompt_tokens + request.output_tokens for request in work.requests]
     return RunFacts(
-        policy=recipe.policy.placement,
+        policy=placement_of(recipe),
         engine="simulated",
         nodes=recipe.nodes.count,
         stages=recipe.nodes.stages,

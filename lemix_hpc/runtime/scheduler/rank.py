@@ -41,6 +41,7 @@ from lemix_hpc.run_setup.scheduler_setup import (
     mean_unloaded_response,
     pace_of,
     partners,
+    placement_of,
     split,
 )
 from lemix_hpc.run_setup.training_feed import feed_of
@@ -292,7 +293,7 @@ class SchedulerRank:
     ) -> RunFacts:
         recipe = self._recipe
         return RunFacts(
-            policy=recipe.policy.placement,
+            policy=placement_of(recipe),
             engine=recipe.engine.kind,
             nodes=self._layout.nodes,
             stages=self._layout.stages,
