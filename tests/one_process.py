@@ -231,7 +231,7 @@ class OneProcess:
             feed.go_on(self._inherited.cuts, self._inherited.done)
         return SchedulerLoop(
             self._layout,
-            make_scheduler(recipe, hardware, t0, tpot=pace.tpot if pace else 0.0),
+            make_scheduler(recipe, hardware, t0, **pace._asdict() if pace else {}),
             mailbox,
             self.records,
             clock.now,

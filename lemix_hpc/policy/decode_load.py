@@ -44,10 +44,19 @@ def prompt_seconds(state: State, node: int, prompt: int) -> float:
 @compiled
 def note_pass(state: State, node: int) -> None:
     """Keep how long a pass of all requests that generate on a node takes with one more [s]."""
+    state.nodes[node].pass_seconds = batch_seconds(state, node, state.nodes[node].generating + 1)
+
+
+@compiled
+def batch_seconds(state: State, node: int, requests: int) -> float:
+    """How long a decode pass of so many requests takes on all stages of a node [s], if their prompts are like those of the
+    requests that generate there, and half of their answers is there."""
     here = state.nodes[node]
-    requests = here.generating + 1
-    cached = here.prompt_tokens + requests * state.counters[0].expected_output / 2.0
-    here.pass_seconds = _seconds(state, node, requests, float(requests), cached, 0)
+    prompts = float(here.prompt_tokens)
+    if here.generating >= requests:
+        prompts *= requests / here.generating
+    cached = prompts + requests * state.counters[0].expected_output / 2.0
+    return _seconds(state, node, requests, float(requests), cached, 0)
 
 
 @compiled
@@ -58,22 +67,14 @@ def note_passes(state: State) -> None:
 
 
 @compiled
-def note_placed(state: State, rules: Rules, node: int, now: float, prompt: int, output: int) -> None:
+def note_placed(state: State, rules: Rules, node: int, now: float, prompt: int) -> None:
     """A request came to a node, and counts in `generating` if it asks for more than one token."""
     here = state.nodes[node]
     faded = here.prompt_seconds * math.exp((here.prompted_at - now) / (PROMPT_MEMORY * rules.tpot))
     here.prompt_seconds, here.prompted_at = faded + prompt_seconds(state, node, prompt), now
-    here.prompt_tokens += prompt if output > 1 else 0
     note_pass(state, node)
     # What was learned of stage times and outputs reaches nodes that get nothing too, one at a time.
     note_pass(state, state.counters[0].sequence % state.nodes.size)
-
-
-@compiled
-def note_finished(state: State, node: int, prompt: int, output: int) -> None:
-    """A request left a node, and `generating`."""
-    state.nodes[node].prompt_tokens -= prompt if output > 1 else 0
-    note_pass(state, node)
 
 
 @inlined

@@ -93,7 +93,8 @@ Event = RequestArrived | GroupOffered | TrainingClosed | StageFinished | TaskFin
 class Place:
     """Send a task to a node. `eligible` is when the release rule let it go; `response` is the predicted response time.
 
-    `key` orders the requests that wait on a node, the lowest first; it is in seconds.
+    `key` orders the requests that wait on a node, the lowest first; it is in seconds. `first_token`, `token`: of a request that
+    generates, predicted seconds to its first token and for each further one.
     """
 
     task: int
@@ -101,6 +102,8 @@ class Place:
     eligible: float
     response: float
     key: float
+    first_token: float | None = None
+    token: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

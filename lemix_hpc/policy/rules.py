@@ -28,8 +28,8 @@ class SchedulerConfig:
     can rest. `max_hold`: how long admission may hold training back. `end`: when the allocation ends, less the drain reserve.
     `batch_requests`: the most that generate in one batch. `oracle`: forecasts know output lengths. `recalibrate`: correct
     stage times by what ran; `overhead`: what a response takes besides its stages' work, for each pass, which is learned from
-    then on; `drift_limit`: relative error of given times that raises an alarm; `tpot`: what decode is paced to [s], 0 where
-    it is not.
+    then on; `drift_limit`: relative error of given times that raises an alarm; `ttft`, `tpot`: what first tokens and
+    decode are paced to [s], 0 where they are not.
     """
 
     nodes: int
@@ -53,6 +53,7 @@ class SchedulerConfig:
     recalibrate: bool = True
     overhead: float = 0.0
     drift_limit: float = DEFAULT_LIMIT
+    ttft: float = 0.0
     tpot: float = 0.0
 
     @property
@@ -116,6 +117,7 @@ class Rules(NamedTuple):
     oracle: bool
     learns: bool
     overhead: float
+    ttft: float
     tpot: float
 
 
@@ -147,5 +149,6 @@ def make_rules(config: SchedulerConfig) -> Rules:
         oracle=config.oracle,
         learns=config.recalibrate,
         overhead=config.overhead if config.recalibrate else 0.0,
+        ttft=config.ttft,
         tpot=config.tpot,
     )

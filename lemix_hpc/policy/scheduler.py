@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -125,7 +126,10 @@ class Scheduler:
             return Refuse(task)
         slot = self.state.slots[place]
         eligible = slot["eligible"] if slot["training"] else slot["release"]
-        return Place(task, int(slot["node"]), float(eligible), float(slot["predicted"]), float(slot["key"]))
+        made = Place(task, int(slot["node"]), float(eligible), float(slot["predicted"]), float(slot["key"]))
+        if slot["training"] or slot["each"] == 0.0:
+            return made
+        return replace(made, first_token=float(slot["first"]), token=float(slot["each"]))
 
     def _make_room(self, until: int, more: int) -> None:
         while full(self.state, until, more):

@@ -44,6 +44,12 @@ SLOT = np.dtype(
         ("eligible", "f8"),  # when training might have gone, but for being held
         ("key", "f8"),  # requests that wait on a node run by the smallest
         ("predicted", "f8"),  # response time, when the task was placed
+        (
+            "first",
+            "f8",
+        ),  # of a request that generates, when it was placed: seconds to its first token and for each further one,
+        ("each", "f8"),  # 0 of others, and the latter before what was learned
+        ("plain", "f8"),
         ("alone", "f8"),  # seconds of work of a request that came to a node without others, else 0
     ],
     align=True,
@@ -77,6 +83,8 @@ NODE = np.dtype(
         ("prompt_seconds", "f8"),  # `prompted_at`
         ("prompted_at", "f8"),
         ("pass_seconds", "f8"),  # of a decode pass on all stages with one more request, where decode is paced
+        ("prompts_until", "f8"),  # when the prompts that came are expected to be through
+        ("stretch", "f8"),  # the time between tokens / what it is taken to be by the requests there
         ("used", "f8"),  # stage seconds given lately, as of `used_at`
         ("used_at", "f8"),
         ("last_release", "f8"),  # of the last task, -inf before the first
@@ -214,6 +222,7 @@ def take_slot(state: State, task: int) -> int:
     state.slot_of[task] = slot
     state.slots[slot].task = task
     state.slots[slot].node = NONE
+    state.slots[slot].first = state.slots[slot].each = state.slots[slot].plain = 0.0
     return slot
 
 
@@ -238,7 +247,8 @@ def _make_nodes(count: int) -> Records:
     nodes = np.zeros(count, NODE)
     for link in ("head", "tail", "last_request", "first_training", "last_training", "open_first"):
         nodes[link] = NONE
-    nodes["last_release"] = nodes["last_key"] = -np.inf
+    nodes["last_release"] = nodes["last_key"] = nodes["prompts_until"] = -np.inf
+    nodes["stretch"] = 1.0
     return nodes
 
 

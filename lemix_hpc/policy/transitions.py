@@ -10,7 +10,7 @@ import math
 from typing import Any
 
 from lemix_hpc.policy.candidates import batch_of, expected_output, order_key, request_candidate, request_row
-from lemix_hpc.policy.decode_load import note_finished, note_placed
+from lemix_hpc.policy.decode_load import note_pass, note_placed
 from lemix_hpc.policy.estimates import note_assigned, note_output, note_overhead
 from lemix_hpc.policy.event_records import ARRIVED, CLOSED, ENDED, PASSED_STAGE
 from lemix_hpc.policy.forecast import assign, expect, forget, observe, place_of_request
@@ -19,6 +19,7 @@ from lemix_hpc.policy.placement_rules import PACK, filled, fills, has_room, pack
 from lemix_hpc.policy.release import admit, offer, open_groups, passed
 from lemix_hpc.policy.rules import Rules
 from lemix_hpc.policy.state import NONE, Ints, State, decide, return_slot, take_slot
+from lemix_hpc.policy.token_forecast import forecast_tokens, note_tokens
 
 
 @compiled
@@ -65,10 +66,15 @@ def request_arrived(state: State, rules: Rules, now: float, task: int, prompt: i
     known = (rules.oracle or output <= 1) and rules.tpot == 0.0
     slots[slot].alone = alone if known and nodes[node].requests == 0 else 0.0
     note_assigned(state, rules, node, slot, now)
-    nodes[node].requests += 1
-    nodes[node].generating += output > 1
+    if output > 1:
+        forecast_tokens(state, rules, node, slot, now, prompt)
+        nodes[node].generating += 1
+        nodes[node].prompt_tokens += prompt
     if rules.tpot > 0.0:
-        note_placed(state, rules, node, now, prompt, output)
+        if output > 1:
+            slots[slot].predicted = slots[slot].first + (tokens - 1) * slots[slot].each
+        note_placed(state, rules, node, now, prompt)
+    nodes[node].requests += 1
     decide(state, task)
 
 
@@ -166,9 +172,12 @@ def task_finished(state: State, rules: Rules, now: float, node: int, task: int, 
     forget(state, slot)
     if not slots[slot].training:
         nodes[node].requests -= 1
-        nodes[node].generating -= slots[slot].output > 1
+        if slots[slot].output > 1:
+            nodes[node].generating -= 1
+            nodes[node].prompt_tokens -= slots[slot].prompt
+            note_tokens(state, slot, now, output)
         if rules.tpot > 0.0:
-            note_finished(state, node, slots[slot].prompt, slots[slot].output)
+            note_pass(state, node)
         if output > 0:
             note_output(state, output)
     return_slot(state, slot)

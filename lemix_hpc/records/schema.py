@@ -51,7 +51,8 @@ class ServedTask(msgspec.Struct, frozen=True, tag="serving", tag_field="kind"):
 
     `placed`: when the policy chose its node. `nll`: negative log-likelihood of the prompt, the sum over its `scored_tokens` in
     nats. `output`: token ids. `versions`: first and last weight version. `predicted_response_s`: the forecast when it was
-    placed, seconds. `number` is its task in `events.jsonl`. `key`: the name of its client's.
+    placed, seconds, and of a request that generates `predicted_ttft_s` to its first token and `predicted_tpot_s` for each
+    further one. `number` is its task in `events.jsonl`. `key`: the name of its client's.
     """
 
     id: str
@@ -69,6 +70,8 @@ class ServedTask(msgspec.Struct, frozen=True, tag="serving", tag_field="kind"):
     predicted_response_s: float | None = None
     number: int | None = None
     key: str | None = None
+    predicted_ttft_s: float | None = None
+    predicted_tpot_s: float | None = None
 
 
 class TrainedTask(msgspec.Struct, frozen=True, tag="training", tag_field="kind"):

@@ -37,6 +37,7 @@ def summarise(run: RunRecords) -> Section:
     batches = metrics.serving_batches(run.spans)
     outcomes = [task.outcome for task in run.served] + [task.outcome for task in run.trained]
     finished = outcomes.count("finished")
+    of_first, of_each = metrics.token_forecast_errors(run.served)
     return {
         "policy": facts.policy,
         "engine": facts.engine,
@@ -56,6 +57,8 @@ def summarise(run: RunRecords) -> Section:
         "bubble_rate": metrics.bubble_rate(time, facts.stages),
         "forecast_error_t0": metrics.distribution(metrics.forecast_errors(run.served, facts.t0_s), [95]),
         "forecast_error_tenths_t0": metrics.tenths(metrics.forecast_errors(run.served, facts.t0_s)),
+        "forecast_error_ttft_ms": metrics.distribution(of_first, [95], scale=1e3),
+        "forecast_error_tpot_ms": metrics.distribution(of_each, [95], scale=1e3),
         "t0_ms": 1e3 * facts.t0_s,
         "pace_ms": {name: 1e3 * limit for name, limit in facts.pace_s.items()},
         "weight_versions": {

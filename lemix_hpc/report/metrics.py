@@ -88,6 +88,18 @@ def forecast_errors(served: Iterable[ServedTask], t0_s: float) -> list[float]:
     return [abs(predicted - real) / t0_s for predicted, real in pairs if predicted is not None and real is not None]
 
 
+def token_forecast_errors(served: Iterable[ServedTask]) -> tuple[list[float], list[float]]:
+    """|predicted - real| time to the first token, and per further token, of each finished request with these forecasts, s."""
+    first, each = [], []
+    for task in served:
+        ttft, tpot = time_to_first_token(task), time_per_output_token(task)
+        if ttft is not None and task.predicted_ttft_s is not None:
+            first.append(abs(task.predicted_ttft_s - ttft))
+        if tpot is not None and task.predicted_tpot_s is not None:
+            each.append(abs(task.predicted_tpot_s - tpot))
+    return first, each
+
+
 def tenths(values: Sequence[float]) -> list[float]:
     """Means of ten parts of the values, in their order and as equal as can be; fewer parts of fewer values."""
     count = min(10, len(values))

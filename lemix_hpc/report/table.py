@@ -102,6 +102,10 @@ def _serving(report: dict[str, Any]) -> list[tuple[str, RenderableType]]:
     error = report["forecast_error_t0"]
     if error["mean"] is not None:
         rows.append(("forecast error", f"{number(error['mean'])} T0 mean · {number(error['p95'])} T0 p95"))
+    for name, key in (("of first tokens", "forecast_error_ttft_ms"), ("of further tokens", "forecast_error_tpot_ms")):
+        error = report.get(key) or {"mean": None}
+        if error["mean"] is not None:
+            rows.append((name, f"{number(error['mean'])} ms mean · {number(error['p95'])} ms p95"))
     return rows
 
 

@@ -41,17 +41,20 @@ def make_scheduler(
     overhead: float = 0.0,
     end: float | None = None,
     tpot: float = 0.0,
+    ttft: float = 0.0,
 ) -> Scheduler:
     """The scheduler of a run of this recipe; `t0`: mean unloaded response [s]; `overhead`: what a response takes besides its
     stages' work, for each pass [s], which is learned from then on. `end`: when nothing may run any more [s], if it is not by
-    the recipe. `tpot`: what decode is paced to [s], if it is."""
+    the recipe. `tpot`, `ttft`: what decode and first tokens are paced to [s], if they are."""
     # The compiler behind it takes a second to load, which stages and most leaders need not wait for.
     from lemix_hpc.policy.scheduler import Scheduler
 
     stages = recipe.nodes.stages
     config = scheduler_config(recipe, t0=t0, pieces=hardware.pieces(stages), drift_limit=hardware.drift_limit)
     tpot = 0.0 if config.split else tpot  # nodes that only serve are not paced
-    config = dataclasses.replace(config, overhead=overhead, end=config.end if end is None else end, tpot=tpot)
+    config = dataclasses.replace(
+        config, overhead=overhead, end=config.end if end is None else end, tpot=tpot, ttft=ttft
+    )
     return Scheduler(config, hardware.forecasts(stages), hardware.kinds)
 
 

@@ -47,7 +47,10 @@ REQUEST = np.dtype(
         ("held", np.int64),
         # What became of it.
         ("outcome", np.int64),
+        # Seconds of the response, to the first token, and for each further one.
         ("predicted", np.float64),
+        ("predicted_first", np.float64),
+        ("predicted_token", np.float64),
         ("placed", np.float64),
         ("first_token", np.float64),
         ("finished", np.float64),

@@ -135,6 +135,7 @@ def _place_request(cluster: ClusterState, state: State, task: int, slot: int) ->
         return
     node = state.slots[slot].node
     request.node, request.key, request.predicted = node, state.slots[slot].key, state.slots[slot].predicted
+    request.predicted_first, request.predicted_token = state.slots[slot].first, state.slots[slot].each
     request.placed, request.length = run.now, request.prompt
     leader = cluster.nodes[node]
     leader.waiting = push(cluster.requests, leader.waiting, task)

@@ -29,11 +29,12 @@ def served(cluster: ClusterState, requests: Sequence[Request]) -> list[ServedTas
     """All requests in order of their numbers; those that the policy refused are rejected."""
     rows = _columns(
         cluster.requests,
-        "outcome arrival node placed first_token finished produced first_version last_version predicted",
+        "outcome arrival node placed first_token finished produced first_version last_version predicted"
+        " predicted_first predicted_token",
     )
     tasks = []
     for number, (request, row) in enumerate(zip(requests, rows, strict=True)):
-        outcome, arrival, node, placed, first_token, finished, produced, first, last, predicted = row
+        outcome, arrival, node, placed, first_token, finished, produced, first, last, predicted, ttft, tpot = row
         if outcome != FINISHED:
             tasks.append(ServedTask(request.id, "rejected", arrival, request.prompt_tokens, number=number))
             continue
@@ -50,6 +51,8 @@ def served(cluster: ClusterState, requests: Sequence[Request]) -> list[ServedTas
                 output=[NONE] * produced,
                 versions=(first, last),
                 predicted_response_s=predicted,
+                predicted_ttft_s=ttft or None,
+                predicted_tpot_s=tpot or None,
                 number=number,
             )
         )

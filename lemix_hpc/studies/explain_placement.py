@@ -47,8 +47,8 @@ def explain(run_dir: Path, recipe: Recipe, name: str) -> Explained:
 
     def scheduler() -> Scheduler:
         end = math.inf if facts.refuses_after_s is None else facts.refuses_after_s
-        tpot = facts.pace_s.get("tpot", 0.0)
-        made = make_scheduler(recipe, hardware, facts.t0_s, facts.overhead_s, end, tpot)
+        pace = facts.pace_s
+        made = make_scheduler(recipe, hardware, facts.t0_s, facts.overhead_s, end, **pace)
         if memory is not None:
             made.recall(memory)
         return made

@@ -105,7 +105,7 @@ def simulate_workload(
     requests, rejected = _fitting(recipe, work.requests)
     requests = _in_order(requests)
     pace = pace_of(recipe, hardware.reference.latency(recipe.nodes.stages), work.requests)
-    scheduler = make_scheduler(recipe, hardware, t0, tpot=pace.tpot if pace else 0.0)
+    scheduler = make_scheduler(recipe, hardware, t0, **pace._asdict() if pace else {})
     names: list[str] = []
     feed, groups = feed_of(recipe, work, partial(next, itertools.count())), None
     if feed is not None:

@@ -80,6 +80,17 @@ def test_forecast_errors_are_in_units_of_t0() -> None:
     assert metrics.forecast_errors(served, 0.0) == []
 
 
+def test_forecast_errors_of_tokens_are_those_of_requests_that_have_the_forecasts() -> None:
+    expected = {"predicted_ttft_s": 0.5, "predicted_tpot_s": 0.25}
+    served = [
+        request(0.0, 3.0, first_token=1.0, output=[1, 2, 3], **expected),
+        request(0.0, 3.0, first_token=2.0, output=[1], **expected),
+        request(0.0, 9.0, first_token=1.0, output=[1, 2]),
+        LOST,
+    ]
+    assert metrics.token_forecast_errors(served) == ([1.0 - 0.5, 2.0 - 0.5], [(3.0 - 1.0) / 2 - 0.25])
+
+
 def test_distribution_leaves_out_what_is_undefined() -> None:
     # p95 of four values lies at position 0.95 * 3 = 2.85, between the third and the fourth.
     figures = metrics.distribution([4.0, None, 1.0, 3.0, 2.0], [50, 95], scale=1e3)

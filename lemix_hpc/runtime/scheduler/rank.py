@@ -141,8 +141,8 @@ class SchedulerRank:
         reference = hardware.reference.latency(self._layout.stages)
         t0 = mean_unloaded_response(reference, work.requests, self._recipe)
         pace = pace_of(self._recipe, reference, work.requests)
-        tpot = 0.0 if pace is None else pace.tpot
-        scheduler = make_scheduler(self._recipe, hardware, t0, overhead, self._policy_end, tpot)
+        ttft, tpot = (0.0, 0.0) if pace is None else (pace.ttft, pace.tpot)
+        scheduler = make_scheduler(self._recipe, hardware, t0, overhead, self._policy_end, tpot, ttft)
         coefficients = recollection.digest(hardware)
         self._recall(scheduler, hardware, coefficients)
         # The time of the run goes on where the last attempt ended.

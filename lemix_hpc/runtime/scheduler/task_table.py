@@ -72,6 +72,8 @@ class ServingTask:
             output=done.output,
             versions=done.versions if worked else None,
             predicted_response_s=self.place.response,
+            predicted_ttft_s=self.place.first_token,
+            predicted_tpot_s=self.place.token,
             number=done.task,
             key=self._key,
         )

@@ -71,6 +71,12 @@ def test_a_scored_request_has_its_likelihood_and_a_generated_one_its_tokens() ->
         assert (record.first_token, record.finished, record.versions) == (1.0, 2.0, (4, 5))
 
 
+def test_forecasts_of_tokens_are_kept_beside_that_of_the_response() -> None:
+    task = ServingTask(request(2), Place(3, 1, 0.75, 2.0, 0.75, first_token=0.5, token=0.25))
+    record = task.finished(done([11, 12], scored=0), "finished")
+    assert (record.predicted_ttft_s, record.predicted_tpot_s) == (0.5, 0.25)
+
+
 @pytest.mark.parametrize("outcome", ["lost", "aborted", "rejected"])
 def test_what_a_node_never_worked_on_has_no_first_token_and_no_versions(outcome: Outcome) -> None:
     record = placed(2).finished(done([], scored=0), outcome)
