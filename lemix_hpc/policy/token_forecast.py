@@ -18,6 +18,8 @@ from lemix_hpc.policy.state import NONE, State
 
 longest_batch = compiled(pacing.longest_batch)
 
+LEAST_LEFT = 0.1
+"""Prompts are taken to have at least so much of the time of paced passes."""
 TOKEN_MEMORY, LARGEST_STRETCH = 4096.0, 8.0
 """The time between tokens of a node is learned over so many of them; it is at most so many times the plain one."""
 
@@ -31,19 +33,21 @@ def forecast_tokens(state: State, rules: Rules, node: int, slot: int, now: float
     if rules.tpot > 0.0:
         decode = here.pass_seconds
         slots[slot].plain = rules.tpot * max(1.0, own_load(state, rules, node, prompt) + decode / rules.tpot)
-        whole = longest_batch(Pace(rules.ttft, rules.tpot), decode)
+        whole, left = longest_batch(Pace(rules.ttft, rules.tpot), decode), max(LEAST_LEFT, 1.0 - decode / rules.tpot)
         wait = _wait_paced(state, rules, node, work, decode)
     else:
         decode = batch_seconds(state, node, batch_of(state, rules, node))
-        slots[slot].plain, whole = decode, math.inf
+        slots[slot].plain, whole, left = decode, math.inf, 1.0
         # One batch runs on the first stage, and another one may wait there.
         wait = 1.5 * decode / stages if here.generating > 0 else 0.0
-    # Prompts go one behind the other, in parts that passes have room for.
+    # Prompts go one behind the other, in parts that passes have room for, in the time that decode leaves.
     begin = max(now + wait, here.prompts_until)
-    cut = work / (whole - decode)
-    here.prompts_until = begin + work * (1.0 + decode / (whole - decode))
-    slots[slot].first = begin - now + work + (math.floor(cut) + 1.0) * decode
-    slots[slot].each = here.stretch * slots[slot].plain
+    here.prompts_until = begin + work / left
+    first = begin - now + work + (math.floor(work / (whole - decode)) + 1.0) * decode
+    if decode < rules.tpot:
+        # As long as a node keeps its pace, prompts are due before they are late.
+        first = min(first, max(rules.ttft, work + decode))
+    slots[slot].first, slots[slot].each = first, here.stretch * slots[slot].plain
 
 
 @compiled
