@@ -4,8 +4,8 @@
     python benchmarks/generation_bound.py --rates 8 40 --set slo.tpot_ms=25
 
 The bound: all stages train, but for the least time that serving needs. That is one decode pass in each TPOT limit, on as few
-nodes as can make theirs in that time, and the prompts. Attainment is of all limits, and training tokens/s are counted in the
-last three quarters of the arrivals, so that neither the start nor the end of a run is in them..
+nodes as can make theirs in that time (or all), and the prompts. Attainment is of all limits. Training tokens/s are counted in
+the last three quarters of the arrivals, so that neither the start nor the end of a run is in them.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ RECIPE = Path(__file__).resolve().parents[1] / "recipes" / "generation-study.yam
 
 
 def serving_share(recipe: Recipe) -> float:
-    """The least part of all stages' time that its requests need; nan if they need more than there is."""
+    """The least part of all stages' time that its requests need; above 1 if they need more than there is."""
     assert recipe.slo.tpot_ms is not None
     rate, tpot, nodes = recipe.serving.source.rate, recipe.slo.tpot_ms / 1e3, recipe.nodes.count  # type: ignore[union-attr]
     latency, requests = load_hardware(recipe).reference.latency(recipe.nodes.stages), load_workload(recipe).requests
@@ -40,10 +40,9 @@ def serving_share(recipe: Recipe) -> float:
     )
     # Forms are nearly straight in the number of requests: the time of a pass of k nodes' share follows from that of all.
     each = sum(latency.forward_times(Shape(round(decoding), round(decoding), cached))) - idle
-    for serving in range(1, nodes + 1):
-        if idle + each / serving + prompts * tpot / serving <= tpot:
-            return float(((serving * idle + each) / tpot + prompts) / (nodes * recipe.nodes.stages))
-    return float("nan")
+    fits = (k for k in range(1, nodes) if idle + each / k + prompts * tpot / k <= tpot)
+    serving = next(fits, nodes)
+    return float(((serving * idle + each) / tpot + prompts) / (nodes * recipe.nodes.stages))
 
 
 def steady_tokens(run: Simulated) -> float:
