@@ -104,10 +104,6 @@ def _check_engine(recipe: Recipe) -> Iterator[Problem]:
             ("model",),
             f"the {engine.kind} engine needs a model; give `path` (a checkpoint directory) or `config` (initialised at random)",
         )
-    if engine.has_scheduler and recipe.policy.pace == "slo":
-        yield Problem(
-            ("policy", "pace"), f"{engine.kind} forms its batches itself, as soon as possible; leave this key out"
-        )
 
 
 def _check_profiled_engine(recipe: Recipe) -> Iterator[Problem]:

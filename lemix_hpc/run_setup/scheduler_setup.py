@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from lemix_hpc.config.recipe import Recipe
+from lemix_hpc.config.recipe import Engine, Recipe
+from lemix_hpc.config.serving_section import Serving
 from lemix_hpc.config.walltime import parse_walltime
 from lemix_hpc.policy.latency import LatencyModel, Shape
 from lemix_hpc.policy.pacing import Pace
@@ -71,10 +72,10 @@ def mean_unloaded_response(latency: LatencyModel, requests: Sequence[Request], r
 
 
 def is_paced(recipe: Recipe) -> bool:
-    """Whether batches wait until they are due: where requests generate and training can have the time, if the recipe says so,
-    or gives a limit on the time per token and nothing else. An engine with a scheduler of its own keeps no pace."""
+    """Whether batches wait until they are due: where requests generate, as those of clients do, and training can have the
+    time, if the recipe says so, or gives a limit on the time per token and nothing else."""
     serving, pace = recipe.serving, recipe.policy.pace
-    generates = serving is not None and serving.mode == "generate" and not recipe.engine.has_scheduler
+    generates = serving is not None and (serving.mode == "generate" or _calls_come(recipe.engine, serving))
     wanted = pace == "slo" or (pace is None and recipe.slo.tpot_ms is not None)
     return wanted and generates and recipe.training is not None
 
@@ -82,6 +83,12 @@ def is_paced(recipe: Recipe) -> bool:
 def placement_of(recipe: Recipe) -> str:
     """The name of the placement: the recipe's, or the one that suits how batches begin."""
     return recipe.policy.placement or (DEFAULT_PACED if is_paced(recipe) else DEFAULT)
+
+
+def _calls_come(engine: Engine, serving: Serving) -> bool:
+    """Whether requests are calls of the OpenAI API, which say themselves how much they generate."""
+    from_file = serving.source is not None and serving.source.kind == "openai-batch"
+    return engine.serves_http and (serving.http is not None or from_file)
 
 
 def pace_of(recipe: Recipe, latency: LatencyModel, requests: Sequence[Request]) -> Pace | None:

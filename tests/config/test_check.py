@@ -46,11 +46,6 @@ CASES = {
         "training.data",
         "missing; the vllm engine needs text to train on",
     ),
-    "a pace that the engine cannot keep": (
-        VLLM | {"serving": BATCH, "policy": {"pace": "slo"}},
-        "policy.pace",
-        "vllm forms its batches itself",
-    ),
     "an interval of averages that are not taken": (
         {
             "model": LLAMA,

@@ -5,6 +5,7 @@ import math
 import pytest
 
 from lemix_hpc.config.recipe import Recipe
+from lemix_hpc.config.serving_section import Http
 from lemix_hpc.policy.latency import Affine, LatencyModel
 from lemix_hpc.policy.pacing import Pace
 from lemix_hpc.run_setup.scheduler_setup import aim, pace_of, scheduler_config, training_nodes
@@ -66,12 +67,20 @@ def test_limits_that_are_not_given_are_multiples_of_what_idle_nodes_take() -> No
 
 def test_only_generation_beside_training_is_paced() -> None:
     paced = generating()
-    serving, engine = paced.serving, paced.engine
+    serving = paced.serving
     assert serving is not None
     scores = {"serving": serving.model_copy(update={"mode": "score"})}
-    schedules_itself = {"engine": engine.model_copy(update={"kind": "vllm"})}
-    for update in (scores, schedules_itself, {"training": None}):
+    for update in (scores, {"training": None}):
         assert pace_of(paced.model_copy(update=update), LATENCY, REQUESTS) is None
+
+
+def test_what_clients_ask_for_is_generation_whatever_the_mode() -> None:
+    paced = generating()
+    assert paced.serving is not None
+    clients = paced.serving.model_copy(update={"mode": "score", "http": Http()})
+    engine = paced.engine.model_copy(update={"kind": "vllm"})
+    served = paced.model_copy(update={"serving": clients, "engine": engine})
+    assert pace_of(served, LATENCY, REQUESTS) is not None
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,9 @@ from lemix_hpc.policy.latency import Shape
 from lemix_hpc.profiling.hardware import load_hardware
 from lemix_hpc.records.event_log import read_events
 from lemix_hpc.run_setup.scheduler_setup import make_scheduler
+from lemix_hpc.workload.load import load_workload
+from tests.engines.torch.test_serving import hf_greedy
+from tests.engines.vllm.conftest import hugging_face
 from tests.runtime.conftest import A100, SUMS, FinishedRun, Run, sums_training, tiny_llama
 
 pytestmark = pytest.mark.mpi
@@ -67,17 +70,25 @@ def test_training_takes_the_same_course_with_and_without_serving(lemix_run: Run)
     assert len(between) > 3, "requests must have been served in between"
 
 
-def test_generated_tokens_are_counted_and_carry_their_versions(lemix_run: Run) -> None:
-    run = lemix_run(
-        {
-            "name": "generate",
-            "nodes": {"count": 2, "stages": 2},
-            "model": {"config": tiny_llama(tie_word_embeddings=True)},
-            "serving": poisson(rate=8, requests=24, mode="generate", max_new_tokens=6),
-            "training": sums_training(release="sync", schedule="gpipe", micro_batches_per_step=2),
-            "policy": {"placement": "round-robin"},
-        }
-    )
+def test_paced_tokens_are_the_whole_models_and_carry_their_versions(lemix_run: Run, tmp_path: Path) -> None:
+    """Greedy ones, with steps of training that are too small to change a weight."""
+    model = hugging_face("llama", tied=True)
+    model.save_pretrained(tmp_path / "model")
+    training = sums_training(release="sync", schedule="gpipe", micro_batches_per_step=2, learning_rate=1e-30)
+    recipe = {
+        "name": "generate",
+        "nodes": {"count": 2, "stages": 2},
+        "model": {"path": str(tmp_path / "model")},
+        "serving": poisson(rate=8, requests=24, mode="generate", max_new_tokens=6),
+        "training": training,
+        "policy": {"placement": "round-robin"},
+        "slo": {"tpot_ms": 100, "ttft_ms": 500},
+    }
+    run = lemix_run(recipe)
+    requests = load_workload(load_recipe(tmp_path / "generate.yaml")).requests
+    expected = {request.id: hf_greedy(model, list(request.tokens), request.output_tokens) for request in requests}
+    assert {task["id"]: task["output"] for task in run.tasks("serving")} == expected
+    assert run.report["pace_ms"] == {"ttft": 500, "tpot": 100}
     served = run.tasks("serving")
     assert {task["node"] for task in served} == {0, 1}
     for task in served:

@@ -33,6 +33,14 @@ def generating(requests: int, rate: float) -> dict[str, Any]:
     return {"source": source, "mode": "generate", "prompts": {"path": str(SUMS)}} | lengths
 
 
+def paced(recipe: dict[str, Any]) -> dict[str, Any]:
+    """Beside training whose steps are too small to change a weight, with tokens that may take their time."""
+    training = sums_training(learning_rate=1e-30, micro_batches_per_step=2)
+    slo = {"tpot_ms": 200, "ttft_ms": 1000}
+    engine = recipe["engine"] | {"max_batch_requests": 32}
+    return recipe | {"serving": generating(PROMPTS, rate=12), "training": training, "slo": slo, "engine": engine}
+
+
 def serving_alone(checkpoint: Path, stages: int) -> dict[str, Any]:
     return {
         "name": f"vllm-{stages}",
@@ -66,17 +74,30 @@ def stock_tokens(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     return tokens
 
 
-@pytest.mark.parametrize(
-    "stages", [pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow), 3]
-)
+def check_tokens(run: FinishedRun, stock_tokens: list[list[int]]) -> None:
+    served = {task["id"]: task for task in run.tasks("serving")}
+    assert len(served) == PROMPTS
+    assert [served[f"r{number}"]["output"] for number in range(PROMPTS)] == stock_tokens
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stages", [1, 2])
 def test_tokens_through_stages_are_stock_vllms(
     lemix_run: Run, checkpoint: Path, stock_tokens: list[list[int]], stages: int
 ) -> None:
     run = lemix_run(serving_alone(checkpoint, stages))
-    served = {task["id"]: task for task in run.tasks("serving")}
-    assert len(served) == PROMPTS
-    assert [served[f"r{number}"]["output"] for number in range(PROMPTS)] == stock_tokens
-    assert all(task["versions"] == [0, 0] for task in served.values())
+    check_tokens(run, stock_tokens)
+    assert all(task["versions"] == [0, 0] for task in run.tasks("serving"))
+
+
+def test_batches_that_wait_until_they_are_due_have_stock_vllms_tokens(
+    lemix_run: Run, checkpoint: Path, stock_tokens: list[list[int]]
+) -> None:
+    run = lemix_run(paced(serving_alone(checkpoint, 3)))
+    check_tokens(run, stock_tokens)
+    assert run.report["pace_ms"] == {"ttft": 1000, "tpot": 200}
+    assert run.report["training"]["steps"] > 0
+    assert run.report["serving"]["mean_batch"] > 4, "twelve requests a second, and five tokens a second for each"
 
 
 def test_training_beside_vllm_takes_its_own_course_and_no_batch_mixes_versions(lemix_run: Run, tmp_path: Path) -> None:

@@ -19,11 +19,14 @@ from typing import Any
 
 import cloudpickle
 from vllm.v1.core.sched.output import GrammarOutput, SchedulerOutput
+from vllm.v1.engine.core import EngineCoreProc
 from vllm.v1.executor.abstract import Executor
 from vllm.v1.outputs import EMPTY_MODEL_RUNNER_OUTPUT
 
 from lemix_hpc.engines.protocol import PermissionToCommit, ServeBatch, ServeSequence
 from lemix_hpc.engines.vllm.engine_ipc import Ask, Bye, Call, Output, Reply, Run, Sample, connect, receive, send
+from lemix_hpc.engines.vllm.engine_loop import wait_until_due
+from lemix_hpc.engines.vllm.engine_pace import ORDERS, EnginePace
 from lemix_hpc.engines.vllm.process_guard import follow_leader
 from lemix_hpc.engines.vllm.request_ids import task_of
 from lemix_hpc.engines.vllm.weight_version import WeightClock
@@ -77,6 +80,8 @@ class StageExecutor(Executor):  # type: ignore[misc]
         self.collective_rpc("start", args=(self.vllm_config,))
         # Only now: the stages have been sent a configuration that can be pickled.
         self._clock = settings["weight_clock"] = WeightClock(settings["weight_version"])
+        self._pace = settings["pace"] = EnginePace(self._stages)
+        wait_until_due(EngineCoreProc)
         asking = connect(directory, 0, START_TIMEOUT_S)
         threading.Thread(target=self._give_leave, args=(asking,), name="leave", daemon=True).start()
 
@@ -88,7 +93,13 @@ class StageExecutor(Executor):  # type: ignore[misc]
         kwargs: dict[str, Any] | None = None,
         non_block: bool = False,
     ) -> Any:
-        """Call a method of every stage's worker. Raises RuntimeError with the stage's own words if it fails there."""
+        """Call a method of every stage's worker. Raises RuntimeError with the stage's own words if it fails there.
+
+        It is also how the leader reaches this process: what concerns its pace goes no further.
+        """
+        if method in ORDERS:
+            getattr(self._pace, method)(*args)
+            return []
         name = method if isinstance(method, str) else cloudpickle.dumps(method)
         answer = _Answer(self, method if isinstance(method, str) else "a function", self._stages, single=False)
         for stage in range(self._stages):

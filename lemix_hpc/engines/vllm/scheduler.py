@@ -1,22 +1,29 @@
-"""vLLM's scheduler, with weights that change under it.
+"""vLLM's scheduler, with weights that change under it, and batches that wait until they are due.
 
 The prefix cache must not mix weight versions: a cached block is found by a hash of its tokens, and here by the version that
 computed it too. Requests that wait are hashed under the version of the batch that admits them. A request that runs while
 the version changes has keys and values of both, so its further blocks get hashes that nobody can look up.
+
+While a batch is held, there is nothing to do for vLLM's loop (`engine_loop` lets it wait), and requests that come meanwhile
+join it. What has finished is told to the stages with the next batch.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from itertools import chain
 from typing import Any
 
 from vllm.v1.core.kv_cache_utils import BlockHash
+from vllm.v1.core.sched.interface import PauseState
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.engine import EngineCoreOutputs
 from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request
 
+from lemix_hpc.engines.vllm.engine_pace import EnginePace
 from lemix_hpc.engines.vllm.weight_version import WeightClock
 
 VERSIONS = "weight_versions"
@@ -27,12 +34,16 @@ _HASH_BYTES = 32
 class VersionedScheduler(Scheduler):  # type: ignore[misc]
     """Stamps every batch with its weight version and every output with the versions its request has seen.
 
-    The executor puts the engine's `WeightClock` where this class finds it, see `clock_of`.
+    The executor puts the engine's `WeightClock` and `EnginePace` where this class finds them, see `clock_of` and `pace_of`.
     """
+
+    max_num_scheduled_tokens: int  # vLLM's: what a batch may take
 
     def __init__(self, vllm_config: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(vllm_config, *args, **kwargs)
         self._clock = clock_of(vllm_config)
+        self._pace = pace_of(vllm_config)
+        self._most_tokens = self.max_num_scheduled_tokens
         self._version = 0
         self._first: dict[str, int] = {}
         self._salts: dict[str, tuple[int, str | None]] = {}
@@ -40,7 +51,19 @@ class VersionedScheduler(Scheduler):  # type: ignore[misc]
 
     def add_request(self, request: Request) -> None:
         self._hasher = request._block_hasher
+        self._pace.arrived(request)
         super().add_request(request)
+
+    def held_for(self) -> float:
+        """Seconds for which the next batch waits until it is due, 0 if nothing is held. Whoever pauses vLLM wants it to come
+        to an end."""
+        if self.pause_state != PauseState.UNPAUSED:
+            return 0.0
+        return self._pace.until_due(self.running, self._queued())
+
+    def has_requests(self) -> bool:
+        """Whether there is something to do now."""
+        return super().has_requests() and self.held_for() == 0.0
 
     def schedule(self, throttle_prefills: bool = False) -> SchedulerOutput:
         """The next batch. The weight version cannot change until the executor has sent it off."""
@@ -49,6 +72,9 @@ class VersionedScheduler(Scheduler):  # type: ignore[misc]
             if version != self._version:
                 self._version = version
                 self._part_from_cache()
+            if self.scheduler_config.enable_chunked_prefill:
+                most = self._pace.most_tokens(self.running, self._queued(), self._most_tokens)
+                self.max_num_scheduled_tokens = most
             output = super().schedule(throttle_prefills)
         except BaseException:
             self._clock.departed()
@@ -65,7 +91,9 @@ class VersionedScheduler(Scheduler):  # type: ignore[misc]
         # forgotten on the way.
         last = scheduler_output.weight_version
         first = {request_id: self._first.get(request_id, last) for request_id in scheduler_output.num_scheduled_tokens}
+        self._pace.passed(scheduler_output.num_scheduled_tokens)
         outputs: dict[int, EngineCoreOutputs] = super().update_from_output(scheduler_output, model_runner_output)
+        self._pace.counted(scheduler_output.num_scheduled_tokens)
         for of_client in outputs.values():
             for output in of_client.outputs:
                 output.kv_transfer_params = {VERSIONS: [first.get(output.request_id, last), last]}
@@ -79,7 +107,12 @@ class VersionedScheduler(Scheduler):  # type: ignore[misc]
     def _free_request(self, request: Request, *args: Any, **kwargs: Any) -> Any:
         self._first.pop(request.request_id, None)
         self._salts.pop(request.request_id, None)
+        self._pace.forget(request.request_id)
         return super()._free_request(request, *args, **kwargs)
+
+    def _queued(self) -> Iterator[Request]:
+        """Those that wait, in the order in which they will be taken."""
+        return chain(self.kv_holding_waiting, self.waiting)
 
     def _salt(self, request: Request) -> None:
         """Hash a request that has nothing computed yet under the present version, beside the salt that its client gave."""
@@ -112,3 +145,9 @@ def clock_of(vllm_config: Any) -> WeightClock:
     """The clock that the executor of this engine made."""
     clock: WeightClock = vllm_config.additional_config["weight_clock"]
     return clock
+
+
+def pace_of(vllm_config: Any) -> EnginePace:
+    """The pace that the executor of this engine made."""
+    pace: EnginePace = vllm_config.additional_config["pace"]
+    return pace

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import math
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from vllm import SamplingParams
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.entrypoints.launchers.api_server.app_state import init_app_state
 from vllm.entrypoints.launchers.app import build_app
-from vllm.inputs import TokensPrompt
+from vllm.inputs.engine import TokensInput, tokens_input
 from vllm.outputs import RequestOutput
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.async_llm import AsyncLLM
@@ -114,9 +115,13 @@ class NodeServer:
             raise RuntimeError(f"vLLM's engine has failed: {self._failure}") from self._failure
         return events
 
-    def generate(self, task: int, tokens: list[int], output: int, temperature: float, key: float) -> None:
-        """Generate `output` tokens, or with 0 score the prompt. Ends in a `Done`."""
-        self._start(task, self._generate(task, tokens, output, temperature, key))
+    def generate(
+        self, task: int, tokens: list[int], output: int, temperature: float, key: float, arrival: float
+    ) -> None:
+        """Generate `output` tokens, or with 0 score the prompt. Ends in a `Done`. It came at `arrival` [s of the run]."""
+        prompt = tokens_input(tokens)
+        prompt["arrival_time"] = time.time() + arrival - self._now()
+        self._start(task, self._generate(task, prompt, output, temperature, key))
 
     def call(self, task: int, method: str, path: str, headers: asgi.Headers, body: bytes, key: float) -> None:
         """Answer an HTTP call. Ends in the last `ResponsePart` and a `Done`."""
@@ -137,6 +142,22 @@ class NodeServer:
             self._work.pop(task).cancel()
             self._tracker.pop(task)
         return gone
+
+    def keep_pace(self, ttft: float, tpot: float, coefficients: str) -> None:
+        """Form batches when they are due; see `lemix_hpc.runtime.transport.messages.KeepPace`."""
+        self._order("keep_pace", ttft, tpot, coefficients)
+
+    def first_stage_idle(self, since: float) -> None:
+        """Nothing has run on the first stage `since` then [s of the run], and no training waits there; inf: that is over."""
+        # The engine process is on this host, and knows no time of the run.
+        self._order("first_stage_idle", time.monotonic() + since - self._now())
+
+    def _order(self, method: str, *arguments: float | str) -> None:
+        """Tell the engine process; it takes orders in their order, between two batches."""
+        asyncio.run_coroutine_threadsafe(self._whole(self._tell_engine(method, arguments)), self._loop)
+
+    async def _tell_engine(self, method: str, arguments: tuple[float | str, ...]) -> None:
+        await self._llm.collective_rpc(method, args=arguments)
 
     def close(self) -> None:
         """Stop the engine process, and wait for that. Raises TimeoutError if it does not stop."""
@@ -202,7 +223,7 @@ class NodeServer:
         finally:
             llm.shutdown()
 
-    async def _generate(self, task: int, tokens: list[int], output: int, temperature: float, key: float) -> None:
+    async def _generate(self, task: int, prompt: TokensInput, output: int, temperature: float, key: float) -> None:
         sampling = SamplingParams(
             max_tokens=max(output, 1),
             ignore_eos=True,
@@ -213,7 +234,6 @@ class NodeServer:
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
-        prompt = TokensPrompt(prompt_token_ids=tokens)
         answer = self._llm.generate(prompt, sampling, request_id(task), priority=_priority(key))
         (last,) = [result async for result in answer]
         self._warm = self._warm or bool(output)

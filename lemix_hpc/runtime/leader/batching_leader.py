@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 
 from lemix_hpc.engines.protocol import ServeBatch, ServeSequence
 from lemix_hpc.policy.execution_rules import may_form_batch
+from lemix_hpc.policy.pacer import Pacer
 from lemix_hpc.policy.pacing import Pace
 from lemix_hpc.profiling.coefficients import CoefficientFile
-from lemix_hpc.runtime.leader.pacer import Pacer
 from lemix_hpc.runtime.transport import messages as m
 from lemix_hpc.runtime.transport.mailbox import Inbox, Mail, Mailbox
 from lemix_hpc.runtime.transport.rank_layout import SCHEDULER_RANK, Layout
@@ -41,6 +41,10 @@ class _Request:
     def partial(self) -> bool:
         """Whether more of its prompt follows."""
         return self.part < self.next_length
+
+    @property
+    def produced(self) -> int:
+        return len(self.output)
 
     def sequence(self) -> ServeSequence:
         tokens, generate = self.next_tokens[: self.part], self.output_wanted > 0

@@ -27,6 +27,7 @@ class EngineLeader:
         self._clock = clock
         self._temperature = temperature
         self._stopped = False
+        self._paced = False
         self._running = layout.stages
 
     def turn(self) -> bool:
@@ -40,7 +41,7 @@ class EngineLeader:
         return bool(mails or events)
 
     def until_due(self) -> float:
-        """Its server forms batches, and rings when there is something: nothing is due here."""
+        """Its server forms batches, when they are due, and rings when there is something: nothing is due here."""
         return math.inf
 
     @property
@@ -55,14 +56,16 @@ class EngineLeader:
 
     def _receive(self, mail: Mail) -> None:
         match mail.message:
-            case m.PlaceRequest(task, _, output, tokens, key, _):
-                self._server.generate(task, tokens, output, self._temperature, key)
+            case m.PlaceRequest(task, _, output, tokens, key, arrival):
+                self._server.generate(task, tokens, output, self._temperature, key, arrival)
             case m.HttpCall(task, method, path, headers, body, key):
                 self._server.call(task, method, path, headers, body, key)
             case m.HttpAbort(task):
                 self._server.abort(task)
             case m.Withdraw(tasks):
                 self._tell(m.Withdrawn(self._node, self._server.withdraw(tasks)))
+            case (m.KeepPace() | m.FirstStageIdle()) as message:
+                self._keep_pace(message)
             case m.Train() as train:
                 self._mailbox.send(self._layout.worker(self._node, 0), Inbox.STAGE, train)
             case (
@@ -74,6 +77,13 @@ class EngineLeader:
                 self._order(order)
             case other:
                 raise TypeError(f"no message for the leader of an engine: {other!r}")
+
+    def _keep_pace(self, message: m.KeepPace | m.FirstStageIdle) -> None:
+        if isinstance(message, m.KeepPace):
+            self._server.keep_pace(message.ttft, message.tpot, message.coefficients)
+            self._paced = True
+        elif self._paced and not self._stopped:  # stages tell again when the run starts
+            self._server.first_stage_idle(message.since)
 
     def _order(self, order: m.Go | m.Stop) -> None:
         if isinstance(order, m.Stop):

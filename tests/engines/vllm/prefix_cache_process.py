@@ -1,4 +1,5 @@
-"""vLLM's prefix cache while the weights change under it, in a process of its own: `DIRECTORY`."""
+"""Our scheduler in vLLM's engine, in a process of its own: its prefix cache while the weights change under it, and batches
+that wait until they are due: `DIRECTORY`."""
 
 from __future__ import annotations
 
@@ -8,10 +9,13 @@ from typing import Any
 
 import torch
 
+from lemix_hpc.engines.vllm.engine_pace import EnginePace
 from lemix_hpc.engines.vllm.environment import prepare
 from lemix_hpc.engines.vllm.weight_version import WeightClock
+from lemix_hpc.policy.pacing import FIRST_MARGIN, PROMPT_SHARE
 from lemix_hpc.workload.byte_level import byte_level_tokenizer
 from tests.engines.vllm.conftest import hugging_face
+from tests.runtime.leader.test_pacer import PASS, TPOT, TTFT, keep_pace
 
 prepare()
 
@@ -25,8 +29,11 @@ class ClockedExecutor(UniProcExecutor):  # type: ignore[misc]
     """vLLM's own executor of one process, telling the clock of batches as `StageExecutor` does."""
 
     def _init_executor(self) -> None:
+        """`now`: the time by which batches are due [s]."""
         super()._init_executor()
-        self.vllm_config.additional_config["weight_clock"] = WeightClock()
+        self.now = 0.0
+        settings = self.vllm_config.additional_config
+        settings["weight_clock"], settings["pace"] = WeightClock(), EnginePace(1, lambda: self.now)
 
     def execute_model(self, *args: Any, **kwargs: Any) -> Any:
         self.vllm_config.additional_config["weight_clock"].departed()
@@ -120,6 +127,47 @@ def check_a_request_that_spans_versions_leaves_no_blocks(engine: Engine) -> None
     assert abs(engine.answer(whole)[1] - mixed) < 1e-5
 
 
+def check_batches_wait_until_they_are_due(engine: Engine) -> None:
+    core, per_token = engine.llm.llm_engine, 1e-3
+    executor = core.engine_core.engine_core.model_executor
+    scheduler = core.engine_core.engine_core.scheduler
+    order = keep_pace(per_token)
+    core.vllm_config.additional_config["pace"].keep_pace(order.ttft, order.tpot, order.coefficients)
+    most = round(PROMPT_SHARE * TPOT / per_token)
+    sampling = SamplingParams(max_tokens=3, temperature=0.0, ignore_eos=True)
+
+    def step() -> dict[str, int]:
+        """How many tokens of the answers are there, after a step of the engine that can have found nothing to do."""
+        for output in core.step():
+            tokens[output.request_id.partition("-")[0]] = len(output.outputs[0].token_ids)
+        return tokens
+
+    tokens: dict[str, int] = {}
+    core.add_request("first", {"prompt_token_ids": PROMPT[:10]}, sampling)
+    assert step() == {} and not scheduler.has_requests(), "it is held"
+    executor.now = 0.5 * TTFT
+    core.add_request("second", {"prompt_token_ids": [9, *PROMPT[: most + 9]]}, sampling)
+    assert step() == {}
+    executor.now = TTFT
+    assert step() == {"first": 1}, "the second one's prompt is cut"
+    assert scheduler.running[1].num_computed_tokens == most - 10
+    executor.now += PASS
+    assert step() == {"first": 2, "second": 1}
+    assert step() == {"first": 3, "second": 2}, "both are aimed at a margin before their deadlines"
+    assert step() == {"first": 3, "second": 2}, "there is credit now"
+    executor.now += TPOT
+    assert step() == {"first": 3, "second": 3}
+    core.add_request("third", {"prompt_token_ids": PROMPT[:10]}, sampling)
+    assert scheduler.held_for() > TTFT - PASS - 10 * per_token - (FIRST_MARGIN + 2) * TPOT
+    core.engine_core.engine_core.pause_scheduler("keep", clear_cache=False)
+    assert scheduler.held_for() == 0.0, "whoever pauses the engine does not wait"
+    core.engine_core.engine_core.resume_scheduler()
+    core.abort_request(["third"])
+    assert scheduler.has_requests(), "the workers are told"
+    step()
+    assert not scheduler.has_requests()
+
+
 if __name__ == "__main__":
     hugging_face("llama", tied=False).save_pretrained(sys.argv[1])
     byte_level_tokenizer().save_pretrained(sys.argv[1])
@@ -127,4 +175,5 @@ if __name__ == "__main__":
     check_blocks_are_found_under_their_own_version_alone(under_test)
     check_the_cache_would_be_stale_without_versions(under_test)
     check_a_request_that_spans_versions_leaves_no_blocks(under_test)
+    check_batches_wait_until_they_are_due(under_test)
     print("all hold")

@@ -36,7 +36,7 @@ def test_vllm_serves_what_is_trained(family: str, tied: str, dtype: str, tmp_pat
 
 
 def test_the_prefix_cache_never_mixes_versions(tmp_path: Path) -> None:
-    """Also that it would without the versions in its hashes."""
+    """Also that it would without the versions in its hashes. In the same engine: batches that wait until they are due."""
     run("prefix_cache_process", str(tmp_path / "model"))
 
 

@@ -1,4 +1,7 @@
-"""When the next batch of a node is due: what its leader knows of deadlines, pass times, and training on the first stage."""
+"""When the next batch of a node is due: what is known of deadlines, pass times, and training on the first stage.
+
+It belongs to what forms the node's batches: its leader, or the engine's own scheduler.
+"""
 
 from __future__ import annotations
 
@@ -20,13 +23,23 @@ from lemix_hpc.policy.pacing import (
 
 
 class PacedRequest(Protocol):
-    """What deadlines and pass times depend on. `next_length`: tokens to compute next; `cached`: those before them."""
+    """What deadlines and pass times depend on. `next_length`: tokens to compute next; `cached`: those before them; `produced`:
+    tokens of the answer so far, the first one at `first_token` [s]."""
 
-    arrival: float
-    first_token: float | None
-    next_length: int
-    cached: int
-    output: list[int]
+    @property
+    def arrival(self) -> float: ...
+
+    @property
+    def first_token(self) -> float | None: ...
+
+    @property
+    def next_length(self) -> int: ...
+
+    @property
+    def cached(self) -> int: ...
+
+    @property
+    def produced(self) -> int: ...
 
 
 class Pacer:
@@ -64,7 +77,7 @@ class Pacer:
         self._margin = margin_after(self._pace, self._margin, late)
 
     def _deadline(self, request: PacedRequest) -> float:
-        return token_deadline(self._pace, request.arrival, request.first_token or 0.0, len(request.output))
+        return token_deadline(self._pace, request.arrival, request.first_token or 0.0, request.produced)
 
 
 class PromptParts:
