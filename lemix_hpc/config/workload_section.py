@@ -12,23 +12,28 @@ LengthTable = Literal["azure-conv", "azure-code", "mooncake-conversation", "lmsy
 
 
 class TextFields(Section):
-    """Which fields of a JSON line hold the text: `text` alone, or `prompt` and `completion`."""
+    """Which fields of a JSON line hold the text: `text`, or `messages` (and `tools`), or `prompt` and `completion`."""
 
     text: str | None = None
+    messages: str | None = None
+    tools: str | None = None
     prompt: str | None = None
     completion: str | None = None
 
     @model_validator(mode="after")
-    def _text_or_pair(self) -> Self:
-        if self.text is not None and (self.prompt or self.completion):
-            raise ValueError("map either `text`, or `prompt` and `completion`")
+    def _one_of_them(self) -> Self:
+        pair = self.prompt is not None or self.completion is not None
+        if (self.text is not None) + (self.messages is not None) + pair > 1:
+            raise ValueError("map one of `text`, `messages`, and `prompt` with `completion`")
         if (self.prompt is None) != (self.completion is None):
             raise ValueError("`prompt` and `completion` go together")
+        if self.tools is not None and (self.text is not None or pair):
+            raise ValueError("`tools` goes with `messages`")
         return self
 
 
 class TextData(Section):
-    """JSON lines of text. With no `fields`, each line has `text`, or `prompt` and `completion`."""
+    """JSON lines of text. With no `fields`, each line has `text`, or `messages`, or `prompt` and `completion`."""
 
     path: FilePath
     fields: TextFields = TextFields()

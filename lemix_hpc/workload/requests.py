@@ -13,6 +13,7 @@ from lemix_hpc.config.workload_section import TextData
 from lemix_hpc.workload.arrivals import arrival_times
 from lemix_hpc.workload.batch_calls import read_batch_calls
 from lemix_hpc.workload.conversations import in_conversations
+from lemix_hpc.workload.labels import labelled
 from lemix_hpc.workload.lengths import sample_lengths
 from lemix_hpc.workload.lines import BadLine, Findings
 from lemix_hpc.workload.openai_batch import DEFAULT_OUTPUT_TOKENS, read_openai_batch
@@ -206,10 +207,17 @@ def _filled(
 
 
 def _text_stream(prompts: TextData, tokenizer: Tokenizer, findings: Findings) -> list[int]:
-    """All documents one after the other, each closed by the end-of-text token."""
+    """All documents one after the other, each closed by the end-of-text token, a conversation as its template ends it."""
     stream: list[int] = []
     for document in read_documents(prompts, findings):
-        stream += [*tokenizer.encode(document.prompt), *tokenizer.encode(document.text), tokenizer.eos]
+        try:
+            stream += labelled(document, tokenizer)[0].tolist()
+        except ValueError as error:
+            findings.malformed.append(f"{prompts.path}: {error}")
+    if not stream:
+        raise UserError(
+            f"{prompts.path}: none of its conversations can be a prompt. The first: {findings.malformed[-1]}"
+        )
     return stream
 
 

@@ -13,10 +13,11 @@ import numpy as np
 
 from lemix_hpc.config.training_section import Training
 from lemix_hpc.config.workload_section import TextFields
+from lemix_hpc.workload.labels import Labelled, has_labels, labelled
 from lemix_hpc.workload.tasks import TrainingBatch
-from lemix_hpc.workload.texts import Document, parse_document
+from lemix_hpc.workload.texts import Conversation, Document, parse_document
 from lemix_hpc.workload.tokenizer import Tokenizer
-from lemix_hpc.workload.training import Labelled, has_labels, labelled, padded
+from lemix_hpc.workload.training import padded
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +28,7 @@ class Sample:
     tokens: Labelled
 
 
-def parse_samples(body: bytes, fields: TextFields) -> list[tuple[int, Document]]:
+def parse_samples(body: bytes, fields: TextFields) -> list[tuple[int, Document | Conversation]]:
     """(line number from 1, document) of one JSON object over any number of lines, or of one object per line.
 
     Raises ValueError if a line is invalid, naming the line and what is wrong with it, and if there is no sample.
@@ -48,7 +49,7 @@ def _is_one_object(body: bytes) -> bool:
     return True
 
 
-def _at(number: int, text: bytes, fields: TextFields) -> Document:
+def _at(number: int, text: bytes, fields: TextFields) -> Document | Conversation:
     try:
         return parse_document(text, fields)
     except ValueError as error:
@@ -73,7 +74,7 @@ class SampleQueue:
         self.closed = False
         """Whether training has ended, so that no more micro-batches will be asked for."""
 
-    def tokenised(self, document: Document) -> Labelled:
+    def tokenised(self, document: Document | Conversation) -> Labelled:
         """Tokens and labels of a document, int32, shape (2, tokens). Raises ValueError if no token of it would be learnt."""
         tokens = labelled(document, self._tokenizer)
         length = self._training.sequence_length

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -11,6 +12,7 @@ import msgspec
 from lemix_hpc.config.errors import UserError
 from lemix_hpc.config.recipe import Model
 from lemix_hpc.config.text_file import read_bytes
+from lemix_hpc.workload import chat
 
 Messages = Sequence[dict[str, str]]
 
@@ -45,6 +47,18 @@ class ChatTokenizer(Tokenizer, Protocol):
         ...
 
 
+@runtime_checkable
+class ConversationTokenizer(Tokenizer, Protocol):
+    """A tokenizer that can tell what the assistant says in a conversation."""
+
+    def encode_conversation(
+        self, messages: Sequence[chat.Message], tools: Sequence[Mapping[str, Any]]
+    ) -> tuple[list[int], list[bool]]:
+        """Token ids of a whole conversation, and for each whether the assistant says it. Raises ValueError with the reason
+        where the chat template refuses the messages, or does not let it be told."""
+        ...
+
+
 class ByteTokenizer:
     """UTF-8 bytes as ids 0..255, and 256 for the end of a text. Needs no files."""
 
@@ -53,6 +67,19 @@ class ByteTokenizer:
 
     def encode(self, text: str) -> list[int]:
         return list(text.encode())
+
+    def encode_conversation(
+        self, messages: Sequence[chat.Message], tools: Sequence[Mapping[str, Any]]
+    ) -> tuple[list[int], list[bool]]:
+        return chat.assistant_tokens(self._in_hugging_face_form, messages, tools)
+
+    @cached_property
+    def _in_hugging_face_form(self) -> Any:
+        from lemix_hpc.workload.byte_level import (
+            byte_level_tokenizer,
+        )  # with its template models without one are served
+
+        return byte_level_tokenizer()
 
 
 class HuggingFaceTokenizer:
@@ -73,14 +100,12 @@ class HuggingFaceChatTokenizer(HuggingFaceTokenizer):
     """A tokenizer of `transformers` with a chat template."""
 
     def encode_chat(self, messages: Messages, *, answer: bool) -> list[int]:
-        try:
-            text: str = self._tokenizer.apply_chat_template(
-                list(messages), tokenize=False, add_generation_prompt=answer
-            )
-        except Exception as error:
-            # A template is code of its own, and fails in its own ways.
-            raise ValueError(f"the chat template refuses the messages: {error}") from error
-        return self.encode(text)
+        return self.encode(chat.rendered(self._tokenizer, messages, answer=answer))
+
+    def encode_conversation(
+        self, messages: Sequence[chat.Message], tools: Sequence[Mapping[str, Any]]
+    ) -> tuple[list[int], list[bool]]:
+        return chat.assistant_tokens(self._tokenizer, messages, tools)
 
 
 def load_tokenizer(model: Model) -> Tokenizer:

@@ -5,24 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 import numpy as np
-from numpy.typing import NDArray
 
 from lemix_hpc.config.errors import UserError
 from lemix_hpc.config.training_section import Training
 from lemix_hpc.config.workload_section import LengthTable
+from lemix_hpc.workload.labels import NO_LABEL, Labelled, has_labels, labelled
 from lemix_hpc.workload.lengths import sample_lengths
 from lemix_hpc.workload.lines import Findings
 from lemix_hpc.workload.tasks import TrainingBatch
-from lemix_hpc.workload.texts import Document, read_documents
+from lemix_hpc.workload.texts import Conversation, Document, read_documents
 from lemix_hpc.workload.tokenizer import Tokenizer
-
-# Tokens in row 0 and labels in row 1, int32, shape (2, number of tokens).
-Labelled = NDArray[np.int32]
-
-_NO_LABEL = -100
 
 # Lengths are drawn in blocks of this many.
 _BLOCK = 1024
+# How many conversations are tried before a run.
+_TRIED = 16
 # Spawn key of the lengths' seed; requests have 0 to 2, and equal draws would tie micro-batches to requests.
 _LENGTHS_KEY = 3
 
@@ -52,10 +49,12 @@ class MicroBatchStream(Iterator[TrainingBatch]):
         self._tokenizer = tokenizer
         self._seed = seed
         self._documents = [] if tokenizer is None else _documents(training, findings)
-        self._tokenised: dict[int, Labelled] = {}
+        self._tokenised: dict[int, Labelled | None] = {}
         drawn = None if training.lengths is None or tokenizer is not None else _drawn_lengths(training.lengths, seed)
         self._lengths = drawn
         self._endless = self._epochs(0, 0) if drawn is None else self._drawn(drawn)
+        if tokenizer is not None and any(isinstance(each, Conversation) for each in self._documents[:_TRIED]):
+            self._refuse_if_untold(tokenizer)
         self.malformed = tuple(findings.malformed)
         self.documents = len(self._documents)
 
@@ -113,8 +112,17 @@ class MicroBatchStream(Iterator[TrainingBatch]):
     def _shuffled(self, tokenizer: Tokenizer, epoch: int) -> Iterator[Labelled]:
         for at in np.random.default_rng([self._seed, epoch]).permutation(len(self._documents)).tolist():
             if at not in self._tokenised:
-                self._tokenised[at] = labelled(self._documents[at], tokenizer)
-            yield self._tokenised[at]
+                self._tokenised[at] = self._labelled(at, tokenizer)
+            tokens = self._tokenised[at]
+            if tokens is not None:
+                yield tokens
+
+    def _labelled(self, at: int, tokenizer: Tokenizer) -> Labelled | None:
+        try:
+            return labelled(self._documents[at], tokenizer)
+        except ValueError as error:  # only trying tells what a chat template refuses
+            print(f"left out: document {at + 1} of {self._where}: {error}", flush=True)
+            return None
 
     def _batch(self, index: int, rows: list[Labelled], epoch: tuple[int, int]) -> TrainingBatch:
         size, length = self._training.micro_batch_size, self._training.sequence_length
@@ -123,12 +131,29 @@ class MicroBatchStream(Iterator[TrainingBatch]):
         both = np.stack(rows, axis=1).astype("<i4")
         return TrainingBatch(f"t{index}", size, length, both[0].tobytes(), both[1].tobytes(), epoch=epoch)
 
+    @property
+    def _where(self) -> str:
+        return str(self._training.data.path) if self._training.data is not None else "training.data"
+
+    def _refuse_if_untold(self, tokenizer: Tokenizer) -> None:
+        """Raises UserError if what is to be learnt cannot be told of any of the first conversations."""
+        refused = ""
+        for document in self._documents[:_TRIED]:
+            try:
+                labelled(document, tokenizer)
+            except ValueError as error:
+                refused = refused or str(error)
+            else:
+                return
+        raise UserError(
+            f"{self._where}: none of the first {_TRIED} conversations can be trained on. The first: {refused}."
+        )
+
     def _nothing_left(self, rows: int) -> str:
         training = self._training
-        tokens = sum(document.shape[1] for document in self._tokenised.values())
-        where = training.data.path if training.data is not None else "training.data"
+        tokens = sum(document.shape[1] for document in self._tokenised.values() if document is not None)
         found = (
-            f"{where}: {self.documents} documents with {tokens} tokens make {rows} full rows of "
+            f"{self._where}: {self.documents} documents with {tokens} tokens make {rows} full rows of "
             f"sequence_length {training.sequence_length}"
         )
         if rows < training.micro_batch_size:
@@ -163,25 +188,13 @@ def packed(documents: Iterable[Labelled], length: int) -> Iterator[Labelled]:
 def padded(document: Labelled, length: int, eos: int) -> Labelled:
     """One document as one row of shape (2, length): cut, or padded with `eos` tokens that have no label."""
     row = np.empty((2, length), np.int32)
-    row[0], row[1] = eos, _NO_LABEL
+    row[0], row[1] = eos, NO_LABEL
     kept = min(length, document.shape[1])
     row[:, :kept] = document[:, :kept]
     return row
 
 
-def has_labels(row: Labelled) -> bool:
-    """Whether a row of shape (2, length) has a token to learn. Its first token does not count: nothing precedes it."""
-    return bool((row[1, 1:] != _NO_LABEL).any())
-
-
-def labelled(document: Document, tokenizer: Tokenizer) -> Labelled:
-    """Tokens and labels, shape (2, tokens), of a document and the end-of-text token; the prompt has no labels (-100)."""
-    prompt = tokenizer.encode(document.prompt)
-    text = [*tokenizer.encode(document.text), tokenizer.eos]
-    return np.array([prompt + text, [_NO_LABEL] * len(prompt) + text], dtype=np.int32)
-
-
-def _documents(training: Training, findings: Findings) -> list[Document]:
+def _documents(training: Training, findings: Findings) -> list[Document | Conversation]:
     if training.data is None:
         raise UserError(
             "training.data is missing, but this engine computes and needs text to train on. "

@@ -47,7 +47,10 @@ def test_one_object_or_one_in_each_line() -> None:
         (b"", "there is no sample"),
         (b" \n ", "there is no sample"),
         (b'{"text": "x"}\n{"text": ""}', "line 2: `text` is empty"),
-        (b'{"text": "x"}\n\n{"txt": "x"}', "line 3: expected `text`, or `prompt` and `completion`, found `txt`"),
+        (
+            b'{"text": "x"}\n\n{"txt": "x"}',
+            "line 3: expected `text`, or `messages`, or `prompt` and `completion`, found `txt`",
+        ),
         (b'{"text": 1}', "line 1: `text` is int"),
         (b'[{"text": "x"}]', "line 1: Expected `object`"),
         (b'{"text": "x"}\n{"text": ', "line 2: not valid JSON"),

@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 from lemix_hpc.config.errors import UserError
 from lemix_hpc.config.training_section import Training
 from lemix_hpc.config.workload_section import TextData, TextFields
+from lemix_hpc.workload.labels import labelled
 from lemix_hpc.workload.tasks import TrainingBatch
 from lemix_hpc.workload.texts import Document
 from lemix_hpc.workload.tokenizer import ByteTokenizer
-from lemix_hpc.workload.training import MicroBatchStream, labelled, packed, padded, stream
+from lemix_hpc.workload.training import MicroBatchStream, packed, padded, stream
 
 EOS = ByteTokenizer.eos
 BYTES = ByteTokenizer()
@@ -188,3 +189,40 @@ def test_lengths_are_drawn_from_a_table_and_by_seed() -> None:
     assert min(lengths) >= 4
     assert max(lengths) <= 4096
     assert 340 < np.median(lengths) < 420
+
+
+def test_conversations_beside_text(write_jsonl: Callable[..., Path]) -> None:
+    talk = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
+    path = write_jsonl(talk, {"text": "abc"}, {"prompt": "p", "completion": "c"})
+    tokens, labels = arrays(next(opened(path, sequence_length=24, micro_batch_size=3, packing="padded")))
+    rows = {
+        bytes(t for t in row if t != EOS): label for row, label in zip(tokens.tolist(), labels.tolist(), strict=True)
+    }
+    prompt = b"user: a\nassistant: "
+    assert rows[prompt + b"b\n"] == [-100] * len(prompt) + [*b"b\n"] + [-100] * (22 - len(prompt))
+    assert rows[b"abc"] == [*b"abc", EOS] + [-100] * 20
+
+
+def test_conversations_that_the_template_refuses(
+    write_jsonl: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Picky(ByteTokenizer):
+        def encode_conversation(self, messages: Any, tools: Any) -> tuple[list[int], list[bool]]:  # noqa: ARG002
+            if messages[0]["content"] == "no":
+                raise ValueError("not this")
+            return [1, 2], [False, True]
+
+    def talk(said: str) -> dict[str, Any]:
+        return {"messages": [{"role": "assistant", "content": said}]}
+
+    def of(path: Path) -> MicroBatchStream:
+        return stream(Training(data=TextData(path=path), sequence_length=2), Picky(), 0)
+
+    some = of(write_jsonl(talk("no"), talk("yes"), talk("no")))
+    assert [arrays(next(some))[1].tolist() for _ in range(3)] == [[[-100, 2]]] * 3
+    left_out = capsys.readouterr().out.splitlines()
+    assert sorted(line.split(" of ")[0] for line in left_out) == ["left out: document 1", "left out: document 3"]
+    with pytest.raises(
+        UserError, match=r"lines.jsonl: none of .* conversations can be trained on. The first: not this"
+    ):
+        of(write_jsonl(talk("no"), talk("no")))

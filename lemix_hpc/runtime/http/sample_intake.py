@@ -6,6 +6,7 @@ import os
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -14,7 +15,7 @@ from lemix_hpc.records.attempts import Attempt
 from lemix_hpc.runtime.http.errors import ApiError, bad_request, reused, too_much
 from lemix_hpc.workload.samples import Sample, SampleQueue, parse_samples
 from lemix_hpc.workload.tasks import digest as digest_of
-from lemix_hpc.workload.texts import Document
+from lemix_hpc.workload.texts import Conversation, Document
 
 JOURNAL = "samples.jsonl"
 MOST_AT_ONCE = 10_000
@@ -39,9 +40,13 @@ class _Entry(msgspec.Struct, frozen=True, omit_defaults=True):
     digest: str | None = None
     of: int = 0
     key: str = ""
+    messages: tuple[dict[str, Any], ...] | None = None
+    tools: tuple[dict[str, Any], ...] = ()
 
     @property
-    def document(self) -> Document:
+    def document(self) -> Document | Conversation:
+        if self.messages is not None:
+            return Conversation(self.messages, self.tools)
         return Document(self.prompt or "", self.text if self.text is not None else self.completion or "")
 
 
@@ -148,8 +153,17 @@ def _entries(path: Path) -> list[_Entry]:
 
 
 def _entry(
-    id: str, now: float, document: Document, request: str | None, digest: str | None, of: int, key: str
+    id: str,
+    now: float,
+    document: Document | Conversation,
+    request: str | None,
+    digest: str | None,
+    of: int,
+    key: str,
 ) -> _Entry:
+    if isinstance(document, Conversation):
+        said, tools = document.messages, document.tools
+        return _Entry(id, now, request=request, digest=digest, of=of, key=key, messages=said, tools=tools)
     if document.prompt:
         return _Entry(id, now, None, document.prompt, document.text, request, digest, of, key)
     return _Entry(id, now, document.text, request=request, digest=digest, of=of, key=key)

@@ -158,3 +158,24 @@ def test_who_was_left_behind_accepts_nothing(tmp_path: Path, waiting: SampleQueu
     with pytest.raises(ApiError, match="The run goes on elsewhere") as raised:
         behind.take(b'{"text": "a"}', 1.5)
     assert raised.value.status == 503 and waiting.pending == 0
+
+
+def test_conversations_are_taken_and_come_again(tmp_path: Path) -> None:
+    def new() -> SampleQueue:
+        return SampleQueue(Training(sequence_length=32, packing="padded"), ByteTokenizer())
+
+    first = new()
+    samples_in = intake(tmp_path, first)
+    messages = [{"role": "user", "content": "a?"}, {"role": "assistant", "content": "b!"}]
+    body = json.dumps({"messages": messages, "tools": [{"name": "f"}]}).encode()
+    assert samples_in.take(body, 0.5) == ["sample0"]
+    [entry] = journal(tmp_path)
+    assert (entry["messages"], entry["tools"]) == (messages, [{"name": "f"}])
+    with pytest.raises(ApiError, match="line 1: `messages` has no message of the assistant"):
+        samples_in.take(json.dumps({"messages": messages[:1]}).encode(), 0.6)
+    samples_in.close()
+    again = intake(tmp_path, new(), before=samples_in._attempt.path)
+    [sample] = again.posted
+    assert sample.tokens.tolist() == first._pending[0].tokens.tolist()
+    prompt, answer = b"user: a?\nassistant: ", b"b!\n"
+    assert sample.tokens.tolist() == [[*prompt, *answer], [-100] * len(prompt) + [*answer]]
