@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import nn
@@ -40,7 +41,8 @@ def steps(device: str, kind: torch.dtype, zero: int, offload: bool) -> dict[str,
     home = "cpu" if offload else device  # the same kernel as where the state is
     masters = [parameter.detach().to(home).float().clone() for parameter in parameters]
     reference = torch.optim.AdamW(masters, lr=1e-2, weight_decay=0.1, fused=True)
-    training = Training(learning_rate=1e-2, weight_decay=0.1, zero_stage=zero, offload_optimizer=offload)  # type: ignore[arg-type]
+    plain: dict[str, Any] = {"weight_decay": 0.1, "no_weight_decay": [], "gradient_clipping": None}
+    training = Training(learning_rate=1e-2, zero_stage=zero, offload_optimizer=offload, **plain)  # type: ignore[arg-type]
     mine = StageOptimizer(module, training)
     places = [parameter.data_ptr() for parameter in parameters]
     difference, steady, pieces = 0.0, True, 0

@@ -93,7 +93,8 @@ def _unchanging(recipe: Recipe) -> Recipe:
     """The recipe with a learning rate that leaves the weights as they are: a step costs the same, and nothing diverges."""
     if recipe.training is None:
         return recipe
-    training = recipe.training.model_copy(update={"learning_rate": 1e-12, "warmup_steps": 0, "weight_decay": 0.0})
+    flat = {"learning_rate_schedule": "constant", "decay_steps": None, "warmup_steps": 0}
+    training = recipe.training.model_copy(update={"learning_rate": 1e-12, "weight_decay": 0.0} | flat)
     return recipe.model_copy(update={"training": training})
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 import torch
 from torch.optim.adamw import adamw
@@ -28,13 +28,17 @@ class ChunkedAdamW(torch.optim.Optimizer):
         parameters: Sequence[torch.Tensor],
         *,
         lr: float,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
         weight_decay: float,
+        not_decayed: Collection[int] = (),
         chunk: int,
         in_place: bool,
         handed_back: bool = False,
     ) -> None:
-        """`chunk`: elements of about one piece of work."""
-        super().__init__(parameters, {"lr": lr, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": weight_decay})
+        """`chunk`: elements of about one piece of work. `not_decayed`: positions of the gradients whose weights are not."""
+        super().__init__(parameters, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+        self._not_decayed = not_decayed
         self._chunk = -(-chunk // _LANES) * _LANES
         self._in_place = in_place
         self._handed_back = handed_back or not in_place
@@ -49,10 +53,11 @@ class ChunkedAdamW(torch.optim.Optimizer):
         """
         counts = {parameter: self._started(parameter) for parameter in self.param_groups[0]["params"]}
         since_stop = 0
-        for parameter, start, grad in self._parts(grads):
+        for at, (parameter, start, grad) in enumerate(self._parts(grads)):
+            decay = 0.0 if at in self._not_decayed else self.param_groups[0]["weight_decay"]
             for first in range(0, grad.numel(), self._chunk):
                 piece = slice(first, first + self._chunk)
-                self._advance(parameter, start, grad.view(-1)[piece], first, counts[parameter], scale)
+                self._advance(parameter, start, grad.view(-1)[piece], first, counts[parameter], scale, decay)
                 since_stop += self._chunk if grad.numel() > self._chunk else grad.numel()
                 if since_stop >= self._chunk:
                     since_stop = 0
@@ -126,7 +131,14 @@ class ChunkedAdamW(torch.optim.Optimizer):
             start += grad.numel()
 
     def _advance(
-        self, parameter: torch.Tensor, start: int, grad: torch.Tensor, first: int, count: torch.Tensor, scale: float
+        self,
+        parameter: torch.Tensor,
+        start: int,
+        grad: torch.Tensor,
+        first: int,
+        count: torch.Tensor,
+        scale: float,
+        weight_decay: float,
     ) -> None:
         """Update one chunk: `grad` is the part of a gradient from its element `first` on."""
         place = slice(start + first, start + first + grad.numel())
@@ -148,7 +160,7 @@ class ChunkedAdamW(torch.optim.Optimizer):
             beta1=group["betas"][0],
             beta2=group["betas"][1],
             lr=group["lr"],
-            weight_decay=group["weight_decay"],
+            weight_decay=weight_decay,
             eps=group["eps"],
         )
         if self._handed_back:

@@ -8,6 +8,7 @@ import logging
 import math
 import os
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,7 +18,9 @@ from torch import nn
 from lemix_hpc.config.training_section import Training
 from lemix_hpc.engines.protocol import Work
 from lemix_hpc.engines.torch.adamw import ChunkedAdamW
+from lemix_hpc.engines.torch.learning_rate import learning_rate_factor
 from lemix_hpc.engines.torch.solo_world import SoloWorld, name_device, own_world
+from lemix_hpc.engines.torch.weight_decay import not_decayed
 
 _LOG = logging.getLogger(__name__)
 
@@ -55,13 +58,16 @@ class StageOptimizer:
         self._adamw = ChunkedAdamW(
             self._parameters,
             lr=training.learning_rate,
+            betas=(training.betas[0], training.betas[1]),
+            eps=training.eps,
             weight_decay=training.weight_decay,
+            not_decayed=not_decayed(module.named_parameters(), training.no_weight_decay),
             chunk=(_OFFLOADED_CHUNK if training.offload_optimizer else _CHUNK)[device.type],
             in_place=self._master,
             handed_back=self._offload,
         )
-        self._warmup = training.warmup_steps
-        self._schedule = torch.optim.lr_scheduler.LambdaLR(self._adamw, self._warmth)
+        self._factor = partial(learning_rate_factor, training)
+        self._schedule = torch.optim.lr_scheduler.LambdaLR(self._adamw, self._factor)
         with contextlib.redirect_stdout(io.StringIO()):  # it prints memory figures, whatever its log level
             self._engine = deepspeed.initialize(
                 model=module,
@@ -144,7 +150,7 @@ class StageOptimizer:
     def go_on_from(self, updates: int, schedule: int) -> None:
         """The master weights and the moments have been replaced by those after so many updates: bring all else up to them."""
         self._adamw.updates = updates
-        rates = [base * self._warmth(schedule) for base in self._schedule.base_lrs]
+        rates = [base * self._factor(schedule) for base in self._schedule.base_lrs]
         place = {"last_epoch": schedule, "_step_count": schedule + 1, "_last_lr": rates}
         self._schedule.load_state_dict(self._schedule.state_dict() | place)
         for group, rate in zip(self._adamw.param_groups, rates, strict=True):
@@ -154,10 +160,6 @@ class StageOptimizer:
 
     def close(self) -> None:
         self._engine.destroy()
-
-    def _warmth(self, step: int) -> float:
-        """The part of the full learning rate after so many steps."""
-        return min(1.0, (step + 1) / max(self._warmup, 1))
 
     @torch.no_grad()
     def _publish_handed_back(self) -> None:

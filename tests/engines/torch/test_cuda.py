@@ -95,7 +95,8 @@ def test_steps_are_torchs_own_and_the_weights_stay_in_their_place(
     home = "cpu" if offload else GPU
     masters = [parameter.detach().to(home).float().clone() for parameter in parameters]
     reference = torch.optim.AdamW(masters, lr=1e-2, weight_decay=0.1, fused=True)
-    training = Training(learning_rate=1e-2, weight_decay=0.1, zero_stage=zero, offload_optimizer=offload)
+    plain: dict[str, Any] = {"weight_decay": 0.1, "no_weight_decay": [], "gradient_clipping": None}
+    training = Training(learning_rate=1e-2, zero_stage=zero, offload_optimizer=offload, **plain)
     mine = StageOptimizer(module, training)
     places = [parameter.data_ptr() for parameter in parameters]
     for _ in range(3):

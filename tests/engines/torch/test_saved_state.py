@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -57,8 +57,9 @@ def test_training_goes_on_as_if_it_had_never_stopped(
     pipeline: MakePipeline,
     tmp_path: Path,
 ) -> None:
-    """In the middle of the warm-up of the learning rate, and with a step that was skipped."""
-    mode = {"zero_stage": zero_stage, "offload_optimizer": offload, "warmup_steps": 7}
+    """In the middle of the learning rate's schedule, and with a step that was skipped."""
+    mode: dict[str, Any] = {"zero_stage": zero_stage, "offload_optimizer": offload, "warmup_steps": 3}
+    mode |= {"learning_rate_schedule": "cosine", "decay_steps": 9, "no_weight_decay": ["norms", "biases", "embeddings"]}
     recipe = tiny_recipe(family, 2, dtype=dtype, release="sync", **OPTIMIZER | mode)
     data = texts(STEPS)
     node = pipeline(recipe)

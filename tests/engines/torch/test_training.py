@@ -33,6 +33,7 @@ OPTIMIZER: dict[str, Any] = {
     "weight_decay": WEIGHT_DECAY,
     "warmup_steps": WARMUP_STEPS,
     "gradient_clipping": CLIPPING,
+    "no_weight_decay": [],
 }
 
 

@@ -56,7 +56,7 @@ def check_training_is_served(served: Served, zero_stage: Any) -> None:
     tolerance = 1e-5 if next(served.model.parameters()).dtype == torch.float32 else 0.1
     module = served.trained()
     own = [weakref.ref(parameter.untyped_storage()) for parameter in served.model.parameters()]
-    optimizer = StageOptimizer(module, Training(learning_rate=1e-3, zero_stage=zero_stage))
+    optimizer = StageOptimizer(module, Training(learning_rate=1e-3, zero_stage=zero_stage, gradient_clipping=None))
     share(served.model, module)
     kept = {parameter.untyped_storage().data_ptr() for parameter in module.parameters()}
     alive = [storage() for storage in own]

@@ -21,7 +21,9 @@ from tests.checkpoints.states import saved
 from tests.engines.vllm.test_module import pair
 
 CPU = torch.device("cpu")
-TRAINING: dict[str, Any] = {"learning_rate": 1e-2, "weight_decay": 0.1, "warmup_steps": 4}
+TRAINING: dict[str, Any] = {"learning_rate": 1e-2, "weight_decay": 0.1, "warmup_steps": 4} | {
+    "gradient_clipping": None  # the norm's last bits depend on how it is summed
+}
 
 
 @pytest.fixture(autouse=True)
