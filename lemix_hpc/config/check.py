@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from lemix_hpc.config.check_amounts import check_amounts
+from lemix_hpc.config.data_paths import as_list, is_pattern, matched
 from lemix_hpc.config.document import KeyPath
 from lemix_hpc.config.engine_kinds import ENGINE_KINDS
 from lemix_hpc.config.problem import Problem
@@ -15,6 +16,7 @@ from lemix_hpc.config.recipe import Recipe
 from lemix_hpc.config.serving_section import TraceSource
 from lemix_hpc.config.text_file import why_no_file
 from lemix_hpc.config.training_section import Training
+from lemix_hpc.config.workload_section import TextData
 from lemix_hpc.policy.placements import users_of
 
 
@@ -218,7 +220,7 @@ def _check_files(recipe: Recipe) -> Iterator[Problem]:
         if why := why_no_file(path):
             yield Problem(key, why)
         elif not path.exists():
-            yield Problem(key, f"there is no file {path}")
+            yield Problem(key, f"no file matches {path}" if is_pattern(path) else f"there is no file {path}")
         elif not os.access(path, os.R_OK):
             yield Problem(key, f"{path} cannot be read: Permission denied")
 
@@ -267,6 +269,13 @@ def _files(recipe: Recipe) -> Iterator[tuple[KeyPath, Path]]:
         if isinstance(recipe.serving.source, TraceSource):
             yield ("serving", "source", "path"), recipe.serving.source.path
         if recipe.serving.prompts is not None:
-            yield ("serving", "prompts", "path"), recipe.serving.prompts.path
+            yield from _data_files(("serving", "prompts", "path"), recipe.serving.prompts)
     if recipe.training is not None and recipe.training.data is not None:
-        yield ("training", "data", "path"), recipe.training.data.path
+        yield from _data_files(("training", "data", "path"), recipe.training.data)
+
+
+def _data_files(key: KeyPath, data: TextData) -> Iterator[tuple[KeyPath, Path]]:
+    """What is there of the patterns, or a pattern itself if it matches nothing."""
+    for path in as_list(data.path):
+        for found in matched(path) or [path]:
+            yield key, found

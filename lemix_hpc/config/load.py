@@ -162,10 +162,19 @@ def _with_absolute_paths(section: SectionT, path: KeyPath, base: Path, overridde
             changed[name] = _with_absolute_paths(value, here, base, overridden)
         elif isinstance(value, list):
             changed[name] = [
-                _with_absolute_paths(item, (*here, index), base, overridden) if isinstance(item, BaseModel) else item
+                _with_absolute_paths(item, (*here, index), base, overridden)
+                if isinstance(item, BaseModel)
+                else _absolute(item, here, base, overridden)
                 for index, item in enumerate(value)
             ]
         elif isinstance(value, Path):
-            from_command_line = any(here[: len(key)] == key for key in overridden)
-            changed[name] = ((Path() if from_command_line else base) / value.expanduser()).absolute()
+            changed[name] = _absolute(value, here, base, overridden)
     return section.model_copy(update=changed)
+
+
+def _absolute(value: Any, path: KeyPath, base: Path, overridden: Sequence[KeyPath]) -> Any:
+    """A path from the file's directory, or from the current one if it was given there; other values as they are."""
+    if not isinstance(value, Path):
+        return value
+    from_command_line = any(path[: len(key)] == key for key in overridden)
+    return ((Path() if from_command_line else base) / value.expanduser()).absolute()

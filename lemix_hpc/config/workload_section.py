@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Literal, Self
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
+from lemix_hpc.config.data_paths import as_list
 from lemix_hpc.config.section import FilePath, Section
 
 LengthTable = Literal["azure-conv", "azure-code", "mooncake-conversation", "lmsys-chat"]
@@ -31,9 +32,31 @@ class TextFields(Section):
             raise ValueError("`tools` goes with `messages`")
         return self
 
+    @property
+    def names(self) -> frozenset[str]:
+        """All fields that a line may have."""
+        return frozenset(
+            (
+                self.text or "text",
+                self.messages or "messages",
+                self.tools or "tools",
+                self.prompt or "prompt",
+                self.completion or "completion",
+            )
+        )
+
 
 class TextData(Section):
-    """JSON lines of text. With no `fields`, each line has `text`, or `messages`, or `prompt` and `completion`."""
+    """Files of JSON lines, plain or compressed, or Parquet. With no `fields`, each line has `text`, or `messages`, or `prompt`
+    and `completion`."""
 
-    path: FilePath
+    path: FilePath | list[FilePath] = Field(
+        description="a file, a pattern such as `part-*.jsonl.gz`, or a list of these"
+    )
     fields: TextFields = TextFields()
+
+    @property
+    def where(self) -> str:
+        """The paths, in words."""
+        paths = as_list(self.path)
+        return str(paths[0]) if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"

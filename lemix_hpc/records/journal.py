@@ -78,8 +78,9 @@ class Trained(msgspec.Struct, frozen=True, array_like=True, tag=True):
 class GroupCut(msgspec.Struct, frozen=True, array_like=True, tag=True):
     """Micro-batches were taken for one optimizer step.
 
-    `ids` in order, `tokens` of each. `position`: (epoch, index of that epoch's first micro-batch) of the training text, where
-    the first one comes from there. `posted`: for each one from clients' samples, how many samples had come when it was cut.
+    `ids` in order, `tokens` of each. `position`: (window, index of that window's first micro-batch) of the training text,
+    where the first one comes from there. `posted`: for each one from clients' samples, how many samples had come when it was
+    cut.
     """
 
     group: int

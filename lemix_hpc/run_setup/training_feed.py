@@ -22,7 +22,7 @@ class Text(Protocol):
 
     def __next__(self) -> TrainingBatch: ...
 
-    def go_to(self, index: int, epoch: tuple[int, int]) -> None: ...
+    def go_to(self, index: int, window: tuple[int, int]) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ class FedGroup:
     @property
     def cut(self) -> GroupCut:
         """What to write down, so that the group can be cut again."""
-        text = (batch.epoch for batch in self.sources if not batch.came)
+        text = (batch.window for batch in self.sources if not batch.came)
         posted = tuple(batch.came for batch in self.sources if batch.came)
         tokens = tuple(batch.rows * batch.length for batch in self.sources)
         return GroupCut(self.number, self.ids, tokens, next(text, (0, 0)), posted)

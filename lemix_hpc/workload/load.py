@@ -26,6 +26,12 @@ class Workload:
     left_out: tuple[str, ...]
     bad_calls: tuple[BadLine, ...] = ()
 
+    @property
+    def lines_left_out(self) -> int:
+        """How many so far: of large training data more may come during the run."""
+        later = 0 if self.batches is None else self.batches.left_out - len(self.batches.malformed)
+        return len(self.left_out) + later
+
 
 def load_workload(recipe: Recipe) -> Workload:
     """Read all files of the recipe's serving and training sections.

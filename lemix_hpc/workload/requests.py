@@ -13,12 +13,12 @@ from lemix_hpc.config.workload_section import TextData
 from lemix_hpc.workload.arrivals import arrival_times
 from lemix_hpc.workload.batch_calls import read_batch_calls
 from lemix_hpc.workload.conversations import in_conversations
+from lemix_hpc.workload.data_set import read_all
 from lemix_hpc.workload.labels import labelled
 from lemix_hpc.workload.lengths import sample_lengths
 from lemix_hpc.workload.lines import BadLine, Findings
 from lemix_hpc.workload.openai_batch import DEFAULT_OUTPUT_TOKENS, read_openai_batch
 from lemix_hpc.workload.tasks import Request
-from lemix_hpc.workload.texts import read_documents
 from lemix_hpc.workload.tokenizer import Tokenizer
 from lemix_hpc.workload.traces import TraceRow, read_azure, read_burstgpt, read_mooncake
 
@@ -209,15 +209,17 @@ def _filled(
 def _text_stream(prompts: TextData, tokenizer: Tokenizer, findings: Findings) -> list[int]:
     """All documents one after the other, each closed by the end-of-text token, a conversation as its template ends it."""
     stream: list[int] = []
-    for document in read_documents(prompts, findings):
+    window = read_all(prompts)
+    findings.malformed += window.malformed
+    refused = ""
+    for index in range(len(window)):
         try:
-            stream += labelled(document, tokenizer)[0].tolist()
+            stream += labelled(window.document(index), tokenizer)[0].tolist()
         except ValueError as error:
-            findings.malformed.append(f"{prompts.path}: {error}")
+            refused = refused or f"{window.place(index)}: {error}"
+            findings.malformed.append(f"{window.place(index)}: {error}")
     if not stream:
-        raise UserError(
-            f"{prompts.path}: none of its conversations can be a prompt. The first: {findings.malformed[-1]}"
-        )
+        raise UserError(f"{prompts.where}: none of its conversations can be a prompt. The first: {refused}.")
     return stream
 
 

@@ -53,8 +53,8 @@ class TrainingBatch:
 
     `tokens` and `labels` are int32 in C order, (rows, length), as bytes; empty where only sizes matter. A label is the
     token at the same position, or -100 where no loss is taken (padding, prompts); the engine shifts them by one.
-    `epoch`: of the text that it is from, and the index of that epoch's first micro-batch. `samples`: ids of the clients'
-    samples in it, when `came` of them had come in all; 0 for a micro-batch of the text.
+    `window`: that of the text that it is from, counted over all epochs, and the index of its first micro-batch. `samples`: ids
+    of the clients' samples in it, when `came` of them had come in all; 0 for a micro-batch of the text.
     """
 
     id: str
@@ -63,5 +63,5 @@ class TrainingBatch:
     tokens: bytes = b""
     labels: bytes = b""
     samples: tuple[str, ...] = ()
-    epoch: tuple[int, int] = (0, 0)
+    window: tuple[int, int] = (0, 0)
     came: int = 0

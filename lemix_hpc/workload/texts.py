@@ -1,12 +1,12 @@
-"""Documents of text and conversations from JSON lines, for prompts and for training."""
+"""Documents of text and conversations in JSON objects, for prompts and for training."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
 
-from lemix_hpc.config.workload_section import TextData, TextFields
-from lemix_hpc.workload.lines import Findings, decode_json, numbered_lines, parsed
+from lemix_hpc.config.workload_section import TextFields
+from lemix_hpc.workload.lines import decode_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,20 +27,6 @@ class Conversation:
 
     messages: tuple[dict[str, Any], ...]
     tools: tuple[dict[str, Any], ...] = ()
-
-
-def read_documents(data: TextData, findings: Findings) -> list[Document | Conversation]:
-    """All valid documents in file order; invalid lines are added to `findings`.
-
-    Raises UserError if the file cannot be read or has no valid line.
-    """
-    expected = f"JSON lines with {_wanted(data.fields)}"
-
-    def parse(text: str) -> Document | Conversation:
-        return parse_document(text, data.fields)
-
-    lines = numbered_lines(data.path, expected)
-    return [document for _, document in parsed(lines, parse, path=data.path, expected=expected, findings=findings)]
 
 
 def parse_document(text: str | bytes, fields: TextFields) -> Document | Conversation:
@@ -116,10 +102,11 @@ def _objects(field: str, value: Any) -> list[dict[str, Any]]:
 
 def _check(record: dict[str, Any], fields: TextFields, *names: str) -> None:
     if any(name not in record for name in names):
-        raise ValueError(f"expected {_wanted(fields)}, found {_names(record)}")
+        raise ValueError(f"expected {wanted(fields)}, found {_names(record)}")
 
 
-def _wanted(fields: TextFields) -> str:
+def wanted(fields: TextFields) -> str:
+    """The fields that a line has to have, in words."""
     if fields.text is not None:
         return f"`{fields.text}`"
     if fields.messages is not None:

@@ -9,17 +9,19 @@ import numpy as np
 from lemix_hpc.config.errors import UserError
 from lemix_hpc.config.training_section import Training
 from lemix_hpc.config.workload_section import LengthTable
+from lemix_hpc.workload.data_set import BLOCK, DataSet, Window
 from lemix_hpc.workload.labels import NO_LABEL, Labelled, has_labels, labelled
 from lemix_hpc.workload.lengths import sample_lengths
-from lemix_hpc.workload.lines import Findings
 from lemix_hpc.workload.tasks import TrainingBatch
-from lemix_hpc.workload.texts import Conversation, Document, read_documents
+from lemix_hpc.workload.texts import Conversation
 from lemix_hpc.workload.tokenizer import Tokenizer
 
 # Lengths are drawn in blocks of this many.
 _BLOCK = 1024
 # How many conversations are tried before a run.
 _TRIED = 16
+# How many of the documents that are left out during a run are told of.
+_TOLD = 100
 # Spawn key of the lengths' seed; requests have 0 to 2, and equal draws would tie micro-batches to requests.
 _LENGTHS_KEY = 3
 
@@ -37,123 +39,128 @@ def index_of(name: str) -> int | None:
 class MicroBatchStream(Iterator[TrainingBatch]):
     """Micro-batches over endless epochs, each with its own seeded order of documents.
 
-    The whole file is read at the start, so that its mistakes show before a run: UserError for a missing, unreadable or
-    empty file and for one without a valid line, `malformed` for other lines. A document is tokenised when it is first needed.
-    An epoch without a micro-batch is a UserError when it is reached. Without a tokenizer only sizes matter, and the data are
-    not read: all micro-batches have `sequence_length`, or each a length of its own, drawn from the table `lengths`.
+    The data are read window by window. Mistakes in the first one, which are all data unless they are large, show before a run:
+    UserError for files that `DataSet` refuses, and where none of the first conversations can be trained on; `malformed` for
+    other lines. What is left out later is told in the log. A document is tokenised when it is first needed. An epoch without a
+    micro-batch is a UserError when it is reached. Without a tokenizer only sizes matter, and the data are not read: all
+    micro-batches have `sequence_length`, or each a length of its own, drawn from the table `lengths`.
     """
 
-    def __init__(self, training: Training, tokenizer: Tokenizer | None, seed: int) -> None:
-        findings = Findings()
+    def __init__(self, training: Training, tokenizer: Tokenizer | None, seed: int, *, block: int = BLOCK) -> None:
+        """`block`: bytes of text that are shuffled as one, where the data are large."""
         self._training = training
         self._tokenizer = tokenizer
         self._seed = seed
-        self._documents = [] if tokenizer is None else _documents(training, findings)
+        self._data = None if tokenizer is None else _data(training, seed, block)
         self._tokenised: dict[int, Labelled | None] = {}
         drawn = None if training.lengths is None or tokenizer is not None else _drawn_lengths(training.lengths, seed)
         self._lengths = drawn
-        self._endless = self._epochs(0, 0) if drawn is None else self._drawn(drawn)
-        if tokenizer is not None and any(isinstance(each, Conversation) for each in self._documents[:_TRIED]):
-            self._refuse_if_untold(tokenizer)
-        self.malformed = tuple(findings.malformed)
-        self.documents = len(self._documents)
+        self._endless = self._windows(0, 0) if drawn is None else self._drawn(drawn)
+        self.malformed = self._data.first.malformed if self._data is not None else ()
+        self.left_out = len(self.malformed)
+        """How many documents were left out so far."""
+        if self._data is not None and tokenizer is not None:
+            _refuse_if_untold(self._data.first, tokenizer)
 
     def __next__(self) -> TrainingBatch:
         return next(self._endless)
 
-    def go_to(self, index: int, epoch: tuple[int, int] = (0, 0)) -> None:
-        """Go on with the micro-batch of this index. `epoch`: one that is not later, as in `TrainingBatch.epoch`.
+    def go_to(self, index: int, window: tuple[int, int] = (0, 0)) -> None:
+        """Go on with the micro-batch of this index. `window`: one that is not later, as in `TrainingBatch.window`.
 
         Only once, and before the first micro-batch was taken.
         """
         if self._lengths is None:
-            self._endless = self._epochs(*epoch)
-            skipped = index - epoch[1]
+            self._endless = self._windows(*window)
+            skipped = index - window[1]
         else:
             skipped = index
         for _ in range(skipped):
             next(self._endless)
 
-    def _epochs(self, number: int, index: int) -> Iterator[TrainingBatch]:
+    def _windows(self, number: int, index: int) -> Iterator[TrainingBatch]:
+        barren = 0
         while True:
             first = index
             for rows in self._groups(number):
                 yield self._batch(index, rows, (number, first))
                 index += 1
+            barren = 0 if index > first else barren + 1
+            if self._data is not None and barren == 2 * self._data.windows - 1:  # a whole epoch is among them
+                raise UserError(self._nothing_left(self._data, number))
             number += 1
 
     def _drawn(self, lengths: Iterable[int]) -> Iterator[TrainingBatch]:
         for index, length in enumerate(lengths):
             yield TrainingBatch(f"t{index}", self._training.micro_batch_size, length)
 
-    def _groups(self, epoch: int) -> Iterator[list[Labelled]]:
-        """The rows of each micro-batch of an epoch; those with no label to learn from are left out."""
-        if self._tokenizer is None:
+    def _groups(self, number: int) -> Iterator[list[Labelled]]:
+        """The rows of each micro-batch of a window; those with no label to learn from are left out."""
+        if self._data is None:
             yield []
             return
-        length, size = self._training.sequence_length, self._training.micro_batch_size
-        documents = self._shuffled(self._tokenizer, epoch)
-        if self._training.packing == "packed":
-            rows = packed(documents, length)
-        else:
-            rows = (padded(document, length, self._tokenizer.eos) for document in documents)
-        some, made, group = False, 0, []
-        for row in rows:
-            made += 1
+        size, group = self._training.micro_batch_size, []
+        for row in self._rows(self._data, number):
             group.append(row)
             if len(group) == size:
                 if any(has_labels(row) for row in group):
-                    some = True
                     yield group
                 group = []
-        if not some:
-            raise UserError(self._nothing_left(made))
 
-    def _shuffled(self, tokenizer: Tokenizer, epoch: int) -> Iterator[Labelled]:
-        for at in np.random.default_rng([self._seed, epoch]).permutation(len(self._documents)).tolist():
-            if at not in self._tokenised:
-                self._tokenised[at] = self._labelled(at, tokenizer)
-            tokens = self._tokenised[at]
+    def _rows(self, data: DataSet, number: int) -> Iterator[Labelled]:
+        documents, length = self._shuffled(data, number), self._training.sequence_length
+        if self._training.packing == "packed":
+            return packed(documents, length)
+        assert self._tokenizer is not None, "there are data"
+        eos = self._tokenizer.eos
+        return (padded(document, length, eos) for document in documents)
+
+    def _shuffled(self, data: DataSet, number: int) -> Iterator[Labelled]:
+        window, first_time = data.window(number), number < data.windows
+        if first_time and number != data.first_number:
+            for message in window.malformed:
+                self._leave_out(message)
+        for at in np.random.default_rng([self._seed, number]).permutation(len(window)).tolist():
+            if at in self._tokenised:
+                tokens = self._tokenised[at]
+            else:
+                tokens = self._labelled(window, at, tell=first_time)
+                if data.windows == 1:
+                    self._tokenised[at] = tokens
             if tokens is not None:
                 yield tokens
 
-    def _labelled(self, at: int, tokenizer: Tokenizer) -> Labelled | None:
+    def _labelled(self, window: Window, at: int, *, tell: bool) -> Labelled | None:
+        assert self._tokenizer is not None, "there are data"
         try:
-            return labelled(self._documents[at], tokenizer)
+            return labelled(window.document(at), self._tokenizer)
         except ValueError as error:  # only trying tells what a chat template refuses
-            print(f"left out: document {at + 1} of {self._where}: {error}", flush=True)
+            if tell:
+                self._leave_out(f"{window.place(at)}: {error}")
             return None
 
-    def _batch(self, index: int, rows: list[Labelled], epoch: tuple[int, int]) -> TrainingBatch:
+    def _leave_out(self, message: str) -> None:
+        self.left_out += 1
+        told = self.left_out - len(self.malformed)
+        if told <= _TOLD:
+            more = "; others are counted only" if told == _TOLD else ""
+            print(f"left out: {message}{more}", flush=True)
+
+    def _batch(self, index: int, rows: list[Labelled], window: tuple[int, int]) -> TrainingBatch:
         size, length = self._training.micro_batch_size, self._training.sequence_length
         if not rows:
-            return TrainingBatch(f"t{index}", size, length, epoch=epoch)
+            return TrainingBatch(f"t{index}", size, length, window=window)
         both = np.stack(rows, axis=1).astype("<i4")
-        return TrainingBatch(f"t{index}", size, length, both[0].tobytes(), both[1].tobytes(), epoch=epoch)
+        return TrainingBatch(f"t{index}", size, length, both[0].tobytes(), both[1].tobytes(), window=window)
 
-    @property
-    def _where(self) -> str:
-        return str(self._training.data.path) if self._training.data is not None else "training.data"
-
-    def _refuse_if_untold(self, tokenizer: Tokenizer) -> None:
-        """Raises UserError if what is to be learnt cannot be told of any of the first conversations."""
-        refused = ""
-        for document in self._documents[:_TRIED]:
-            try:
-                labelled(document, tokenizer)
-            except ValueError as error:
-                refused = refused or str(error)
-            else:
-                return
-        raise UserError(
-            f"{self._where}: none of the first {_TRIED} conversations can be trained on. The first: {refused}."
-        )
-
-    def _nothing_left(self, rows: int) -> str:
+    def _nothing_left(self, data: DataSet, number: int) -> str:
         training = self._training
-        tokens = sum(document.shape[1] for document in self._tokenised.values() if document is not None)
+        tokens = sum(document.shape[1] for document in self._shuffled(data, number))
+        rows = sum(1 for _ in self._rows(data, number))
+        assert training.data is not None, "there are data"
+        of = "" if data.windows == 1 else f" of the last of {data.windows} parts"
         found = (
-            f"{self._where}: {self.documents} documents with {tokens} tokens make {rows} full rows of "
+            f"{training.data.where}: {len(data.window(number))} documents{of} with {tokens} tokens make {rows} full rows of "
             f"sequence_length {training.sequence_length}"
         )
         if rows < training.micro_batch_size:
@@ -194,10 +201,26 @@ def padded(document: Labelled, length: int, eos: int) -> Labelled:
     return row
 
 
-def _documents(training: Training, findings: Findings) -> list[Document | Conversation]:
+def _data(training: Training, seed: int, block: int) -> DataSet:
     if training.data is None:
         raise UserError(
             "training.data is missing, but this engine computes and needs text to train on. "
             "Give training.data.path, or use the emulated engine."
         )
-    return read_documents(training.data, findings)
+    return DataSet(training.data, seed, block=block)
+
+
+def _refuse_if_untold(window: Window, tokenizer: Tokenizer) -> None:
+    """Raises UserError if of none of the first documents it can be told what is to be learnt: all are conversations then."""
+    refused = ""
+    for index in range(min(len(window), _TRIED)):
+        document = window.document(index)
+        if not isinstance(document, Conversation):
+            return
+        try:
+            labelled(document, tokenizer)
+        except ValueError as error:
+            refused = refused or f"{window.place(index)}: {error}"
+        else:
+            return
+    raise UserError(f"None of the first conversations can be trained on. {refused}.")

@@ -117,6 +117,16 @@ CASES = {
         "serving.source.path",
         "there is no file /nowhere/t.csv",
     ),
+    "missing file of several": (
+        {"model": LLAMA, "training": {"micro_batches": 1, "data": {"path": [__file__, "/nowhere/t.jsonl"]}}},
+        "training.data.path",
+        "there is no file /nowhere/t.jsonl",
+    ),
+    "pattern without files": (
+        {"model": LLAMA, "training": {"micro_batches": 1, "data": {"path": "/nowhere/*.jsonl"}}},
+        "training.data.path",
+        "no file matches /nowhere/*.jsonl",
+    ),
     "missing file of beliefs": (
         {"model": LLAMA, "serving": SERVING, "policy": {"coefficients": "/nowhere/c.yaml"}},
         "policy.coefficients",

@@ -56,6 +56,15 @@ def test_relative_paths_are_taken_from_the_recipe_and_those_of_overrides_from_he
     assert load_recipe(path, ["engine.coefficients=own.yaml"]).engine.coefficients == elsewhere / "own.yaml"
 
 
+def test_lists_of_paths_are_taken_from_the_recipe_too(tmp_path: Path) -> None:
+    data = "training:\n  micro_batches: 1\n  data: {path: [a.jsonl, 'b/*.gz', /c.parquet]}\n"
+    recipe = load_recipe(write(tmp_path, data))
+    assert recipe.training.data.path == [tmp_path / "a.jsonl", tmp_path / "b" / "*.gz", Path("/c.parquet")]
+    assert load_recipe(write(tmp_path, resolved_yaml(recipe))) == recipe
+    wrong = message(tmp_path, "training:\n  data: {path: [1]}\n")
+    assert wrong.startswith("recipe.yaml:2: training.data.path"), wrong
+
+
 def test_overrides_replace_add_and_are_yaml(tmp_path: Path) -> None:
     overrides = ["nodes.count=4", "slo.factors=[2, 3]", "serving.window.limit=7", "policy.placement=round-robin"]
     recipe = load_recipe(write(tmp_path, GOOD), overrides)

@@ -25,9 +25,9 @@ from lemix_hpc.launch.rundir import RunDir
 from lemix_hpc.launch.states import read_progress, read_report, run_state
 from lemix_hpc.profiling.coefficients import load_coefficients
 from lemix_hpc.records.attempts import attempts
+from lemix_hpc.workload.data_set import read_all
 from lemix_hpc.workload.lines import Findings
 from lemix_hpc.workload.openai_batch import read_openai_batch
-from lemix_hpc.workload.texts import read_documents
 from lemix_hpc.workload.traces import read_azure, read_burstgpt, read_mooncake
 from tests.config.test_documented import ALL_KEYS
 from tests.inputs.files import AZURE, BURST, LLAMA, REPOSITORY, write_recipe
@@ -123,7 +123,7 @@ def _traces(path: Path) -> None:
     with suppress(UserError):
         list(read_openai_batch(path, Findings(), tokenizer=None, default_output_tokens=1, answer=True))
     with suppress(UserError):
-        read_documents(TextData(path=path), Findings())
+        read_all(TextData(path=path))
 
 
 LINES = st.lists(VALUES.map(json.dumps) | st.text(max_size=30), max_size=4).map("\n".join)

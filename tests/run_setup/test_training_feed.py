@@ -13,7 +13,7 @@ from lemix_hpc.run_setup.training_feed import FedGroup, TrainingFeed, amount
 from lemix_hpc.workload.samples import Sample, SampleQueue
 from lemix_hpc.workload.texts import Document
 from lemix_hpc.workload.tokenizer import ByteTokenizer
-from lemix_hpc.workload.training import stream
+from lemix_hpc.workload.training import MicroBatchStream, stream
 
 
 def feed(
@@ -88,6 +88,7 @@ TEXTS = st.lists(st.text("abc ", min_size=6, max_size=30), min_size=1, max_size=
     posts=st.lists(st.lists(st.text("xyz", min_size=1, max_size=12), max_size=3), min_size=4, max_size=4),
     done=st.sets(st.integers(0, 3)),
     total=st.none() | st.integers(7, 14),
+    block=st.sampled_from([4, 20, 1 << 20]),
 )
 def test_an_attempt_goes_on_with_the_very_groups(
     tmp_path_factory: pytest.TempPathFactory,
@@ -96,6 +97,7 @@ def test_an_attempt_goes_on_with_the_very_groups(
     posts: list[list[str]],
     done: set[int],
     total: int | None,
+    block: int,
 ) -> None:
     """Those that are not done come again, byte by byte, and then what would have come next."""
     path = tmp_path_factory.mktemp("text") / "text.jsonl"
@@ -105,7 +107,7 @@ def test_an_attempt_goes_on_with_the_very_groups(
 
     def new() -> tuple[TrainingFeed, SampleQueue]:
         queue = SampleQueue(training, tokenizer)
-        text = stream(training, tokenizer, 5)
+        text = MicroBatchStream(training, tokenizer, 5, block=block)  # as of large data, or of one window
         return TrainingFeed(text, per_group=2, total=total, number=itertools.count().__next__, samples=queue), queue
 
     first, queue = new()

@@ -304,7 +304,7 @@ class SchedulerRank:
             steps=loop.steps,
             skipped_steps=loop.skipped,
             lost_losses=loop.lost_losses,
-            malformed_lines=len(work.left_out),
+            malformed_lines=work.lines_left_out,
             outside_range=sum(not latency.covers(r.prompt_tokens + r.output_tokens) for r in work.requests),
             drift=scheduler.drifts,
             across_nodes=loop.rounds.facts() if loop.rounds is not None else None,

@@ -11,9 +11,9 @@ from lemix_hpc.config.workload_section import TextData, TextFields
 from lemix_hpc.records.attempts import Attempt, claim
 from lemix_hpc.runtime.http.errors import ApiError
 from lemix_hpc.runtime.http.sample_intake import JOURNAL, SampleIntake
-from lemix_hpc.workload.lines import Findings
+from lemix_hpc.workload.data_set import read_all
 from lemix_hpc.workload.samples import SampleQueue
-from lemix_hpc.workload.texts import Document, read_documents
+from lemix_hpc.workload.texts import Document
 from lemix_hpc.workload.tokenizer import ByteTokenizer
 
 
@@ -54,8 +54,12 @@ def test_what_is_accepted_is_on_disk_before_it_is_used(
         {"id": "sample1", "received": 1.5, "prompt": "b", "completion": "c"},
         {"id": "sample2", "received": 2.5, "text": "d"},
     ]
-    again = read_documents(TextData(path=tmp_path / JOURNAL), Findings())
-    assert again == [Document("a"), Document("c", prompt="b"), Document("d")], "the journal is training text itself"
+    again = read_all(TextData(path=tmp_path / JOURNAL))  # the journal is training text itself
+    assert [again.document(index) for index in range(len(again))] == [
+        Document("a"),
+        Document("c", prompt="b"),
+        Document("d"),
+    ]
 
 
 @pytest.mark.parametrize(
