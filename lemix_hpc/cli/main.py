@@ -13,6 +13,7 @@ from lemix_hpc.cli import (
     checkpoint,
     coefficients,
     compare,
+    data,
     doctor,
     explain,
     fit,
@@ -52,6 +53,7 @@ app.command()(doctor.doctor)
 app.command()(plan.plan)
 app.command()(fit.fit)
 app.command()(profile.profile)
+app.command()(data.data)
 app.add_typer(checkpoint.app, name="checkpoint")
 app.add_typer(coefficients.app, name="coefficients")
 

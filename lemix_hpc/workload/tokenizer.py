@@ -16,6 +16,8 @@ from lemix_hpc.workload import chat
 
 Messages = Sequence[dict[str, str]]
 
+END = "<|end|>"
+"""How the end-of-text token of the byte-level tokenizer is written."""
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer.model",
@@ -35,6 +37,10 @@ class Tokenizer(Protocol):
 
     def encode(self, text: str) -> list[int]:
         """Token ids of the text alone, without special tokens around it."""
+        ...
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of token ids, special ones by their names; a character that is not whole becomes U+FFFD."""
         ...
 
 
@@ -68,6 +74,10 @@ class ByteTokenizer:
     def encode(self, text: str) -> list[int]:
         return list(text.encode())
 
+    def decode(self, ids: Sequence[int]) -> str:
+        parts = (END.encode() if token == self.eos else bytes([token]) for token in ids)
+        return b"".join(parts).decode(errors="replace")
+
     def encode_conversation(
         self, messages: Sequence[chat.Message], tools: Sequence[Mapping[str, Any]]
     ) -> tuple[list[int], list[bool]]:
@@ -94,6 +104,10 @@ class HuggingFaceTokenizer:
         # `verbose=False`: long documents are cut later, so the warning about the model's length is not wanted.
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False, verbose=False)
         return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        text: str = self._tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        return text
 
 
 class HuggingFaceChatTokenizer(HuggingFaceTokenizer):
