@@ -67,6 +67,20 @@ def test_masks_are_those_made_by_hand(template: str, marked: bool) -> None:
     assert (ids, learnt) == by_hand(fast, *expected)
     assert fast.decode(ids) == "".join(text for text, _ in expected)
     assert ids == fast.apply_chat_template(of(template))["input_ids"]
+    if marked:
+        theirs = fast.apply_chat_template(of(template), return_assistant_tokens_mask=True)
+        assert [bool(mask) for mask in theirs["assistant_masks"]] == learnt
+
+
+def test_all_bytes_of_the_last_character_are_learnt() -> None:
+    """Transformers' own mask leaves out all but the first, where the markers end behind a letter of several tokens."""
+    words = "<|im_start|>assistant\n{% generation %}{{ messages[0].content }}{% endgeneration %}<|im_end|>"
+    fast = tokenizer(words)
+    asked = [{"role": "assistant", "content": "No é🙂"}]
+    expected = by_hand(fast, ("<|im_start|>assistant\n", False), ("No é🙂", True), ("<|im_end|>", False))
+    assert assistant_tokens(fast, asked) == expected
+    theirs = fast.apply_chat_template(asked, return_assistant_tokens_mask=True)["assistant_masks"]
+    assert sum(theirs) < sum(expected[1])
 
 
 def test_the_byte_level_template() -> None:

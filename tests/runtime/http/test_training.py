@@ -57,7 +57,8 @@ def test_training_that_waits_for_samples_ends_with_the_endpoint(tmp_path: Path) 
 def test_samples_go_before_the_ordinary_data(tmp_path: Path) -> None:
     with opened(recipe_of(), tmp_path) as run, run.client() as client:
         run.until(lambda: "t9" in trained(run))
-        assert client.post("/v1/training/samples", json={"prompt": "1+1=", "completion": "2"}).status_code == 200
+        talk = [{"role": "user", "content": "1+1="}, {"role": "assistant", "content": "2"}]
+        assert client.post("/v1/training/samples", json={"messages": talk}).status_code == 200
         before = max(task["number"] for task in trained(run).values())
         sample = run.until(lambda: trained(run).get("posted0"))
         last = max(int(id[1:]) for id in trained(run) if id.startswith("t"))
