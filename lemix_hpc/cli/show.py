@@ -71,6 +71,25 @@ def _profile_table(report: dict[str, Any]) -> RenderableType:
     return Group(table, *report["warnings"], f"{report['points']} points in {report['seconds']} s{missing}", path)
 
 
+def _classes(progress: Progress) -> list[str]:
+    """How requests of each class fare lately, where tokens have limits, or there are batch requests."""
+    facts = []
+    for name, figures in progress.classes.items():
+        shares = [f"{share:.1%} within {limit}" for limit, share in figures.attainment.items() if share is not None]
+        times = [
+            f"{what} p50 {found['p50']:.1f} p99 {found['p99']:.1f} ms"
+            for what, found in (
+                ("TTFT", figures.ttft_ms),
+                ("TPOT", figures.tpot_ms),
+                ("between tokens", figures.inter_token_ms),
+            )
+            if found["p50"] is not None
+        ]
+        if figures.tpot_ms["p50"] is not None or name == "batch":
+            facts.append(f"{name}: {' · '.join([str(figures.finished), *times, *shares])}")
+    return facts
+
+
 def _facts(progress: Progress | None) -> list[str]:
     if progress is None:
         return []
@@ -95,6 +114,7 @@ def _facts(progress: Progress | None) -> list[str]:
         facts.append(f"loss {progress.loss:.4f}")
     if progress.response_ms_p50 is not None:
         facts.append(f"response p50 {progress.response_ms_p50:.1f} ms")
+    facts += _classes(progress)
     if progress.checkpoint_failure is not None:
         facts.append(f"not saved: {progress.checkpoint_failure}")
     if progress.disk is not None:

@@ -258,12 +258,14 @@ class Engine(Section):
 
 
 class Slo(Section):
-    """Limits on the response time as multiples of T0, the mean unloaded response, and limits in milliseconds."""
+    """Limits on the response time as multiples of T0, the mean unloaded response, and limits in milliseconds; they are those of
+    interactive requests. Batch requests have a completion window."""
 
     factors: list[PositiveFloat] = Field(default=[1, 5, 10], min_length=1, description="in units of T0")
     ttft_ms: Milliseconds | None = Field(default=None, description="limit on the time to the first token")
     tpot_ms: Milliseconds | None = Field(default=None, description="limit on the time per further token")
     response_ms: Milliseconds | None = Field(default=None, description="limit on the response time")
+    completion_window_s: Seconds = Field(default=86400.0, description="limit on the response time of batch requests")
 
 
 class Simulate(Section):

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 FilePath = Annotated[Path, Field(strict=False)]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
+Part = Annotated[float, Field(ge=0.0, le=1.0)]
 MOST_NODES = 100_000
 MOST_STAGES = 1_000
 LONGEST_S = 1e9

@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from lemix_hpc.config.api_keys import RIGHTS, ApiKey, Right, usable
-from lemix_hpc.config.section import LONGEST_S, FilePath, Fraction, Seconds, Section, Tokens
+from lemix_hpc.config.section import LONGEST_S, FilePath, Fraction, Part, Seconds, Section, Tokens
 from lemix_hpc.config.workload_section import LengthTable, TextData
 
 
@@ -105,6 +105,10 @@ class Serving(Section):
     source: Annotated[TraceSource | GeneratedSource, Field(discriminator="kind")] | None = None
     http: Http | None = Field(default=None, description="serve clients over the OpenAI API (engine vllm)")
     mode: Literal["score", "generate"] = Field(default="score", description="NLL of the prompt, or new tokens")
+    batch_requests: Part | None = Field(
+        default=None,
+        description="share of the source's requests that are of class batch; default 1 for `openai-batch`, else 0",
+    )
     rate_scale: float = Field(default=1.0, ge=1e-6, le=1e6, description="2 replays the trace twice as fast")
     window: Window = Window()
     max_prompt_tokens: Tokens | None = Field(default=None, description="longer prompts are cut to this")

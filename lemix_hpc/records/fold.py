@@ -145,4 +145,5 @@ def _told_by(answer: Answered, accepted: Accepted) -> ServedTask:
         accepted.prompt_tokens,
         finished=answer.time,
         number=accepted.number,
+        service=accepted.service,
     )

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import msgspec
 
+from lemix_hpc.policy.classes import ServiceClass
 from lemix_hpc.records.files import RETRY_S, sync_directory
 from lemix_hpc.records.schema import ServedTask, TrainedTask
 
@@ -35,13 +36,14 @@ there should not be a group for every record."""
 
 class Accepted(msgspec.Struct, frozen=True, array_like=True, tag=True):
     """A request has come. `number`: its task's; `time` [s] of the run; `digest`: of what a client has sent, to tell whether it
-    comes again."""
+    comes again; `service`: its class."""
 
     number: int
     id: str
     time: float
     prompt_tokens: int
     digest: str = ""
+    service: ServiceClass = "interactive"
 
 
 class Placed(msgspec.Struct, frozen=True, array_like=True, tag=True):

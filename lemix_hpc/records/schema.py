@@ -6,6 +6,7 @@ from typing import Literal
 
 import msgspec
 
+from lemix_hpc.policy.classes import ServiceClass
 from lemix_hpc.policy.drift import Drift
 from lemix_hpc.policy.memory import Memory
 from lemix_hpc.policy.recalibration import Learned
@@ -52,7 +53,7 @@ class ServedTask(msgspec.Struct, frozen=True, tag="serving", tag_field="kind"):
     `placed`: when the policy chose its node. `nll`: negative log-likelihood of the prompt, the sum over its `scored_tokens` in
     nats. `output`: token ids. `versions`: first and last weight version. `predicted_response_s`: the forecast when it was
     placed, seconds, and of a request that generates `predicted_ttft_s` to its first token and `predicted_tpot_s` for each
-    further one. `number` is its task in `events.jsonl`. `key`: the name of its client's.
+    further one. `number` is its task in `events.jsonl`. `key`: the name of its client's; `service`: its class.
     """
 
     id: str
@@ -72,6 +73,7 @@ class ServedTask(msgspec.Struct, frozen=True, tag="serving", tag_field="kind"):
     key: str | None = None
     predicted_ttft_s: float | None = None
     predicted_tpot_s: float | None = None
+    service: ServiceClass = "interactive"
 
 
 class TrainedTask(msgspec.Struct, frozen=True, tag="training", tag_field="kind"):
@@ -96,6 +98,20 @@ class TrainedTask(msgspec.Struct, frozen=True, tag="training", tag_field="kind")
 
 
 TaskRecord = ServedTask | TrainedTask
+
+
+class ClassFigures(msgspec.Struct, frozen=True):
+    """The requests of one class: how many came and finished; response, time to the first token, per output token and between
+    tokens [ms], as means and percentiles; the shares within each limit, or within the `window`; tokens per second."""
+
+    received: int
+    finished: int
+    response_ms: dict[str, float | None]
+    ttft_ms: dict[str, float | None]
+    tpot_ms: dict[str, float | None]
+    inter_token_ms: dict[str, float | None]
+    attainment: dict[str, float | None]
+    tokens_per_s: float | None
 
 
 class MemoryWaits(msgspec.Struct, frozen=True):
@@ -178,7 +194,8 @@ class RunFacts(msgspec.Struct, frozen=True):
     to the stage times of each pass of a response; `checkpoints`: None if nothing is saved; `refuses_after_s`: when the policy
     let nothing run any more, None if that was not limited; `disk`: None if it took everything; `pace_s`: the limits on
     `ttft` and `tpot` that decode was paced to, if it was; `skipped_steps`: whose gradients were not finite, so that they
-    changed nothing and are none of the `steps`; `lost_losses`: micro-batches of the last attempt whose loss was not finite.
+    changed nothing and are none of the `steps`; `lost_losses`: micro-batches of the last attempt whose loss was not finite;
+    `completion_window_s`: limit on responses of batch requests.
     """
 
     policy: str
@@ -202,6 +219,7 @@ class RunFacts(msgspec.Struct, frozen=True):
     pace_s: dict[str, float] = {}
     skipped_steps: int = 0
     lost_losses: int = 0
+    completion_window_s: float | None = None
 
 
 class LearnedTimes(msgspec.Struct, frozen=True):
@@ -244,7 +262,7 @@ class Progress(msgspec.Struct, frozen=True):
     points and `left_s` seconds are for profiling jobs. `checkpoint_step`: of the newest checkpoint; `checkpoint_failure`: why
     one could not be saved and is to be tried again. `disk`: why it does not take everything, None while it does. `skipped`:
     steps beside `steps` that changed nothing, since their gradients were not finite; `lost_losses`: micro-batches whose loss
-    was not.
+    was not. `classes`: of requests, by those that ended last.
     """
 
     state: Literal["starting", "running", "finished", "failed"]
@@ -270,3 +288,4 @@ class Progress(msgspec.Struct, frozen=True):
     skipped: int = 0
     lost_losses: int = 0
     keys: str | None = None
+    classes: dict[str, ClassFigures] = {}

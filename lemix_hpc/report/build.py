@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 
+from lemix_hpc.policy.classes import ServiceClass
 from lemix_hpc.records.files import replace
 from lemix_hpc.records.reader import RunRecords, read_run
 from lemix_hpc.records.schema import ServedTask
 from lemix_hpc.report import metrics
 from lemix_hpc.report.between_passes import handed_on, next_token
+from lemix_hpc.report.classes import class_figures, milliseconds, of_class
 from lemix_hpc.report.token_times import between_tokens, stage_shares
 
 Section = dict[str, Any]
@@ -35,9 +38,10 @@ def summarise(run: RunRecords) -> Section:
     facts = run.facts
     time = metrics.stage_time(run.spans)
     batches = metrics.serving_batches(run.spans)
+    errors = metrics.forecast_errors(of_class(run.served, "interactive"), facts.t0_s)
     outcomes = [task.outcome for task in run.served] + [task.outcome for task in run.trained]
     finished = outcomes.count("finished")
-    of_first, of_each = metrics.token_forecast_errors(run.served)
+    of_first, of_each = metrics.token_forecast_errors(of_class(run.served, "interactive"))
     return {
         "policy": facts.policy,
         "engine": facts.engine,
@@ -55,8 +59,8 @@ def summarise(run: RunRecords) -> Section:
         "stage_time": stage_shares(run.served, run.spans, facts.nodes * facts.stages * time.makespan),
         "between_passes_ms": metrics.distribution(_between(run), [50, 95], scale=1e3),
         "bubble_rate": metrics.bubble_rate(time, facts.stages),
-        "forecast_error_t0": metrics.distribution(metrics.forecast_errors(run.served, facts.t0_s), [95]),
-        "forecast_error_tenths_t0": metrics.tenths(metrics.forecast_errors(run.served, facts.t0_s)),
+        "forecast_error_t0": metrics.distribution(errors, [95]),
+        "forecast_error_tenths_t0": metrics.tenths(errors),
         "forecast_error_ttft_ms": metrics.distribution(of_first, [95], scale=1e3),
         "forecast_error_tpot_ms": metrics.distribution(of_each, [95], scale=1e3),
         "t0_ms": 1e3 * facts.t0_s,
@@ -76,23 +80,37 @@ def summarise(run: RunRecords) -> Section:
 
 
 def _serving(run: RunRecords, batches: metrics.ServingBatches) -> Section:
-    served = run.served
+    served, facts = run.served, run.facts
     outcomes = [task.outcome for task in served]
+    interactive = of_class(served, "interactive")
+    gaps = _gaps(run)
     return {
         "received": len(served),
         "finished": outcomes.count("finished"),
         "rejected": outcomes.count("rejected"),
         "lost": outcomes.count("lost"),
         "aborted": outcomes.count("aborted"),
-        "slo": {_factor(k): metrics.attainment(served, k * run.facts.t0_s) for k in run.facts.slo_factors},
-        "slo_ms": metrics.attainments(served, run.facts.slo_ms),
-        "response_ms": _milliseconds(map(metrics.response, served)),
-        "ttft_ms": _milliseconds(map(metrics.time_to_first_token, served)),
-        "tpot_ms": _milliseconds(map(metrics.time_per_output_token, served)),
-        "inter_token_ms": _milliseconds(between_tokens(served, run.spans, run.facts.stages - 1)),
+        "slo": {_factor(k): metrics.attainment(interactive, k * facts.t0_s) for k in facts.slo_factors},
+        "slo_ms": metrics.attainments(interactive, facts.slo_ms),
+        "response_ms": milliseconds(map(metrics.response, served)),
+        "ttft_ms": milliseconds(map(metrics.time_to_first_token, served)),
+        "tpot_ms": milliseconds(map(metrics.time_per_output_token, served)),
+        "inter_token_ms": milliseconds(gap for of_service in gaps.values() for gap in of_service),
         "nll": metrics.mean_nll(served),
         "mean_batch": batches.mean_size,
         "keys": by_key(served),
+        "classes": {
+            service: msgspec.to_builtins(
+                class_figures(
+                    members,
+                    gaps[service],
+                    limits_ms=facts.slo_ms,
+                    window_s=facts.completion_window_s if service == "batch" else None,
+                )
+            )
+            for service in get_args(ServiceClass)
+            if (members := of_class(served, service))
+        },
     }
 
 
@@ -107,6 +125,15 @@ def by_key(served: Iterable[ServedTask]) -> dict[str, dict[str, int]]:
             use["prompt_tokens"] += task.prompt_tokens
             use["output_tokens"] += len(task.output)
     return uses
+
+
+def _gaps(run: RunRecords) -> dict[ServiceClass, list[float]]:
+    """Seconds between tokens, by the class of their request."""
+    services = {task.id: task.service for task in run.served}
+    gaps: dict[ServiceClass, list[float]] = defaultdict(list)
+    for task, gap in between_tokens(run.served, run.spans, run.facts.stages - 1):
+        gaps[services[task]].append(gap)
+    return gaps
 
 
 def _training(run: RunRecords, time: metrics.StageTime) -> Section:
@@ -136,7 +163,3 @@ def _between(run: RunRecords) -> Iterator[float]:
 
 def _factor(factor: float) -> str:
     return str(int(factor)) if float(factor).is_integer() else str(factor)
-
-
-def _milliseconds(seconds: Iterable[float | None]) -> dict[str, float | None]:
-    return metrics.distribution(seconds, [50, 95, 99], scale=1e3)

@@ -72,6 +72,16 @@ def attainments(served: Sequence[ServedTask], limits_ms: Mapping[str, float]) ->
     return shares
 
 
+def served_tokens_per_second(served: Iterable[ServedTask]) -> float | None:
+    """Tokens that finished requests were given, of scored prompts their own / (last finish - first arrival), per second."""
+    finished = [task for task in served if task.outcome == "finished" and task.finished is not None]
+    if not finished:
+        return None
+    seconds = max(task.finished or 0.0 for task in finished) - min(task.arrival for task in finished)
+    tokens = sum(task.scored_tokens or len(task.output) or task.prompt_tokens for task in finished)
+    return tokens / seconds if seconds > 0 else None
+
+
 def mean_nll(served: Iterable[ServedTask]) -> float | None:
     """sum(nll) / sum(scored tokens) over finished prompts, nats per token."""
     scored = [(task.nll, task.scored_tokens) for task in served if task.outcome == "finished" and task.nll is not None]

@@ -12,6 +12,12 @@ from rich.text import Text
 
 ABSENT = "-"
 COLUMNS = ("mean", "p50", "p95", "p99")
+LATENCIES = (
+    ("response", "response_ms"),
+    ("first token", "ttft_ms"),
+    ("per output token", "tpot_ms"),
+    ("between tokens", "inter_token_ms"),
+)
 
 
 def render(report: dict[str, Any]) -> RenderableType:
@@ -34,15 +40,13 @@ def _latencies(serving: dict[str, Any]) -> Table:
     table = Table("latency, ms", box=box.SIMPLE_HEAD, header_style="dim", pad_edge=False)
     for column in COLUMNS:
         table.add_column(column, justify="right", min_width=8)
-    for name, key in (
-        ("response", "response_ms"),
-        ("first token", "ttft_ms"),
-        ("per output token", "tpot_ms"),
-        ("between tokens", "inter_token_ms"),
-    ):
-        figures = serving.get(key) or dict.fromkeys(COLUMNS)
-        if figures["mean"] is not None:
-            table.add_row(name, *(number(figures[column]) for column in COLUMNS))
+    classes = serving.get("classes", {})
+    # Of both classes together nobody wants to know.
+    for of, section in classes.items() if len(classes) > 1 else [("", serving)]:
+        for name, key in LATENCIES:
+            figures = section.get(key) or dict.fromkeys(COLUMNS)
+            if figures["mean"] is not None:
+                table.add_row(f"{of} {name}".strip(), *(number(figures[column]) for column in COLUMNS))
     return table
 
 
@@ -85,13 +89,13 @@ def _serving(report: dict[str, Any]) -> list[tuple[str, RenderableType]]:
         misses.append(f" · {serving['aborted']} aborted")
     if serving["rejected"] or serving["lost"]:
         misses.stylize("red")
-    limits = [Text(f"{percent(share)} in {factor} T0", _grade(share)) for factor, share in serving["slo"].items()]
-    limits += [
-        Text(f"{percent(share)} within {name} limit", _grade(share)) for name, share in serving["slo_ms"].items()
-    ]
+    limits = [(f"in {factor} T0", share) for factor, share in serving["slo"].items()]
+    limits += [(f"within {name} limit", share) for name, share in serving["slo_ms"].items()]
+    met = [Text(f"{percent(share)} {limit}", _grade(share)) for limit, share in limits if share is not None]
     rows: list[tuple[str, RenderableType]] = [
         ("requests", Text.assemble(f"{serving['finished']} finished of {serving['received']} · ", misses)),
-        ("SLO attainment", Text(" · ").join(limits)),
+        *([("SLO attainment", Text(" · ").join(met))] if met else []),
+        *_classes(serving.get("classes", {})),
         ("T0", f"{number(report['t0_ms'])} ms"),
     ]
     if pace := report.get("pace_ms"):
@@ -106,6 +110,19 @@ def _serving(report: dict[str, Any]) -> list[tuple[str, RenderableType]]:
         error = report.get(key) or {"mean": None}
         if error["mean"] is not None:
             rows.append((name, f"{number(error['mean'])} ms mean · {number(error['p95'])} ms p95"))
+    return rows
+
+
+def _classes(classes: dict[str, Any]) -> list[tuple[str, RenderableType]]:
+    """Nothing where all requests are interactive."""
+    if "batch" not in classes:
+        return []
+    rows: list[tuple[str, RenderableType]] = []
+    for name, figures in classes.items():
+        told = f"{figures['finished']} finished of {figures['received']} · {number(figures['tokens_per_s'])} tokens/s"
+        if (share := figures["attainment"].get("window")) is not None:
+            told += f" · {percent(share)} within their window"
+        rows.append((name, told))
     return rows
 
 

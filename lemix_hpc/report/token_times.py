@@ -11,15 +11,15 @@ from lemix_hpc.records.schema import ServedTask, Span
 WORK = ("prefill", "decode", "forward", "backward", "step")
 
 
-def between_tokens(served: Iterable[ServedTask], spans: Iterable[Span], last_stage: int) -> Iterator[float]:
-    """Seconds between tokens that follow one another in an answer, of all finished requests: the first token came to its
-    leader, and each further one when its pass on the last stage ended."""
+def between_tokens(served: Iterable[ServedTask], spans: Iterable[Span], last_stage: int) -> Iterator[tuple[str, float]]:
+    """Seconds between tokens that follow one another in an answer, of all finished requests, with the request's id: the first
+    token came to its leader, and each further one when its pass on the last stage ended."""
     first = {task.id: task.first_token for task in served if task.outcome == "finished" and len(task.output) > 1}
     before = {task: token for task, token in first.items() if token is not None}
     ends = ((span.end, span.task) for span in spans if span.kind == "serve" and span.stage == last_stage)
     for end, task in sorted(ends):
         if end > before.get(task, math.inf):
-            yield end - before[task]
+            yield task, end - before[task]
             before[task] = end
 
 

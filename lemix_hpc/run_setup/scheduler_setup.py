@@ -60,8 +60,9 @@ def make_scheduler(
 
 
 def mean_unloaded_response(latency: LatencyModel, requests: Sequence[Request], recipe: Recipe) -> float:
-    """T0 in seconds: mean over the requests of their predicted time on all stages. Without requests that of one with
-    `TYPICAL_TOKENS` in and out, if clients will send some, or else of a training forward."""
+    """T0 in seconds: mean over the interactive requests, or all if there are none, of their predicted time on all stages.
+    Without requests that of one with `TYPICAL_TOKENS` in and out, if clients will send some, or else of a training forward."""
+    requests = _limited(requests)
     if not requests and recipe.serving is not None:
         return sum(latency.request_times(TYPICAL_TOKENS, TYPICAL_TOKENS))
     if requests:
@@ -96,7 +97,7 @@ def pace_of(recipe: Recipe, latency: LatencyModel, requests: Sequence[Request]) 
     times what requests take on an idle node, in the mean, as in T0."""
     if not is_paced(recipe):
         return None
-    lengths = [(r.prompt_tokens, r.output_tokens) for r in requests] or [(TYPICAL_TOKENS, TYPICAL_TOKENS)]
+    lengths = [(r.prompt_tokens, r.output_tokens) for r in _limited(requests)] or [(TYPICAL_TOKENS, TYPICAL_TOKENS)]
     first = [sum(latency.forward_times(Shape.of((prompt,)))) for prompt, _ in lengths]
     each = [sum(latency.forward_times(Shape(1, 1, prompt + max(0, output - 2) / 2))) for prompt, output in lengths]
     factor, slo = aim(recipe), recipe.slo
@@ -104,6 +105,11 @@ def pace_of(recipe: Recipe, latency: LatencyModel, requests: Sequence[Request]) 
         ttft=factor * sum(first) / len(first) if slo.ttft_ms is None else slo.ttft_ms / 1e3,
         tpot=factor * sum(each) / len(each) if slo.tpot_ms is None else slo.tpot_ms / 1e3,
     )
+
+
+def _limited(requests: Sequence[Request]) -> Sequence[Request]:
+    """Those that limits are for."""
+    return [request for request in requests if request.service == "interactive"] or requests
 
 
 def scheduler_config(recipe: Recipe, *, t0: float, pieces: int, drift_limit: float) -> SchedulerConfig:

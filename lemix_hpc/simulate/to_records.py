@@ -36,7 +36,11 @@ def served(cluster: ClusterState, requests: Sequence[Request]) -> list[ServedTas
     for number, (request, row) in enumerate(zip(requests, rows, strict=True)):
         outcome, arrival, node, placed, first_token, finished, produced, first, last, predicted, ttft, tpot = row
         if outcome != FINISHED:
-            tasks.append(ServedTask(request.id, "rejected", arrival, request.prompt_tokens, number=number))
+            tasks.append(
+                ServedTask(
+                    request.id, "rejected", arrival, request.prompt_tokens, number=number, service=request.service
+                )
+            )
             continue
         tasks.append(
             ServedTask(
@@ -54,6 +58,7 @@ def served(cluster: ClusterState, requests: Sequence[Request]) -> list[ServedTas
                 predicted_ttft_s=ttft or None,
                 predicted_tpot_s=tpot or None,
                 number=number,
+                service=request.service,
             )
         )
     return tasks

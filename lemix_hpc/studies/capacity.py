@@ -11,6 +11,7 @@ from lemix_hpc.config.recipe import Recipe
 from lemix_hpc.config.serving_section import GeneratedSource
 from lemix_hpc.profiling.hardware import load_hardware
 from lemix_hpc.report import metrics
+from lemix_hpc.report.classes import of_class
 from lemix_hpc.run_setup.scheduler_setup import mean_unloaded_response
 from lemix_hpc.studies.recipe_variants import (
     Split,
@@ -95,7 +96,8 @@ class Search:
         met = []
         for recipe in recipes:
             records = simulate(with_rate(recipe, rate)).records
-            met.append(metrics.attainment(records.served, self.target.slo * records.facts.t0_s) or 0.0)
+            interactive = of_class(records.served, "interactive")
+            met.append(metrics.attainment(interactive, self.target.slo * records.facts.t0_s) or 0.0)
         return sum(met) / len(met)
 
 

@@ -73,7 +73,13 @@ def _requests(run_dir: Path, tasks: list[ServedTask]) -> tuple[Request, ...]:
     unanswered = {task.number for task in tasks if task.outcome != "finished"}
     asked = _asked(run_dir, unanswered) if unanswered else {}
     return tuple(
-        Request(task.id, task.arrival, task.prompt_tokens, asked.get(task.number, len(task.output)))
+        Request(
+            task.id,
+            task.arrival,
+            task.prompt_tokens,
+            asked.get(task.number, len(task.output)),
+            service=task.service,
+        )
         for task in sorted(tasks, key=lambda task: task.arrival)
     )
 

@@ -24,6 +24,7 @@ from lemix_hpc.records.schema import COEFFICIENTS, LearnedTimes, RunFacts, Serve
 from lemix_hpc.records.writer import Recorder
 from lemix_hpc.report import metrics
 from lemix_hpc.report.build import summarise, write_report
+from lemix_hpc.report.classes import of_class
 from lemix_hpc.run_setup.scheduler_setup import (
     aim,
     allocation_end,
@@ -147,7 +148,8 @@ def best_split(recipe: Recipe, run: Callable[[Recipe], Simulated]) -> Simulated:
     """The run with the number of training nodes that meets most limits, and of those the one that gets most done."""
 
     def worth(run: Simulated) -> tuple[float, float]:
-        met = metrics.attainment(run.records.served, aim(recipe) * run.records.facts.t0_s)
+        interactive = of_class(run.records.served, "interactive")
+        met = metrics.attainment(interactive, aim(recipe) * run.records.facts.t0_s)
         return met or 0.0, run.summary["throughput"]["per_makespan"] or 0.0
 
     def split(training_nodes: int) -> Simulated:
@@ -164,7 +166,7 @@ def _fitting(recipe: Recipe, requests: tuple[Request, ...]) -> tuple[list[Reques
         return list(requests), []
     fitting = [r for r in requests if r.prompt_tokens + r.output_tokens <= context]
     others = [r for r in requests if r.prompt_tokens + r.output_tokens > context]
-    return fitting, [ServedTask(r.id, "rejected", r.arrival, r.prompt_tokens) for r in others]
+    return fitting, [ServedTask(r.id, "rejected", r.arrival, r.prompt_tokens, service=r.service) for r in others]
 
 
 def _records_of(requests: list[Request]) -> Any:
@@ -225,4 +227,5 @@ def _facts(
         memory=memory_use(recipe, hardware, cluster.memory),
         refuses_after_s=end if end < math.inf else None,
         pace_s=pace._asdict() if pace else {},
+        completion_window_s=recipe.slo.completion_window_s,
     )

@@ -1,10 +1,11 @@
-"""The length of a call of the OpenAI API in tokens, as far as it is known before a server has read the call."""
+"""The length in tokens of a call of the OpenAI API and its class, as far as they are known before a server has read it."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from lemix_hpc.config.recipe import Recipe
+from lemix_hpc.policy.classes import ServiceClass
 from lemix_hpc.workload.call_body import number, sequences
 from lemix_hpc.workload.openai_batch import DEFAULT_OUTPUT_TOKENS
 from lemix_hpc.workload.tokenizer import ChatTokenizer, Tokenizer, model_config
@@ -31,6 +32,11 @@ def call_lengths(path: str, body: dict[str, Any], tokenizer: Tokenizer, context:
     each = sequences(body) // len(prompts)
     answers = sum(each * max(1, min(limit, context - prompt)) for prompt in prompts)
     return sum(prompts), answers
+
+
+def call_class(body: dict[str, Any]) -> ServiceClass:
+    """Of a call with this decoded JSON: OpenAI's `service_tier: flex` asks for less, and later."""
+    return "batch" if body.get("service_tier") == "flex" else "interactive"
 
 
 def context_of(recipe: Recipe) -> int:

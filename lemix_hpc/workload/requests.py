@@ -10,6 +10,7 @@ import numpy as np
 from lemix_hpc.config.errors import UserError
 from lemix_hpc.config.serving_section import GeneratedSource, Serving, TraceSource, Window
 from lemix_hpc.config.workload_section import TextData
+from lemix_hpc.policy.classes import ServiceClass
 from lemix_hpc.workload.arrivals import arrival_times
 from lemix_hpc.workload.batch_calls import read_batch_calls
 from lemix_hpc.workload.conversations import in_conversations
@@ -56,7 +57,7 @@ def load_requests(
         raise ValueError("serving has no source to load requests from")
     _check_caps(serving, source.kind)
     # One generator per purpose, so that a change of one draw leaves the others as they were.
-    arrival_seed, length_seed, prompt_seed, think_seed = np.random.SeedSequence(seed).spawn(4)
+    arrival_seed, length_seed, prompt_seed, think_seed, class_seed = np.random.SeedSequence(seed).spawn(5)
     findings = Findings()
     rows: Iterable[TraceRow]
     if isinstance(source, GeneratedSource):
@@ -72,9 +73,18 @@ def load_requests(
         _check_tokens(sum(row.prompt_tokens for row in rows))
         brings_text = source.kind == "openai-batch"
         rows = list(_filled(rows, serving, brings_text, tokenizer, np.random.default_rng(prompt_seed), findings))
+    classes = _classes(serving, len(rows), np.random.default_rng(class_seed))
     requests = tuple(
-        Request(row.id or f"r{number}", row.time, row.prompt_tokens, row.output_tokens, row.tokens, call=row.call)
-        for number, row in enumerate(rows)
+        Request(
+            row.id or f"r{number}",
+            row.time,
+            row.prompt_tokens,
+            row.output_tokens,
+            row.tokens,
+            call=row.call,
+            service=service,
+        )
+        for number, (row, service) in enumerate(zip(rows, classes, strict=True))
     )
     if serving.conversations is not None:
         thinking = np.random.default_rng(think_seed)
@@ -121,6 +131,14 @@ def _check_tokens(count: int) -> None:
             f"serving: the prompts have {count:.3g} tokens together, and a run keeps at most {MOST_PROMPT_TOKENS:.3g} of them "
             "in memory. Set serving.max_prompt_tokens, or serving.window.limit."
         )
+
+
+def _classes(serving: Serving, count: int, rng: np.random.Generator) -> list[ServiceClass]:
+    """The class of each of so many requests."""
+    share = serving.batch_requests
+    if share is None:
+        share = 1.0 if serving.source is not None and serving.source.kind == "openai-batch" else 0.0
+    return ["batch" if batch else "interactive" for batch in (rng.random(count) < share).tolist()]
 
 
 def _check_caps(serving: Serving, kind: str) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 
+from lemix_hpc.policy.classes import ServiceClass
+
 
 def digest(call: str, body: bytes) -> str:
     """Of a call of a client and what it sends, in hexadecimal."""
@@ -34,7 +36,7 @@ class Request:
     `arrival` is in seconds from the start of the run. `tokens` is empty where only lengths matter (emulated stages);
     otherwise it has `prompt_tokens` entries. `output_tokens` is 0 for prompt scoring. If `after` has the id of another
     request, this one arrives `think_s` seconds after the answer to that one, whatever its `arrival`. A request with a `call`
-    has no `tokens`; its lengths are those of `call_lengths`.
+    has no `tokens`; its lengths are those of `call_lengths`. `service`: its class.
     """
 
     id: str
@@ -45,6 +47,7 @@ class Request:
     after: str | None = None
     think_s: float = 0.0
     call: ApiCall | None = None
+    service: ServiceClass = "interactive"
 
 
 @dataclass(frozen=True, slots=True)

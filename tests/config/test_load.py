@@ -96,7 +96,7 @@ BROKEN = {
     ),
     "unknown key without a near one": (
         "slo:\n  zzz: 1\n",
-        "recipe.yaml:2: slo.zzz: unknown key (valid: factors, ttft_ms, tpot_ms, response_ms)",
+        "recipe.yaml:2: slo.zzz: unknown key (valid: factors, ttft_ms, tpot_ms, response_ms, completion_window_s)",
     ),
     "unknown key in a chosen source": (
         "serving:\n  source:\n    kind: poisson\n    rate: 1\n    requests: 1\n    rat: 2\n",
@@ -149,7 +149,8 @@ BROKEN = {
     ),
     "value where a section belongs": (
         "serving: 3\n",
-        "recipe.yaml:1: serving: expected a section with keys (source, http, mode, rate_scale, window, max_prompt_tokens, "
+        "recipe.yaml:1: serving: expected a section with keys (source, http, mode, batch_requests, rate_scale, window, "
+        "max_prompt_tokens, "
         "max_new_tokens, prompts, temperature, conversations), found 3",
     ),
     "section left empty": (
@@ -199,7 +200,7 @@ BROKEN_OVERRIDES = {
     "unknown key": (
         "slo.factor=[1]",
         "--set slo.factor=[1]: slo.factor: unknown key; did you mean 'factors'? (valid: factors, ttft_ms, tpot_ms, "
-        "response_ms)",
+        "response_ms, completion_window_s)",
     ),
     "no value": ("nodes.count", "--set nodes.count: write it as section.key=value, such as nodes.count=4"),
     "below a value": ("name.first=x", "--set name.first=x: name is 'toy', not a section with keys"),

@@ -31,7 +31,7 @@ SERVED = [
 
 
 def test_tokens_follow_the_first_one_at_the_ends_of_passes_on_the_last_stage() -> None:
-    assert sorted(between_tokens(SERVED, SPANS, last_stage=1)) == [1.5, 1.5, 4.0]
+    assert sorted(gap for _, gap in between_tokens(SERVED, SPANS, last_stage=1)) == [1.5, 1.5, 4.0]
 
 
 def test_stage_time_is_told_apart_by_what_batches_are_for() -> None:

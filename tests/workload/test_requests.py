@@ -1,3 +1,4 @@
+import dataclasses
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -149,6 +150,22 @@ def test_text_fills_prompts_and_starts_again_at_its_end(write_jsonl: Callable[..
         starts.add(matches[0])
     assert len(starts) > 5
     assert len(loaded.malformed) == 1 and "line 2" in loaded.malformed[0]
+
+
+def test_lines_of_a_batch_file_are_of_class_batch_and_others_as_the_recipe_says(
+    write_jsonl: Callable[..., Path],
+) -> None:
+    path = write_jsonl(*({"custom_id": f"c{n}", "body": {"prompt": "x"}} for n in range(9)))
+    lines = TraceSource(kind="openai-batch", path=path)
+    assert [request.service for request in serve(lines).requests] == ["batch"] * 9
+    assert {request.service for request in serve(lines, batch_requests=0.0).requests} == {"interactive"}
+    drawn = GeneratedSource(kind="poisson", rate=10, requests=2000)
+    assert {request.service for request in serve(drawn).requests} == {"interactive"}
+    mixed = serve(drawn, batch_requests=0.3).requests
+    assert sum(request.service == "batch" for request in mixed) == pytest.approx(600, rel=0.1)
+    assert mixed == serve(drawn, batch_requests=0.3).requests
+    plain = [dataclasses.replace(request, service="interactive") for request in mixed]
+    assert tuple(plain) == serve(drawn).requests, "all else is drawn as before"
 
 
 def test_batch_requests_bring_their_own_text(write_jsonl: Callable[..., Path]) -> None:

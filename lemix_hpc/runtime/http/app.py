@@ -16,6 +16,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
+from lemix_hpc.policy.classes import ServiceClass
 from lemix_hpc.records.faults import Faults
 from lemix_hpc.runtime.http.answers import Answers, Recording, Replay
 from lemix_hpc.runtime.http.batches.batch_api import BatchApi
@@ -28,7 +29,7 @@ from lemix_hpc.runtime.http.response_stream import Relay, for_client, for_node
 from lemix_hpc.runtime.http.sample_intake import SampleIntake
 from lemix_hpc.runtime.http.server import HttpServer
 from lemix_hpc.runtime.http.shared_look import SharedLook
-from lemix_hpc.workload.api_lengths import GENERATING, call_lengths
+from lemix_hpc.workload.api_lengths import GENERATING, call_class, call_lengths
 from lemix_hpc.workload.call_body import check_costs, read_body
 from lemix_hpc.workload.tasks import ApiCall
 from lemix_hpc.workload.tokenizer import Tokenizer
@@ -100,10 +101,12 @@ class _Endpoints:
         """A call that the policy finds a node for."""
         key = await self._context.guard.check_key(request, "serve")
         body = await self._context.guard.body(request)
-        lengths = await _aside(self._counting, lambda: self._lengths(request.scope["path"], body))
+        lengths, service = await _aside(self._counting, lambda: self._understood(request.scope["path"], body))
         self._context.guard.keys.take_tokens(key, lengths)
         api, name = self._as_it_came(request, body, key), self._given_id(request, key)
-        return self._relay(api, lengths) if name is None else self._relay_once(name, api, lengths)
+        if name is None:
+            return self._relay(api, lengths, service=service)
+        return self._relay_once(name, api, lengths, service)
 
     async def pass_on(self, request: Request) -> ASGIApp:
         """A call that any node can answer."""
@@ -168,13 +171,14 @@ class _Endpoints:
         fault = ApiError(500, "Internal error of the endpoint; the run's log has the details.", "server_error")
         return await _told(request, fault)
 
-    def _lengths(self, path: str, body: bytes) -> tuple[int, int]:
+    def _understood(self, path: str, body: bytes) -> tuple[tuple[int, int], ServiceClass]:
+        """The lengths of a call that generates, and its class."""
         content = _read(body)
         try:
             check_costs(content)
         except ValueError as error:
             raise bad_request(str(error)) from error
-        return call_lengths(path, content, self._context.tokenizer, self._context.context)
+        return call_lengths(path, content, self._context.tokenizer, self._context.context), call_class(content)
 
     def _other_over(self) -> None:
         self._others -= 1
@@ -185,19 +189,21 @@ class _Endpoints:
         lengths: tuple[int, int] | None,
         name: str | None = None,
         over: Callable[[], None] = lambda: None,
+        service: ServiceClass = "interactive",
     ) -> ASGIApp:
-        call = Call(name or f"http-{secrets.token_hex(8)}", api, self._context.now(), lengths)
+        call = Call(name or f"http-{secrets.token_hex(8)}", api, self._context.now(), lengths, service=service)
         self._context.server.enter(call)
         return Relay(self._context.server, call, over)
 
-    def _relay_once(self, name: str, api: ApiCall, lengths: tuple[int, int]) -> ASGIApp:
+    def _relay_once(self, name: str, api: ApiCall, lengths: tuple[int, int], service: ServiceClass) -> ASGIApp:
         """A call that its client has named: it is answered once, and is told the same again."""
         answers, now = self._context.answers, self._context.now
         digest = api.digest
         given = answers.begin(name, digest)
         if given is not None:
             return Replay(given, for_client(given.headers, name))
-        call = Call(name, api, now(), lengths, recording=Recording(answers, name, digest, now))
+        recording = Recording(answers, name, digest, now)
+        call = Call(name, api, now(), lengths, recording=recording, service=service)
         try:
             self._context.server.enter(call)
         except ApiError:

@@ -116,7 +116,7 @@ class BatchLine:
         self._body = bytearray()
         self.number: int | None = None
         # All lines come at once, and the last ones may have to wait for hours.
-        self.patient = True
+        self.unhurried = self.patient = True
 
     def part(self, part: ResponsePart) -> None:
         self._status = self._status or part.status

@@ -6,6 +6,7 @@ import asyncio
 from dataclasses import dataclass
 from typing import Protocol
 
+from lemix_hpc.policy.classes import ServiceClass
 from lemix_hpc.runtime.http.errors import ApiError
 from lemix_hpc.workload.tasks import ApiCall
 
@@ -25,10 +26,14 @@ class ResponsePart:
 class Client(Protocol):
     """Who waits for the answer to a call. The scheduler's loop calls `part` until one has no `more`, or `fail`, once.
 
-    `number`: its task, once it is one. `patient`: waits in a queue as long as the node works at all.
+    `number`: its task, once it is one. `unhurried`: waits in a queue as long as the node works at all; `patient`: even until
+    the next attempt.
     """
 
     number: int | None
+
+    @property
+    def unhurried(self) -> bool: ...
 
     @property
     def patient(self) -> bool: ...
@@ -53,8 +58,8 @@ class Call:
     """Made and awaited in the endpoint's thread, answered from the scheduler's loop.
 
     `lengths`: tokens of prompt and answer of a call that generates, which the policy sends to a node; any other goes to
-    `node`. `arrived` in seconds of the run. `number`: its task, for the scheduler's loop. `recording`: what takes down its
-    answer, if that is wanted.
+    `node`. `arrived` in seconds of the run. `service`: its class. `number`: its task, for the scheduler's loop. `recording`:
+    what takes down its answer, if that is wanted.
     """
 
     def __init__(
@@ -65,15 +70,18 @@ class Call:
         lengths: tuple[int, int] | None,
         node: int = 0,
         recording: PartTaker | None = None,
+        service: ServiceClass = "interactive",
     ) -> None:
         self.id = id
         self.api = api
         self.arrived = arrived
         self.lengths = lengths
         self.node = node
+        self.service = service
         self._recording = recording
         self.number: int | None = None
         self.gone = False
+        self.unhurried = service == "batch"
         self.patient = False
         self._loop = asyncio.get_running_loop()
         self._parts: asyncio.Queue[ResponsePart | ApiError | Gone] = asyncio.Queue()

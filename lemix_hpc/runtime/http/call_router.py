@@ -33,8 +33,8 @@ class _UnderWay:
 class CallRouter:
     """Calls from their arrival until the node has no more to do with them. Without a `server` and `results` there are none.
 
-    `timeout`: seconds without a sign of life of a call (for a patient client, of any call on its node), after which the client
-    is told so; the node has as long again to end it, or the run fails. `end`: when the server closes [s].
+    `timeout`: seconds without a sign of life of a call (for an unhurried client, of any call on its node), after which the
+    client is told so; the node has as long again to end it, or the run fails. `end`: when the server closes [s].
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class CallRouter:
             if call.gone:
                 self._hang_up(call.number, now)
             elif call.lengths is not None:
-                yield Request(call.id, call.arrived, *call.lengths, call=call.api), call
+                yield Request(call.id, call.arrived, *call.lengths, call=call.api, service=call.service), call
             else:
                 number = call.number = self._number()
                 self._send(number, call.node, now, call.api, call, now)
@@ -186,7 +186,7 @@ class CallRouter:
                 raise RuntimeError(
                     f"node {call.node} has not ended a call within {self._timeout:g} s of its answer or abort"
                 )
-            if call.client.patient and now - self._node_heard[call.node] < self._timeout:
+            if call.client.unhurried and now - self._node_heard[call.node] < self._timeout:
                 self._wait_from(number, now)
                 continue
             call.status = 0

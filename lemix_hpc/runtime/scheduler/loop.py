@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from lemix_hpc.policy.events import (
     Event,
@@ -31,6 +31,7 @@ from lemix_hpc.runtime.scheduler.arrivals import Arrivals
 from lemix_hpc.runtime.scheduler.checkpoints import Checkpoints
 from lemix_hpc.runtime.scheduler.disk_watch import DiskWatch
 from lemix_hpc.runtime.scheduler.drain import Drain, Ending
+from lemix_hpc.runtime.scheduler.live_classes import LiveClasses
 from lemix_hpc.runtime.scheduler.progress import LiveView
 from lemix_hpc.runtime.scheduler.resume import lost, remaining
 from lemix_hpc.runtime.scheduler.sync_steps import Rounds, StepsTogether
@@ -48,7 +49,8 @@ class LoopSettings:
     """`context`: the longest prompt and output together that the model takes, None without a limit. Live interval in s.
 
     `address`: of the OpenAI API, if there is one, and `keys` the file with those that it takes. `partners`: nodes that learn
-    from each other, if any do. `has_losses`: whether the engine computes any.
+    from each other, if any do. `has_losses`: whether the engine computes any. `limits_ms`: on interactive requests; `window`:
+    for batch requests to be completed [s].
     """
 
     context: int | None
@@ -57,6 +59,8 @@ class LoopSettings:
     keys: str | None = None
     partners: Partners | None = None
     has_losses: bool = True
+    limits_ms: Mapping[str, float] = field(default_factory=dict)
+    window: float = math.inf
 
 
 class SchedulerLoop:
@@ -112,10 +116,12 @@ class SchedulerLoop:
             places=inherited.places,
         )
         self.rounds = Rounds(partners, layout.stages) if partners is not None else None
+        classes = LiveClasses(settings.limits_ms, settings.window, layout.stages - 1)
         self._live = LiveView(
             recorder,
             layout,
             self._training,
+            classes,
             settings.live_interval,
             settings.address,
             settings.keys,
@@ -228,7 +234,8 @@ class SchedulerLoop:
         number = accepted.number if accepted is not None else self._number()
         if accepted is None:
             digest = request.call.digest if request.call is not None and client is not None else ""
-            self._recorder.promise(Accepted(number, request.id, request.arrival, request.prompt_tokens, digest))
+            prompt, service = request.prompt_tokens, request.service
+            self._recorder.promise(Accepted(number, request.id, request.arrival, prompt, digest, service))
         self._serving[number] = task
         self._names[number] = request.id
         if request.call is not None:
@@ -324,7 +331,7 @@ class SchedulerLoop:
         self._record(span)
         for number in filter(self._router.carries, span.tasks):
             self._router.heard(number, self._now())
-        self._live.worked(span)
+        self._live.worked(span, self._serving)
         if not span.complete:
             return
         if span.kind in ("serve", "forward", "backward") and span.shape is not None:

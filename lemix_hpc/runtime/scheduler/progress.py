@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections import Counter, deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from lemix_hpc.policy.drift import Drift
 from lemix_hpc.records.schema import Outcome, Progress, ServedTask
 from lemix_hpc.records.writer import Recorder
 from lemix_hpc.runtime.http.metrics import Figures, KeyUse
+from lemix_hpc.runtime.scheduler.live_classes import LiveClasses
 from lemix_hpc.runtime.scheduler.task_table import ServingTask
 from lemix_hpc.runtime.scheduler.training_tasks import TrainingTasks
 from lemix_hpc.runtime.transport.messages import WorkSpan
@@ -70,6 +71,7 @@ class LiveView:
         recorder: Recorder,
         layout: Layout,
         training: TrainingTasks,
+        classes: LiveClasses,
         interval: float,
         address: str | None,
         keys: str | None = None,
@@ -79,6 +81,7 @@ class LiveView:
         self._has_losses = has_losses
         self._recorder = recorder
         self._training = training
+        self._classes = classes
         self._interval = interval
         self._address = address
         self._keys = keys
@@ -88,7 +91,9 @@ class LiveView:
         self._outcomes: Counter[Outcome] = Counter()
         self._versions = [0] * layout.nodes
 
-    def worked(self, span: WorkSpan) -> None:
+    def worked(self, span: WorkSpan, serving: Mapping[int, ServingTask]) -> None:
+        """A stage has ended a stretch of work; `serving`: the requests under way, by number."""
+        self._classes.worked(span, serving)
         self._figures.worked(span.node, span.stage, span.end - span.start)
         self._versions[span.node] = max(self._versions[span.node], span.version)
 
@@ -103,6 +108,7 @@ class LiveView:
     def ended(self, task: ServedTask) -> None:
         """A request has its outcome."""
         self._outcomes[task.outcome] += 1
+        self._classes.ended(task)
         if task.key is not None:
             before = self._by_key.get(task.key, KeyUse())
             self._by_key[task.key] = before.with_request(task.prompt_tokens, len(task.output))
@@ -153,6 +159,7 @@ class LiveView:
                 drift=[drift for drift in drifts if drift.until_s is None],
                 disk=disk,
                 keys=self._keys,
+                classes=self._classes.figures(),
             )
         )
         lengths = [task.request.prompt_tokens + task.request.output_tokens for task in serving]

@@ -246,6 +246,8 @@ class SchedulerRank:
             endpoint.keys,
             partners(recipe),
             has_losses=recipe.engine.computes,
+            limits_ms=limits_ms(recipe),
+            window=recipe.slo.completion_window_s,
         )
         return SchedulerLoop(
             self._layout,
@@ -313,6 +315,7 @@ class SchedulerRank:
             refuses_after_s=scheduler.rules.end if scheduler.rules.end < math.inf else None,
             disk=self._disk.facts(),
             pace_s=pace._asdict() if (pace := pace_of(recipe, latency, work.requests)) else {},
+            completion_window_s=recipe.slo.completion_window_s,
         )
 
     def _learned(self, scheduler: Scheduler) -> LearnedTimes:

@@ -135,7 +135,8 @@ def poisonous(inherited: Inheritance) -> list[ServedTask]:
 
 def lost(accepted: Accepted) -> ServedTask:
     """The outcome of a request that came, and that nobody will answer."""
-    return ServedTask(accepted.id, "lost", accepted.time, accepted.prompt_tokens, number=accepted.number)
+    number, service = accepted.number, accepted.service
+    return ServedTask(accepted.id, "lost", accepted.time, accepted.prompt_tokens, number=number, service=service)
 
 
 def without_lost(inherited: Inheritance, lost: Sequence[ServedTask]) -> Inheritance:

@@ -47,7 +47,15 @@ class ServingTask:
     def rejected(self, number: int | None = None) -> ServedTask:
         """Its record; `number` if the scheduler was asked."""
         request = self.request
-        return ServedTask(request.id, "rejected", request.arrival, request.prompt_tokens, number=number, key=self._key)
+        return ServedTask(
+            request.id,
+            "rejected",
+            request.arrival,
+            request.prompt_tokens,
+            number=number,
+            key=self._key,
+            service=request.service,
+        )
 
     @property
     def _key(self) -> str | None:
@@ -76,6 +84,7 @@ class ServingTask:
             predicted_tpot_s=self.place.token,
             number=done.task,
             key=self._key,
+            service=self.request.service,
         )
 
 

@@ -60,6 +60,12 @@ class Open:
             time.sleep(0.05)
         return value
 
+    @property
+    def progress(self) -> dict[str, Any]:
+        """The live figures."""
+        found: dict[str, Any] = json.loads((self.path / "progress.json").read_text())
+        return found
+
     def task(self, id: str) -> dict[str, Any]:
         """A task's record, once it is written."""
         found: dict[str, Any] = self.until(

@@ -33,6 +33,7 @@ class Waiting:
     """A client, and what it was given."""
 
     number: int | None = None
+    unhurried: bool = False
     patient: bool = False
     got: list[ResponsePart | int] = field(default_factory=list)
 
@@ -48,7 +49,7 @@ def router(post: Post, **more: Any) -> CallRouter:
 
 
 def placed(router: CallRouter, number: int, node: int, now: float, *, patient: bool = False) -> Waiting:
-    client = Waiting(patient=patient)
+    client = Waiting(unhurried=patient, patient=patient)
     router.expect(number, Request(f"r{number}", now, 1, 1, call=CALL), client)
     router.place(Place(number, node, now, 1.0, now + 0.5), CALL, now)
     return client

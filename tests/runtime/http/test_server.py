@@ -78,7 +78,10 @@ def test_records_have_the_clients_name_and_what_became_of_it(run: Open) -> None:
         assert complete(client, "bad", headers={"x-request-id": "wrong"}).status_code == 400
         assert complete(client, "die", headers={"x-request-id": "dead"}).status_code == 502
         other = complete(client, headers={"x-request-id": "x" * 200}).headers["x-request-id"]
-    mine = run.task("mine")
+        assert complete(client, headers={"x-request-id": "later"}, service_tier="flex").status_code == 200
+    mine, later = run.task("mine"), run.task("later")
+    assert (mine["service"], later["service"]) == ("interactive", "batch")
+    assert run.until(lambda: run.progress["classes"].get("batch", {}).get("finished") == 1)
     assert (mine["outcome"], mine["prompt_tokens"], mine["output"]) == ("finished", 2, [7, 7, 7])
     assert mine["arrival"] <= mine["placed"] <= mine["finished"] and len(mine["versions"]) == 2
     assert (run.task("wrong")["outcome"], run.task("dead")["outcome"]) == ("rejected", "lost")

@@ -203,7 +203,8 @@ class BatchRunner:
             self._write(batch, file, result_line(row.id, None, _LOST), answered=False)
             return
         while True:
-            call = Call(name, replace(row.call, key=batch.owner), self._now(), (row.prompt_tokens, row.output_tokens))
+            lengths = row.prompt_tokens, row.output_tokens
+            call = Call(name, replace(row.call, key=batch.owner), self._now(), lengths, service="batch")
             call.patient = True
             try:
                 status, body = await self._answer(call)
