@@ -224,7 +224,8 @@ class OneProcess:
         mailbox = self._box(SCHEDULER_RANK, Inbox.SCHEDULER, clock)
         pace = pace_of(recipe, reference, work.requests)
         apart = split(recipe)
-        send_pace(mailbox, self._layout, hardware, pace, apart.training if apart else range(self._layout.nodes))
+        nodes = apart.training if apart else range(self._layout.nodes)
+        send_pace(mailbox, self._layout, hardware, pace, nodes, recipe.policy.batch_share)
         number: Callable[[], int] = functools.partial(next, itertools.count(self._inherited.next_number))
         feed = feed_of(recipe, work, number)
         if feed is not None:

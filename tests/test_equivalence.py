@@ -70,7 +70,9 @@ def scenarios(draw: st.DrawFn) -> dict[str, Any]:
         "policy": policy(rng, nodes),
         # The middle one is what the policy aims at: a tight one holds training back and lets requests give way.
         "slo": {"factors": [1.0, rng.choice([1.2, 2.0, 5.0]), 10.0]}
-        | rng.choice([{}, {"ttft_ms": 500, "tpot_ms": 80}]),
+        | rng.choice([{}, {"ttft_ms": 500, "tpot_ms": 80}])
+        # Some batch requests are promoted on the way.
+        | rng.choice([{}, {"completion_window_s": rng.uniform(0.5, 5.0)}]),
     }
     if nodes > 1 and rng.random() < 0.3:
         recipe["nodes"]["kinds"] = [{"count": 1, "coefficients": "other.yaml"}, {"count": nodes - 1}]
@@ -102,6 +104,7 @@ def policy(rng: random.Random, nodes: int) -> dict[str, Any]:
         "output_lengths": rng.choice(["predicted", "oracle"]),
         "recalibrate": rng.random() < 0.5,
         "pace": rng.choice(["slo", "none"]),
+        "batch_share": rng.choice([0.0, 0.3, 0.5, 1.0]),
     }
     if placement.splits:
         drawn |= {"training_nodes": rng.randint(1, nodes - 1), "copy_every_steps": rng.randint(1, 3)}
@@ -123,6 +126,8 @@ def serving(rng: random.Random, nodes: int, requests: int) -> dict[str, Any]:
         "mode": rng.choice(["score", "generate"]),
         "max_new_tokens": rng.choice([1, 5, 20]),
     }
+    if rng.random() < 0.5:
+        drawn["batch_requests"] = rng.choice([0.3, 0.8, 1.0])
     if rng.random() < 0.3:
         drawn["conversations"] = {"turns": rng.randint(2, 4), "think_s": 0.1}
     return drawn

@@ -104,6 +104,8 @@ def _table(rows: Sequence[Row], baseline: str) -> Table:
     figures += ("micro_batches_per_s", "hold_mean_s", "hold_max_s")
     if rows[0].means["limits_met"] is not None:
         figures += ("limits_met", "training_tokens_per_s")
+    if rows[0].means["batch_tokens_per_s"] is not None:
+        figures += ("batch_tokens_per_s",)
     compared = ("throughput", "per_active_node", aim, "p99_ms")
     table = Table(box=box.SIMPLE_HEAD, header_style="dim", pad_edge=False)
     for name in ("rate/s", "training", "policy", *map(_heading, figures)):
@@ -142,6 +144,7 @@ HEADINGS = {
     "hold_max_s": "longest",
     "limits_met": "limits",
     "training_tokens_per_s": "trained tokens/s",
+    "batch_tokens_per_s": "batch tokens/s",
 }
 
 

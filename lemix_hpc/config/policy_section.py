@@ -13,7 +13,7 @@ from pydantic import (
     model_validator,
 )
 
-from lemix_hpc.config.section import LONGEST_S, MOST_NODES, FilePath, Fraction, SecondsOrNone, Section
+from lemix_hpc.config.section import LONGEST_S, MOST_NODES, FilePath, Fraction, Part, SecondsOrNone, Section
 from lemix_hpc.policy.placements import KNOBS, PLACEMENTS, SCORE_KNOBS, Knob
 
 if TYPE_CHECKING:
@@ -70,6 +70,9 @@ class Policy(_Placement):
     yield_training: bool = Field(default=True, description="training rests between layers while serving waits")
     pace: Literal["slo", "none"] | None = Field(
         default=None, description="of decode: as tokens are due, or as soon as possible; default slo with slo.tpot_ms"
+    )
+    batch_share: Part = Field(
+        default=0.5, description="of the time that interactive requests leave, for batch requests beside training"
     )
     admission: Literal["slack", "paper", "none"] = Field(default="slack", description="when training is let in")
     max_hold_s: SecondsOrNone = Field(default=10.0, description="longest time that training is held back, seconds")

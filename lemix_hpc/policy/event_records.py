@@ -25,6 +25,7 @@ EVENT = np.dtype(
         ("end", "f8"),
         ("backward", "?"),
         ("last", "?"),
+        ("patient", "?"),
     ],
     align=True,
 )
@@ -43,10 +44,11 @@ def event_of(
     end: float,
     backward: bool,
     last: bool,
+    patient: bool,
 ) -> Event:
     """The event of a record's fields, of all but an offered group."""
     if kind == ARRIVED:
-        return RequestArrived(time, task, prompt, output)
+        return RequestArrived(time, task, prompt, output, patient)
     if kind == CLOSED:
         return TrainingClosed(time)
     if kind == PASSED_STAGE:
@@ -60,14 +62,14 @@ def record_of(event: Event) -> tuple[Any, ...]:
     """The fields of an event's record. Raises TypeError for what has none: an offered group, a measured pass, no event."""
     match event:
         case StageFinished(time, node, stage, task, start, end, backward, last):
-            return PASSED_STAGE, time, node, stage, task, 0, 0, start, end, backward, last
-        case RequestArrived(time, task, prompt, output):
-            return ARRIVED, time, NONE, NONE, task, prompt, output, 0.0, 0.0, False, False
+            return PASSED_STAGE, time, node, stage, task, 0, 0, start, end, backward, last, False
+        case RequestArrived(time, task, prompt, output, patient):
+            return ARRIVED, time, NONE, NONE, task, prompt, output, 0.0, 0.0, False, False, patient
         case TaskFinished(time, node, task, output):
-            return ENDED, time, node, NONE, task, 0, output, 0.0, 0.0, False, False
+            return ENDED, time, node, NONE, task, 0, output, 0.0, 0.0, False, False, False
         case Tick(time):
-            return TICKED, time, NONE, NONE, NONE, 0, 0, 0.0, 0.0, False, False
+            return TICKED, time, NONE, NONE, NONE, 0, 0, 0.0, 0.0, False, False, False
         case TrainingClosed(time):
-            return CLOSED, time, NONE, NONE, NONE, 0, 0, 0.0, 0.0, False, False
+            return CLOSED, time, NONE, NONE, NONE, 0, 0, 0.0, 0.0, False, False, False
         case _:
             raise TypeError(f"no event: {event!r}")

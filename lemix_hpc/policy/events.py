@@ -13,12 +13,14 @@ PassKind = Literal["serve", "forward", "backward"]
 
 @dataclass(frozen=True, slots=True)
 class RequestArrived:
-    """A request of `prompt` tokens that asks for `output` new ones (0: its prompt is only scored)."""
+    """A request of `prompt` tokens that asks for `output` new ones (0: its prompt is only scored). `patient`: it is of class
+    batch."""
 
     time: float
     task: int
     prompt: int
     output: int
+    patient: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -54,12 +54,20 @@ def request_forecasts(scheduler: Scheduler, event: RequestArrived) -> list[NodeF
     state, rules = scheduler.state, scheduler.rules
     row = np.zeros(state.forward.shape[1])
     output = expected_output(state, rules, event.output)
+    if event.patient:
+        return [_batch_work(scheduler, node) for node in range(rules.servers)]
     found = []
     for node in range(rules.servers):
         alone = request_row(state, rules, node, event.prompt, output, row)
         candidate = request_candidate(state, rules, node, event.time, alone, event.prompt, row)
         found.append(_forecast(scheduler, node, candidate))
     return found
+
+
+def _batch_work(scheduler: Scheduler, node: int) -> NodeForecast:
+    """What a node has to offer a batch request, which goes where least work of such requests waits."""
+    waiting = 1e-9 * float(scheduler.state.nodes[node]["batch_work"])
+    return NodeForecast(node, waiting, waiting, waiting, 0.0, 0.0, -waiting)
 
 
 def training_forecasts(scheduler: Scheduler, event: Event, rows: int, length: int) -> list[NodeForecast]:

@@ -18,13 +18,15 @@ from lemix_hpc.policy.pacing import (
     idle_due,
     longest_batch,
     margin_after,
+    shared_seconds,
     token_deadline,
 )
 
 
 class PacedRequest(Protocol):
     """What deadlines and pass times depend on. `next_length`: tokens to compute next; `cached`: those before them; `produced`:
-    tokens of the answer so far, the first one at `first_token` [s]."""
+    tokens of the answer so far, the first one at `first_token` [s]; `part`: what its batch has taken of `next_length`;
+    `patient`: of class batch."""
 
     @property
     def arrival(self) -> float: ...
@@ -41,6 +43,12 @@ class PacedRequest(Protocol):
     @property
     def produced(self) -> int: ...
 
+    @property
+    def part(self) -> int: ...
+
+    @property
+    def patient(self) -> bool: ...
+
 
 class Pacer:
     """`latency`: what the stages of the node are taken to need; how late passes come corrects it.
@@ -49,47 +57,77 @@ class Pacer:
     """
 
     def __init__(self, pace: Pace, latency: LatencyModel) -> None:
-        self._pace = pace
+        self.pace = pace
         self._latency = latency
-        self._margin = FIRST_MARGIN * pace.tpot
+        self.margin = FIRST_MARGIN * pace.tpot
         self.idle_since = math.inf
 
-    def due(self, ready: Sequence[PacedRequest], waiting: Sequence[PacedRequest]) -> float:
-        """When the next batch is due [s]: of the requests that are `ready` for another token, and of new ones, the most
-        urgent first. One of both is not empty."""
-        deadline = min(map(self._deadline, [*ready, *waiting[:1]]))
+    @property
+    def idle_due(self) -> float:
+        """When a batch may begin although none is due [s]."""
+        return idle_due(self.pace, self.idle_since)
+
+    def due(
+        self, ready: Sequence[PacedRequest], waiting: Sequence[PacedRequest], joining: Sequence[PacedRequest] = ()
+    ) -> float:
+        """When the next batch is due [s]: of the requests that are `ready` for another token, and of new ones, the most urgent
+        first; one of both is not empty. `joining`: batch requests that would go with them."""
+        deadline = self.first_deadline([*ready, *waiting[:1]])
         here = [*ready, *waiting]
-        seconds = self._seconds([request.next_length for request in here], [request.cached for request in here])
-        return min(batch_due(deadline, seconds, self._margin), idle_due(self._pace, self.idle_since))
+        lengths, cached = [request.next_length for request in here], [request.cached for request in here]
+        seconds = self.seconds(lengths, cached)
+        if joining:
+            more = [request.cached for request in joining]
+            seconds = shared_seconds(self.pace, seconds, self.seconds([*lengths, *[1] * len(more)], [*cached, *more]))
+        return min(batch_due(deadline, seconds, self.margin), self.idle_due)
 
     def prompt_parts(self, ready: Sequence[PacedRequest]) -> PromptParts | None:
         """How prompts are cut that join these requests in a batch; None: they are not, where they keep nobody waiting."""
         if self.idle_since < math.inf:
             return None
-        return PromptParts(self._pace, self._seconds, ready)
+        return self.parts_within(longest_batch(self.pace, self.decode_seconds(ready)), ready)
 
-    def _seconds(self, lengths: Sequence[int], cached: Sequence[int]) -> float:
+    def parts_within(self, longest: float, members: Sequence[PacedRequest]) -> PromptParts:
+        """How prompts are cut that join the parts of these requests, so that the batch takes at most so many seconds."""
+        return PromptParts(longest, self.seconds, members)
+
+    def seconds(self, lengths: Sequence[int], cached: Sequence[int]) -> float:
+        """What a batch of so many new tokens on top of cached ones is taken to need on all stages [s]."""
         return sum(self._latency.forward_times(Shape.of(lengths, cached)))
+
+    def decode_seconds(self, ready: Sequence[PacedRequest]) -> float:
+        """The same of one token of each of these requests."""
+        return self.seconds([1] * len(ready), [request.cached for request in ready])
+
+    def batch_seconds(self, members: Sequence[PacedRequest]) -> float:
+        """The same of the parts of these requests."""
+        return self.seconds([request.part for request in members], [request.cached for request in members])
 
     def passed(self, members: Sequence[PacedRequest], time: float) -> None:
         """A batch of these requests has left the last stage at `time` [s]; its results are not counted yet."""
-        late = time > min(map(self._deadline, members))
-        self._margin = margin_after(self._pace, self._margin, late)
+        interactive = [request for request in members if not request.patient]
+        if interactive:
+            late = time > self.first_deadline(interactive)
+            self.margin = margin_after(self.pace, self.margin, late)
 
-    def _deadline(self, request: PacedRequest) -> float:
-        return token_deadline(self._pace, request.arrival, request.first_token or 0.0, request.produced)
+    def first_deadline(self, requests: Sequence[PacedRequest]) -> float:
+        """When the first of their next tokens is due [s]."""
+        return min(
+            token_deadline(self.pace, request.arrival, request.first_token or 0.0, request.produced)
+            for request in requests
+        )
 
 
 class PromptParts:
     """Cuts prompts so that a batch keeps nobody waiting for long, one prompt after the other."""
 
     def __init__(
-        self, pace: Pace, seconds: Callable[[list[int], list[int]], float], ready: Sequence[PacedRequest]
+        self, longest: float, seconds: Callable[[list[int], list[int]], float], members: Sequence[PacedRequest]
     ) -> None:
         self._seconds = seconds
-        self._lengths = [request.next_length for request in ready]
-        self._cached = [request.cached for request in ready]
-        self._longest = longest_batch(pace, seconds(self._lengths, self._cached))
+        self._lengths = [request.part for request in members]
+        self._cached = [request.cached for request in members]
+        self._longest = longest
 
     def take(self, request: PacedRequest) -> int:
         """How many tokens of this prompt the batch takes, 0: none any more, and no other one's."""

@@ -38,12 +38,32 @@ def token_deadline(pace: Pace, arrival: float, first_token: float, produced: int
     return arrival + pace.ttft if produced == 0 else first_token + produced * pace.tpot
 
 
+def next_deadline(pace: Pace, arrival: float, first_token: float, produced: int, partial: bool, ends: float) -> float:
+    """When the token of a request is due that comes after the batch that it is in [s], which `ends` then; of one whose prompt
+    goes on (`partial`) that is the first one."""
+    if partial:
+        return arrival + pace.ttft
+    return ends + pace.tpot if produced == 0 else first_token + (produced + 1) * pace.tpot
+
+
 def batch_due(deadline: float, seconds: float, margin: float) -> float:
     """When to begin with all requests that are here, so that they pass all stages in time [s].
 
     `deadline`: the first one among them; `seconds`: predicted, of all of them in one batch on all stages.
     """
     return deadline - seconds - margin
+
+
+def shared_seconds(pace: Pace, alone: float, together: float) -> float:
+    """What a batch is taken to need on all stages [s] that takes `alone` of interactive requests and `together` with batch
+    requests: those lengthen it as much as prompts may. It begins so much earlier, so that no deadline moves."""
+    return min(together, alone + PROMPT_SHARE * pace.tpot)
+
+
+def room_for_batch(pace: Pace, alone: float, deadline: float, now: float) -> float:
+    """How long a batch that takes `alone` seconds on all stages may take with batch requests [s]: it still ends before the
+    first `deadline` of its interactive ones."""
+    return min(alone + PROMPT_SHARE * pace.tpot, deadline - now)
 
 
 def longest_batch(pace: Pace, decode: float) -> float:

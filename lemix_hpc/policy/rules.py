@@ -29,7 +29,7 @@ class SchedulerConfig:
     `batch_requests`: the most that generate in one batch. `oracle`: forecasts know output lengths. `recalibrate`: correct
     stage times by what ran; `overhead`: what a response takes besides its stages' work, for each pass, which is learned from
     then on; `drift_limit`: relative error of given times that raises an alarm; `ttft`, `tpot`: what first tokens and
-    decode are paced to [s], 0 where they are not.
+    decode are paced to [s], 0 where they are not; `window`: in which batch requests are to be completed.
     """
 
     nodes: int
@@ -55,6 +55,7 @@ class SchedulerConfig:
     drift_limit: float = DEFAULT_LIMIT
     ttft: float = 0.0
     tpot: float = 0.0
+    window: float = 86400.0
 
     @property
     def split(self) -> Split | None:
@@ -96,7 +97,8 @@ Knobs: Any = namedtuple("Knobs", [knob.name for knob in SCORE_KNOBS])  # type: i
 class Rules(NamedTuple):
     """A `SchedulerConfig` for compiled code. Nodes below `servers` serve, those from `trainers` on train.
 
-    A request's key is its arrival, plus `patience` times its seconds of work, plus `postpone` if it will miss its limit.
+    A request's key is its arrival, plus `patience` times its seconds of work, plus `postpone` if it will miss its limit; a
+    batch request's is when it is promoted, by `window`.
     """
 
     placement: int
@@ -119,6 +121,7 @@ class Rules(NamedTuple):
     overhead: float
     ttft: float
     tpot: float
+    window: float
 
 
 PATIENCE = 5.0
@@ -151,4 +154,5 @@ def make_rules(config: SchedulerConfig) -> Rules:
         overhead=config.overhead if config.recalibrate else 0.0,
         ttft=config.ttft,
         tpot=config.tpot,
+        window=config.window,
     )

@@ -36,6 +36,7 @@ SLOT = np.dtype(
         ("next_training", "i8"),
         ("sequence", "i8"),  # far dependencies are on training of earlier sequences; 0: on none
         ("training", "?"),
+        ("patient", "?"),  # of class batch: in no forecast
         ("prompt", "i8"),  # tokens; of training, tokens in each of the `rows`
         ("rows", "i8"),
         ("output", "i8"),  # tokens that were asked for
@@ -85,6 +86,7 @@ NODE = np.dtype(
         ("pass_seconds", "f8"),  # of a decode pass on all stages with one more request, where decode is paced
         ("prompts_until", "f8"),  # when the prompts that came are expected to be through
         ("stretch", "f8"),  # the time between tokens / what it is taken to be by the requests there
+        ("batch_work", "i8"),  # of unfinished batch requests on all stages, ns: whole, so that no rounding is left
         ("used", "f8"),  # stage seconds given lately, as of `used_at`
         ("used_at", "f8"),
         ("last_release", "f8"),  # of the last task, -inf before the first
@@ -221,6 +223,7 @@ def take_slot(state: State, task: int) -> int:
     slot = state.free_slots[counters[0].free]
     state.slot_of[task] = slot
     state.slots[slot].task = task
+    state.slots[slot].patient = False
     state.slots[slot].node = NONE
     state.slots[slot].first = state.slots[slot].each = state.slots[slot].plain = 0.0
     return slot

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from lemix_hpc.policy import classes
 from lemix_hpc.policy.candidates import batch_of, expected_output, order_key, request_candidate, request_row
 from lemix_hpc.policy.decode_load import note_pass, note_placed
 from lemix_hpc.policy.estimates import note_assigned, note_output, note_overhead
@@ -20,6 +21,8 @@ from lemix_hpc.policy.release import admit, offer, open_groups, passed
 from lemix_hpc.policy.rules import Rules
 from lemix_hpc.policy.state import NONE, Ints, State, decide, return_slot, take_slot
 from lemix_hpc.policy.token_forecast import forecast_tokens, note_tokens
+
+promotion = compiled(classes.promotion)
 
 
 @compiled
@@ -76,6 +79,47 @@ def request_arrived(state: State, rules: Rules, now: float, task: int, prompt: i
         note_placed(state, rules, node, now, prompt)
     nodes[node].requests += 1
     decide(state, task)
+
+
+@compiled
+def batch_request_arrived(state: State, rules: Rules, now: float, task: int, prompt: int, output: int) -> None:
+    """Place a request of class batch, as `request_arrived` does: where least work of such requests waits, of equals on the
+    first node. It fills time that is left, so that nothing is forecast behind it, nor it behind anything but those."""
+    slots, nodes, counters = state.slots, state.nodes, state.counters
+    node = turn(state, rules, False)
+    if node == NONE:
+        node = least_batch_work(state, rules)
+    slot = take_slot(state, task)
+    counters[0].sequence += 1
+    slots[slot].training, slots[slot].patient, slots[slot].node = False, True, node
+    slots[slot].release, slots[slot].alone = now, 0.0
+    slots[slot].prompt, slots[slot].output, slots[slot].rows = prompt, output, 1
+    request_row(state, rules, node, prompt, expected_output(state, rules, output), state.forward[slot])
+    slots[slot].key = promotion(now, rules.window)
+    slots[slot].predicted = 1e-9 * nodes[node].batch_work / state.forward.shape[1] + state.forward[slot].sum()
+    if now + slots[slot].predicted > rules.end:
+        return_slot(state, slot)
+    else:
+        nodes[node].batch_work += _nanoseconds(state, slot)
+        note_assigned(state, rules, node, slot, now)
+    decide(state, task)
+
+
+@inlined
+def _nanoseconds(state: State, slot: int) -> int:
+    """The work of a request on all stages."""
+    return int(1e9 * state.forward[slot].sum())
+
+
+@compiled
+def least_batch_work(state: State, rules: Rules) -> int:
+    """The node on which least work of batch requests waits. `pack` opens no other one for them."""
+    best = 0
+    for node in range(1, rules.servers):
+        used = rules.placement != PACK or state.nodes[node].last_release > -math.inf
+        if used and state.nodes[node].batch_work < state.nodes[best].batch_work:
+            best = node
+    return best
 
 
 @compiled
@@ -152,7 +196,8 @@ def stage_finished(
     """A stage has run a task's forward or backward; for generated tokens `last` is set with the last one's pass."""
     if last:
         slot = state.slot_of[task]
-        observe(state, node, stage, slot, start, end, backward)
+        forecast = NONE if slot != NONE and state.slots[slot].patient else slot
+        observe(state, node, stage, forecast, start, end, backward)
         if rules.learns and slot != NONE and stage == state.paths.shape[1] - 1:
             note_overhead(state, slot, end)
         if slot == NONE or state.slots[slot].training:
@@ -169,6 +214,12 @@ def task_finished(state: State, rules: Rules, now: float, node: int, task: int, 
     if slot == NONE:
         return
     slots, nodes = state.slots, state.nodes
+    if slots[slot].patient:
+        nodes[node].batch_work -= _nanoseconds(state, slot)
+        if output > 0:
+            note_output(state, output)
+        return_slot(state, slot)
+        return
     forget(state, slot)
     if not slots[slot].training:
         nodes[node].requests -= 1
@@ -212,7 +263,10 @@ def tell(state: State, rules: Rules, event: Any) -> None:
             event.last,
         )
     elif event.kind == ARRIVED:
-        request_arrived(state, rules, event.time, event.task, event.prompt, event.output)
+        if event.patient:
+            batch_request_arrived(state, rules, event.time, event.task, event.prompt, event.output)
+        else:
+            request_arrived(state, rules, event.time, event.task, event.prompt, event.output)
     elif event.kind == ENDED:
         task_finished(state, rules, event.time, event.node, event.task, event.output)
     elif event.kind == CLOSED:

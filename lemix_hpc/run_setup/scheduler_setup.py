@@ -139,6 +139,7 @@ def scheduler_config(recipe: Recipe, *, t0: float, pieces: int, drift_limit: flo
         seed=recipe.seed,
         recalibrate=policy.recalibrate,
         drift_limit=drift_limit,
+        window=slo.completion_window_s,
     )
 
 

@@ -43,7 +43,8 @@ class SimulationConfig(NamedTuple):
     serve, and take over weights every `copy_every` steps; `endless`: training goes on while serving lasts;
     `logs`: what the policy is told is written down; `measures`: it is told how long passes took; `limited`: memory has an end;
     `offload_rate`: bytes per second, 0 where nothing can be offloaded; `paced`: batches wait until `pace` makes them due;
-    `between`: from what a stage has to do until it does that, at least [s], for example messages."""
+    `between`: from what a stage has to do until it does that, at least [s], for example messages. `batch_share`: of the time
+    that interactive requests leave where decode is paced, for batch requests."""
 
     nodes: int
     stages: int
@@ -69,6 +70,7 @@ class SimulationConfig(NamedTuple):
     paced: bool = False
     pace: Pace = AS_SOON_AS_POSSIBLE
     between: float = 0.0
+    batch_share: float = 0.0
 
 
 class Memory(NamedTuple):
@@ -85,9 +87,9 @@ class Memory(NamedTuple):
 class ClusterState(NamedTuple):
     """All arrays. A stage is at node * stages + stage of `stages` and `markers`, its queues at 3 times that of `queues`; a
     node's batches at node * MOST_IN_FLIGHT of `batches`, with a row of `members` each. `ready`: requests of a node that
-    generate; `lengths`: tokens in a row of each micro-batch. Later turns stand behind all other requests, with an arrival of
-    inf. `times` are real, `believed` what leaders go by; `wakes`: when each node has to be looked at again, should nothing come
-    to it before."""
+    generate, interactive ones and behind those of all nodes batch ones; `lengths`: tokens in a row of each micro-batch. Later
+    turns stand behind all other requests, with an arrival of inf. `times` are real, `believed` what leaders go by; `wakes`:
+    when each node has to be looked at again, should nothing come."""
 
     times: Times
     believed: Times
@@ -113,11 +115,13 @@ class ClusterState(NamedTuple):
     events: Records
 
 
-def make_requests(arrival: ArrayLike, prompt: ArrayLike, output: ArrayLike) -> Records:
-    """Requests by their arrival [s], in this order, and their tokens; see `follow` for turns of conversations."""
+def make_requests(arrival: ArrayLike, prompt: ArrayLike, output: ArrayLike, patient: ArrayLike = False) -> Records:
+    """Requests by their arrival [s], in this order, and their tokens; `patient` ones are of class batch. See `follow` for turns
+    of conversations."""
     arrivals = np.asarray(arrival, dtype=np.float64)
     requests = np.zeros(len(arrivals), REQUEST)
     requests["arrival"], requests["prompt"], requests["output"] = arrivals, prompt, output
+    requests["patient"] = patient
     requests["order"] = np.arange(len(arrivals))
     for field in ("follower", "child", "sibling", "next", "node", "first_version"):
         requests[field] = NONE
@@ -158,9 +162,10 @@ def make_cluster(
     run["listed"] = np.isfinite(requests["arrival"]).sum()
     run["due"], run["unserved"], run["closed"] = NONE, len(requests), True
     nodes = np.zeros(config.nodes, NODE)
-    nodes["waiting"], nodes["free"] = NONE, np.arange(config.nodes) * batches
+    nodes["waiting"] = nodes["patient_waiting"] = NONE
+    nodes["free"] = np.arange(config.nodes) * batches
     nodes["margin"] = FIRST_MARGIN * config.pace.tpot
-    nodes["ready_deadline"] = np.inf
+    nodes["ready_deadline"] = nodes["promotes"] = nodes["urgent_due"] = np.inf
     batch = np.zeros(config.nodes * batches, BATCH)
     batch["next"] = np.where(np.arange(len(batch)) % batches == batches - 1, NONE, np.arange(len(batch)) + 1)
     stage = np.zeros(stages, STAGE)
@@ -180,7 +185,7 @@ def make_cluster(
         groups=np.zeros(0, GROUP),
         at_stage=np.zeros((0, config.stages), AT_STAGE),
         nodes=nodes,
-        ready=_queues(config.nodes),
+        ready=_queues(2 * config.nodes),
         batches=batch,
         members=np.zeros((len(batch), config.max_requests), dtype=np.int64),
         stages=stage,

@@ -31,6 +31,7 @@ REQUEST = np.dtype(
         ("think", np.float64),
         ("earliest", np.float64),
         ("follower", np.int64),
+        ("patient", np.bool_),
         # Where it stands. Waiting requests of a node, and later turns that are due, are heaps by `key` [s].
         ("after_updates", np.int64),
         ("key", np.float64),
@@ -101,6 +102,8 @@ BATCH = np.dtype(
         ("prefills", np.int64),
         ("version", np.int64),
         ("generates", np.bool_),
+        ("urgent", np.bool_),
+        ("patient", np.bool_),
         ("since", np.float64),
         ("after_updates", np.int64),
         ("key", np.float64),
@@ -111,11 +114,13 @@ BATCH = np.dtype(
     ],
     align=True,
 )
-"""Those that wait on a stage are a heap; `next` chains those that are not in use."""
+"""Those that wait on a stage are a heap; `next` chains those that are not in use. `urgent`, `patient`: interactive requests, or
+batch requests, are in it."""
 
 NODE = np.dtype(
     [
         ("waiting", np.int64),
+        ("patient_waiting", np.int64),
         ("in_flight", np.int64),
         ("generating", np.int64),
         ("at_first_stage", np.int64),
@@ -134,11 +139,20 @@ NODE = np.dtype(
         ("ready_requests", np.int64),
         ("ready_cached", np.int64),
         ("ready_deadline", np.float64),
+        # Of its batch requests: those that are ready; when the first one is promoted; what they are owed; batches with them.
+        ("patient_ready", np.int64),
+        ("patient_cached", np.int64),
+        ("promotes", np.float64),
+        ("owed", np.float64),
+        ("patient_in_flight", np.int64),
+        # Batches with others, and when the next one will be due that these go into.
+        ("urgent_in_flight", np.int64),
+        ("urgent_due", np.float64),
     ],
     align=True,
 )
-"""A leader. `waiting`: root of the heap of new requests; `in_flight`, `generating`: its batches, and those of them that
-generate; `free`: chain of unused batch records."""
+"""A leader. `waiting`, `patient_waiting`: roots of the heaps of new requests, interactive and batch ones; `in_flight`,
+`generating`: its batches, and those of them that generate; `free`: chain of unused batch records."""
 
 STAGE = np.dtype(
     [
@@ -159,6 +173,8 @@ STAGE = np.dtype(
         # Training's claim to time, and micro-batches between their passes.
         ("debt", np.float64),
         ("between", np.int64),
+        # Seconds of training that the leader has not heard of: it does when a pass ends.
+        ("trained", np.float64),
         # Weight updates, which go by the version that they make: the one in force, the newest that is open here, the newest
         # that all stages behind are ready for, and the newest that this stage has reported, since when.
         ("version", np.int64),

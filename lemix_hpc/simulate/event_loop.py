@@ -14,6 +14,7 @@ from lemix_hpc.policy.jit import compiled, inlined
 from lemix_hpc.policy.rules import Rules
 from lemix_hpc.policy.state import State, full
 from lemix_hpc.policy.transitions import next_tick
+from lemix_hpc.simulate.batch_share import note_trained
 from lemix_hpc.simulate.cluster_state import ClusterState, SimulationConfig, add_span, touch
 from lemix_hpc.simulate.dtypes import FINISHED, NONE
 from lemix_hpc.simulate.leader import free_batch, next_due, supply_first_stage, take_results
@@ -169,8 +170,13 @@ def _end(cluster: ClusterState, config: SimulationConfig, state: State, rules: R
     kind, item = work.kind, work.item
     touch(cluster, node)
     _record(cluster, config, node, stage)
+    if kind != SERVE:
+        work.trained += cluster.run[0].now - work.start
     if not end_stretch(cluster, config, at):
         return
+    if is_paced(config, node):
+        note_trained(cluster, config, node, work.trained)
+    work.trained = 0.0
     if kind == SERVE:
         _batch_done(cluster, config, state, rules, node, stage, item)
         return

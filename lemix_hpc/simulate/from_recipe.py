@@ -56,4 +56,5 @@ def make_config(
         paced=pace is not None,
         pace=pace or AS_SOON_AS_POSSIBLE,
         between=recipe.simulate.between_passes_ms / 1e3,
+        batch_share=recipe.policy.batch_share,
     )

@@ -6,22 +6,30 @@ import math
 
 from lemix_hpc.policy import execution_rules
 from lemix_hpc.policy.jit import compiled, inlined
-from lemix_hpc.simulate.cluster_state import ClusterState, SimulationConfig, append, take
+from lemix_hpc.simulate.batch_share import (
+    fill_due,
+    first_deadline,
+    is_idle,
+    note_batch,
+    note_ended,
+    room_alone,
+    room_for_batch,
+    takes_prompts,
+)
+from lemix_hpc.simulate.cluster_state import ClusterState, SimulationConfig
 from lemix_hpc.simulate.dtypes import FINISHED, NONE
 from lemix_hpc.simulate.memory import cache_fits, claim_cache, release_cache, take_cache
 from lemix_hpc.simulate.pacing import (
     due,
     is_paced,
     longest_batch,
-    note_gone,
     note_pass,
-    note_ready,
-    note_waiting,
     prompt_part,
     seconds_of,
     squares_of,
 )
-from lemix_hpc.simulate.pairing_heap import bring_follower, pop, push
+from lemix_hpc.simulate.pairing_heap import bring_follower
+from lemix_hpc.simulate.request_queues import first, go_on, is_batch, leave, promote, wait
 from lemix_hpc.simulate.stage import come
 
 may_form_batch = compiled(execution_rules.may_form_batch)
@@ -29,14 +37,19 @@ may_form_batch = compiled(execution_rules.may_form_batch)
 
 @inlined
 def supply_first_stage(cluster: ClusterState, config: SimulationConfig, node: int) -> None:
-    """Keep the first stage supplied with batches, as far as there are requests and those are due."""
+    """Keep the first stage supplied with batches, as far as there are requests and those are due, or may fill the time."""
     leader = cluster.nodes[node]
-    while _may_form(cluster, config, node):
-        if is_paced(config, node) and due(cluster, config, node) > cluster.run[0].now:
+    promote(cluster, config, node)
+    while True:
+        alone = is_paced(config, node) and due(cluster, config, node) > cluster.run[0].now
+        if alone and fill_due(cluster, config, node) > cluster.run[0].now:
             return
-        if config.limited and not claim_cache(cluster, config, node, _next(cluster, node)):
+        request = first(cluster, config, node, alone)
+        if request == NONE or not _may_form(cluster, config, node, request):
             return
-        batch = _form(cluster, config, node)
+        if config.limited and not claim_cache(cluster, config, node, request):
+            return
+        batch = _form(cluster, config, node, alone)
         leader.at_first_stage += 1
         leader.in_flight += 1
         leader.generating += cluster.batches[batch].generates
@@ -46,45 +59,56 @@ def supply_first_stage(cluster: ClusterState, config: SimulationConfig, node: in
 @inlined
 def next_due(cluster: ClusterState, config: SimulationConfig, node: int) -> float:
     """When a paced leader has to look again, should nothing come to its node before."""
-    time = due(cluster, config, node) if _may_form(cluster, config, node) else math.inf
+    now, leader, request = cluster.run[0].now, cluster.nodes[node], first(cluster, config, node, False)
     # What is due and has not begun waits for something else.
-    return time if time > cluster.run[0].now else math.inf
+    if request == NONE or not _may_form(cluster, config, node, request):
+        return math.inf
+    time = math.inf
+    for at in (due(cluster, config, node), fill_due(cluster, config, node), leader.promotes):
+        if at > now:
+            time = min(time, at)
+    return time
 
 
 @compiled
-def _may_form(cluster: ClusterState, config: SimulationConfig, node: int) -> bool:
-    leader, request = cluster.nodes[node], _next(cluster, node)
-    return request != NONE and may_form_batch(
-        cluster.requests[request].output > 0,
-        leader.at_first_stage,
-        leader.in_flight,
-        leader.generating,
-        config.stages,
+def _may_form(cluster: ClusterState, config: SimulationConfig, node: int, request: int) -> bool:
+    leader = cluster.nodes[node]
+    return bool(
+        may_form_batch(
+            cluster.requests[request].output > 0,
+            leader.at_first_stage,
+            leader.in_flight,
+            leader.generating,
+            config.stages,
+        )
     )
 
 
-@inlined
-def _next(cluster: ClusterState, node: int) -> int:
-    """The request that goes into the next batch first: those that generate already go before new ones."""
-    ready = cluster.ready[node].head
-    request: int = ready if ready != NONE else cluster.nodes[node].waiting
-    return request
-
-
 @compiled
-def _form(cluster: ClusterState, config: SimulationConfig, node: int) -> int:
-    """The next batch: as many requests as the limits allow, at least one."""
+def _form(cluster: ClusterState, config: SimulationConfig, node: int, alone: bool) -> int:
+    """The next batch: as many requests as the limits allow, at least one. `alone`: of batch requests."""
     requests, leader, ready = cluster.requests, cluster.nodes[node], cluster.ready[node]
     number: int = leader.free
     batch, size, tokens, squares, cached, prefills = cluster.batches[number], 0, 0, 0, 0, 0
-    generates, key, longest = False, math.inf, math.inf
+    generates, key, longest, paced = False, math.inf, math.inf, is_paced(config, node)
+    urgent, patient, without, room = False, False, 0.0, math.inf
     while size < config.max_requests:
-        task = _next(cluster, node)
+        task = first(cluster, config, node, alone)
         if task == NONE:
             break
         requests[task].part = requests[task].length
+        if paced and is_batch(cluster, task):
+            if not patient:
+                patient = True
+                if alone:
+                    room = room_alone(cluster, config, node)
+                else:
+                    without = seconds_of(cluster, config, node, tokens, squares, cached, prefills)
+                    deadline = first_deadline(cluster, config, number, size)
+                    room = room_for_batch(config.pace, without, deadline, cluster.run[0].now)
+            requests[task].part = _batch_part(cluster, config, node, task, room, tokens, squares, cached, prefills)
         # Where memory has an end, nothing stops half-way that nobody could take it from.
-        if is_paced(config, node) and not config.limited and ready.head == NONE and leader.idle_since == math.inf:
+        elif paced and not config.limited and ready.head == NONE and leader.idle_since == math.inf:
             if longest == math.inf:
                 longest = longest_batch(
                     config.pace, seconds_of(cluster, config, node, tokens, squares, cached, prefills)
@@ -97,12 +121,7 @@ def _form(cluster: ClusterState, config: SimulationConfig, node: int) -> int:
             if size > 0 and requests[task].output > 0 and not cache_fits(cluster, config, node, part):
                 break
             take_cache(cluster, config, node, task)
-        if ready.head != NONE:
-            take(ready, requests)
-            note_gone(cluster, node, task)
-        else:
-            leader.waiting = pop(requests, task)
-            note_waiting(cluster, node, task, -1)
+        leave(cluster, config, node, task)
         cluster.members[number, size] = task
         request = requests[task]
         size += 1
@@ -111,12 +130,37 @@ def _form(cluster: ClusterState, config: SimulationConfig, node: int) -> int:
         cached += request.cached
         prefills += part > 1
         generates |= request.output > 0
+        urgent |= not is_batch(cluster, task)
         key = min(key, request.key)
     leader.free = batch.next
     leader.batches += 1
     batch.number, batch.size, batch.tokens, batch.squares = leader.batches, size, tokens, squares
     batch.cached, batch.prefills, batch.generates, batch.key = cached, prefills, generates, key
+    batch.urgent, batch.patient = urgent, is_batch(cluster, cluster.members[number, size - 1])
+    if paced:
+        note_batch(cluster, config, node, number, without)
     return number
+
+
+@compiled
+def _batch_part(
+    cluster: ClusterState,
+    config: SimulationConfig,
+    node: int,
+    task: int,
+    room: float,
+    tokens: int,
+    squares: int,
+    cached: int,
+    prefills: int,
+) -> int:
+    """How many tokens of a batch request join a batch of this shape that may take `room` seconds; 0: none, and no other's."""
+    leader, request = cluster.nodes[node], cluster.requests[task]
+    begins = request.cached == 0 or request.length > 1
+    if begins and not takes_prompts(is_idle(cluster, config, node), leader.owed):
+        return 0
+    part: int = prompt_part(cluster, config, node, task, room, tokens, squares, cached, prefills)
+    return part if part == request.length or not config.limited else (0 if tokens > 0 else request.length)
 
 
 @inlined
@@ -125,6 +169,7 @@ def take_results(cluster: ClusterState, config: SimulationConfig, node: int, num
     batch, now = cluster.batches[number], cluster.run[0].now
     if is_paced(config, node):
         note_pass(cluster, config, node, number)
+        note_ended(cluster, node, number)
     for position in range(batch.size):
         task = cluster.members[number, position]
         request = cluster.requests[task]
@@ -134,9 +179,7 @@ def take_results(cluster: ClusterState, config: SimulationConfig, node: int, num
         if request.part < request.length:
             request.cached += request.part
             request.length -= request.part
-            leader = cluster.nodes[node]
-            leader.waiting = push(cluster.requests, leader.waiting, task)
-            note_waiting(cluster, node, task, 1)
+            wait(cluster, node, task)
             continue
         if request.produced == 0:
             request.first_token = now
@@ -149,8 +192,7 @@ def take_results(cluster: ClusterState, config: SimulationConfig, node: int, num
         else:
             request.cached += request.length
             request.length = 1
-            append(cluster.ready[node], cluster.requests, task)
-            note_ready(cluster, config, node, task)
+            go_on(cluster, config, node, task)
     cluster.nodes[node].in_flight -= 1
     cluster.nodes[node].generating -= batch.generates
 

@@ -15,8 +15,8 @@ from lemix_hpc.policy.jit import compiled
 from lemix_hpc.policy.memory_rules import OFFLOAD, PREEMPT, RUN
 from lemix_hpc.simulate.cluster_state import ClusterState, SimulationConfig, append, take, touch
 from lemix_hpc.simulate.dtypes import ABSENT, AWAY, BACK, BACKWARDS, COMING, HELD, LEAVING, NONE
-from lemix_hpc.simulate.pacing import note_gone, note_waiting
-from lemix_hpc.simulate.pairing_heap import push
+from lemix_hpc.simulate.pacing import note_gone
+from lemix_hpc.simulate.request_queues import is_batch, wait
 
 decide = compiled(policy.decide)
 spare_time = compiled(policy.spare_time)
@@ -100,7 +100,7 @@ def _claim(cluster: ClusterState, config: SimulationConfig, node: int, kind: int
         need = tokens * (room.cache_bytes if kind == SERVING else room.activation_bytes)
         free = room.limit - room.cache - room.activations
         movable = room.movable if config.offload_rate > 0.0 else 0
-        victim = _most_spare(cluster, node, request) if need > free else NONE
+        victim = _most_spare(cluster, config, node, request) if need > free else NONE
         cache = 0 if victim == NONE else cluster.requests[victim].held * room.cache_bytes
         todo = decide(free, need, room.leaving, movable, cache, now, deadline)
         if todo == OFFLOAD:
@@ -125,15 +125,18 @@ def _claim(cluster: ClusterState, config: SimulationConfig, node: int, kind: int
 
 
 @compiled
-def _most_spare(cluster: ClusterState, node: int, spared: int) -> int:
-    """Of the requests that generate and are in no batch, the one with the most slack; NONE if there is none."""
-    best, most, request = NONE, -math.inf, cluster.ready[node].head
-    while request != NONE:
-        state = cluster.requests[request]
-        spare = spare_time(state.arrival, state.placed + state.predicted)
-        if request != spared and (best == NONE or spare > most):
-            best, most = request, spare
-        request = state.next
+def _most_spare(cluster: ClusterState, config: SimulationConfig, node: int, spared: int) -> int:
+    """Of the requests that generate and are in no batch, the one with the most slack, batch requests first; NONE if there is
+    none."""
+    best, most = NONE, -math.inf
+    for queue in (config.nodes + node, node):
+        request = cluster.ready[queue].head
+        while request != NONE and (queue != node or best == NONE or not is_batch(cluster, best)):
+            state = cluster.requests[request]
+            spare = spare_time(state.arrival, state.placed + state.predicted)
+            if request != spared and (best == NONE or spare > most):
+                best, most = request, spare
+            request = state.next
     return best
 
 
@@ -141,12 +144,16 @@ def _most_spare(cluster: ClusterState, node: int, spared: int) -> int:
 def _preempt(cluster: ClusterState, config: SimulationConfig, node: int, request: int) -> None:
     """A request loses its cache: prompt and answer so far become its prompt, and it waits as a new one."""
     release_cache(cluster, config, node, request)
-    remove(cluster.ready[node], cluster.requests, request)
-    note_gone(cluster, node, request)
-    state, leader = cluster.requests[request], cluster.nodes[node]
+    leader, state = cluster.nodes[node], cluster.requests[request]
+    if is_batch(cluster, request):
+        remove(cluster.ready[config.nodes + node], cluster.requests, request)
+        leader.patient_ready -= 1
+        leader.patient_cached -= state.cached
+    else:
+        remove(cluster.ready[node], cluster.requests, request)
+        note_gone(cluster, node, request)
     state.cached, state.length = 0, state.prompt + state.produced
-    leader.waiting = push(cluster.requests, leader.waiting, request)
-    note_waiting(cluster, node, request, 1)
+    wait(cluster, node, request)
     touch(cluster, node)
 
 

@@ -17,6 +17,7 @@ batch_due = compiled(policy.batch_due)
 idle_due = compiled(policy.idle_due)
 margin_after = compiled(policy.margin_after)
 longest_batch = compiled(policy.longest_batch)
+shared_seconds = compiled(policy.shared_seconds)
 
 UNKNOWN = -math.inf
 """A first deadline that has to be looked up."""
@@ -67,8 +68,10 @@ def deadline_of(cluster: ClusterState, config: SimulationConfig, task: int) -> f
 
 @compiled
 def due(cluster: ClusterState, config: SimulationConfig, node: int) -> float:
-    """When the next batch of a node is due, which has requests for one [s]."""
+    """When the next batch of a node is due [s]: inf without interactive requests there."""
     leader = cluster.nodes[node]
+    if leader.ready_requests == 0 and leader.waiting == NONE:
+        return math.inf
     if leader.ready_deadline == UNKNOWN:
         leader.ready_deadline, task = math.inf, cluster.ready[node].head
         while task != NONE:
@@ -77,15 +80,13 @@ def due(cluster: ClusterState, config: SimulationConfig, node: int) -> float:
     deadline = leader.ready_deadline
     if leader.waiting != NONE:
         deadline = min(deadline, deadline_of(cluster, config, leader.waiting))
-    seconds = seconds_of(
-        cluster,
-        config,
-        node,
-        leader.ready_requests + leader.waiting_tokens,
-        leader.ready_requests + leader.waiting_squares,
-        leader.ready_cached + leader.waiting_cached,
-        leader.waiting_prefills,
-    )
+    tokens, squares = leader.ready_requests + leader.waiting_tokens, leader.ready_requests + leader.waiting_squares
+    cached, prefills = leader.ready_cached + leader.waiting_cached, leader.waiting_prefills
+    seconds = seconds_of(cluster, config, node, tokens, squares, cached, prefills)
+    if leader.patient_ready > 0:
+        more, before = leader.patient_ready, leader.patient_cached
+        together = seconds_of(cluster, config, node, tokens + more, squares + more, cached + before, prefills)
+        seconds = shared_seconds(config.pace, seconds, together)
     return min(batch_due(deadline, seconds, leader.margin), idle_due(config.pace, leader.idle_since))
 
 
@@ -151,6 +152,10 @@ def note_pass(cluster: ClusterState, config: SimulationConfig, node: int, number
     """A batch has left the last stage, and its results are not taken yet: was it late?"""
     deadline = math.inf
     for position in range(cluster.batches[number].size):
-        deadline = min(deadline, deadline_of(cluster, config, cluster.members[number, position]))
+        task = cluster.members[number, position]
+        if not cluster.requests[task].patient:
+            deadline = min(deadline, deadline_of(cluster, config, task))
+    if deadline == math.inf:
+        return
     leader = cluster.nodes[node]
     leader.margin = margin_after(config.pace, leader.margin, cluster.run[0].now > deadline)

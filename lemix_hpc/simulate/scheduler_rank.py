@@ -11,8 +11,8 @@ from lemix_hpc.policy.state import State, full
 from lemix_hpc.policy.transitions import group_offered, tell
 from lemix_hpc.simulate.cluster_state import ClusterState, SimulationConfig, append, next_event, touch
 from lemix_hpc.simulate.dtypes import FINISHED, FORWARDS, NONE, REFUSED
-from lemix_hpc.simulate.pacing import note_waiting
-from lemix_hpc.simulate.pairing_heap import bring_follower, push
+from lemix_hpc.simulate.pairing_heap import bring_follower
+from lemix_hpc.simulate.request_queues import wait
 
 next_supply = compiled(execution_rules.supply_training)
 
@@ -27,6 +27,7 @@ def arrive(cluster: ClusterState, config: SimulationConfig, state: State, rules:
     request = cluster.requests[task]
     event = cluster.events[next_event(cluster, config, ARRIVED)]
     event.task, event.prompt, event.output = task, request.prompt, request.output
+    event.patient = request.patient
     tell(state, rules, event)
     _carry_out(cluster, config, state)
 
@@ -137,9 +138,7 @@ def _place_request(cluster: ClusterState, state: State, task: int, slot: int) ->
     request.node, request.key, request.predicted = node, state.slots[slot].key, state.slots[slot].predicted
     request.predicted_first, request.predicted_token = state.slots[slot].first, state.slots[slot].each
     request.placed, request.length = run.now, request.prompt
-    leader = cluster.nodes[node]
-    leader.waiting = push(cluster.requests, leader.waiting, task)
-    note_waiting(cluster, node, task, 1)
+    wait(cluster, node, task)
     touch(cluster, node)
 
 

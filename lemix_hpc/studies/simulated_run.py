@@ -175,6 +175,7 @@ def _records_of(requests: list[Request]) -> Any:
         [request.arrival for request in requests],
         [request.prompt_tokens for request in requests],
         [request.output_tokens for request in requests],
+        [request.service == "batch" for request in requests],
     )
     place = {request.id: number for number, request in enumerate(requests)}
     turns = [(number, request) for number, request in enumerate(requests) if request.after is not None]

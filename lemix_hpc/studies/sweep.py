@@ -100,22 +100,24 @@ def spread(function: Callable[[Item], Answer], items: Sequence[Item], *, jobs: i
 
 def figures(records: RunRecords, report: dict[str, Any]) -> Figures:
     """The figures of a run that runs are compared by. SLO attainments are `slo_K` for K T0; `limits_met`: of all limits in
-    milliseconds at once."""
+    milliseconds at once. Times are those of interactive requests, if there are any."""
     serving, training, throughput = report["serving"], report["training"], report["throughput"]
+    times = serving["classes"].get("interactive", serving)
     duration = records.facts.duration_s
     return {
         "throughput": throughput["per_makespan"],
         "per_active_node": throughput["per_active_node"],
         **{f"slo_{factor}": share for factor, share in serving["slo"].items()},
         "limits_met": next(reversed(serving["slo_ms"].values()), None),
-        "p50_ms": serving["response_ms"]["p50"],
-        "p99_ms": serving["response_ms"]["p99"],
-        "ttft_p99_ms": serving["ttft_ms"]["p99"],
-        "tpot_p99_ms": serving["tpot_ms"]["p99"],
+        "p50_ms": times["response_ms"]["p50"],
+        "p99_ms": times["response_ms"]["p99"],
+        "ttft_p99_ms": times["ttft_ms"]["p99"],
+        "tpot_p99_ms": times["tpot_ms"]["p99"],
         "bubble_rate": report["bubble_rate"],
         "active_nodes": float(len({span.node for span in records.spans})),
         "trained": float(training["finished"]),
         "training_tokens_per_s": training["tokens_per_s"],
+        "batch_tokens_per_s": serving["classes"].get("batch", {}).get("tokens_per_s"),
         "micro_batches_per_s": training["finished"] / duration if duration > 0.0 else None,
         "steps_per_s": training["steps"] / duration if duration > 0.0 else None,
         "hold_mean_s": training["hold_s"]["mean"],

@@ -157,7 +157,7 @@ BROKEN = {
         "policy:\n",
         "recipe.yaml:1: policy: expected a section with keys (placement, training_nodes, copy_every_steps, "
         "lambda1, lambda2, tau, keep, fill, coefficients, recalibrate, lanes, order, serving_first, yield_training, pace, "
-        "admission, max_hold_s, minimum_training_share, output_lengths, drain_reserve_s, memory), found nothing",
+        "batch_share, admission, max_hold_s, minimum_training_share, output_lengths, drain_reserve_s, memory), found nothing",
     ),
     "item of a list": (
         "slo:\n  factors:\n    - 1\n    - high\n",

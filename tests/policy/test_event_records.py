@@ -21,6 +21,7 @@ from lemix_hpc.policy.events import (
     "event",
     [
         RequestArrived(0.5, 3, prompt=7, output=2),
+        RequestArrived(0.5, 3, prompt=7, output=2, patient=True),
         TrainingClosed(1.5),
         StageFinished(2.5, 1, 2, 3, start=1.25, end=2.25, backward=True, last=False),
         StageFinished(2.5, 1, 2, 3, start=1.25, end=2.25),

@@ -2,6 +2,8 @@ import math
 import random
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from lemix_hpc.policy.pacing import (
     AS_SOON_AS_POSSIBLE,
@@ -11,7 +13,11 @@ from lemix_hpc.policy.pacing import (
     Pace,
     batch_due,
     idle_due,
+    longest_batch,
     margin_after,
+    next_deadline,
+    room_for_batch,
+    shared_seconds,
     token_deadline,
 )
 
@@ -53,3 +59,24 @@ def test_the_margin_has_an_end() -> None:
     for _ in range(10_000):
         margin = margin_after(PACE, margin, False)
     assert margin == 0.0
+
+
+seconds = st.floats(0.0, 10.0)
+
+
+@given(deadline=seconds, alone=seconds, added=seconds, margin=seconds)
+def test_batch_requests_move_no_deadline(deadline: float, alone: float, added: float, margin: float) -> None:
+    together = shared_seconds(PACE, alone, alone + added)
+    without, with_them = batch_due(deadline, alone, margin), batch_due(deadline, together, margin)
+    assert with_them <= without, "a batch that is longer begins earlier"
+    room = room_for_batch(PACE, alone, deadline, with_them)
+    assert with_them + room <= deadline + 1e-9, "and ends before the same deadline"
+    assert alone <= together <= alone + added and together <= longest_batch(PACE, alone)
+    if added == 0.0:
+        assert with_them == without
+
+
+def test_requests_in_a_batch_are_due_again_after_it() -> None:
+    assert next_deadline(PACE, 3.0, math.nan, 0, partial=True, ends=3.5) == 4.0
+    assert next_deadline(PACE, 3.0, math.nan, 0, partial=False, ends=3.5) == pytest.approx(3.55)
+    assert next_deadline(PACE, 3.0, 3.2, 4, partial=False, ends=3.5) == token_deadline(PACE, 3.0, 3.2, 5)

@@ -38,6 +38,15 @@ class _Paced:
     def produced(self) -> int:
         return int(self.request.num_output_tokens)
 
+    @property
+    def part(self) -> int:
+        return self.next_length
+
+    @property
+    def patient(self) -> bool:
+        """vLLM knows no classes: batch requests come behind the others by their priority."""
+        return False
+
 
 class EnginePace:
     """For the engine's own thread alone. Nothing is held until the leader has given a pace to keep.

@@ -2,58 +2,32 @@
 
 from __future__ import annotations
 
-import heapq
 import math
-from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from lemix_hpc.engines.protocol import ServeBatch, ServeSequence
+from lemix_hpc.engines.protocol import ServeBatch
+from lemix_hpc.policy.classes import waits_as_batch
 from lemix_hpc.policy.execution_rules import may_form_batch
-from lemix_hpc.policy.pacer import Pacer
+from lemix_hpc.policy.pacer import Pacer, PromptParts
 from lemix_hpc.policy.pacing import Pace
 from lemix_hpc.profiling.coefficients import CoefficientFile
+from lemix_hpc.runtime.leader.batch_share import BatchParts, BatchShare, next_due
+from lemix_hpc.runtime.leader.request_queues import NodeRequest, RequestQueues
 from lemix_hpc.runtime.transport import messages as m
 from lemix_hpc.runtime.transport.mailbox import Inbox, Mail, Mailbox
 from lemix_hpc.runtime.transport.rank_layout import SCHEDULER_RANK, Layout
 from lemix_hpc.runtime.transport.run_clock import RunClock
 
+TRAINING = ("forward", "backward", "step")
+"""Kinds of spans that batch requests share time with."""
 
-@dataclass(slots=True)
-class _Request:
-    """A request on this node. `cached`: tokens whose keys and values the stages keep; `next`: what to compute next, of which
-    its batch has taken a `part`."""
 
-    task: int
-    key: float
-    output_wanted: int
-    next_length: int
-    next_tokens: list[int]
-    arrival: float
-    part: int = 0
-    cached: int = 0
-    output: list[int] = field(default_factory=list)
-    nll: float = 0.0
-    scored: int = 0
-    first_token: float | None = None
-    versions: tuple[int, int] | None = None
+@dataclass(frozen=True, slots=True)
+class _Members:
+    """The requests of a batch, of which the first ones are `interactive`, or are treated so."""
 
-    @property
-    def partial(self) -> bool:
-        """Whether more of its prompt follows."""
-        return self.part < self.next_length
-
-    @property
-    def produced(self) -> int:
-        return len(self.output)
-
-    def sequence(self) -> ServeSequence:
-        tokens, generate = self.next_tokens[: self.part], self.output_wanted > 0
-        return ServeSequence(self.task, self.part, self.cached, generate, tokens, self.partial)
-
-    def advance(self, next_length: int, next_tokens: list[int]) -> None:
-        """Its part is computed; what comes next."""
-        self.cached += self.part
-        self.next_length, self.next_tokens = next_length, next_tokens
+    requests: list[NodeRequest]
+    interactive: int
 
 
 class Leader:
@@ -80,44 +54,52 @@ class Leader:
         self._max_requests = max_requests
         self._max_tokens = max_tokens
         self._temperature = temperature
-        self._ready: deque[_Request] = deque()
-        self._waiting: list[tuple[float, int, _Request]] = []  # a heap
-        self._in_batch: dict[int, dict[int, _Request]] = {}
+        self._queues = RequestQueues()
+        self._in_batch: dict[int, _Members] = {}
         self._generating = 0
         self._at_first_stage = 0
         self._batches = 0
         self._running = layout.stages
         self._stopped = False
         self._pacer: Pacer | None = None
+        self._share: BatchShare | None = None
         self._due = -math.inf
+        self._alone = False
 
     def turn(self) -> bool:
         """Take in what arrived and keep the first stage supplied. False when there was nothing to do."""
         mails = self._mailbox.poll()
         for mail in mails:
             self._receive(mail)
-        if mails:
-            self._look_when_due()
-        formed = False
-        while self.until_due() <= 0.0:
-            members = self._next_members()
+        now, formed = self._clock.now(), False
+        if mails or self._due <= now:
+            self._look_when_due(now)
+        while self._due <= now and self._may_form():
+            members = self._next_members(now)
             self._at_first_stage += 1
-            serve = m.Serve(self._batch(members), -1, min(request.key for request in members))
+            serve = m.Serve(self._batch(members), -1, min(request.key for request in members.requests))
             self._mailbox.send(self._layout.worker(self._node, 0), Inbox.STAGE, serve)
-            self._look_when_due()
+            self._look_when_due(now)
             formed = True
         return bool(mails) or formed
 
     def until_due(self) -> float:
-        """Seconds until the next batch is to be formed, inf when none is or may be before something comes."""
+        """Seconds until the next batch is to be formed, or looked for; inf when none is or may be before something comes."""
         return self._due - self._clock.now() if self._may_form() else math.inf
 
-    def _look_when_due(self) -> None:
-        if self._pacer is not None and self._next() is not None:
-            self._due = self._pacer.due(self._ready, [request for *_, request in self._waiting])
+    def _look_when_due(self, now: float) -> None:
+        """When is the next batch to be formed or looked for, and is one that is due now of batch requests alone?"""
+        self._queues.promote(now)
+        if self._pacer is None or self._share is None:
+            return
+        self._due, self._alone = next_due(self._pacer, self._queues), False
+        if self._due > now:
+            fills = self._share.due(self._queues, now, self._at_first_stage, self._generating)
+            self._alone = fills <= now
+            self._due = min(self._due, fills, self._queues.promotes)
 
     def _may_form(self) -> bool:
-        request, stages = self._next(), self._layout.stages
+        request, stages = self._queues.first(alone=self._alone), self._layout.stages
         return (
             request is not None
             and not self._stopped
@@ -138,14 +120,16 @@ class Leader:
 
     def _receive(self, mail: Mail) -> None:
         match mail.message:
-            case m.PlaceRequest(task, prompt, output, tokens, key, arrival):
-                heapq.heappush(self._waiting, (key, task, _Request(task, key, output, prompt, tokens, arrival)))
+            case m.PlaceRequest(task, prompt, output, tokens, key, arrival, patient):
+                request = NodeRequest(task, key, output, prompt, tokens, arrival, patient)
+                self._queues.wait(request, self._clock.now())
             case m.Train() as train:
                 self._mailbox.send(self._layout.worker(self._node, 0), Inbox.STAGE, train)
             case m.Served() as served:
                 self._served(served)
             case m.SpanReport(spans) as work:
                 self._at_first_stage -= sum(s.kind == "serve" and s.stage == 0 and s.complete for s in spans)
+                self._note_training(spans)
                 self._mailbox.send(SCHEDULER_RANK, Inbox.SCHEDULER, work)
             case (m.EngineReady() | m.Loss() | m.Stepped() | m.RingDone() | m.Saved() | m.Stopped()) as report:
                 self._running -= isinstance(report, m.Stopped)
@@ -163,8 +147,15 @@ class Leader:
         if isinstance(message, m.KeepPace):
             latency = CoefficientFile.model_validate_json(message.coefficients).latency(self._layout.stages)
             self._pacer = Pacer(Pace(message.ttft, message.tpot), latency)
+            self._share = BatchShare(self._pacer, message.batch_share, self._layout.stages)
         elif self._pacer is not None:  # stages tell again when the run starts
             self._pacer.idle_since = message.since
+
+    def _note_training(self, spans: list[m.WorkSpan]) -> None:
+        if self._share is not None:
+            for span in spans:
+                if span.kind in TRAINING:
+                    self._share.trained(span.end - span.start)
 
     def _order(self, order: m.Go | m.Stop) -> None:
         if isinstance(order, m.Go):
@@ -176,49 +167,48 @@ class Leader:
 
     def _withdraw(self, tasks: set[int]) -> None:
         """Let go of those that are in no batch yet."""
-        gone = [task for _, task, request in self._waiting if task in tasks and not request.cached]
-        self._waiting = [waiting for waiting in self._waiting if waiting[1] not in gone]
-        heapq.heapify(self._waiting)
+        gone = self._queues.withdraw(tasks)
         self._mailbox.send(SCHEDULER_RANK, Inbox.SCHEDULER, m.Withdrawn(self._node, gone))
 
-    def _next_members(self) -> list[_Request]:
+    def _next_members(self, now: float) -> _Members:
         """Of the next batch: as many requests as the limits allow, at least one if any is there."""
-        members: list[_Request] = []
-        tokens, parts = 0, None
-        while len(members) < self._max_requests and (request := self._next()):
-            request.part = request.next_length
-            if self._pacer is not None and not self._ready:
-                if parts is None:
-                    parts = self._pacer.prompt_parts(members)
-                if parts is not None:
-                    request.part = parts.take(request)
+        members: list[NodeRequest] = []
+        tokens, interactive = 0, 0
+        prompts: PromptParts | None = None
+        batch: BatchParts | None = None
+        while len(members) < self._max_requests and (request := self._queues.first(alone=self._alone)):
+            request.part, waits = request.next_length, waits_as_batch(request.patient, request.key, now)
+            if waits and self._share is not None:
+                batch = batch or self._share.parts(self._queues, members, now, alone=self._alone)
+                request.part = batch.take(request)
+            elif self._pacer is not None and not self._queues.interactive.ready:
+                prompts = prompts or self._pacer.prompt_parts(members)
+                if prompts is not None:
+                    request.part = prompts.take(request)
             tokens += request.part
             if request.part == 0 or (members and tokens > self._max_tokens):
                 break
-            members.append(self._take())
-        return members
+            members.append(self._queues.take(alone=self._alone))
+            interactive += not waits
+        if self._share is not None:
+            self._share.formed(members, interactive, now)
+        return _Members(members, interactive)
 
-    def _batch(self, members: list[_Request]) -> ServeBatch:
+    def _batch(self, members: _Members) -> ServeBatch:
         self._batches += 1
-        self._in_batch[self._batches] = {request.task: request for request in members}
-        self._generating += any(request.output_wanted for request in members)
-        return ServeBatch(self._batches, [request.sequence() for request in members], self._temperature)
-
-    def _next(self) -> _Request | None:
-        """The request that goes into the next batch first."""
-        if self._ready:
-            return self._ready[0]
-        return self._waiting[0][-1] if self._waiting else None
-
-    def _take(self) -> _Request:
-        return self._ready.popleft() if self._ready else heapq.heappop(self._waiting)[-1]
+        self._in_batch[self._batches] = members
+        self._generating += any(request.output_wanted for request in members.requests)
+        sequences = [request.sequence() for request in members.requests]
+        return ServeBatch(self._batches, sequences, self._temperature)
 
     def _served(self, served: m.Served) -> None:
-        members = self._in_batch.pop(served.batch)
-        self._generating -= any(request.output_wanted for request in members.values())
-        if self._pacer is not None:
-            self._pacer.passed(list(members.values()), served.time)
-        over: list[_Request] = []
+        batch, now = self._in_batch.pop(served.batch), self._clock.now()
+        self._generating -= any(request.output_wanted for request in batch.requests)
+        if self._pacer is not None and self._share is not None:
+            self._pacer.passed(batch.requests, served.time)
+            self._share.ended(len(batch.requests), batch.interactive)
+        members = {request.task: request for request in batch.requests}
+        over: list[NodeRequest] = []
         for result in served.results:
             request = members[result.request]
             request.versions = (request.versions[0] if request.versions else served.version, served.version)
@@ -226,7 +216,7 @@ class Leader:
             request.scored += result.scored
             if request.partial:
                 request.advance(request.next_length - request.part, request.next_tokens[request.part :])
-                heapq.heappush(self._waiting, (request.key, request.task, request))
+                self._queues.wait(request, now)
                 continue
             request.first_token = served.time if request.first_token is None else request.first_token
             if result.next_token is not None:
@@ -235,14 +225,14 @@ class Leader:
                 over.append(request)
             else:
                 request.advance(1, [] if result.next_token is None else [result.next_token])
-                self._ready.append(request)
+                self._queues.go_on(request, now)
         for request in over:
             self._finish(request, served.time)
         kept = [request.task for request in over if request.output_wanted]
         if kept:
             self._mailbox.send(self._layout.worker(self._node, 0), Inbox.STAGE, m.Forget(kept))
 
-    def _finish(self, request: _Request, time: float) -> None:
+    def _finish(self, request: NodeRequest, time: float) -> None:
         assert request.first_token is not None and request.versions is not None, "finished by a batch"
         done = m.RequestDone(
             task=request.task,

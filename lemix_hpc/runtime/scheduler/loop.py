@@ -241,7 +241,8 @@ class SchedulerLoop:
         if request.call is not None:
             self._router.expect(number, request, client)
             self._requests += client is not None
-        self._tell(RequestArrived(self._now(), number, request.prompt_tokens, request.output_tokens))
+        patient = request.service == "batch"
+        self._tell(RequestArrived(self._now(), number, request.prompt_tokens, request.output_tokens, patient))
 
     def _supply_training(self) -> None:
         event = self._training.supply(self._now(), ahead=self._layout.nodes, served=self._served)
@@ -275,7 +276,8 @@ class SchedulerLoop:
             self._router.place(place, request.call, self._now())
             return
         prompt, output, tokens = request.prompt_tokens, request.output_tokens, list(request.tokens)
-        message = m.PlaceRequest(place.task, prompt, output, tokens, place.key, request.arrival)
+        patient = request.service == "batch"
+        message = m.PlaceRequest(place.task, prompt, output, tokens, place.key, request.arrival, patient)
         self._mailbox.send(self._layout.leader(place.node), Inbox.LEADER, message)
 
     def _refuse(self, number: int) -> None:

@@ -148,7 +148,7 @@ class SchedulerRank:
         # The time of the run goes on where the last attempt ended.
         apart = split(self._recipe)
         trainers = apart.training if apart else range(self._layout.nodes)
-        send_pace(self._mailbox, self._layout, hardware, pace, trainers)
+        send_pace(self._mailbox, self._layout, hardware, pace, trainers, self._recipe.policy.batch_share)
         start_time = self._clock.monotonic() - self._inherited.clock
         self._order(m.Go(start_time), range(self._layout.nodes))
         self._clock.start(start_time)

@@ -16,7 +16,7 @@ from lemix_hpc.records.schema import SpanKind
 class PlaceRequest(msgspec.Struct, frozen=True, array_like=True, tag=True):
     """Scheduler to leader: serve this request. `output` 0 scores the prompt; `key` orders new requests, the lowest first.
 
-    `arrival`: when it came [s].
+    `arrival`: when it came [s]; `patient`: it is of class batch.
     """
 
     task: int
@@ -25,6 +25,7 @@ class PlaceRequest(msgspec.Struct, frozen=True, array_like=True, tag=True):
     tokens: list[int]
     key: float
     arrival: float = 0.0
+    patient: bool = False
 
 
 class Train(msgspec.Struct, frozen=True, array_like=True, tag=True):
@@ -41,11 +42,13 @@ class Go(msgspec.Struct, frozen=True, array_like=True, tag=True):
 
 class KeepPace(msgspec.Struct, frozen=True, array_like=True, tag=True):
     """Scheduler to leader, before the run starts: form batches when they are due, by the limits of
-    `lemix_hpc.policy.pacing.Pace` [s]. `coefficients`: JSON of the coefficient file that the node's stage times go by."""
+    `lemix_hpc.policy.pacing.Pace` [s]. `coefficients`: JSON of the coefficient file that the node's stage times go by;
+    `batch_share`: of the time that interactive requests leave, for batch requests."""
 
     ttft: float
     tpot: float
     coefficients: str
+    batch_share: float = 0.0
 
 
 class FirstStageIdle(msgspec.Struct, frozen=True, array_like=True, tag=True):

@@ -129,3 +129,18 @@ def test_nothing_is_begun_after_the_stop_of_a_run_that_ends_early() -> None:
     post.arriving = [m.Stop(), ran(1, [1, 2])]
     lead.turn()
     assert post.taken(m.Serve) == []
+
+
+def test_batch_requests_come_behind_others_and_even_once_they_have_begun() -> None:
+    patient = [m.PlaceRequest(task, 10, 2, [], key, 0.0, patient=True) for task, key in ((1, 2e9), (2, 1e9))]
+    post = Post([*patient, request(3, 10), request(4, 10)])
+    lead = leader(post, max_requests=3)
+    lead.turn()
+    assert [members(serve) for serve in post.taken(m.Serve)] == [[3, 4, 2], [1]]
+    post.arriving = [
+        request(5, 10),
+        ran(1, [3, 4, 2]),
+        m.Served(1, [SequenceResult(task, 0.0, 9, 7) for task in (3, 4, 2)], 0, 1.0),
+    ]
+    lead.turn()
+    assert [members(serve) for serve in post.taken(m.Serve)] == [[5, 2]]

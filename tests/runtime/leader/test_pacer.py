@@ -28,7 +28,7 @@ def keep_pace(per_token: float = 0.0) -> m.KeepPace:
         "provenance": {},
     }
     file = CoefficientFile.model_validate(times)
-    return m.KeepPace(TTFT, TPOT, file.model_dump_json(by_alias=True, exclude_none=True))
+    return m.KeepPace(TTFT, TPOT, file.model_dump_json(by_alias=True, exclude_none=True), batch_share=0.5)
 
 
 MARGIN = FIRST_MARGIN * TPOT
@@ -141,3 +141,47 @@ def test_prompts_are_whole_where_there_is_no_training() -> None:
     leader.post.arriving = [m.PlaceRequest(1, 90, 2, [], 0.0, 0.0)]
     leader.leader.turn()
     assert parts(leader.post) == [[(1, 90, 0, False)]]
+
+
+LATER = 1e6
+
+
+def patient(task: int, key: float = LATER) -> m.PlaceRequest:
+    return m.PlaceRequest(task, 5, 9, [], key, 0.0, patient=True)
+
+
+def trained(seconds: float) -> m.SpanReport:
+    return m.SpanReport([m.WorkSpan(0, 0, "forward", [99], 0.0, seconds, 0, -1, True)])
+
+
+def test_batch_requests_wait_until_they_are_owed_time_and_pay_for_it(paced: Paced) -> None:
+    assert paced.at(0.0, patient(1), patient(2)) == []
+    assert paced.leader.until_due() == LATER, "when they are promoted"
+    assert paced.at(0.1, trained(0.01)) == [[1, 2]], "half of that is theirs"
+    assert paced.at(0.11, *served(1, [1, 2], 0.11)) == [], "a pass takes 10 ms, half of which they have to pay"
+    assert paced.at(0.12, trained(0.005)) == [[1, 2]]
+
+
+def test_batch_requests_join_what_is_due_and_make_nothing_due(paced: Paced) -> None:
+    assert paced.at(0.0, patient(1), trained(0.01)) == [[1]]
+    assert paced.at(0.01, *served(1, [1], 0.01), request(3, 0.01), patient(2)) == []
+    due = 0.01 + TTFT - PASS - MARGIN
+    assert paced.leader.until_due() == pytest.approx(due - 0.01), "as if they were not there"
+    assert paced.at(due + 1e-9) == [[3, 1]], "the one that has begun joins; prompts only while they are owed time"
+
+
+def test_a_batch_of_batch_requests_ends_before_the_next_other_one_is_due(paced: Paced) -> None:
+    due = TTFT - PASS - MARGIN
+    assert paced.at(due - PASS / 2, request(1, 0.0), patient(2), trained(0.1)) == []
+    assert paced.at(due + 1e-9) == [[1, 2]]
+
+
+def test_without_training_batch_requests_go_at_once_and_behind_others(paced: Paced) -> None:
+    assert paced.at(0.0, m.FirstStageIdle(-1.0), patient(2), request(1, 0.0)) == [[1, 2]]
+    assert paced.at(0.1, *served(1, [1, 2], 0.1), patient(3)) == [[1, 2, 3]]
+
+
+def test_a_batch_request_whose_window_is_nearly_over_is_due_at_once(paced: Paced) -> None:
+    assert paced.at(0.0, patient(1, key=7.0)) == []
+    assert paced.leader.until_due() == pytest.approx(7.0)
+    assert paced.at(7.0) == [[1]]

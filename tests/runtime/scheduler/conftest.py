@@ -13,6 +13,7 @@ import msgspec
 import pytest
 
 from lemix_hpc.config.training_section import Training
+from lemix_hpc.policy.classes import ServiceClass
 from lemix_hpc.policy.events import (
     Event,
 )
@@ -78,7 +79,9 @@ class Caller:
     api: ApiCall = API
     node: int = 0
     number: int | None = None
+    unhurried: bool = False
     patient: bool = False
+    service: ServiceClass = "interactive"
     gone: bool = False
     got: list[ResponsePart | ApiError] = field(default_factory=list)
 

@@ -1,0 +1,140 @@
+"""The requests of a node that are in no batch, by their class."""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections import deque
+from collections.abc import Container
+from dataclasses import dataclass, field
+
+from lemix_hpc.engines.protocol import ServeSequence
+from lemix_hpc.policy.classes import waits_as_batch
+
+
+@dataclass(slots=True)
+class NodeRequest:
+    """A request on this node. `cached`: tokens whose keys and values the stages keep; `next`: what to compute next, of which
+    its batch has taken a `part`. `patient`: of class batch."""
+
+    task: int
+    key: float
+    output_wanted: int
+    next_length: int
+    next_tokens: list[int]
+    arrival: float
+    patient: bool = False
+    part: int = 0
+    cached: int = 0
+    output: list[int] = field(default_factory=list)
+    nll: float = 0.0
+    scored: int = 0
+    first_token: float | None = None
+    versions: tuple[int, int] | None = None
+
+    @property
+    def partial(self) -> bool:
+        """Whether more of its prompt follows."""
+        return self.part < self.next_length
+
+    @property
+    def produced(self) -> int:
+        return len(self.output)
+
+    def sequence(self) -> ServeSequence:
+        tokens, generate = self.next_tokens[: self.part], self.output_wanted > 0
+        return ServeSequence(self.task, self.part, self.cached, generate, tokens, self.partial)
+
+    def advance(self, next_length: int, next_tokens: list[int]) -> None:
+        """Its part is computed; what comes next."""
+        self.cached += self.part
+        self.next_length, self.next_tokens = next_length, next_tokens
+
+
+class Queue:
+    """Requests that are `ready` for another token, in the order in which they became so, and behind them those whose prompts
+    wait, in the policy's order."""
+
+    def __init__(self) -> None:
+        self.ready: deque[NodeRequest] = deque()
+        self._waiting: list[tuple[float, int, NodeRequest]] = []  # a heap
+
+    def __bool__(self) -> bool:
+        return bool(self.ready or self._waiting)
+
+    @property
+    def waiting(self) -> list[NodeRequest]:
+        """The first of them first, the others in any order."""
+        return [request for *_, request in self._waiting]
+
+    @property
+    def first(self) -> NodeRequest | None:
+        """The request that goes into the next batch first."""
+        if self.ready:
+            return self.ready[0]
+        return self._waiting[0][-1] if self._waiting else None
+
+    def take(self) -> NodeRequest:
+        return self.ready.popleft() if self.ready else heapq.heappop(self._waiting)[-1]
+
+    def wait(self, request: NodeRequest) -> None:
+        heapq.heappush(self._waiting, (request.key, request.task, request))
+
+    def withdraw(self, tasks: Container[int]) -> list[int]:
+        """Let go of those of these tasks that have not begun."""
+        gone = [task for _, task, request in self._waiting if task in tasks and not request.cached]
+        self._waiting = [waiting for waiting in self._waiting if waiting[1] not in gone]
+        heapq.heapify(self._waiting)
+        return gone
+
+
+class RequestQueues:
+    """Interactive requests, and batch requests behind them until they are promoted."""
+
+    def __init__(self) -> None:
+        self.interactive = Queue()
+        self.batch = Queue()
+        self._promotes = math.inf
+
+    @property
+    def promotes(self) -> float:
+        """When to call `promote`, at the latest [s]."""
+        return self._promotes
+
+    def first(self, *, alone: bool) -> NodeRequest | None:
+        """The request that goes into the next batch first; `alone`: of batch requests."""
+        return self._of_first(alone=alone).first
+
+    def take(self, *, alone: bool) -> NodeRequest:
+        return self._of_first(alone=alone).take()
+
+    def _of_first(self, *, alone: bool) -> Queue:
+        return self.batch if alone or not self.interactive else self.interactive
+
+    def wait(self, request: NodeRequest, now: float) -> None:
+        """A request is to have its prompt computed, or the rest of it."""
+        self._queue_of(request, now).wait(request)
+
+    def go_on(self, request: NodeRequest, now: float) -> None:
+        """A request is to have its next token."""
+        self._queue_of(request, now).ready.append(request)
+
+    def _queue_of(self, request: NodeRequest, now: float) -> Queue:
+        if not waits_as_batch(request.patient, request.key, now):
+            return self.interactive
+        self._promotes = min(self._promotes, request.key)
+        return self.batch
+
+    def promote(self, now: float) -> None:
+        """Batch requests whose window is nearly over go with the interactive ones from now on."""
+        if now < self._promotes:
+            return
+        before, self.batch, self._promotes = self.batch, Queue(), math.inf
+        for request in before.ready:
+            self.go_on(request, now)
+        for request in before.waiting:
+            self.wait(request, now)
+
+    def withdraw(self, tasks: Container[int]) -> list[int]:
+        """Let go of those of these tasks that have not begun."""
+        return self.interactive.withdraw(tasks) + self.batch.withdraw(tasks)
