@@ -57,13 +57,13 @@ def batch_due(deadline: float, seconds: float, margin: float) -> float:
 def shared_seconds(pace: Pace, alone: float, together: float) -> float:
     """What a batch is taken to need on all stages [s] that takes `alone` of interactive requests and `together` with batch
     requests: those lengthen it as much as prompts may. It begins so much earlier, so that no deadline moves."""
-    return min(together, alone + PROMPT_SHARE * pace.tpot)
+    return min(together, max(PASS_SHARE * pace.tpot, alone + PROMPT_SHARE * pace.tpot))
 
 
 def room_for_batch(pace: Pace, alone: float, deadline: float, now: float) -> float:
     """How long a batch that takes `alone` seconds on all stages may take with batch requests [s]: it still ends before the
     first `deadline` of its interactive ones."""
-    return min(alone + PROMPT_SHARE * pace.tpot, deadline - now)
+    return min(max(PASS_SHARE * pace.tpot, alone + PROMPT_SHARE * pace.tpot), deadline - now)
 
 
 def longest_batch(pace: Pace, decode: float) -> float:

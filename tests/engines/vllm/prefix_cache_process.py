@@ -12,7 +12,7 @@ import torch
 from lemix_hpc.engines.vllm.engine_pace import EnginePace
 from lemix_hpc.engines.vllm.environment import prepare
 from lemix_hpc.engines.vllm.weight_version import WeightClock
-from lemix_hpc.policy.pacing import FIRST_MARGIN, PROMPT_SHARE
+from lemix_hpc.policy.pacing import FIRST_MARGIN, PASS_SHARE
 from lemix_hpc.workload.byte_level import byte_level_tokenizer
 from tests.engines.vllm.conftest import hugging_face
 from tests.runtime.leader.test_pacer import PASS, TPOT, TTFT, keep_pace
@@ -133,7 +133,7 @@ def check_batches_wait_until_they_are_due(engine: Engine) -> None:
     scheduler = core.engine_core.engine_core.scheduler
     order = keep_pace(per_token)
     core.vllm_config.additional_config["pace"].keep_pace(order.ttft, order.tpot, order.coefficients)
-    most = round(PROMPT_SHARE * TPOT / per_token)
+    most = round((PASS_SHARE * TPOT - PASS) / per_token)
     sampling = SamplingParams(max_tokens=3, temperature=0.0, ignore_eos=True)
 
     def step() -> dict[str, int]:

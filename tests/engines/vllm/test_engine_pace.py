@@ -11,7 +11,7 @@ import pytest
 
 from lemix_hpc.engines.vllm.engine_loop import wait_until_due
 from lemix_hpc.engines.vllm.engine_pace import EnginePace
-from lemix_hpc.policy.pacing import FIRST_MARGIN, LEAST_PART, PATIENCE, PROMPT_SHARE
+from lemix_hpc.policy.pacing import FIRST_MARGIN, LEAST_PART, PASS_SHARE, PATIENCE
 from tests.runtime.leader.test_pacer import PASS, TPOT, TTFT, keep_pace
 
 MARGIN = FIRST_MARGIN * TPOT
@@ -130,15 +130,15 @@ def test_nothing_waits_where_there_is_no_training(engine: Engine) -> None:
 def test_prompts_take_what_keeps_nobody_waiting_for_long() -> None:
     paced = Engine()
     paced.start(per_token=1e-3)
-    most = round(PROMPT_SHARE * TPOT / 1e-3)
+    most = round((PASS_SHARE * TPOT - PASS) / 1e-3)
     paced.comes("a", most + 30)
     assert paced.budget() == most
     assert paced.budget(limit=20) == 20, "and never more than vLLM allows"
     paced.batch({"a": most}, PASS)
-    paced.comes("b", 25)
+    paced.comes("b", 60)
     assert paced.budget() == most, "the rest of the first prompt, and of the second what fits"
     paced.batch({"a": 30, "b": most - 30}, PASS)
-    assert paced.budget() == 1 + 25 - (most - 30), "a token of the first, and all that is left"
+    assert paced.budget() == 1 + 60 - (most - 30), "a token of the first, and all that is left"
     paced.comes("c", 10 * most)
     paced.pace.first_stage_idle(0.0)
     assert paced.budget() == 1000, "whole, where there is no training"

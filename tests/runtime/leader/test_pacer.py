@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import pytest
 
 from lemix_hpc.engines.protocol import SequenceResult
-from lemix_hpc.policy.pacing import FIRST_MARGIN, PATIENCE, PROMPT_SHARE
+from lemix_hpc.policy.pacing import FIRST_MARGIN, PASS_SHARE, PATIENCE
 from lemix_hpc.profiling.coefficients import CoefficientFile
 from lemix_hpc.runtime.leader.batching_leader import Leader
 from lemix_hpc.runtime.transport import messages as m
@@ -122,7 +122,7 @@ def parts(post: Post) -> list[list[tuple[int, int, int, bool]]]:
 def test_long_prompts_are_cut_to_what_keeps_nobody_waiting_for_long() -> None:
     leader = Paced(Post([]), Clock())
     leader.at(0.0, keep_pace(per_token=1e-3))
-    limit = round(PROMPT_SHARE * TPOT / 1e-3)
+    limit = round((PASS_SHARE * TPOT - PASS) / 1e-3)
     tokens = list(range(limit + 30))
     leader.clock.time = 2.0  # both are late
     leader.post.arriving = [m.PlaceRequest(1, limit + 30, 2, tokens, 0.0, 0.0), m.PlaceRequest(2, 25, 2, [], 1.0, 1.0)]
