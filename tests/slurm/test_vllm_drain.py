@@ -71,7 +71,8 @@ def test_nothing_of_vllm_stays_when_it_or_its_job_is_killed(serving: Submitted) 
     run, host = serving, serving.host
     first = engine_of(run)
     os.kill(int(first.name), signal.SIGKILL)
-    assert run.end(0)["reason"] == "error"
+    # Its leader says so, or Slurm's word on the ranks that it ended then comes first.
+    assert run.end(0)["reason"] in ("error", "killed")
     run.serving(1)
     second = engine_of(run)
     run.cluster.run("scancel", run.job)
