@@ -42,13 +42,13 @@ def preflight_simulation(loaded: LoadedRecipe) -> None:
 def preflight_profile(loaded: LoadedRecipe, cluster: str) -> None:
     """As `preflight`, for profiling, which has no workload."""
     problems = [*check_profile(loaded.recipe), *_ranks(loaded, cluster)]
-    loaded.reject([*problems, *_files(loaded, problems), *_device(loaded, cluster)])
+    loaded.reject([*problems, *_files(loaded, problems, trains=False), *_device(loaded, cluster)])
 
 
-def _files(loaded: LoadedRecipe, problems: Sequence[Problem]) -> Iterator[Problem]:
+def _files(loaded: LoadedRecipe, problems: Sequence[Problem], *, trains: bool = True) -> Iterator[Problem]:
     """What is wrong in the files of a recipe, apart from those that are not there."""
     known = {problem.path for problem in problems}
-    for problem in (*_coefficients(loaded), *_model(loaded), *_resume(loaded), *_engine_args(loaded)):
+    for problem in (*_coefficients(loaded), *_model(loaded, trains=trains), *_resume(loaded), *_engine_args(loaded)):
         if problem.path not in known and not (problem.path == ("model",) and ("model", "path") in known):
             yield problem
 
@@ -101,12 +101,12 @@ def _coefficients(loaded: LoadedRecipe) -> Iterator[Problem]:
             yield Problem(key, f"{path} says that a request takes no time at all; give the times of a real model")
 
 
-def _model(loaded: LoadedRecipe) -> Iterator[Problem]:
+def _model(loaded: LoadedRecipe, *, trains: bool) -> Iterator[Problem]:
     from lemix_hpc.engines.model_sizes import describe, model_config
     from lemix_hpc.engines.weight_files import check_weights
 
     recipe = loaded.recipe
-    model, stages, training = recipe.model, recipe.nodes.stages, recipe.training
+    model, stages = recipe.model, recipe.nodes.stages
     if model.path is None and model.config is None:
         return
     try:
@@ -122,6 +122,8 @@ def _model(loaded: LoadedRecipe) -> Iterator[Problem]:
         )
     if not recipe.engine.computes:
         return
+    # A profiling job measures the lengths of its own section.
+    training = recipe.training if trains else None
     if training is not None and sizes.context is not None and training.sequence_length > sizes.context:
         yield Problem(
             ("training", "sequence_length"),

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from lemix_hpc.policy.pacing import FIRST_MARGIN, Pace
+from lemix_hpc.policy.pacing import FIRST_MARGIN, PASS_SHARE, Pace
 from tests.simulate.cluster import SimulationResult, run
 
 PACE = Pace(ttft=40.0, tpot=12.0)
@@ -57,7 +57,7 @@ def test_a_long_prompt_is_cut_while_the_node_trains() -> None:
     result = run([(3.0, 60, 2)], [[4]] * 30, per_token=0.1, paced=True, pace=PACE, max_requests=8)
     prompt = [end - start for stage, _, start, end in result.of(0) if stage == 0][:-1]
     assert len(prompt) > 1
-    assert max(prompt) <= 1.0 + PACE.tpot / 2 / 2 + 1e-9
+    assert max(prompt) <= PASS_SHARE * PACE.tpot / 2 + 1e-9
     assert sum(prompt) == pytest.approx(len(prompt) * 1.0 + 60 * 0.1)
     request = result.cluster.requests[0]
     assert request["first_token"] == max(end for stage, _, _, end in result.of(0)[: 2 * len(prompt)] if stage == 1)

@@ -169,7 +169,8 @@ def test_an_answered_request_is_recorded_and_its_next_turn_comes_when_its_author
     rank.turn(3.5, done(0, 3.25, [5, 6]))
     [record] = rank.tasks()
     assert isinstance(record, ServedTask) and record.predicted_response_s is not None
-    assert msgspec.structs.replace(record, predicted_response_s=None) == ServedTask(
+    unknown = {"predicted_response_s": None, "predicted_ttft_s": None, "predicted_tpot_s": None}
+    assert msgspec.structs.replace(record, **unknown) == ServedTask(
         "r0",
         "finished",
         0.5,
