@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Collection
 
-from lemix_hpc.launch.slurm_job import controller_answers
-
-TIMEOUT_S = 20
+from lemix_hpc.launch.slurm_job import ask, controller_answers
 
 
 def job_states(jobs: Collection[str]) -> dict[str, str]:
@@ -16,20 +13,20 @@ def job_states(jobs: Collection[str]) -> dict[str, str]:
     squeue knows jobs that wait or run, sacct those that ended; where accounting is off, scontrol knows them for minutes.
     """
     states: dict[str, str] = {}
-    for ask in (_squeue, _sacct, _scontrol):
+    for query in (_squeue, _sacct, _scontrol):
         unknown = sorted(set(jobs) - states.keys())
         if unknown:
-            states |= ask(unknown)
+            states |= query(unknown)
     return states
 
 
 def _squeue(jobs: list[str]) -> dict[str, str]:
-    return _columns(_answer("squeue", "--noheader", "--array", "--jobs", ",".join(jobs), "--format", "%i|%T"))
+    return _columns(ask("squeue", "--noheader", "--array", "--jobs", ",".join(jobs), "--format", "%i|%T"))
 
 
 def _sacct(jobs: list[str]) -> dict[str, str]:
     command = ("sacct", "-X", "-D", "--noheader", "--parsable2", "--format", "JobID,State", "--jobs", ",".join(jobs))
-    return _columns(_answer(*command))
+    return _columns(ask(*command))
 
 
 def _scontrol(jobs: list[str]) -> dict[str, str]:
@@ -38,7 +35,7 @@ def _scontrol(jobs: list[str]) -> dict[str, str]:
     if not controller_answers():
         return states
     for job in jobs:
-        for word in _answer("scontrol", "--oneliner", "show", "job", job).split():
+        for word in ask("scontrol", "--oneliner", "show", "job", job).split():
             if word.startswith("JobState="):
                 states[job] = word.removeprefix("JobState=")
     return states
@@ -52,12 +49,3 @@ def _columns(answer: str) -> dict[str, str]:
             # A job that was requeued has a line for each time it ran; the last one counts. sacct has `CANCELLED by 1000`.
             states[job] = state.split()[0].rstrip("+")
     return states
-
-
-def _answer(*command: str) -> str:
-    """What a Slurm command prints; nothing if it fails, is not installed or hangs, so that the next one is asked."""
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
-    except (FileNotFoundError, subprocess.TimeoutExpired):
-        return ""
-    return done.stdout if done.returncode == 0 else ""

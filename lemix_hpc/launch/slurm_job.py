@@ -16,13 +16,13 @@ def job_id() -> str | None:
 
 def is_over(job: str) -> bool:
     """Whether a job has ended or is not known any more."""
-    answer = _answer("squeue", "--noheader", "--jobs", job, "--format", "%T").strip()
+    answer = ask("squeue", "--noheader", "--jobs", job, "--format", "%T").strip()
     return answer not in {state for state in STILL_THERE if state}
 
 
 def states_so_far(job: str) -> list[str]:
     """The states in which the job ended each time it ran, oldest first; none without accounting."""
-    answer = _answer("sacct", "-X", "-D", "--noheader", "--parsable2", "--format", "State", "--jobs", job)
+    answer = ask("sacct", "-X", "-D", "--noheader", "--parsable2", "--format", "State", "--jobs", job)
     # sacct writes `CANCELLED by 1000`.
     states = [line.split()[0].rstrip("+") for line in answer.splitlines() if line.strip()]
     return [state for state in states if state not in STILL_THERE]
@@ -30,11 +30,11 @@ def states_so_far(job: str) -> list[str]:
 
 def how_it_ended(job: str) -> str | None:
     """What Slurm knows of the end of a job, for people; None if it knows nothing any more."""
-    told = _answer("scontrol", "--oneliner", "show", "job", job).splitlines()
+    told = ask("scontrol", "--oneliner", "show", "job", job).splitlines()
     fields = dict(re.findall(r"(\w+)=(\S+)", told[-1])) if told else {}
     if "ExitCode" not in fields:
         format_ = "State,ExitCode,Reason,NodeList"
-        rows = _answer("sacct", "-X", "--noheader", "--parsable2", "--format", format_, "--jobs", job).splitlines()
+        rows = ask("sacct", "-X", "--noheader", "--parsable2", "--format", format_, "--jobs", job).splitlines()
         names = ("JobState", "ExitCode", "Reason", "NodeList")
         fields = dict(zip(names, rows[-1].split("|"), strict=False)) if rows else {}
     if not fields.get("JobState"):
@@ -60,7 +60,7 @@ def controller_answers() -> bool:
 def taken_away(job: str) -> bool:
     """Whether Slurm has ended this job on the hosts at hand, and starts it again or has done so."""
     # It may tell of all jobs of an array.
-    answer = _answer("scontrol", "--oneliner", "show", "job", job)
+    answer = ask("scontrol", "--oneliner", "show", "job", job)
     restarts = re.search(rf"^JobId={job} .*\bRestarts=(\d+)", answer, re.MULTILINE)
     return restarts is not None and int(restarts[1]) > int(os.environ.get("SLURM_RESTART_COUNT", "0"))
 
@@ -76,8 +76,8 @@ def requeue(job: str) -> str | None:
     return (done.stderr.strip() or f"exit code {done.returncode}") if done.returncode else None
 
 
-def _answer(*command: str) -> str:
-    """What a Slurm command prints, nothing if it fails or is not there."""
+def ask(*command: str) -> str:
+    """What a Slurm command prints; nothing if it fails, is not there or hangs."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
     except (OSError, subprocess.TimeoutExpired):

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import yaml
 
+from benchmarks.what_fits import MODELS
 from tests.cli.conftest import REPOSITORY, Command
 
 RECIPES = REPOSITORY / "recipes"
@@ -16,17 +17,7 @@ def large(tmp_path: Path) -> Path:
     content: dict[str, Any] = {
         "name": "large",
         "nodes": {"stages": 2},
-        "model": {
-            "config": {
-                "model_type": "llama",
-                "hidden_size": 4096,
-                "intermediate_size": 14336,
-                "num_hidden_layers": 32,
-                "num_attention_heads": 32,
-                "num_key_value_heads": 8,
-                "vocab_size": 128256,
-            }
-        },
+        "model": {"config": MODELS["Llama-3.1-8B"]},
         "engine": {"kind": "vllm", "device": "cuda", "vllm": {"kv_cache_gb": 2}},
         "serving": {"http": {}},
         "training": {"sequence_length": 2048, "data": {"path": str(RECIPES / "data" / "sums.jsonl")}},

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks.what_fits import MODELS
 from lemix_hpc.config.errors import UserError
 from lemix_hpc.config.recipe import Recipe
 from lemix_hpc.engines.memory_advice import Gpus, best, changes_that_fit, fits, layouts, with_key
@@ -56,15 +57,7 @@ CONFIGS = {
     "qwen2-tied": LLAMA | {"model_type": "qwen2", "tie_word_embeddings": True},
     "gpt2": GPT2,
 }
-LLAMA_8B = {
-    "model_type": "llama",
-    "hidden_size": 4096,
-    "intermediate_size": 14336,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "vocab_size": 128256,
-}
+LLAMA_8B = MODELS["Llama-3.1-8B"]
 
 
 def recipe(config: dict[str, Any], stages: int = 1, engine: dict[str, Any] | None = None, **training: Any) -> Recipe:
