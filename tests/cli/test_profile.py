@@ -82,8 +82,10 @@ def test_profile_writes_a_file_that_a_run_takes(lemix: Command, tiny: Path, tmp_
 def test_an_interrupted_job_goes_on_and_measures_no_point_twice(lemix: Command, tiny: Path, tmp_path: Path) -> None:
     # The pauses leave time to interrupt it, however fast the machine is.
     command = [LEMIX, "profile", str(tiny), "--cluster", "local", "--set", "profile.pause_s=0.05"]
+    # A test that was started in the background has INT ignored, and hands that down.
+    reset = ["env", "--default-signal=INT"]
     first = subprocess.Popen(
-        command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
+        [*reset, *command], cwd=tmp_path, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
     )
     out, end = tmp_path / "profiling", time.monotonic() + DEADLINE_S
     while not list(out.glob("jobs/*/points.csv")) or len(rows(jobs(out)[0])) < 3:

@@ -7,7 +7,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from tests.cli.conftest import LEMIX, Command
 
@@ -94,12 +96,14 @@ def test_failure_is_explained_with_exit_code_1(lemix: Command, recipe: Path, tmp
         "vocab_size": 257,
     }
     (tmp_path / "model" / "config.json").write_text(json.dumps(config | {"num_attention_heads": 2}))
+    # What a layer is made of is looked at by its stage alone.
+    save_file({f"model.layers.{layer}.other": np.zeros(1) for layer in range(2)}, tmp_path / "model/model.safetensors")
     without_weights = ["engine={kind: torch}", f"model.path={tmp_path}/model", "training=null"]
     changes = [part for change in without_weights for part in ("--set", change)]
     done = lemix("run", recipe, "--cluster", "local", *changes, "--out", "one")
     assert done.returncode == 1
     assert "The run ended as FAILED." in done.stderr
-    assert re.search(r"rank [12] \(node 0, stage [01]\) failed: UserError: .*safetensors", done.stderr)
+    assert re.search(r"rank [12] \(node 0, stage [01]\) failed: UserError: model.path: ", done.stderr)
     assert f"log: {tmp_path}/one/logs/attempt-0/rank-" in done.stderr
     assert lemix("report", "one").returncode == 2
 
@@ -133,8 +137,8 @@ def following(recipe: Path, tmp_path: Path, *changes: str) -> subprocess.Popen[s
     """`lemix run` of a run without an end."""
     sets = [part for change in (ENDLESS, *changes) for part in ("--set", change)]
     command = [LEMIX, "run", str(recipe), "--cluster", "local", "--out", "one", *sets]
-    # A test that was started in the background has INT ignored, and hands that down.
-    reset = ["env", "--default-signal=INT"]
+    # A test that was started in the background, or by nohup, has these ignored, and hands that down.
+    reset = ["env", "--default-signal=INT,HUP"]
     return subprocess.Popen([*reset, *command], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
 
 
