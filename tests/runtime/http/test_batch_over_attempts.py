@@ -23,7 +23,7 @@ pytest.importorskip("vllm")
 pytestmark = [pytest.mark.mpi, pytest.mark.slow]
 
 LEMIX = str(Path(sys.executable).with_name("lemix"))
-LINES = 500
+LINES = 300
 PATIENCE_S = 300
 
 
