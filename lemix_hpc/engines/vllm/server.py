@@ -255,6 +255,8 @@ class NodeServer:
 
         def respond(status: int, named: asgi.Headers, data: bytes, more: bool) -> None:
             nonlocal answered
+            if self._llm.errored:
+                return  # an answer that tells of the engine's death: the next attempt answers the call
             answered = True
             named, data = with_versions(status, named, data, served.versions)
             self._tell(ResponsePart(task, status, named, data, more))
@@ -270,6 +272,8 @@ class NodeServer:
             self._faults.tell(f"vLLM failed in task {task}, {method} {path}", error)
         finally:
             del self._running[task]
+        if self._llm.errored:
+            raise self._llm.dead_error
         self._done(task, 0.0, 0, generated=True)
 
     def _done(self, task: int, nll: float, scored: int, *, generated: bool) -> None:
