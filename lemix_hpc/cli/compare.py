@@ -103,7 +103,7 @@ def _table(rows: Sequence[Row], baseline: str) -> Table:
     figures = ("throughput", "per_active_node", *slo, "p50_ms", "p99_ms", "bubble_rate", "active_nodes", "trained")
     figures += ("micro_batches_per_s", "hold_mean_s", "hold_max_s")
     if rows[0].means["limits_met"] is not None:
-        figures += ("limits_met", "training_tokens_per_s")
+        figures += ("limits_met", "training_tokens_per_s", "tokens_per_stage_s")
     if rows[0].means["batch_tokens_per_s"] is not None:
         figures += ("batch_tokens_per_s",)
     compared = ("throughput", "per_active_node", aim, "p99_ms")
@@ -144,6 +144,7 @@ HEADINGS = {
     "hold_max_s": "longest",
     "limits_met": "limits",
     "training_tokens_per_s": "trained tokens/s",
+    "tokens_per_stage_s": "tokens/serving stage-s",
     "batch_tokens_per_s": "batch tokens/s",
 }
 

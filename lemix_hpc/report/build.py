@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, get_args
 
@@ -42,6 +42,8 @@ def summarise(run: RunRecords) -> Section:
     outcomes = [task.outcome for task in run.served] + [task.outcome for task in run.trained]
     finished = outcomes.count("finished")
     of_first, of_each = metrics.token_forecast_errors(of_class(run.served, "interactive"))
+    stage_seconds = facts.nodes * facts.stages * time.makespan
+    shares = stage_shares(run.served, run.spans, stage_seconds)
     return {
         "policy": facts.policy,
         "engine": facts.engine,
@@ -50,13 +52,13 @@ def summarise(run: RunRecords) -> Section:
         "duration_s": facts.duration_s,
         "complete": run.complete,
         "attempts": [msgspec.to_builtins(attempt) for attempt in run.attempts],
-        "serving": _serving(run, batches),
+        "serving": _serving(run, batches) | {"tokens_per_stage_s": _per_stage_second(run, shares, stage_seconds)},
         "training": _training(run, time),
         "throughput": {
             "per_makespan": metrics.per_makespan(finished, time),
             "per_active_node": metrics.per_active_node(finished, time),
         },
-        "stage_time": stage_shares(run.served, run.spans, facts.nodes * facts.stages * time.makespan),
+        "stage_time": shares,
         "between_passes_ms": metrics.distribution(_between(run), [50, 95], scale=1e3),
         "bubble_rate": metrics.bubble_rate(time, facts.stages),
         "forecast_error_t0": metrics.distribution(errors, [95]),
@@ -112,6 +114,12 @@ def _serving(run: RunRecords, batches: metrics.ServingBatches) -> Section:
             if (members := of_class(served, service))
         },
     }
+
+
+def _per_stage_second(run: RunRecords, shares: Mapping[str, float | None], available: float) -> float | None:
+    """Tokens served for each second that stages spent on them, of `available` ones."""
+    seconds = available * ((shares["prefill"] or 0.0) + (shares["decode"] or 0.0))
+    return metrics.served_tokens(run.served) / seconds if seconds > 0.0 else None
 
 
 def by_key(served: Iterable[ServedTask]) -> dict[str, dict[str, int]]:

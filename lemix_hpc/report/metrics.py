@@ -78,8 +78,13 @@ def served_tokens_per_second(served: Iterable[ServedTask]) -> float | None:
     if not finished:
         return None
     seconds = max(task.finished or 0.0 for task in finished) - min(task.arrival for task in finished)
-    tokens = sum(task.scored_tokens or len(task.output) or task.prompt_tokens for task in finished)
-    return tokens / seconds if seconds > 0 else None
+    return served_tokens(finished) / seconds if seconds > 0 else None
+
+
+def served_tokens(served: Iterable[ServedTask]) -> int:
+    """Tokens that finished requests were given, of scored prompts their own."""
+    finished = (task for task in served if task.outcome == "finished")
+    return sum(task.scored_tokens or len(task.output) or task.prompt_tokens for task in finished)
 
 
 def mean_nll(served: Iterable[ServedTask]) -> float | None:

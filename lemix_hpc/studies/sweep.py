@@ -117,6 +117,7 @@ def figures(records: RunRecords, report: dict[str, Any]) -> Figures:
         "active_nodes": float(len({span.node for span in records.spans})),
         "trained": float(training["finished"]),
         "training_tokens_per_s": training["tokens_per_s"],
+        "tokens_per_stage_s": serving["tokens_per_stage_s"],
         "batch_tokens_per_s": serving["classes"].get("batch", {}).get("tokens_per_s"),
         "micro_batches_per_s": training["finished"] / duration if duration > 0.0 else None,
         "steps_per_s": training["steps"] / duration if duration > 0.0 else None,

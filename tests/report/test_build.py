@@ -33,6 +33,7 @@ def test_report_of_the_example(example_run: Path) -> None:
         "inter_token_ms": dict.fromkeys(["mean", "p50", "p95", "p99"], 500.0),
         "nll": (30 + 28) / (9 + 20),
         "mean_batch": (2 + 1) / 2,
+        "tokens_per_stage_s": pytest.approx((9 + 20 + 3) / (2 * (0.5 + 0.25))),
         "keys": {},
     }
     # Training work: stage 0 takes 1 + 2 + 0.5, stage 1 the same, of 2 stages x 8 s, between 2 and 8.5.
