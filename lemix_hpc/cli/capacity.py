@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 
 def capacity(
     recipe: RecipePath,
-    slo: Annotated[float, typer.Option(help="Limit on response times, in T0.")] = 5.0,
+    slo: Annotated[
+        float | None,
+        typer.Option(help="Limit on response times, in T0. By default the recipe's limits in ms all together, else 5."),
+    ] = None,
     attainment: Annotated[float, typer.Option(help="Share of requests that must meet the limit, at most 1.")] = 0.9,
     policies: options.Policies = None,
     seeds: options.Seeds = None,
@@ -31,7 +34,7 @@ def capacity(
 ) -> None:
     """Find the highest request rate at which enough requests meet their limit. By default for the recipe's policy."""
     for option, value, most in (
-        ("--slo", slo, None),
+        ("--slo", 5.0 if slo is None else slo, None),
         ("--attainment", attainment, 1.0),
         ("--tolerance", tolerance, 1.0),
     ):
@@ -42,8 +45,9 @@ def capacity(
     ready = simulated_recipe(recipe, overrides or [])
     if ready.serving is None:
         raise UserError("serving: the recipe serves no requests, so it has no capacity; add a `serving` section")
-    from lemix_hpc.run_setup.scheduler_setup import placement_of
+    from lemix_hpc.run_setup.scheduler_setup import limits_ms, placement_of
 
+    limit = 5.0 if slo is None and not limits_ms(ready) else slo
     names = [placement_of(ready)] if policies is None else options.policy_names(policies, ready.nodes.count)
     given = options.seeds(seeds) if seeds else [ready.seed]
     from rich.console import Console
@@ -52,7 +56,7 @@ def capacity(
     from lemix_hpc.studies.capacity import Search, Target
     from lemix_hpc.studies.sweep import spread
 
-    search = Search(ready, Target(slo, attainment, tuple(given), tolerance), options.split_of(split))
+    search = Search(ready, Target(limit, attainment, tuple(given), tolerance), options.split_of(split))
     for name in names:
         search.recipes(name)
     answers = spread(search, names, jobs=options.processes(jobs))
@@ -61,7 +65,7 @@ def capacity(
     if as_json:
         typer.echo(json.dumps([_plain(one) for one in found]))
         return
-    _print(found, slo, attainment)
+    _print(found, limit, attainment)
 
 
 def _plain(found: Capacity) -> dict[str, object]:
@@ -70,14 +74,15 @@ def _plain(found: Capacity) -> dict[str, object]:
     return {**asdict(found), "share_of_bound": found.share_of_bound}
 
 
-def _print(found: Sequence[Capacity], slo: float, attainment: float) -> None:
+def _print(found: Sequence[Capacity], slo: float | None, attainment: float) -> None:
     from rich import box
     from rich.table import Table
 
     from lemix_hpc.cli.show import print_wide
     from lemix_hpc.report.table import number, percent
 
-    title = f"highest rate at which {percent(attainment)} of responses take at most {slo:g} T0"
+    within = "are within all limits" if slo is None else f"take at most {slo:g} T0"
+    title = f"highest rate at which {percent(attainment)} of responses {within}"
     table = Table(box=box.SIMPLE_HEAD, header_style="dim", pad_edge=False, title=title, title_justify="left")
     for name in ("policy", "requests/s", "attainment", "N S / T0", "share of it", "rates tried", ""):
         table.add_column(name, justify="left" if name in ("policy", "") else "right")

@@ -10,6 +10,7 @@ from typing import Literal
 from lemix_hpc.config.recipe import Recipe
 from lemix_hpc.config.serving_section import GeneratedSource
 from lemix_hpc.profiling.hardware import load_hardware
+from lemix_hpc.records.reader import RunRecords
 from lemix_hpc.report import metrics
 from lemix_hpc.report.classes import of_class
 from lemix_hpc.run_setup.scheduler_setup import mean_unloaded_response
@@ -30,9 +31,10 @@ FIRST, LOWEST, HIGHEST = 0.5, 1 / 128, 8.0
 
 @dataclass(frozen=True)
 class Target:
-    """What a rate must hold: this share of requests within `slo` T0, as a mean over the seeds."""
+    """What a rate must hold: this share of requests within `slo` T0 (None: within all limits in milliseconds that the recipe
+    gives), as a mean over the seeds."""
 
-    slo: float
+    slo: float | None
     attainment: float
     seeds: tuple[int, ...]
     tolerance: float
@@ -89,16 +91,23 @@ class Search:
 
     def recipes(self, policy: str) -> list[Recipe]:
         """The recipe for every seed, with as many requests at any rate. Raises UserError where the policy does not fit."""
-        aimed = with_limit(with_placement(self.recipe, policy, self.split), self.target.slo)
+        aimed = with_placement(self.recipe, policy, self.split)
+        if self.target.slo is not None:
+            aimed = with_limit(aimed, self.target.slo)
         return [with_fixed_requests(with_seed(aimed, seed)) for seed in self.target.seeds]
 
     def _attainment(self, recipes: Sequence[Recipe], rate: float) -> float:
         met = []
         for recipe in recipes:
             records = simulate(with_rate(recipe, rate)).records
-            interactive = of_class(records.served, "interactive")
-            met.append(metrics.attainment(interactive, self.target.slo * records.facts.t0_s) or 0.0)
+            met.append(self._met(records) or 0.0)
         return sum(met) / len(met)
+
+    def _met(self, records: RunRecords) -> float | None:
+        interactive, facts = of_class(records.served, "interactive"), records.facts
+        if self.target.slo is not None:
+            return metrics.attainment(interactive, self.target.slo * facts.t0_s)
+        return next(reversed(metrics.attainments(interactive, facts.slo_ms).values()))
 
 
 def bound_of(recipes: Sequence[Recipe]) -> float:

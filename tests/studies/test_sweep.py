@@ -71,22 +71,24 @@ def test_a_trace_is_scaled_in_time(tmp_path: Path) -> None:
     assert rate_of(faster) == pytest.approx(5.0)
 
 
+@pytest.mark.parametrize("slo", [5.0, None], ids=["in T0", "in milliseconds"])
 @pytest.mark.parametrize(
     ("breaks_at", "verdict"), [(37.0, "found"), (300.0, "found"), (1e-9, "misses"), (1e9, "holds")]
 )
 def test_the_capacity_is_where_attainment_breaks(
-    recipe: Recipe, breaks_at: float, verdict: str, monkeypatch: pytest.MonkeyPatch
+    recipe: Recipe, breaks_at: float, verdict: str, slo: float | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tried: list[float] = []
 
     def run(recipe: Recipe) -> SimpleNamespace:
         rate = rate_of(recipe)
         tried.append(rate)
-        done = ServedTask("r", "finished", 0.0, 1, finished=0.1 if rate <= breaks_at else 9.0)
-        return SimpleNamespace(records=SimpleNamespace(served=[done], facts=SimpleNamespace(t0_s=0.1)))
+        done = ServedTask("r", "finished", 0.0, 1, first_token=0.0, finished=0.1 if rate <= breaks_at else 9.0)
+        facts = SimpleNamespace(t0_s=0.1, slo_ms={"ttft": 1e9, "response": 500.0})
+        return SimpleNamespace(records=SimpleNamespace(served=[done], facts=facts))
 
     monkeypatch.setattr(capacity, "simulate", run)
-    found = Search(recipe, Target(5.0, 0.9, (0, 1), 0.01))("least-completion")
+    found = Search(recipe, Target(slo, 0.9, (0, 1), 0.01))("least-completion")
     assert found.verdict == verdict
     assert found.tried == len(tried) / 2
     if verdict == "found":
