@@ -18,8 +18,6 @@ from lemix_hpc.policy.state import NONE, State
 
 longest_batch = compiled(pacing.longest_batch)
 
-LEAST_LEFT = 0.1
-"""Prompts are taken to have at least so much of the time of paced passes."""
 TOKEN_MEMORY, LARGEST_STRETCH = 4096.0, 8.0
 """The time between tokens of a node is learned over so many of them; it is at most so many times the plain one."""
 
@@ -28,38 +26,56 @@ TOKEN_MEMORY, LARGEST_STRETCH = 4096.0, 8.0
 def forecast_tokens(state: State, rules: Rules, node: int, slot: int, now: float, prompt: int) -> None:
     """Note what is expected of a request that comes to a node now and is not counted there yet: seconds to its `first` token,
     and for `each` further one. `plain`: the latter before what was learned of the node."""
-    here, slots, stages = state.nodes[node], state.slots, state.forward.shape[1]
+    here, slots = state.nodes[node], state.slots
     work = prompt_seconds(state, node, prompt)
     if rules.tpot > 0.0:
-        decode = here.pass_seconds
-        slots[slot].plain = rules.tpot * max(1.0, own_load(state, rules, node, prompt) + decode / rules.tpot)
-        whole, left = longest_batch(Pace(rules.ttft, rules.tpot), decode), max(LEAST_LEFT, 1.0 - decode / rules.tpot)
-        wait = _wait_paced(state, rules, node, work, decode)
+        slots[slot].plain = rules.tpot * max(1.0, own_load(state, rules, node, prompt) + here.pass_seconds / rules.tpot)
+        slots[slot].first = _first_paced(state, rules, node, now, work)
     else:
-        decode = batch_seconds(state, node, batch_of(state, rules, node))
-        slots[slot].plain, whole, left = decode, math.inf, 1.0
-        # One batch runs on the first stage, and another one may wait there.
-        wait = 1.5 * decode / stages if here.generating > 0 else 0.0
-    # Prompts go one behind the other, in parts that passes have room for, in the time that decode leaves.
-    begin = max(now + wait, here.prompts_until)
-    here.prompts_until = begin + work / left
-    first = begin - now + work + (math.floor(work / (whole - decode)) + 1.0) * decode
-    if decode < rules.tpot:
-        # As long as a node keeps its pace, prompts are due before they are late.
-        first = min(first, max(rules.ttft, work + decode))
-    slots[slot].first, slots[slot].each = first, here.stretch * slots[slot].plain
+        slots[slot].plain = batch_seconds(state, node, batch_of(state, rules, node))
+        slots[slot].first = _first_at_once(state, node, now, work, slots[slot].plain)
+    slots[slot].each = here.stretch * slots[slot].plain
+
+
+@compiled
+def _first_paced(state: State, rules: Rules, node: int, now: float, work: float) -> float:
+    """Seconds to the first token of a prompt that takes `work` seconds, on a node that keeps pace.
+
+    Prompts go one behind the other, in the room that passes have beside decode. As long as any wait, passes follow one another
+    at their full length.
+    """
+    here, decode = state.nodes[node], state.nodes[node].pass_seconds
+    whole = longest_batch(Pace(rules.ttft, rules.tpot), decode)
+    room = whole - decode
+    queued = max(0.0, here.prompts_until - now) * room / whole + work
+    here.prompts_until = now + queued * whole / room
+    full = math.floor(queued / room)
+    first: float = _wait_paced(state, rules, node, work, decode) + full * whole + decode + queued - full * room
+    # As long as a node keeps its pace, prompts are due before they are late.
+    return min(first, max(rules.ttft, work + decode)) if decode < rules.tpot else first
 
 
 @compiled
 def _wait_paced(state: State, rules: Rules, node: int, work: float, decode: float) -> float:
-    """How long a prompt waits for the next pass of a node that keeps pace [s]: half the time between two of them, less what
-    the prompt makes it longer. A node without others passes when the first token is due, or nothing trains."""
+    """How long it is to the next pass of a node that keeps pace [s]: half the time between two of them. A node without others
+    passes when the first token is due, or nothing trains."""
     here = state.nodes[node]
     if here.generating > 0:
-        return max(0.0, here.stretch * rules.tpot / 2.0 - work)
+        return here.stretch * rules.tpot / 2.0
     if here.first_training == NONE:
         return 0.0
     return max(0.0, rules.ttft - work - decode - FIRST_MARGIN * rules.tpot)
+
+
+@compiled
+def _first_at_once(state: State, node: int, now: float, work: float, decode: float) -> float:
+    """The same on a node that passes as soon as it can, `decode` seconds without prompts."""
+    here = state.nodes[node]
+    # One batch runs on the first stage, and another one may wait there.
+    wait = 1.5 * decode / state.forward.shape[1] if here.generating > 0 else 0.0
+    begin = max(now + wait, here.prompts_until)
+    here.prompts_until = begin + work
+    return begin - now + work + decode
 
 
 @compiled

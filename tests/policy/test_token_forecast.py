@@ -56,18 +56,24 @@ def test_beside_others_it_waits_for_half_the_time_between_passes_and_prompts_go_
         placed(scheduler, 0.0, task, prompt=1)
     pass_seconds = 2 * (2e-3 + 11 * 1e-4)
     first = placed(scheduler, 1.0, 10)
-    assert first.first_token == pytest.approx((0.025 - 0.02) + 0.02 + pass_seconds)
+    assert first.first_token == pytest.approx(0.025 + 0.02 + pass_seconds)
+    # The next one goes on in the second pass from now, which follows the first one at its full length.
     second = placed(scheduler, 1.0, 11)
-    assert second.first_token > first.first_token + 0.02
+    one_more = pass_seconds + 2e-4
+    assert second.first_token == pytest.approx(0.025 + 0.04 + one_more + (0.04 - (0.04 - one_more)), rel=0.01)
+    # When those have begun, a prompt finds the queue as long as what is left of it.
+    later = placed(scheduler, 1.02, 12)
+    assert first.first_token < later.first_token < second.first_token + 0.02
 
 
 def test_a_long_prompt_takes_as_many_passes_as_its_parts() -> None:
     scheduler = Scheduler(PACED, TIMES)
     placed(scheduler, 0.0, 0, prompt=1)
     decode = 2 * (2e-3 + 2 * 1e-4)
-    parts = int(0.2 / (0.8 * 0.05 - decode)) + 1
+    room = 0.8 * 0.05 - decode
+    full = int(0.2 / room)
     place = placed(scheduler, 1.0, 1, prompt=1000)
-    assert place.first_token == pytest.approx(0.2 + parts * decode)
+    assert place.first_token == pytest.approx(0.025 + full * 0.04 + decode + 0.2 - full * room)
 
 
 def test_the_time_between_tokens_is_learned_from_answers_by_their_length() -> None:
