@@ -26,6 +26,13 @@ def load(state: State, rules: Rules, node: int, now: float) -> float:
     return (here.pass_seconds + lately / PROMPT_MEMORY) / rules.tpot
 
 
+@inlined
+def most_load(state: State, rules: Rules, node: int) -> float:
+    """No less than the `load` of a node: as if its prompts had just come."""
+    here = state.nodes[node]
+    return (here.pass_seconds + here.prompt_seconds / PROMPT_MEMORY) / rules.tpot
+
+
 @compiled
 def own_load(state: State, rules: Rules, node: int, prompt: int) -> float:
     """What the prompt of a request adds to the `load` of a node: its pass, and its place in the cache that decode reads. It is

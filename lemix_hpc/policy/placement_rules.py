@@ -12,7 +12,7 @@ import math
 import numpy as np
 
 from lemix_hpc.policy.candidates import Candidate
-from lemix_hpc.policy.decode_load import load, own_load
+from lemix_hpc.policy.decode_load import load, most_load, own_load
 from lemix_hpc.policy.estimates import UTILISATION_MEMORY
 from lemix_hpc.policy.jit import compiled, inlined
 from lemix_hpc.policy.placements import code
@@ -215,6 +215,9 @@ def filled(state: State, rules: Rules, now: float, prompt: int) -> int:
         if state.times.kind_of[node] != kind:
             kind = state.times.kind_of[node]
             own = own_load(state, rules, node, prompt)
+        # Nothing that is full scores above one with room, and prompts only fade: most nodes need no look at the clock.
+        if most_load(state, rules, node) + own <= best_score:
+            continue
         liking = _with_room(rules, load(state, rules, node, now) + own)
         if liking > best_score:
             best, best_score = node, liking
