@@ -69,7 +69,8 @@ class Policy(_Placement):
     serving_first: bool = Field(default=True, description="serving goes before training on a stage")
     yield_training: bool = Field(default=True, description="training rests between layers while serving waits")
     pace: Literal["slo", "none"] | None = Field(
-        default=None, description="of decode: as tokens are due, or as soon as possible; default slo with slo.tpot_ms"
+        default=None,
+        description="of decode: as tokens are due, or as soon as possible; default slo, for clients with slo.tpot_ms",
     )
     batch_share: Part = Field(
         default=0.5, description="of the time that interactive requests leave, for batch requests beside training"

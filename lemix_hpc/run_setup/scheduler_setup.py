@@ -26,6 +26,10 @@ TYPICAL_TOKENS = 128
 """What requests are taken to ask for, and to be given, before any has come."""
 
 
+ANSWERS_IN_TIME = 0.9
+"""Where only responses have a limit, decode is paced so that answers up to this quantile of their lengths are within it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Partners:
     """The nodes that train together, in the order of their ring. `every`: steps of a node between two averages."""
@@ -74,11 +78,13 @@ def mean_unloaded_response(latency: LatencyModel, requests: Sequence[Request], r
 
 def is_paced(recipe: Recipe) -> bool:
     """Whether batches wait until they are due: where requests generate, as those of clients do, and training can have the
-    time, if the recipe says so, or gives a limit on the time per token and nothing else."""
+    time. Clients are only kept waiting if the recipe says so, or for how long; `policy.pace: none` is for nobody."""
     serving, pace = recipe.serving, recipe.policy.pace
-    generates = serving is not None and (serving.mode == "generate" or _calls_come(recipe.engine, serving))
-    wanted = pace == "slo" or (pace is None and recipe.slo.tpot_ms is not None)
-    return wanted and generates and recipe.training is not None
+    if serving is None or recipe.training is None or pace == "none":
+        return False
+    if _calls_come(recipe.engine, serving):
+        return pace == "slo" or recipe.slo.tpot_ms is not None
+    return serving.mode == "generate"
 
 
 def placement_of(recipe: Recipe) -> str:
@@ -94,17 +100,22 @@ def _calls_come(engine: Engine, serving: Serving) -> bool:
 
 def pace_of(recipe: Recipe, latency: LatencyModel, requests: Sequence[Request]) -> Pace | None:
     """The limits that decode is paced to, None where it is not: the recipe's, or else the factor that the policy aims at
-    times what requests take on an idle node, in the mean, as in T0."""
+    times what requests take on an idle node, in the mean, as in T0. Without a limit on the time per token all but the longest
+    answers are also to be within the limit on the response, if they are as the requests say."""
     if not is_paced(recipe):
         return None
     lengths = [(r.prompt_tokens, r.output_tokens) for r in _limited(requests)] or [(TYPICAL_TOKENS, TYPICAL_TOKENS)]
     first = [sum(latency.forward_times(Shape.of((prompt,)))) for prompt, _ in lengths]
     each = [sum(latency.forward_times(Shape(1, 1, prompt + max(0, output - 2) / 2))) for prompt, output in lengths]
     factor, slo = aim(recipe), recipe.slo
-    return Pace(
-        ttft=factor * sum(first) / len(first) if slo.ttft_ms is None else slo.ttft_ms / 1e3,
-        tpot=factor * sum(each) / len(each) if slo.tpot_ms is None else slo.tpot_ms / 1e3,
-    )
+    ttft = factor * sum(first) / len(first) if slo.ttft_ms is None else slo.ttft_ms / 1e3
+    if slo.tpot_ms is not None:
+        return Pace(ttft, slo.tpot_ms / 1e3)
+    response = factor * mean_unloaded_response(latency, requests, recipe)
+    response = response if slo.response_ms is None else slo.response_ms / 1e3
+    longest = sorted(output for _, output in lengths)[math.ceil(ANSWERS_IN_TIME * len(lengths)) - 1]
+    within, alone = (response - ttft) / max(1, longest - 1), sum(each) / len(each)
+    return Pace(ttft, min(factor * alone, max(within, alone)))
 
 
 def _limited(requests: Sequence[Request]) -> Sequence[Request]:

@@ -58,11 +58,21 @@ def test_decode_is_paced_to_the_limits_of_the_recipe() -> None:
 
 
 def test_limits_that_are_not_given_are_multiples_of_what_idle_nodes_take() -> None:
-    pace = pace_of(generating(factors=[1.0, 2.0, 10.0]), LATENCY, REQUESTS)
+    pace = pace_of(generating(factors=[1.0, 2.0, 10.0], response_ms=10_000), LATENCY, REQUESTS)
     assert pace is not None
     assert pace.ttft == pytest.approx(2.0 * 2 * (0.01 + 0.001 * (10 + 30) / 2))
     # One new token on top of 15 cached ones in the mean, and of 30.
     assert pace.tpot == pytest.approx(2.0 * 2 * (0.011 + 0.0001 * (15 + 30) / 2))
+
+
+def test_without_a_limit_on_tokens_long_answers_are_to_be_within_that_on_responses() -> None:
+    """Of a hundred requests the four longest answers do not count."""
+    requests = [Request(str(number), 0.0, 10, 1000 if number >= 96 else 101) for number in range(100)]
+    pace = pace_of(generating(factors=[4.0], ttft_ms=500, response_ms=5_500), LATENCY, requests)
+    assert pace is not None and tuple(pace) == pytest.approx((0.5, 5.0 / 100))
+    # An idle node takes 2 x 11 ms and more for a token, and nothing is to be faster.
+    least = pace_of(generating(factors=[4.0], ttft_ms=500, response_ms=600), LATENCY, requests)
+    assert least is not None and 0.022 < least.tpot < 0.04
 
 
 def test_only_generation_beside_training_is_paced() -> None:
@@ -84,10 +94,22 @@ def test_what_clients_ask_for_is_generation_whatever_the_mode() -> None:
 
 
 @pytest.mark.parametrize(
-    ("pace", "slo", "paced"),
-    [(None, {"tpot_ms": 50}, True), (None, {"ttft_ms": 50}, False), ("none", {"tpot_ms": 50}, False)],
+    ("pace", "slo", "own", "clients"),
+    [
+        (None, {}, True, False),
+        (None, {"ttft_ms": 50}, True, False),
+        (None, {"tpot_ms": 50}, True, True),
+        ("slo", {}, True, True),
+        ("none", {"tpot_ms": 50}, False, False),
+    ],
 )
-def test_a_limit_on_the_time_per_token_asks_for_a_pace(pace: str | None, slo: dict[str, float], paced: bool) -> None:
+def test_clients_are_kept_waiting_where_the_recipe_says_for_how_long(
+    pace: str | None, slo: dict[str, float], own: bool, clients: bool
+) -> None:
     made = generating(**slo)
     made = made.model_copy(update={"policy": made.policy.model_copy(update={"pace": pace})})
-    assert (pace_of(made, LATENCY, REQUESTS) is not None) == paced
+    assert (pace_of(made, LATENCY, REQUESTS) is not None) == own
+    assert made.serving is not None
+    serving = made.serving.model_copy(update={"http": Http()})
+    called = made.model_copy(update={"serving": serving, "engine": made.engine.model_copy(update={"kind": "vllm"})})
+    assert (pace_of(called, LATENCY, REQUESTS) is not None) == clients
