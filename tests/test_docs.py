@@ -37,7 +37,7 @@ SHORTER = {
     "lemix capacity recipes/policy-study.yaml": "--seeds 0 --tolerance 0.5 --set serving.source.requests=200",
     "benchmarks/policy_study.py": "--seeds 1 --rates 50 --requests 40 --hours 0.02",
     "benchmarks/decision_cost.py": "--nodes 4 --decisions 100",
-    "benchmarks/generation_bound.py": "--rates 8 --seeds 0 --set serving.source.requests=20",
+    "benchmarks/generation_study.py": "--rates 8 --seeds 1 --seconds 3 --requests 20",
     "benchmarks/simulation_speed.py": "--nodes 4 --tasks 1000",
     "benchmarks/punished_run.py": "--kills 1 --nodes 1 --requests 60 --rate 20 --micro-batches 60",
     "benchmarks/checkpoint_cost.py": "--seconds 8 --every 2",
