@@ -144,8 +144,8 @@ def _prepare(path: Path, overrides: list[str] | None, cluster: ClusterChoice | N
 
     loaded = read_recipe(path, overrides or [])
     kind = choose_cluster(cluster or loaded.recipe.cluster.kind)
-    for message in preflight(loaded, kind):
-        typer.echo(f"left out: {message}", err=True)
+    for notice in preflight(loaded, kind):
+        typer.echo(notice, err=True)
     return loaded.recipe, kind
 
 

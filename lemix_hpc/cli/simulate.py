@@ -39,8 +39,8 @@ def simulate(
     from lemix_hpc.studies.run_directory import simulate_into
 
     run, simulated = simulate_into(ready, out)
-    for message in simulated.left_out:
-        typer.echo(f"left out: {message}", err=True)
+    for notice in simulated.notices:
+        typer.echo(notice, err=True)
     typer.echo(f"{run.id}: {run.path}", err=True)
     if as_json:
         typer.echo(json.dumps(simulated.summary))

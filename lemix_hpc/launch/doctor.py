@@ -120,9 +120,11 @@ def _run_directory() -> Check:
 def _recipe(path: Path) -> tuple[Check, Recipe | None]:
     try:
         loaded = read_recipe(path)
-        preflight(loaded, choose_cluster(loaded.recipe.cluster.kind))
+        notices = preflight(loaded, choose_cluster(loaded.recipe.cluster.kind))
     except UserError as error:
         return Check("recipe", "fail", str(error)), None
+    if warnings := [notice for notice in notices if notice.startswith("warning: ")]:
+        return Check("recipe", "warn", warnings[0].removeprefix("warning: ")), loaded.recipe
     return Check("recipe", "ok", f"{path} has no mistakes"), loaded.recipe
 
 

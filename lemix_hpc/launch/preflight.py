@@ -20,8 +20,8 @@ from lemix_hpc.engines.host_files import place_for_sockets
 def preflight(loaded: LoadedRecipe, cluster: str) -> tuple[str, ...]:
     """Raises UserError with every mistake found, each with its place in the recipe or data file. Loads no engine.
 
-    Reads the workload as the run will, so that a broken file costs no allocation; returns a message for each line of it
-    that will be left out.
+    Reads the workload as the run will, so that a broken file costs no allocation; returns a notice for each line of it that
+    will be left out, and warnings of what is most likely not meant.
     """
     problems = [*check_recipe(loaded.recipe), *_split(loaded), *_keys(loaded), *_ranks(loaded, cluster)]
     loaded.reject([*problems, *_files(loaded, problems), *_device(loaded, cluster)])
@@ -30,7 +30,7 @@ def preflight(loaded: LoadedRecipe, cluster: str) -> tuple[str, ...]:
     work = load_workload(loaded.recipe)
     if work.batches is not None:
         next(work.batches)
-    return work.left_out
+    return work.notices
 
 
 def preflight_simulation(loaded: LoadedRecipe) -> None:

@@ -49,14 +49,14 @@ from lemix_hpc.workload.tasks import Request
 class Simulated:
     """What a simulated run has left.
 
-    `recipe`: what was run, its split of the nodes settled; `left_out`: a message for each line of the workload that could
-    not be used; `learned`: about stage times, on top of the `coefficients` that forecasts started from; `events`: what the
-    scheduler was told, if it was asked for.
+    `recipe`: what was run, its split of the nodes settled; `notices`: of the workload, such as each line that could not be
+    used; `learned`: about stage times, on top of the `coefficients` that forecasts started from; `events`: what the scheduler
+    was told, if it was asked for.
     """
 
     recipe: Recipe
     records: RunRecords
-    left_out: tuple[str, ...]
+    notices: tuple[str, ...]
     learned: LearnedTimes
     coefficients: CoefficientFile
     events: list[Event]
@@ -132,7 +132,7 @@ def simulate_workload(
     return Simulated(
         recipe,
         records,
-        work.left_out,
+        work.notices,
         LearnedTimes(str(source), recipe.policy.recalibrate, list(scheduler.learned)),
         hardware.believed[0],
         list(event_trace(cluster, config, measured)),

@@ -18,13 +18,19 @@ class Workload:
     """Requests in order of arrival, an endless stream of micro-batches, and a message for every line that was left out.
 
     `batches` is None if nothing is trained, or only samples that clients will send. `bad_calls`: invalid lines of a batch file
-    whose lines go to vLLM as they are.
+    whose lines go to vLLM as they are. `warnings`: what is most likely not meant.
     """
 
     requests: tuple[Request, ...]
     batches: MicroBatchStream | None
     left_out: tuple[str, ...]
     bad_calls: tuple[BadLine, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """A line for each thing that a user is told before the run."""
+        return (*(f"left out: {message}" for message in self.left_out), *(f"warning: {text}" for text in self.warnings))
 
     @property
     def lines_left_out(self) -> int:
@@ -49,4 +55,4 @@ def load_workload(recipe: Recipe) -> Workload:
     batches = None if training is None or only_posted else stream(training, tokenizer, recipe.seed)
     left_out = loaded.malformed + (batches.malformed if batches else ())
     bad_calls = loaded.bad_lines if any(request.call for request in loaded.requests) else ()
-    return Workload(loaded.requests, batches, left_out, bad_calls)
+    return Workload(loaded.requests, batches, left_out, bad_calls, loaded.warnings)

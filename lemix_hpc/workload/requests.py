@@ -20,6 +20,7 @@ from lemix_hpc.workload.lengths import sample_lengths
 from lemix_hpc.workload.lines import BadLine, Findings
 from lemix_hpc.workload.openai_batch import DEFAULT_OUTPUT_TOKENS, read_openai_batch
 from lemix_hpc.workload.tasks import Request
+from lemix_hpc.workload.thin_window import Extent, thin_window
 from lemix_hpc.workload.tokenizer import Tokenizer
 from lemix_hpc.workload.traces import TraceRow, read_azure, read_burstgpt, read_mooncake
 
@@ -34,13 +35,15 @@ class Loaded:
     """Requests in order of arrival (later turns of conversations in the order of their source), and what was left out.
 
     `malformed` has one message per bad line: file, line number, what is wrong. `failed` counts the requests that the
-    trace itself records as failed (BurstGPT). `bad_lines` has the bad lines themselves.
+    trace itself records as failed (BurstGPT). `bad_lines` has the bad lines themselves. `warnings`: what is most likely not
+    meant.
     """
 
     requests: tuple[Request, ...]
     malformed: tuple[str, ...]
     failed: int = 0
     bad_lines: tuple[BadLine, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 def load_requests(
@@ -67,7 +70,9 @@ def load_requests(
     else:
         rows = _traced(source, serving, tokenizer, findings, calls_within)
         name, origin = str(source.path), np.inf
-    chosen = replayed(rows, serving.window, serving.rate_scale, name, origin=origin)
+    whole = Extent()
+    chosen = replayed(whole.of(rows), serving.window, serving.rate_scale, name, origin=origin)
+    thin = None if isinstance(source, GeneratedSource) else thin_window(name, whole, serving, chosen)
     rows = [row if row.call is not None else _capped(row, serving) for row in chosen]
     if tokenizer is not None and not any(row.call for row in rows):
         _check_tokens(sum(row.prompt_tokens for row in rows))
@@ -89,7 +94,8 @@ def load_requests(
     if serving.conversations is not None:
         thinking = np.random.default_rng(think_seed)
         requests = in_conversations(requests, serving.conversations, serving.max_prompt_tokens, thinking)
-    return Loaded(requests, tuple(findings.malformed), findings.failed, tuple(findings.bad_lines))
+    warnings = () if thin is None else (thin,)
+    return Loaded(requests, tuple(findings.malformed), findings.failed, tuple(findings.bad_lines), warnings)
 
 
 def replayed(

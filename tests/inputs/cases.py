@@ -67,6 +67,7 @@ def _out(name: str) -> Callable[[Path], Arguments]:
 TEXT = set_to("training.data", "{path: other.jsonl}", "torch")
 PROMPTS = set_to("serving.prompts", "{path: other.jsonl}", "torch")
 BATCH = set_to("serving.source", "{kind: openai-batch, path: other.jsonl}", "torch")
+BUSY = "".join(f"{10_000 + tenth / 10},5,5\n" for tenth in range(10_000))
 TIMES = set_to("engine.coefficients", "other.yaml")
 
 CASES: dict[str, Callable[[Path], Arguments]] = {
@@ -172,6 +173,11 @@ CASES: dict[str, Callable[[Path], Arguments]] = {
         *trace("azure", AZURE + "2023-11-16 00:00:00,5,5\n")(d),
         "--set",
         "serving.window.start_s=60",
+    ],
+    "a window 300 times thinner than its trace (with `--dry-run`, and in the run's log)": lambda d: [
+        *trace("burstgpt", BURST + "0,5,5\n500,5,5\n900,5,5\n" + BUSY)(d),
+        "--set",
+        "serving.window.end_s=1000",
     ],
     # Checkpoints
     "`config.json` that is a list": checkpoint(b"[]"),

@@ -40,7 +40,7 @@ def rows() -> list[Row]:
         if line.startswith("## "):
             section = line.removeprefix("## ")
         cells = [cell.strip() for cell in re.findall(r"(?<=\|)[^|]+(?=\|)", line)]
-        if len(cells) == 3 and cells[2] == "2" and cells[1].startswith("`"):
+        if len(cells) == 3 and cells[2] in ("0", "2") and cells[1].startswith("`"):
             is_option = cells[0].lstrip("` ").startswith("--set ") and cells[0] not in CASES
             found.append(Row(section, _code(cells[0]) if is_option else cells[0], _code(cells[1]), int(cells[2])))
     return found

@@ -69,6 +69,22 @@ def test_empty_window_says_how_long_the_trace_is(burst_trace: TraceSource) -> No
         serve(GeneratedSource(kind="poisson", rate=1e-6, duration_s=1.0))
 
 
+def test_a_window_a_hundred_times_thinner_than_its_trace_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "trace.csv"
+    busy = "".join(f"{10_000 + second / 10},5,5\n" for second in range(10_000))
+    path.write_text(f"Timestamp,Request tokens,Response tokens\n0,5,5\n500,5,5\n900,5,5\n{busy}")
+    trace = TraceSource(kind="burstgpt", path=path)
+    told = serve(trace, window=Window(end_s=1000)).warnings
+    assert told == (
+        f"{path}: the window has 0.003 requests/s, and the whole trace 0.909, 303 times as many. "
+        "Set serving.window to a busier part, or raise serving.rate_scale.",
+    )
+    assert serve(trace, window=Window(limit=3)).warnings, "the first three take 900 s"
+    for meant in ({}, {"window": Window(start_s=10_000)}, {"window": Window(end_s=1000), "rate_scale": 10}):
+        assert not serve(trace, **meant).warnings
+    assert not serve(GeneratedSource(kind="bursty", rate=9, on_s=9, off_s=999, requests=9)).warnings
+
+
 @given(times, st.floats(0.25, 8))
 def test_scaling_divides_every_arrival(at: list[float], scale: float) -> None:
     plain = replayed(rows(at), Window(), 1.0, "trace")

@@ -119,8 +119,8 @@ class SchedulerRank:
         endpoint = self._endpoint
         self._tell("loading the workload")
         work = load_workload(self._recipe)
-        for message in work.left_out:
-            print(f"left out: {message}", flush=True)
+        for notice in work.notices:
+            print(notice, flush=True)
         self._give_up()
         self._tell("building the engines")
         # While others build theirs; once the run has started, everybody would wait for it.
