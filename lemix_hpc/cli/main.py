@@ -74,10 +74,20 @@ def _options(
 
 
 def main() -> None:
-    """Entry point: a mistake of the user is a message and exit code 2, never a traceback."""
+    """Entry point: a mistake of the user is a message and exit code 2, never a traceback; a file system that is full, or whose
+    server is away, one and exit code 1."""
     try:
         app()
     except UserError as error:
         # It may quote a path that is not UTF-8.
         typer.echo(str(error).encode(errors="backslashreplace").decode(), err=True)
         sys.exit(2)
+    except OSError as error:
+        from lemix_hpc.records.files import PASSING
+
+        if error.errno not in PASSING:
+            raise
+        where = "" if error.filename is None else f"{error.filename}: "
+        said = f"{where}{error.strerror}; try again when that file system is well, or has room"
+        typer.echo(said.encode(errors="backslashreplace").decode(), err=True)
+        sys.exit(1)

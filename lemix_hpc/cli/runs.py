@@ -128,11 +128,19 @@ def _report(run: RunDir) -> dict[str, Any]:
 
 
 def _unknown_row(run: RunDir, why: str) -> dict[str, Any]:
-    """Of a run whose files are damaged."""
+    """Of a run whose files are damaged, or on a file system that does not answer."""
+    from lemix_hpc.launch.registry import made_at
+
     empty = dict.fromkeys(("cluster", "job", "pid", "address"))
     counts = dict.fromkeys(("served", "requests", "trained"), 0)
-    made = run.path.stat().st_mtime if run.path.exists() else 0.0
-    row = {"id": run.id, "state": "UNKNOWN", "created": made, "directory": str(run.path), "attempts": [], "damage": why}
+    row = {
+        "id": run.id,
+        "state": "UNKNOWN",
+        "created": made_at(run),
+        "directory": str(run.path),
+        "attempts": [],
+        "damage": why,
+    }
     return row | empty | counts
 
 

@@ -12,6 +12,8 @@ from lemix_hpc.launch.states import FINAL, run_state
 from lemix_hpc.records.attempts import attempts
 
 LOOK_EVERY_S = 0.5
+UNREAD_LOOKS = 120
+"""In a row, a minute, after which files that cannot be read are given up."""
 
 
 def print_logs(
@@ -31,20 +33,33 @@ def print_logs(
         there = f"attempts {known[0]} to {known[-1]}" if known else "none yet"
         raise UserError(f"--attempt {attempt}: the run has {there}")
     read: dict[Path, int] = {}
+    unread = 0
     while True:
-        # Asked before reading: what a run wrote until its end is then read in this turn.
-        ended = not follow or run_state(run, record) in FINAL
-        for path in _log_files(run, rank, attempt):
-            prefix = "" if rank is not None else f"{path.stem.replace('-', ' ')}: "
-            lines, read[path] = _new_lines(path, read.get(path, 0), last=ended)
-            for line in lines:
-                write(prefix + line)
+        try:
+            # Asked before reading: what a run wrote until its end is then read in this turn.
+            ended = not follow or run_state(run, record) in FINAL
+            for path in _log_files(run, rank, attempt):
+                _write_new(path, read, write, named=rank is None, last=ended)
+            unread = 0
+        except (UserError, OSError):
+            # A file server that was away, or a file that is written this moment: the run goes on meanwhile.
+            ended, unread = False, unread + 1
+            if not follow or unread >= UNREAD_LOOKS:
+                raise
         if ended:
             break
         time.sleep(LOOK_EVERY_S)
     if not read:
         which = f"rank {rank}" if rank is not None else "this run"
         raise UserError(f"{run.id}: there is no log of {which} yet in {run.logs}")
+
+
+def _write_new(path: Path, read: dict[Path, int], write: Callable[[str], None], *, named: bool, last: bool) -> None:
+    """The lines of a log behind those that were `read`."""
+    prefix = f"{path.stem.replace('-', ' ')}: " if named else ""
+    lines, read[path] = _new_lines(path, read.get(path, 0), last=last)
+    for line in lines:
+        write(prefix + line)
 
 
 def launcher_logs(run: RunDir) -> list[Path]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 from lemix_hpc.config.errors import UserError
 from lemix_hpc.launch.rundir import RunDir, runs_root
+from lemix_hpc.records.files import PASSING
 
 
 def registry_dir() -> Path:
@@ -42,7 +44,15 @@ def _created(run: RunDir) -> float:
     try:
         return run.read_record().created
     except UserError:
-        return run.path.stat().st_mtime if run.path.exists() else 0.0
+        return made_at(run)
+
+
+def made_at(run: RunDir) -> float:
+    """When its directory was last changed, in seconds since the epoch, as far as it can be seen."""
+    try:
+        return run.path.stat().st_mtime
+    except OSError:
+        return 0.0
 
 
 def find_run(name: str) -> RunDir:
@@ -72,18 +82,26 @@ def _registered() -> Iterator[RunDir]:
     if not registry_dir().is_dir():
         return
     for entry in sorted(registry_dir().iterdir()):
+        run = None
         try:
             run = RunDir(Path(entry.read_text(encoding="utf-8").strip()))
             there = run.record.exists()
-        except (OSError, ValueError):
-            continue  # damaged, or on a file system that does not answer
+            # Where the parent is missing, too, it may be on a file system of another host.
+            gone = not there and run.path.parent.exists() and not run.path.exists()
+        except ValueError:
+            continue  # damaged
+        except OSError as error:
+            if run is not None and error.errno in PASSING:
+                yield run  # its file system does not answer
+            continue
         if there:
             yield run
-        elif run.path.parent.exists() and not run.path.exists():
-            # Not so where the parent is missing: that may be a file system of another host.
+        elif gone:
             entry.unlink(missing_ok=True)
 
 
 def _below(root: Path) -> Iterator[RunDir]:
-    for record in root.absolute().glob("*/run.json"):
-        yield RunDir(record.parent)
+    try:
+        yield from [RunDir(record.parent) for record in root.absolute().glob("*/run.json")]
+    except OSError as error:
+        print(f"{root}: {error.strerror}; runs there are not shown", file=sys.stderr)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
+import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -167,10 +169,14 @@ def create_run_dir(recipe: Recipe, out: Path | None, *, for_slurm: bool = False)
         raise UserError(f"{str(path)!r}: {why}; choose another directory with --out, or LEMIX_RUNS")
     run = RunDir(path)
     try:
-        if out is not None and path.exists() and (not path.is_dir() or any(path.iterdir())):
+        there = path.exists()
+        if out is not None and there and (not path.is_dir() or any(path.iterdir())):
             raise UserError(
                 f"--out {out}: is not an empty directory; give a new one, so that no earlier run is overwritten"
             )
+    except OSError as error:
+        raise UserError(cannot_be_made(path, error)) from error
+    try:
         run.logs.mkdir(parents=True, exist_ok=out is not None)
         # What clients ask and are told is in there, and the key that lets them in.
         path.chmod(0o700)
@@ -178,10 +184,18 @@ def create_run_dir(recipe: Recipe, out: Path | None, *, for_slurm: bool = False)
             keep_key(path, http.api_key)
         run.recipe.write_text(resolved_yaml(recipe), encoding="utf-8")
     except OSError as error:
-        raise UserError(
-            f"{path}: the run directory cannot be made: {error.strerror}; choose another with --out"
-        ) from error
+        # An empty directory that was there may be given again.
+        shutil.rmtree(path, ignore_errors=True)
+        if there:
+            path.mkdir(exist_ok=True)
+        raise UserError(cannot_be_made(path, error)) from error
     return run
+
+
+def cannot_be_made(path: Path, error: OSError) -> str:
+    """Why there cannot be a run in a directory, and the way out."""
+    room = "make room, or " if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+    return f"{path}: the run directory cannot be made: {error.strerror}; {room}choose another with --out"
 
 
 def _why_unusable(path: str, *, for_slurm: bool) -> str | None:

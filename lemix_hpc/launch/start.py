@@ -21,7 +21,7 @@ from lemix_hpc.config.recipe import Recipe
 from lemix_hpc.launch.launchers import make_launcher, world_size
 from lemix_hpc.launch.process import start_time
 from lemix_hpc.launch.registry import register
-from lemix_hpc.launch.rundir import RunDir, RunRecord, create_run_dir
+from lemix_hpc.launch.rundir import RunDir, RunRecord, cannot_be_made, create_run_dir
 from lemix_hpc.launch.states import FINAL, run_state
 from lemix_hpc.records.attempts import attempts
 
@@ -73,10 +73,12 @@ def start(recipe: Recipe, cluster: ClusterKind, out: Path | None, *, renew: bool
         # A job's supervisor may look for the record before this process comes to write it.
         run.write_record(_record(run, recipe, cluster, renew=renew))
         started = start_in(recipe, cluster, run, renew=renew)
-    except UserError:
+    except (UserError, OSError) as error:
         # Nothing was started, so there is no run.
-        shutil.rmtree(run.path)
-        raise
+        shutil.rmtree(run.path, ignore_errors=True)
+        if isinstance(error, UserError):
+            raise
+        raise UserError(cannot_be_made(run.path, error)) from error
     note(started)
     return started
 
@@ -116,9 +118,14 @@ def start_in(recipe: Recipe, cluster: ClusterKind, run: RunDir, *, renew: bool =
 
 
 def note(started: StartedRun) -> None:
-    """Write down how a run was started, and add it to the user's list."""
-    started.run.write_record(started.record)
-    register(started.run)
+    """Write down how a run was started, and add it to the user's list. A disk that does not take it is told: it has started."""
+    try:
+        started.run.write_record(started.record)
+        register(started.run)
+    except (UserError, OSError) as error:
+        said = error if isinstance(error, UserError) else f"{started.run.record}: {error.strerror}"
+        job = f"job {started.record.job}" if started.record.job is not None else f"process {started.record.pid}"
+        print(f"{said}. The run has started, as {job}; `lemix ps` may not know it.", file=sys.stderr, flush=True)
 
 
 def submitted(recipe: Recipe, run: RunDir, job: str, *, renew: bool = False) -> StartedRun:
