@@ -1,4 +1,4 @@
-"""The twin of `lemix_hpc.runtime.leader.batch_share`: when batch requests run, and what part of the time is theirs."""
+"""The twin of `lemix_hpc.policy.batch_share`: when batch requests run, and what part of the time is theirs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The twin of `lemix_hpc.runtime.leader.pacer`: when the next batch of a node is due, from sums over the requests there."""
+"""The twin of `lemix_hpc.policy.pacer`: when the next batch of a node is due, from sums over the requests there."""
 
 from __future__ import annotations
 

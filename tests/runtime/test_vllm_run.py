@@ -34,11 +34,13 @@ def generating(requests: int, rate: float) -> dict[str, Any]:
 
 
 def paced(recipe: dict[str, Any]) -> dict[str, Any]:
-    """Beside training whose steps are too small to change a weight, with tokens that may take their time."""
+    """Beside training whose steps are too small to change a weight, with tokens that may take their time, and batch requests
+    among them."""
     training = sums_training(learning_rate=1e-30, micro_batches_per_step=2)
+    serving = generating(PROMPTS, rate=12) | {"batch_requests": 0.4}
     slo = {"tpot_ms": 200, "ttft_ms": 1000}
     engine = recipe["engine"] | {"max_batch_requests": 32}
-    return recipe | {"serving": generating(PROMPTS, rate=12), "training": training, "slo": slo, "engine": engine}
+    return recipe | {"serving": serving, "training": training, "slo": slo, "engine": engine}
 
 
 def serving_alone(checkpoint: Path, stages: int) -> dict[str, Any]:
@@ -98,6 +100,21 @@ def test_batches_that_wait_until_they_are_due_have_stock_vllms_tokens(
     assert run.report["pace_ms"] == {"ttft": 1000, "tpot": 200}
     assert run.report["training"]["steps"] > 0
     assert run.report["serving"]["mean_batch"] > 4, "twelve requests a second, and five tokens a second for each"
+    _check_classes(run)
+
+
+def _check_classes(run: FinishedRun) -> None:
+    served = run.tasks("serving")
+    for service, limits in (("interactive", {"ttft", "tpot", "all"}), ("batch", {"window"})):
+        members = [task for task in served if task["service"] == service]
+        figures = run.report["serving"]["classes"][service]
+        assert figures["received"] == figures["finished"] == len(members) > 20
+        responses = [1e3 * (task["finished"] - task["arrival"]) for task in members]
+        assert figures["response_ms"]["mean"] == pytest.approx(sum(responses) / len(responses))
+        assert set(figures["attainment"]) == limits
+        assert figures["inter_token_ms"]["p99"] >= figures["inter_token_ms"]["p50"] > 0.0
+        assert figures["tokens_per_s"] > 0.0
+    assert run.report["serving"]["classes"]["batch"]["attainment"] == {"window": 1.0}
 
 
 def test_training_beside_vllm_takes_its_own_course_and_no_batch_mixes_versions(lemix_run: Run, tmp_path: Path) -> None:

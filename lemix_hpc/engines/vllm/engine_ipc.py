@@ -59,6 +59,11 @@ class Output:
 
 
 @dataclass(frozen=True, slots=True)
+class Passed:
+    """First stage to engine: it has run the next batch in order, and handed it on."""
+
+
+@dataclass(frozen=True, slots=True)
 class Ask:
     """First stage to engine: the next weight version is ready."""
 

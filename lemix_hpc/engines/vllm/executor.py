@@ -6,6 +6,8 @@ calls that set the workers up go to every stage.
 
 from __future__ import annotations
 
+import math
+import os
 import pickle
 import threading
 import time
@@ -24,7 +26,7 @@ from vllm.v1.executor.abstract import Executor
 from vllm.v1.outputs import EMPTY_MODEL_RUNNER_OUTPUT
 
 from lemix_hpc.engines.protocol import PermissionToCommit, ServeBatch, ServeSequence
-from lemix_hpc.engines.vllm.engine_ipc import Ask, Bye, Call, Output, Reply, Run, Sample, connect, receive, send
+from lemix_hpc.engines.vllm.engine_ipc import Ask, Bye, Call, Output, Passed, Reply, Run, Sample, connect, receive, send
 from lemix_hpc.engines.vllm.engine_loop import wait_until_due
 from lemix_hpc.engines.vllm.engine_pace import ORDERS, EnginePace
 from lemix_hpc.engines.vllm.process_guard import follow_leader
@@ -36,7 +38,8 @@ START_TIMEOUT_S = 1800.0
 
 
 class _Answer(Future):  # type: ignore[type-arg]
-    """A future that reads the stages' answers itself while somebody waits for it. `parts`: by stage, as they come."""
+    """A future that reads the stages' answers itself while somebody waits for it. `parts`: by stage, as they come.
+    `asked`: when the stages were [s of the monotonic clock]."""
 
     def __init__(self, executor: StageExecutor, what: str, stages: int, single: bool) -> None:
         super().__init__()
@@ -45,6 +48,7 @@ class _Answer(Future):  # type: ignore[type-arg]
         self._missing = stages
         self._parts: dict[int, Any] = {}
         self.what = what
+        self.asked = time.monotonic()
 
     def result(self, timeout: float | None = None) -> Any:
         self._executor.read_until(self, timeout)
@@ -146,15 +150,27 @@ class StageExecutor(Executor):  # type: ignore[misc]
     def read_until(self, wanted: _Answer, timeout: float | None) -> None:
         """Take in answers until the wanted one is there. Raises TimeoutError if the stages are silent for too long."""
         patience = self._patience if timeout is None else timeout
-        end = time.monotonic() + patience
         while not wanted.done():
-            ready = wait(self._links, max(0.0, end - time.monotonic()))
+            ready = wait(self._links, max(0.0, wanted.asked + patience - time.monotonic()))
             if not ready:
                 self._fail(f"no stage answered within {patience:g} s ({wanted.what})")
                 raise TimeoutError(self._failed)
             for link in ready:
                 assert isinstance(link, Connection), "only connections were waited for"
                 self._read(link)
+
+    def wait_for_stages(self, bell: int, seconds: float) -> None:
+        """Wait until a stage has something to say, and take it in, or `bell` rings, or so many seconds are over."""
+        for link in wait([*self._links, bell], None if seconds == math.inf else seconds):
+            if isinstance(link, Connection):
+                self._read(link)
+            else:
+                os.eventfd_read(bell)
+
+    def patience_for(self, answer: Future[Any]) -> float:
+        """Seconds for which the stages may still be silent until an answer comes."""
+        asked = answer.asked if isinstance(answer, _Answer) else -math.inf
+        return max(0.0, asked + self._patience - time.monotonic())
 
     def _read(self, link: Connection) -> None:
         stage = self._links.index(link)
@@ -166,6 +182,8 @@ class StageExecutor(Executor):  # type: ignore[misc]
         match message:
             case Output(value):
                 self._batches.popleft().add(stage, value)
+            case Passed():
+                self._pace.left_first_stage()
             case Reply(value, None):
                 self._calls[stage].popleft().add(stage, value)
             case Reply(_, error):
@@ -184,7 +202,7 @@ class StageExecutor(Executor):  # type: ignore[misc]
         )
         cached |= {new.req_id: new.num_computed_tokens for new in plan.scheduled_new_reqs}
         sequences = [
-            ServeSequence(task_of(request), length, cached[request], True, [])
+            ServeSequence(task_of(request), length, cached[request], True, [], request in plan.partial)
             for request, length in plan.num_scheduled_tokens.items()
         ]
         return ServeBatch(next(self._numbers), sequences, plan=pickle.dumps(plan), version=plan.weight_version)

@@ -116,17 +116,18 @@ class NodeServer:
         return events
 
     def generate(
-        self, task: int, tokens: list[int], output: int, temperature: float, key: float, arrival: float
+        self, task: int, tokens: list[int], output: int, temperature: float, priority: int, arrival: float
     ) -> None:
-        """Generate `output` tokens, or with 0 score the prompt. Ends in a `Done`. It came at `arrival` [s of the run]."""
+        """Generate `output` tokens, or with 0 score the prompt. Ends in a `Done`. It came at `arrival` [s of the run];
+        `priority` as in `lemix_hpc.engines.vllm.priority`."""
         prompt = tokens_input(tokens)
         prompt["arrival_time"] = time.time() + arrival - self._now()
-        self._start(task, self._generate(task, prompt, output, temperature, key))
+        self._start(task, self._generate(task, prompt, output, temperature, priority))
 
-    def call(self, task: int, method: str, path: str, headers: asgi.Headers, body: bytes, key: float) -> None:
+    def call(self, task: int, method: str, path: str, headers: asgi.Headers, body: bytes, priority: int) -> None:
         """Answer an HTTP call. Ends in the last `ResponsePart` and a `Done`."""
         gone = self._running[task] = asyncio.Event()
-        self._start(task, self._call(task, gone, method, path, headers, body, key))
+        self._start(task, self._call(task, gone, method, path, headers, body, priority))
 
     def abort(self, task: int) -> None:
         """Nobody waits for a call any more; its `Done` still comes."""
@@ -143,14 +144,25 @@ class NodeServer:
             self._tracker.pop(task)
         return gone
 
-    def keep_pace(self, ttft: float, tpot: float, coefficients: str) -> None:
+    def run_began(self) -> None:
+        """The clock of the run goes."""
+        self._order("run_began", self._by_host_clock(0.0))
+
+    def keep_pace(self, ttft: float, tpot: float, coefficients: str, batch_share: float) -> None:
         """Form batches when they are due; see `lemix_hpc.runtime.transport.messages.KeepPace`."""
-        self._order("keep_pace", ttft, tpot, coefficients)
+        self._order("keep_pace", ttft, tpot, coefficients, batch_share)
 
     def first_stage_idle(self, since: float) -> None:
         """Nothing has run on the first stage `since` then [s of the run], and no training waits there; inf: that is over."""
-        # The engine process is on this host, and knows no time of the run.
-        self._order("first_stage_idle", time.monotonic() + since - self._now())
+        self._order("first_stage_idle", self._by_host_clock(since))
+
+    def trained(self, seconds: float) -> None:
+        """Stages have trained for so long in all, since this was said last."""
+        self._order("trained", seconds)
+
+    def _by_host_clock(self, time_of_run: float) -> float:
+        """The engine process is on this host, and knows no time of the run."""
+        return time.monotonic() + time_of_run - self._now()
 
     def _order(self, method: str, *arguments: float | str) -> None:
         """Tell the engine process; it takes orders in their order, between two batches."""
@@ -223,7 +235,7 @@ class NodeServer:
         finally:
             llm.shutdown()
 
-    async def _generate(self, task: int, prompt: TokensInput, output: int, temperature: float, key: float) -> None:
+    async def _generate(self, task: int, prompt: TokensInput, output: int, temperature: float, priority: int) -> None:
         sampling = SamplingParams(
             max_tokens=max(output, 1),
             ignore_eos=True,
@@ -234,7 +246,7 @@ class NodeServer:
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
-        answer = self._llm.generate(prompt, sampling, request_id(task), priority=_priority(key))
+        answer = self._llm.generate(prompt, sampling, request_id(task), priority=priority)
         (last,) = [result async for result in answer]
         self._warm = self._warm or bool(output)
         terms = [] if output else _log_likelihoods(last)
@@ -248,7 +260,7 @@ class NodeServer:
         path: str,
         headers: asgi.Headers,
         body: bytes,
-        key: float,
+        priority: int,
     ) -> None:
         served = self._tracker.of(task)
         answered = False
@@ -263,7 +275,7 @@ class NodeServer:
 
         named = [(name, value) for name, value in headers if name.lower() not in ("x-request-id", "content-length")]
         named.append(("x-request-id", request_id(task)))
-        body = with_priority(path, body, _priority(key))
+        body = with_priority(path, body, priority)
         try:
             await asgi.call(self._app, method, path, named, body, gone, respond)
         except Exception as error:  # noqa: BLE001  an error of one call ends that call; the engine is watched by itself
@@ -282,11 +294,6 @@ class NodeServer:
         first = now if served.first_token is None else served.first_token
         output = served.output if generated else []
         self._tell(Done(task, first, now, nll, scored, output, served.versions or (-1, -1)))
-
-
-def _priority(key: float) -> int:
-    """vLLM's priority of a request that the policy orders by `key` [s]: the lowest goes first."""
-    return int(key * 1e3) if math.isfinite(key) else 0
 
 
 def _log_likelihoods(output: RequestOutput) -> list[float]:

@@ -52,6 +52,8 @@ class VllmStage(StageTraining):
             tensors = dict(zip(BETWEEN_STAGES, self._wire.tensor(hidden), strict=True))
         output = self._worker.execute_stage(plan, tensors)
         if isinstance(output, dict):
+            if batch.sequences and self._module.first:
+                self._socket.passed()
             return self._wire.payload(torch.stack([output[name] for name in BETWEEN_STAGES]))
         if batch.sequences and self._module.last:
             # What bounds the choice of tokens is sent right behind the batch, but on its own way.

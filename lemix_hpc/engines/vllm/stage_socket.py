@@ -10,7 +10,20 @@ from pathlib import Path
 from typing import Any
 
 from lemix_hpc.engines.protocol import EngineOrder, PermissionToCommit
-from lemix_hpc.engines.vllm.engine_ipc import Ask, Bye, Call, Output, Reply, Run, Sample, arrived, listen, receive, send
+from lemix_hpc.engines.vllm.engine_ipc import (
+    Ask,
+    Bye,
+    Call,
+    Output,
+    Passed,
+    Reply,
+    Run,
+    Sample,
+    arrived,
+    listen,
+    receive,
+    send,
+)
 
 
 class StageSocket:
@@ -60,6 +73,10 @@ class StageSocket:
     def answer(self, output: Any) -> None:
         """The output of a batch, from the last stage."""
         send(self._engine, Output(output))
+
+    def passed(self) -> None:
+        """From the first stage: a batch is on its way to the next one."""
+        send(self._engine, Passed())
 
     def ask(self) -> None:
         """From the first stage: a new weight version is ready here and on all stages behind."""

@@ -90,7 +90,7 @@ class CallRouter:
                 yield Request(call.id, call.arrived, *call.lengths, call=call.api, service=call.service), call
             else:
                 number = call.number = self._number()
-                self._send(number, call.node, now, call.api, call, now)
+                self._send(number, call.node, now, call.api, call, now, patient=False)
 
     def expect(self, number: int, request: Request, client: Client | None) -> None:
         """A request has become a task. A line of a batch is its own client."""
@@ -100,9 +100,9 @@ class CallRouter:
         client.number = number
         self._waiting[number] = client
 
-    def place(self, place: Place, call: ApiCall, now: float) -> None:
-        """The policy sends a call to a node."""
-        self._send(place.task, place.node, place.key, call, self._waiting.pop(place.task), now)
+    def place(self, place: Place, call: ApiCall, now: float, *, patient: bool) -> None:
+        """The policy sends a call to a node; `patient`: it is of class batch."""
+        self._send(place.task, place.node, place.key, call, self._waiting.pop(place.task), now, patient=patient)
 
     def refuse(self, number: int) -> None:
         """The policy refuses a call: the allocation ends."""
@@ -154,10 +154,12 @@ class CallRouter:
             call.client.fail(cut_short())
         return "rejected" if call.status >= 400 else "finished" if call.over and call.status else "lost"
 
-    def _send(self, number: int, node: int, key: float, call: ApiCall, client: Client, now: float) -> None:
+    def _send(
+        self, number: int, node: int, key: float, call: ApiCall, client: Client, now: float, *, patient: bool
+    ) -> None:
         self._calls[number] = _UnderWay(client, node)
         self._heard[number] = now
-        message = m.HttpCall(number, call.method, call.path, list(call.headers), call.body, key)
+        message = m.HttpCall(number, call.method, call.path, list(call.headers), call.body, key, patient)
         self._mailbox.send(self._layout.leader(node), Inbox.LEADER, message)
 
     def _hang_up(self, number: int | None, now: float) -> None:

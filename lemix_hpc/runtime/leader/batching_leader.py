@@ -6,20 +6,18 @@ import math
 from dataclasses import dataclass
 
 from lemix_hpc.engines.protocol import ServeBatch
+from lemix_hpc.policy.batch_share import BatchParts, BatchShare, next_due
 from lemix_hpc.policy.classes import waits_as_batch
 from lemix_hpc.policy.execution_rules import may_form_batch
 from lemix_hpc.policy.pacer import Pacer, PromptParts
 from lemix_hpc.policy.pacing import Pace
 from lemix_hpc.profiling.coefficients import CoefficientFile
-from lemix_hpc.runtime.leader.batch_share import BatchParts, BatchShare, next_due
 from lemix_hpc.runtime.leader.request_queues import NodeRequest, RequestQueues
+from lemix_hpc.runtime.leader.training_time import trained_seconds
 from lemix_hpc.runtime.transport import messages as m
 from lemix_hpc.runtime.transport.mailbox import Inbox, Mail, Mailbox
 from lemix_hpc.runtime.transport.rank_layout import SCHEDULER_RANK, Layout
 from lemix_hpc.runtime.transport.run_clock import RunClock
-
-TRAINING = ("forward", "backward", "step")
-"""Kinds of spans that batch requests share time with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +127,8 @@ class Leader:
                 self._served(served)
             case m.SpanReport(spans) as work:
                 self._at_first_stage -= sum(s.kind == "serve" and s.stage == 0 and s.complete for s in spans)
-                self._note_training(spans)
+                if self._share is not None:
+                    self._share.trained(trained_seconds(spans))
                 self._mailbox.send(SCHEDULER_RANK, Inbox.SCHEDULER, work)
             case (m.EngineReady() | m.Loss() | m.Stepped() | m.RingDone() | m.Saved() | m.Stopped()) as report:
                 self._running -= isinstance(report, m.Stopped)
@@ -150,12 +149,6 @@ class Leader:
             self._share = BatchShare(self._pacer, message.batch_share, self._layout.stages)
         elif self._pacer is not None:  # stages tell again when the run starts
             self._pacer.idle_since = message.since
-
-    def _note_training(self, spans: list[m.WorkSpan]) -> None:
-        if self._share is not None:
-            for span in spans:
-                if span.kind in TRAINING:
-                    self._share.trained(span.end - span.start)
 
     def _order(self, order: m.Go | m.Stop) -> None:
         if isinstance(order, m.Go):

@@ -38,6 +38,11 @@ class NodeRequest:
         return self.part < self.next_length
 
     @property
+    def last(self) -> bool:
+        """Whether its batch gives the last token of its answer."""
+        return len(self.output) + 1 >= self.output_wanted
+
+    @property
     def produced(self) -> int:
         return len(self.output)
 

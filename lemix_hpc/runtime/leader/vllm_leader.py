@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from lemix_hpc.engines.vllm.priority import priority_of
+from lemix_hpc.runtime.leader.training_time import trained_seconds
 from lemix_hpc.runtime.transport import messages as m
 from lemix_hpc.runtime.transport.mailbox import Inbox, Mail, Mailbox
 from lemix_hpc.runtime.transport.rank_layout import SCHEDULER_RANK, Layout
@@ -12,6 +14,9 @@ from lemix_hpc.runtime.transport.run_clock import RunClock
 
 if TYPE_CHECKING:
     from lemix_hpc.engines.vllm.server import Event, NodeServer
+
+TOLD_AT_ONCE = 0.1
+"""Its server hears of so much training, in what decode is paced to, at once: each message wakes the engine process."""
 
 
 class EngineLeader:
@@ -27,7 +32,9 @@ class EngineLeader:
         self._clock = clock
         self._temperature = temperature
         self._stopped = False
-        self._paced = False
+        self._tpot = 0.0  # what decode is paced to [s], 0: it is not
+        self._patient: set[int] = set()
+        self._untold = 0.0
         self._running = layout.stages
 
     def turn(self) -> bool:
@@ -35,7 +42,10 @@ class EngineLeader:
         mails = self._mailbox.poll()
         for mail in mails:
             self._receive(mail)
-        events = [] if self._stopped else self._server.poll()
+        events: list[Event] = []
+        if not self._stopped:
+            self._tell_of_training()
+            events = self._server.poll()
         for event in events:
             self._tell(self._report(event))
         return bool(mails or events)
@@ -56,14 +66,18 @@ class EngineLeader:
 
     def _receive(self, mail: Mail) -> None:
         match mail.message:
-            case m.PlaceRequest(task, _, output, tokens, key, arrival):
-                self._server.generate(task, tokens, output, self._temperature, key, arrival)
-            case m.HttpCall(task, method, path, headers, body, key):
-                self._server.call(task, method, path, headers, body, key)
+            case m.PlaceRequest(task, _, output, tokens, key, arrival, patient):
+                priority = self._priority(task, key, patient=patient)
+                self._server.generate(task, tokens, output, self._temperature, priority, arrival)
+            case m.HttpCall(task, method, path, headers, body, key, patient):
+                priority = self._priority(task, key, patient=patient)
+                self._server.call(task, method, path, headers, body, priority)
             case m.HttpAbort(task):
                 self._server.abort(task)
             case m.Withdraw(tasks):
-                self._tell(m.Withdrawn(self._node, self._server.withdraw(tasks)))
+                gone = self._server.withdraw(tasks)
+                self._patient.difference_update(gone)
+                self._tell(m.Withdrawn(self._node, gone))
             case (m.KeepPace() | m.FirstStageIdle()) as message:
                 self._keep_pace(message)
             case m.Train() as train:
@@ -72,6 +86,8 @@ class EngineLeader:
                 m.EngineReady() | m.SpanReport() | m.Loss() | m.Stepped() | m.RingDone() | m.Saved() | m.Stopped()
             ) as report:
                 self._running -= isinstance(report, m.Stopped)
+                if isinstance(report, m.SpanReport):
+                    self._untold += trained_seconds(report.spans)
                 self._tell(report)
             case (m.Go() | m.Stop()) as order:
                 self._order(order)
@@ -80,10 +96,21 @@ class EngineLeader:
 
     def _keep_pace(self, message: m.KeepPace | m.FirstStageIdle) -> None:
         if isinstance(message, m.KeepPace):
-            self._server.keep_pace(message.ttft, message.tpot, message.coefficients)
-            self._paced = True
-        elif self._paced and not self._stopped:  # stages tell again when the run starts
+            self._server.keep_pace(message.ttft, message.tpot, message.coefficients, message.batch_share)
+            self._tpot = message.tpot
+        elif self._tpot and not self._stopped:  # stages tell again when the run starts
             self._server.first_stage_idle(message.since)
+
+    def _priority(self, task: int, key: float, *, patient: bool) -> int:
+        if patient:
+            self._patient.add(task)
+        return priority_of(key, patient=patient)
+
+    def _tell_of_training(self) -> None:
+        """What batch requests are owed grows with training. Nobody needs to know while there are none."""
+        if self._patient and self._untold > TOLD_AT_ONCE * self._tpot > 0.0:
+            self._server.trained(self._untold)
+            self._untold = 0.0
 
     def _order(self, order: m.Go | m.Stop) -> None:
         if isinstance(order, m.Stop):
@@ -91,6 +118,7 @@ class EngineLeader:
             self._stopped = True
         else:
             self._clock.start(order.start_time)
+            self._server.run_began()
         for stage in range(self._layout.stages):
             self._mailbox.send(self._layout.worker(self._node, stage), Inbox.STAGE, order)
 
@@ -103,6 +131,7 @@ class EngineLeader:
             case server.ResponsePart(task, status, headers, body, more):
                 return m.HttpPart(task, status, headers, body, more)
             case server.Done(task, first_token, finished, nll, scored, output, versions):
+                self._patient.discard(task)
                 return m.RequestDone(task, self._node, first_token, finished, nll, scored, output, versions)
 
     def _tell(self, message: m.AnyMessage) -> None:

@@ -272,11 +272,11 @@ class SchedulerLoop:
         serving = self._serving[place.task]
         serving.place = place
         request = serving.request
+        patient = request.service == "batch"
         if request.call is not None:
-            self._router.place(place, request.call, self._now())
+            self._router.place(place, request.call, self._now(), patient=patient)
             return
         prompt, output, tokens = request.prompt_tokens, request.output_tokens, list(request.tokens)
-        patient = request.service == "batch"
         message = m.PlaceRequest(place.task, prompt, output, tokens, place.key, request.arrival, patient)
         self._mailbox.send(self._layout.leader(place.node), Inbox.LEADER, message)
 

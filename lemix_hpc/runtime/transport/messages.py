@@ -292,7 +292,8 @@ class RequestDone(msgspec.Struct, frozen=True, array_like=True, tag=True):
 
 
 class HttpCall(msgspec.Struct, frozen=True, array_like=True, tag=True):
-    """Scheduler to leader: a client's call for the node's own server. `path` has the query, too; `key` as in `PlaceRequest`."""
+    """Scheduler to leader: a client's call for the node's own server. `path` has the query, too; `key` and `patient` as in
+    `PlaceRequest`."""
 
     task: int
     method: str
@@ -300,6 +301,7 @@ class HttpCall(msgspec.Struct, frozen=True, array_like=True, tag=True):
     headers: list[tuple[str, str]]
     body: bytes
     key: float
+    patient: bool = False
 
 
 class HttpPart(msgspec.Struct, frozen=True, array_like=True, tag=True):

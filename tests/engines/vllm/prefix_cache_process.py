@@ -1,5 +1,5 @@
-"""Our scheduler in vLLM's engine, in a process of its own: its prefix cache while the weights change under it, and batches
-that wait until they are due: `DIRECTORY`."""
+"""Our scheduler in vLLM's engine, in a process of its own: its prefix cache while the weights change under it, batches that
+wait until they are due, and batch requests: `DIRECTORY`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 
 from lemix_hpc.engines.vllm.engine_pace import EnginePace
 from lemix_hpc.engines.vllm.environment import prepare
+from lemix_hpc.engines.vllm.priority import is_batch, priority_of
 from lemix_hpc.engines.vllm.weight_version import WeightClock
 from lemix_hpc.policy.pacing import FIRST_MARGIN, PASS_SHARE
 from lemix_hpc.workload.byte_level import byte_level_tokenizer
@@ -24,6 +25,8 @@ from vllm.v1.executor.uniproc_executor import UniProcExecutor  # noqa: E402
 
 PROMPT = torch.randint(0, 257, (100,), generator=torch.Generator().manual_seed(1)).tolist()
 
+PATIENT = {f"p{number}": [number, *PROMPT[:20]] for number in range(1, 6)}
+
 
 class ClockedExecutor(UniProcExecutor):  # type: ignore[misc]
     """vLLM's own executor of one process, telling the clock of batches as `StageExecutor` does."""
@@ -35,9 +38,11 @@ class ClockedExecutor(UniProcExecutor):  # type: ignore[misc]
         settings = self.vllm_config.additional_config
         settings["weight_clock"], settings["pace"] = WeightClock(), EnginePace(1, lambda: self.now)
 
-    def execute_model(self, *args: Any, **kwargs: Any) -> Any:
+    def execute_model(self, plan: Any, *args: Any, **kwargs: Any) -> Any:
+        """`partial`: whose prompts go on after the last batch."""
         self.vllm_config.additional_config["weight_clock"].departed()
-        return super().execute_model(*args, **kwargs)
+        self.partial = {name.partition("-")[0] for name in plan.partial}
+        return super().execute_model(plan, *args, **kwargs)
 
 
 class Engine:
@@ -54,6 +59,7 @@ class Engine:
             distributed_executor_backend=ClockedExecutor,
             async_scheduling=False,
             enable_prefix_caching=True,
+            scheduling_policy="priority",
         )
         self._noise = torch.Generator().manual_seed(4)
         core = self.llm.llm_engine.engine_core.engine_core
@@ -77,6 +83,12 @@ class Engine:
         (output,) = self.llm.generate([request], sampling, use_tqdm=False)
         (row,) = output.outputs[0].logprobs
         return output.num_cached_tokens or 0, next(iter(row.values())).logprob
+
+    def tokens_of(self, prompt: list[int], output: int) -> list[int]:
+        """An answer without pace, in one go."""
+        sampling = SamplingParams(max_tokens=output, temperature=0.0, ignore_eos=True)
+        (answer,) = self.llm.generate([{"prompt_token_ids": prompt}], sampling, use_tqdm=False)
+        return list(answer.outputs[0].token_ids)
 
 
 def check_blocks_are_found_under_their_own_version_alone(engine: Engine) -> None:
@@ -132,7 +144,7 @@ def check_batches_wait_until_they_are_due(engine: Engine) -> None:
     executor = core.engine_core.engine_core.model_executor
     scheduler = core.engine_core.engine_core.scheduler
     order = keep_pace(per_token)
-    core.vllm_config.additional_config["pace"].keep_pace(order.ttft, order.tpot, order.coefficients)
+    core.vllm_config.additional_config["pace"].keep_pace(order.ttft, order.tpot, order.coefficients, order.batch_share)
     most = round((PASS_SHARE * TPOT - PASS) / per_token)
     sampling = SamplingParams(max_tokens=3, temperature=0.0, ignore_eos=True)
 
@@ -150,9 +162,9 @@ def check_batches_wait_until_they_are_due(engine: Engine) -> None:
     assert step() == {}
     executor.now = TTFT
     assert step() == {"first": 1}, "the second one's prompt is cut"
-    assert scheduler.running[1].num_computed_tokens == most - 10
+    assert scheduler.running[1].num_computed_tokens == most - 10 and executor.partial == {"second"}
     executor.now += PASS
-    assert step() == {"first": 2, "second": 1}
+    assert step() == {"first": 2, "second": 1} and executor.partial == set()
     assert step() == {"first": 3, "second": 2}, "both are aimed at a margin before their deadlines"
     assert step() == {"first": 3, "second": 2}, "there is credit now"
     executor.now += TPOT
@@ -168,6 +180,69 @@ def check_batches_wait_until_they_are_due(engine: Engine) -> None:
     assert not scheduler.has_requests()
 
 
+def check_batch_requests_fill_time_and_make_way(engine: Engine, alone: dict[str, list[int]]) -> None:
+    """There are four places for requests. `alone`: the answers of the batch requests where nothing else is there."""
+    core = engine.llm.llm_engine
+    pace: EnginePace = core.vllm_config.additional_config["pace"]
+    executor = core.engine_core.engine_core.model_executor
+    scheduler = core.engine_core.engine_core.scheduler
+    tokens: dict[str, list[int]] = {}
+
+    def add(name: str, prompt: list[int], output: int, promoted: float | None = None) -> None:
+        sampling = SamplingParams(max_tokens=output, temperature=0.0, ignore_eos=True)
+        priority = priority_of(promoted or 0.0, patient=promoted is not None)
+        core.add_request(name, {"prompt_token_ids": prompt}, sampling, priority=priority)
+
+    def step() -> list[str]:
+        """Whose tokens came."""
+        before = {name: len(of) for name, of in tokens.items()}
+        for output in core.step():
+            tokens[output.request_id.partition("-")[0]] = list(output.outputs[0].token_ids)
+        return sorted(name for name, of in tokens.items() if len(of) > before.get(name, 0))
+
+    def running() -> list[str]:
+        return sorted(request.request_id.partition("-")[0] for request in scheduler.running)
+
+    def start_again() -> None:
+        order = keep_pace(1e-3)
+        pace.keep_pace(order.ttft, order.tpot, order.coefficients, order.batch_share)
+
+    start_again()
+    later = executor.now + 1e6
+    for number, (name, prompt) in enumerate(PATIENT.items()):
+        add(name, prompt, 12, promoted=later + number)
+    assert step() == [] and scheduler.get_num_unfinished_requests() == 5, "they are held, and counted"
+    pace.trained(0.2)
+    assert step() == ["p1", "p2", "p3"], "what fits into a pass"
+    assert step() == ["p1", "p2", "p3", "p4"], "all places are taken"
+    add("a", PROMPT[:10], 4)
+    pace.trained(1.0)
+    assert step() == ["p1", "p2", "p3", "p4"], "it is not due, and they are owed more"
+    executor.now += TTFT - FIRST_MARGIN * TPOT
+    assert step() == ["a", "p1", "p2", "p3"], "it takes the place of the last one to be promoted"
+    assert running() == ["a", "p1", "p2", "p3"]
+    for _ in range(200):
+        executor.now += 0.5 * TPOT
+        pace.trained(0.1)
+        step()
+        if not core.has_unfinished_requests():
+            break
+    assert {name: tokens[name] for name in PATIENT} == alone, "whose cache was taken goes on as if nothing had been"
+    assert len(tokens["a"]) == 4
+
+    start_again()
+    add("held", PATIENT["p1"], 2, promoted=executor.now + 5.0)
+    assert step() == [] and 0.0 < scheduler.held_for() <= 5.0
+    executor.now += 5.1
+    assert step() == ["held"] and not is_batch(scheduler.running[0].priority), "its window is nearly over"
+    executor.now += TPOT
+    assert step() == ["held"]
+    add("gone", PATIENT["p1"], 2, promoted=later)
+    assert step() == [] and scheduler.get_num_unfinished_requests() == 1
+    core.abort_request(["gone"])
+    assert scheduler.get_num_unfinished_requests() == 0 and len(scheduler.waiting) == 0
+
+
 if __name__ == "__main__":
     hugging_face("llama", tied=False).save_pretrained(sys.argv[1])
     byte_level_tokenizer().save_pretrained(sys.argv[1])
@@ -175,5 +250,7 @@ if __name__ == "__main__":
     check_blocks_are_found_under_their_own_version_alone(under_test)
     check_the_cache_would_be_stale_without_versions(under_test)
     check_a_request_that_spans_versions_leaves_no_blocks(under_test)
+    alone = {name: under_test.tokens_of(prompt, 12) for name, prompt in PATIENT.items()}
     check_batches_wait_until_they_are_due(under_test)
+    check_batch_requests_fill_time_and_make_way(under_test, alone)
     print("all hold")

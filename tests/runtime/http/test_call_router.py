@@ -51,7 +51,7 @@ def router(post: Post, **more: Any) -> CallRouter:
 def placed(router: CallRouter, number: int, node: int, now: float, *, patient: bool = False) -> Waiting:
     client = Waiting(unhurried=patient, patient=patient)
     router.expect(number, Request(f"r{number}", now, 1, 1, call=CALL), client)
-    router.place(Place(number, node, now, 1.0, now + 0.5), CALL, now)
+    router.place(Place(number, node, now, 1.0, now + 0.5), CALL, now, patient=patient)
     return client
 
 

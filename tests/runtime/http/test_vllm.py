@@ -27,7 +27,7 @@ LINES = 6
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Open]:
-    """It begins with a batch, and ends well when it is told to, with a report."""
+    """It begins with a batch, keeps a pace, and ends well when it is told to, with a report of both classes."""
     directory = tmp_path_factory.mktemp("vllm")
     batch = directory / "batch.jsonl"
     lines = [
@@ -56,6 +56,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Open]:
         "serving": {"http": {"port": 0, "api_key": KEY}, "source": {"kind": "openai-batch", "path": str(batch)}},
         "training": {"sequence_length": 64, "data": {"path": str(SUMS)}},
         "policy": {"placement": "round-robin"},
+        "slo": {"ttft_ms": 400, "tpot_ms": 60},
     }
     (directory / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     out = directory / "run"
@@ -69,11 +70,25 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Open]:
         try:
             yield (endpoint := opened_by(process, out, log))
             endpoint.close()
-            assert (out / "report.json").exists()
+            check_classes(endpoint)
         finally:
             if process.poll() is None:
                 process.send_signal(signal.SIGINT)
                 process.wait(60)
+
+
+def check_classes(run: Open) -> None:
+    """The report's figures of each class: a batch file of the recipe, one that was uploaded, and calls."""
+    report = json.loads((run.path / "report.json").read_text())
+    assert report["pace_ms"] == {"ttft": 400, "tpot": 60}
+    tasks = [task for task in run.lines("tasks.jsonl") if task["kind"] == "serving"]
+    for service, limits in (("interactive", {"ttft", "tpot", "all"}), ("batch", {"window"})):
+        members = [task for task in tasks if task["service"] == service]
+        finished = sum(task["outcome"] == "finished" for task in members)
+        figures = report["serving"]["classes"][service]
+        assert (figures["received"], figures["finished"]) == (len(members), finished)
+        assert set(figures["attainment"]) == limits
+    assert figures["attainment"]["window"] == finished / len(members) and finished >= LINES
 
 
 def test_a_run_is_found_by_its_name(run: Open, tmp_path: Path) -> None:

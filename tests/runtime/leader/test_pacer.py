@@ -15,15 +15,15 @@ from tests.runtime.leader.test_batching_leader import Post, members, ran
 TTFT, TPOT, PASS = 1.0, 0.1, 0.01
 
 
-def keep_pace(per_token: float = 0.0) -> m.KeepPace:
-    """Every pass takes 10 ms, and `per_token` [s] more for each new token."""
+def keep_pace(per_token: float = 0.0, stages: int = 1) -> m.KeepPace:
+    """Every pass takes 10 ms on each stage, and `per_token` [s] more for each new token."""
     times = {
         "schema": 1,
         "form": "affine-quadratic",
         "hardware": "any",
         "model": "any",
         "dtype": "float32",
-        "layers": 1,
+        "layers": stages,
         "per_layer": {"forward": {"a": PASS, "b": per_token, "c": 0.0}},
         "provenance": {},
     }

@@ -1,21 +1,61 @@
-"""When batch requests run on a paced node, and what part of the time is theirs."""
+"""When batch requests run on a paced node, and what part of the time is theirs.
+
+Like the pacer it belongs to what forms the node's batches: its leader, or the engine's own scheduler.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Protocol
 
 from lemix_hpc.policy.classes import batch_debt_after, may_fill, takes_prompts
-from lemix_hpc.policy.pacer import Pacer, PromptParts
+from lemix_hpc.policy.pacer import PacedRequest, Pacer, PromptParts
 from lemix_hpc.policy.pacing import LEAST_PART, longest_batch, next_deadline, room_for_batch
-from lemix_hpc.runtime.leader.request_queues import NodeRequest, RequestQueues
 
 
-def next_due(pacer: Pacer, queues: RequestQueues) -> float:
+class BatchMember(PacedRequest, Protocol):
+    """`partial`: more of its prompt follows; `last`: its batch gives the last token of its answer."""
+
+    @property
+    def partial(self) -> bool: ...
+
+    @property
+    def last(self) -> bool: ...
+
+
+class ClassQueue(Protocol):
+    """Requests of one class that are in no batch: those that are `ready` for another token, and others. `first`: the one that
+    goes into the next batch first."""
+
+    @property
+    def ready(self) -> Sequence[PacedRequest]: ...
+
+    @property
+    def first(self) -> PacedRequest | None: ...
+
+
+class InteractiveQueue(ClassQueue, Protocol):
+    """`waiting`: those whose prompts wait, the most urgent one first."""
+
+    @property
+    def waiting(self) -> Sequence[PacedRequest]: ...
+
+
+class ClassQueues(Protocol):
+    @property
+    def interactive(self) -> InteractiveQueue: ...
+
+    @property
+    def batch(self) -> ClassQueue: ...
+
+
+def next_due(pacer: Pacer, queues: ClassQueues) -> float:
     """When the next batch is due [s]: inf without interactive requests."""
-    if not queues.interactive:
+    interactive = queues.interactive
+    if interactive.first is None:
         return math.inf
-    return pacer.due(list(queues.interactive.ready), queues.interactive.waiting, list(queues.batch.ready))
+    return pacer.due(interactive.ready, interactive.waiting, queues.batch.ready)
 
 
 class BatchShare:
@@ -34,16 +74,16 @@ class BatchShare:
         """A stage has trained for so long."""
         self._owed = batch_debt_after(self._owed, self._share, seconds, 0.0, self._pacer.pace.tpot)
 
-    def due(self, queues: RequestQueues, now: float, at_first_stage: int, generating: int) -> float:
+    def due(self, queues: ClassQueues, now: float, at_first_stage: int, generating: int) -> float:
         """When a batch of batch requests alone may begin [s], inf: not before something happens."""
-        if not queues.batch:
+        if queues.batch.first is None:
             return math.inf
         room = self._pacer.pace.tpot, at_first_stage, self._in_flight, generating, self._stages
         if may_fill(self._pacer.idle_due <= now, self._owed, *room):
             return now if now + self._least(queues) <= self._before_interactive(queues) else math.inf
         return self._pacer.idle_due if may_fill(True, self._owed, *room) else math.inf
 
-    def parts(self, queues: RequestQueues, members: Sequence[NodeRequest], now: float, *, alone: bool) -> BatchParts:
+    def parts(self, queues: ClassQueues, members: Sequence[PacedRequest], now: float, *, alone: bool) -> BatchParts:
         """How batch requests join these members of a batch."""
         pace = self._pacer.pace
         if alone:
@@ -55,7 +95,7 @@ class BatchShare:
         prompts = takes_prompts(self._pacer.idle_due <= now, self._owed)
         return BatchParts(self._pacer.parts_within(room, members), prompts)
 
-    def formed(self, members: Sequence[NodeRequest], interactive: int, now: float) -> None:
+    def formed(self, members: Sequence[BatchMember], interactive: int, now: float) -> None:
         """A batch is formed, the first of these members are `interactive`. The others pay for what they add to its time, while
         training waits; and it is known when its interactive requests are due again."""
         seconds = self._pacer.batch_seconds(members)
@@ -68,10 +108,10 @@ class BatchShare:
             return
         self._interactive_in_flight += 1
         for request in members:
-            if not request.patient and (request.partial or len(request.output) + 1 < request.output_wanted):
-                produced, first = len(request.output), request.first_token or 0.0
+            if not request.patient and (request.partial or not request.last):
+                first, ends = request.first_token or 0.0, now + seconds
                 deadline = next_deadline(
-                    self._pacer.pace, request.arrival, first, produced, request.partial, now + seconds
+                    self._pacer.pace, request.arrival, first, request.produced, request.partial, ends
                 )
                 self._interactive_due = min(self._interactive_due, deadline - seconds - self._pacer.margin)
 
@@ -82,11 +122,11 @@ class BatchShare:
         if not self._interactive_in_flight:
             self._interactive_due = math.inf
 
-    def _before_interactive(self, queues: RequestQueues) -> float:
+    def _before_interactive(self, queues: ClassQueues) -> float:
         """When the next batch with interactive requests is due, those included that are in a batch now [s]."""
         return min(next_due(self._pacer, queues), self._interactive_due)
 
-    def _least(self, queues: RequestQueues) -> float:
+    def _least(self, queues: ClassQueues) -> float:
         """What the least batch of batch requests takes: all that have begun, or the beginning of a prompt."""
         if queues.batch.ready:
             return self._pacer.decode_seconds(queues.batch.ready)
@@ -103,7 +143,7 @@ class BatchParts:
         self._parts = parts
         self._prompts = prompts
 
-    def take(self, request: NodeRequest) -> int:
+    def take(self, request: PacedRequest) -> int:
         """How many tokens of this request the batch takes, 0: none, and no other one's."""
         begins = request.cached == 0 or request.next_length > 1
         return 0 if begins and not self._prompts else self._parts.take(request)
