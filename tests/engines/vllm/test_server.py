@@ -46,11 +46,11 @@ def events(server: NodeServer, count: int) -> list[Event]:
 
 def test_what_is_answered_by_a_dead_engine_is_no_answer(tmp_path: Path) -> None:
     server = Server(Recipe(), tmp_path, time.monotonic, lambda: None)
-    server.call(0, "POST", "/lives", [], b"", 0.0)
+    server.call(0, "POST", "/lives", [], b"", 0)
     part, done = events(server, 2)
     assert (part.task, part.status, done.task) == (0, 200, 0)
     server.die()
-    server.call(1, "POST", "/dies", [], b"", 0.0)
+    server.call(1, "POST", "/dies", [], b"", 0)
     with pytest.raises(RuntimeError, match="vLLM's engine has failed"):
         events(server, 1)
     server.close()
