@@ -162,10 +162,11 @@ def _cancelled(started: StartedRun, because: str) -> int:
 
 def _report(started: StartedRun, state: str, *, as_json: bool) -> int:
     end = _end_of(started)
-    unsaved = end is not None and end.reason == "unsaved"
+    # Of a run that came to an end by itself there is a report in any case.
+    failed = end is not None and end.reason in ("unsaved", "diverged")
     if state != "COMPLETED":
         _explain_failure(started, state)
-        if not unsaved:
+        if not failed:
             return 1
     if end is not None and end.reason == "drained":
         typer.echo(
@@ -179,7 +180,7 @@ def _report(started: StartedRun, state: str, *, as_json: bool) -> int:
         typer.echo(json.dumps(report))
     else:
         Console().print(render_report(started.run, report), crop=False)
-    return int(unsaved)
+    return int(failed)
 
 
 def _explain_failure(started: StartedRun, state: str) -> None:

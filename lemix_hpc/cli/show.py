@@ -128,7 +128,8 @@ def _not_finite(progress: Progress) -> list[str]:
     """The alarm of training that has broken down."""
     alarms = []
     if progress.skipped:
-        alarms.append(f"{progress.skipped} more steps skipped: their gradients are not finite")
+        stopped = "; training has stopped (training.on_nan)" if progress.training_stopped else ""
+        alarms.append(f"{progress.skipped} more steps skipped: their gradients are not finite{stopped}")
     if progress.lost_losses:
         alarms.append(f"the loss of {progress.lost_losses} micro-batches is not finite")
     return alarms

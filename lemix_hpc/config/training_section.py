@@ -50,6 +50,10 @@ class Training(Section):
     weight_decay: float = Field(default=0.0, ge=0.0)
     no_weight_decay: list[ParameterKind] = Field(default=["norms", "biases"], description="what is not decayed")
     gradient_clipping: PositiveFloat | None = Field(default=1.0, description="largest L2 norm; null: none")
+    on_nan: Literal["stop_training", "stop", "skip"] = Field(
+        default="stop_training",
+        description="after a gradient that is not finite, whose step changes nothing: train no more, end the run, or go on",
+    )
     zero_stage: Literal[0, 1] | None = Field(
         default=None, description="of DeepSpeed; default 0 in float32, 1 (a float32 master copy) in bfloat16"
     )

@@ -55,7 +55,7 @@ def is_mistake(attempt: Attempt) -> bool:
 def why(attempt: Attempt, printed: str, status: int, killed: AttemptEnd | None) -> AttemptEnd:
     """What the scheduler rank wrote, unless Slurm or a dead rank explain why it did."""
     told, death = attempt.ended, first_death(printed)
-    if told is not None and told.reason in ("finished", "unsaved"):
+    if told is not None and told.reason in ("finished", "unsaved", "diverged"):
         return told
     if killed is not None:
         # The rank may have taken the signal for one of a user, who wants it to stop.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
-from lemix_hpc.records.attempts import AttemptEnd
+from lemix_hpc.records.attempts import AttemptEnd, EndReason
 
 
 class Next(enum.Enum):
@@ -41,13 +41,21 @@ Step = tuple[Next, str]
 """What to do, and why."""
 
 
+AGAIN = "another attempt would end in the same way"
+FOR_GOOD: dict[EndReason, str] = {
+    "unsaved": "`lemix resume` trains what is in no checkpoint again, and saves it",
+    "diverged": AGAIN,
+}
+"""Ends of runs that came to them by themselves, and failed."""
+
+
 def decide(now: Situation) -> Step:
     """What to do now."""
     reason = now.end.reason
     if reason in ("finished", "drained", "cancelled"):
         return Next.DONE, now.end.message
-    if reason == "unsaved":
-        return Next.GIVE_UP, "`lemix resume` trains what is in no checkpoint again, and saves it"
+    if reason in FOR_GOOD:
+        return Next.GIVE_UP, FOR_GOOD[reason]
     if now.ending:
         # A job that Slurm requeues itself, after a preemption or a failed node, needs nobody who asks for it.
         return Next.DONE, "the job is ending"
@@ -62,7 +70,7 @@ def _after_crash(now: Situation) -> Step:
     if now.stopped:
         return Next.GIVE_UP, "the run was asked to stop"
     if now.mistake:
-        return Next.GIVE_UP, "another attempt would end in the same way"
+        return Next.GIVE_UP, AGAIN
     if now.end.reason == "node-failure":
         return _elsewhere(now, Next.GIVE_UP)
     if now.restarts == 0:

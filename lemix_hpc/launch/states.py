@@ -38,6 +38,7 @@ OF_ENDS: dict[EndReason, str] = {
     "finished": "COMPLETED",
     "drained": "COMPLETED",
     "unsaved": "FAILED",
+    "diverged": "FAILED",
     "time-limit": "TIMEOUT",
     "preempted": "PREEMPTED",
     "cancelled": "CANCELLED",

@@ -26,6 +26,7 @@ EndReason = Literal[
     "finished",
     "drained",
     "unsaved",
+    "diverged",
     "time-limit",
     "preempted",
     "cancelled",

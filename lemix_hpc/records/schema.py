@@ -194,7 +194,8 @@ class RunFacts(msgspec.Struct, frozen=True):
     to the stage times of each pass of a response; `checkpoints`: None if nothing is saved; `refuses_after_s`: when the policy
     let nothing run any more, None if that was not limited; `disk`: None if it took everything; `pace_s`: the limits on
     `ttft` and `tpot` that decode was paced to, if it was; `skipped_steps`: whose gradients were not finite, so that they
-    changed nothing and are none of the `steps`; `lost_losses`: micro-batches of the last attempt whose loss was not finite;
+    changed nothing and are none of the `steps`; `training_stopped`: whether it was for that; `lost_losses`: micro-batches of
+    the last attempt whose loss was not finite;
     `completion_window_s`: limit on responses of batch requests.
     """
 
@@ -218,6 +219,7 @@ class RunFacts(msgspec.Struct, frozen=True):
     disk: DiskFacts | None = None
     pace_s: dict[str, float] = {}
     skipped_steps: int = 0
+    training_stopped: bool = False
     lost_losses: int = 0
     completion_window_s: float | None = None
 
@@ -261,8 +263,8 @@ class Progress(msgspec.Struct, frozen=True):
     token. `stage_busy`: busy share of every stage since the last update, 0..1, by node and stage. `measured` of `to_measure`
     points and `left_s` seconds are for profiling jobs. `checkpoint_step`: of the newest checkpoint; `checkpoint_failure`: why
     one could not be saved and is to be tried again. `disk`: why it does not take everything, None while it does. `skipped`:
-    steps beside `steps` that changed nothing, since their gradients were not finite; `lost_losses`: micro-batches whose loss
-    was not. `classes`: of requests, by those that ended last.
+    steps beside `steps` that changed nothing, since their gradients were not finite; `training_stopped`: for that;
+    `lost_losses`: micro-batches whose loss was not. `classes`: of requests, by those that ended last.
     """
 
     state: Literal["starting", "running", "finished", "failed"]
@@ -286,6 +288,7 @@ class Progress(msgspec.Struct, frozen=True):
     drift: list[Drift] = []
     disk: str | None = None
     skipped: int = 0
+    training_stopped: bool = False
     lost_losses: int = 0
     keys: str | None = None
     classes: dict[str, ClassFigures] = {}

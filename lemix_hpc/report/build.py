@@ -153,6 +153,7 @@ def _training(run: RunRecords, time: metrics.StageTime) -> Section:
         "finished": sum(task.outcome == "finished" for task in trained),
         "steps": run.facts.steps,
         "skipped_steps": run.facts.skipped_steps,
+        "stopped": run.facts.training_stopped,
         "lost_losses": run.facts.lost_losses,
         "tokens_per_s": metrics.tokens_per_second(trained, run.spans),
         "loss_first": loss_first,

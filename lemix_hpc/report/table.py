@@ -158,7 +158,8 @@ def _not_finite(training: dict[str, Any]) -> list[tuple[str, RenderableType]]:
     skipped, lost = training.get("skipped_steps", 0), training.get("lost_losses", 0)
     told = []
     if skipped:
-        told.append(f"{_count(skipped, 'step')} skipped, since their gradients were not finite")
+        stopped = "; training stopped there (training.on_nan)" if training.get("stopped") else ""
+        told.append(f"{_count(skipped, 'step')} skipped, since their gradients were not finite{stopped}")
     if lost:
         told.append(f"the loss of {lost} micro-batches was not finite")
     return [("warning", Text(text, "bold red")) for text in told]

@@ -43,6 +43,9 @@ def test_a_run_that_tells_nothing_yet_has_its_state_alone() -> None:
     )
 
 
+BROKEN = "more steps skipped: their gradients are not finite"
+
+
 @pytest.mark.parametrize(
     ("facts", "told"),
     [
@@ -52,7 +55,8 @@ def test_a_run_that_tells_nothing_yet_has_its_state_alone() -> None:
         ({"training_total": 8}, "trained 0/8 in 0 steps"),
         ({"loss": 2.5}, "loss 2.5000"),
         ({"loss": 0.0}, "loss 0.0000"),
-        ({"skipped": 2}, "2 more steps skipped: their gradients are not finite"),
+        ({"skipped": 2}, f"2 {BROKEN}"),
+        ({"skipped": 1, "training_stopped": True}, f"1 {BROKEN}; training has stopped (training.on_nan)"),
         ({"lost_losses": 3}, "the loss of 3 micro-batches is not finite"),
         ({"response_ms_p50": 38.04}, "response p50 38.0 ms"),
         ({"address": "http://host:8000"}, "OpenAI API at http://host:8000/v1"),

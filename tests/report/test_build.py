@@ -46,6 +46,7 @@ def test_report_of_the_example(example_run: Path) -> None:
         "loss_last": 3.5,
         "hold_s": {"mean": 0.5, "max": 0.5},
         "skipped_steps": 0,
+        "stopped": False,
         "lost_losses": 0,
         "stage_share": (3.5 + 3.5) / (1 * 2 * 8),
     }

@@ -52,14 +52,14 @@ def test_warns(example_run: Path) -> None:
     report = build_report(example_run)
     report["weight_versions"]["mixed_batches"] = 1
     report |= {"malformed_lines": 2, "outside_range": 3}
-    report["training"] |= {"skipped_steps": 4, "lost_losses": 5}
+    report["training"] |= {"skipped_steps": 4, "lost_losses": 5, "stopped": True}
     report["drift"] = [
         {"stage": 1, "kind": "serve", "ratio": 2.5, "since_s": 3.0, "until_s": None},
         {"stage": 0, "kind": "backward", "ratio": 0.4, "since_s": 1.0, "until_s": 20.0},
     ]
     text = printed(report)
     assert "1 serving batch saw different weights" in text
-    assert "4 steps skipped, since their gradients were not finite" in text
+    assert "4 steps skipped, since their gradients were not finite; training stopped there" in " ".join(text.split())
     assert "the loss of 5 micro-batches was not finite" in text
     assert "2 input lines left out" in text
     assert "3 requests beyond the range of the coefficients" in text

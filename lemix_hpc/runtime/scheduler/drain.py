@@ -107,6 +107,10 @@ class Drain:
         """Whether there is a real end to keep an eye on."""
         return self._watch is not None
 
+    def give_up(self, message: str) -> None:
+        """What the run does is of no use any more."""
+        self.ending = self.ending or Ending("diverged", message, self._now() + self._patience)
+
     def heard(self, number: int) -> None:
         """A signal has come."""
         self._signals.add(number)

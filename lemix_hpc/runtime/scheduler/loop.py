@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from lemix_hpc.policy.events import (
     Event,
@@ -50,7 +51,7 @@ class LoopSettings:
 
     `address`: of the OpenAI API, if there is one, and `keys` the file with those that it takes. `partners`: nodes that learn
     from each other, if any do. `has_losses`: whether the engine computes any. `limits_ms`: on interactive requests; `window`:
-    for batch requests to be completed [s].
+    for batch requests to be completed [s]. `on_nan`: what follows a gradient that is not finite.
     """
 
     context: int | None
@@ -61,6 +62,7 @@ class LoopSettings:
     has_losses: bool = True
     limits_ms: Mapping[str, float] = field(default_factory=dict)
     window: float = math.inf
+    on_nan: Literal["stop_training", "stop", "skip"] = "skip"
 
 
 class SchedulerLoop:
@@ -114,6 +116,7 @@ class SchedulerLoop:
             skipped=inherited.skipped,
             trained=done,
             places=inherited.places,
+            broken=inherited.skipped > 0 and settings.on_nan == "stop_training",
         )
         self.rounds = Rounds(partners, layout.stages) if partners is not None else None
         classes = LiveClasses(settings.limits_ms, settings.window, layout.stages - 1)
@@ -142,6 +145,11 @@ class SchedulerLoop:
     def skipped(self) -> int:
         """Steps that changed nothing, since their gradients were not finite."""
         return self._training.skipped
+
+    @property
+    def training_stopped(self) -> bool:
+        """Whether it was for such a step."""
+        return self._training.broken
 
     @property
     def lost_losses(self) -> int:
@@ -320,6 +328,8 @@ class SchedulerLoop:
                 self._live.learned(loss)
             case m.Stepped(node, group, version, skipped):
                 self._training.stepped(node, group, version, self._now(), skipped=skipped)
+                if skipped and self._settings.on_nan != "skip":
+                    self._broke_down(node, version)
             case m.RingDone() as done if self.rounds is not None:
                 self.rounds.add(done)
                 if self._checkpoints is not None:
@@ -328,6 +338,15 @@ class SchedulerLoop:
                 self._checkpoints.received(saved)
             case other:
                 raise TypeError(f"no message for the scheduler: {other!r}")
+
+    def _broke_down(self, node: int, version: int) -> None:
+        """A gradient was not finite. The weights are those of the last good step, and stay so."""
+        message = f"the gradient of node {node}'s step to version {version} is not finite (training.on_nan)"
+        self._training.broken = True
+        if self._settings.on_nan == "stop" and self._drain is not None:
+            self._drain.give_up(message)
+        else:
+            print(f"training stops: {message}", flush=True)
 
     def _worked(self, span: m.WorkSpan) -> None:
         self._record(span)

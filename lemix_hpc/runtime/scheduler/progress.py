@@ -150,6 +150,7 @@ class LiveView:
                 training_total=training.total,
                 steps=training.steps - training.skipped,
                 skipped=training.skipped,
+                training_stopped=training.broken,
                 lost_losses=self.lost_losses,
                 loss=loss,
                 response_ms_p50=self._figures.response_ms_p50,

@@ -248,6 +248,7 @@ class SchedulerRank:
             has_losses=recipe.engine.computes,
             limits_ms=limits_ms(recipe),
             window=recipe.slo.completion_window_s,
+            on_nan=recipe.training.on_nan if recipe.training is not None else "skip",
         )
         return SchedulerLoop(
             self._layout,
@@ -305,6 +306,7 @@ class SchedulerRank:
             duration_s=duration,
             steps=loop.steps,
             skipped_steps=loop.skipped,
+            training_stopped=loop.training_stopped,
             lost_losses=loop.lost_losses,
             malformed_lines=work.lines_left_out,
             outside_range=sum(not latency.covers(r.prompt_tokens + r.output_tokens) for r in work.requests),

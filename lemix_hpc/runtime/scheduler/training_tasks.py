@@ -21,8 +21,9 @@ NO_PLACES: Mapping[int, int] = MappingProxyType({})
 class TrainingTasks:
     """`feed` None: nothing is trained. `steps` and `trained` micro-batches are done, those of earlier attempts included.
 
-    `places`: the nodes of groups of earlier attempts. Where nodes take their steps together, groups that come again go there
-    again: the order in which gradients are summed depends on it.
+    `broken`: a gradient was not finite, so that no group is begun any more. `places`: the nodes of groups of earlier attempts.
+    Where nodes take their steps together, groups that come again go there again: the order in which gradients are summed
+    depends on it.
     """
 
     def __init__(
@@ -36,6 +37,7 @@ class TrainingTasks:
         skipped: int = 0,
         trained: int = 0,
         places: Mapping[int, int] = NO_PLACES,
+        broken: bool = False,
     ) -> None:
         self._places = places if together is not None else NO_PLACES
         self._feed = feed
@@ -51,6 +53,7 @@ class TrainingTasks:
         self.steps = steps
         self.skipped = skipped
         self.trained = trained
+        self.broken = broken
 
     @property
     def total(self) -> int | None:
@@ -73,7 +76,7 @@ class TrainingTasks:
         feed = self._feed
         if feed is None or self._closed:
             return None
-        over = self._ends or (feed.lasts_with_serving and served)
+        over = self._ends or self.broken or (feed.lasts_with_serving and served)
         asked = supply_training(over, feed.exhausted, len(self._offered), ahead)
         if asked == OFFER:
             return self._offer(feed, now) if self._together is None or self._together.takes_more else None
@@ -127,7 +130,7 @@ class TrainingTasks:
             self._together.dropped(group)
 
     def end(self) -> None:
-        """Begin no group any more: the run ends early."""
+        """Begin no group any more."""
         self._ends = True
 
     def orders(self) -> dict[int, m.StepTogether]:

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import pytest
@@ -193,9 +193,10 @@ def start(tmp_path: Path) -> Iterator[Start]:
         interval: float = math.inf,
         partners: Partners | None = None,
         inherited: Inheritance = NOTHING,
+        on_nan: Literal["stop_training", "stop", "skip"] = "skip",
         **changes: Any,
     ) -> Rank:
-        settings = LoopSettings(context, interval, partners=partners)
+        settings = LoopSettings(context, interval, partners=partners, on_nan=on_nan)
         config: dict[str, Any] = {"nodes": 2, "order": "fcfs", "admission": "none", "recalibrate": False} | changes
         ranks.append(Rank(tmp_path, requests, feed, server, closes, settings, SchedulerConfig(**config), inherited))
         return ranks[-1]

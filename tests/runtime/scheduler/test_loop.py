@@ -33,6 +33,7 @@ from tests.runtime.scheduler.conftest import (
     LEADERS,
     SHAPE,
     Caller,
+    Rank,
     Server,
     Start,
     done,
@@ -261,6 +262,42 @@ def test_training_without_an_end_closes_with_serving(start: Start) -> None:
         rank.turn(9.0, work("backward", [task], 0, 7.0, 9.0, node=node))
     assert [(task.id, task.outcome) for task in rank.tasks()] == [(name, "finished") for name in ("r0", "t0", "t1")]
     assert rank.loop.finished
+
+
+def broken(start: Start, on_nan: str) -> Rank:
+    """Two groups are under way, two more are offered, and the step of the first is skipped."""
+    rank = start(Request("r0", 0.0, 8, 0), feed=training(9), on_nan=on_nan, interval=0.0)
+    for turn in range(6):
+        rank.turn(0.1 * turn)
+    rank.turn(2.0, m.Loss(1, math.nan), m.Stepped(1, 0, 1, skipped=True))
+    return rank
+
+
+def test_a_gradient_that_is_not_finite_ends_training_and_serving_goes_on(start: Start) -> None:
+    rank = broken(start, "stop_training")
+    assert rank.progress().training_stopped and not rank.loop.finished
+    assert rank.events()[-1] == TrainingClosed(2.0)
+    assert (rank.loop.steps, rank.loop.skipped, rank.loop.training_stopped) == (0, 1, True)
+    rank.turn(3.0, done(0, 3.0), work("backward", [1], 0, 1.0, 2.0, node=1))
+    assert not rank.loop.finished, "the other group runs to its end"
+    rank.turn(4.0, m.Loss(2, 1.0), m.Stepped(0, 1, 1), work("backward", [2], 0, 3.0, 4.0))
+    assert rank.loop.finished and rank.loop.end.reason == "finished"
+
+
+def test_a_gradient_that_is_not_finite_may_end_the_run_or_nothing(start: Start) -> None:
+    rank = broken(start, "stop")
+    rank.turn(2.1)
+    assert rank.loop.end.reason == "diverged"
+    assert "the gradient of node 1's step to version 1 is not finite" in rank.loop.end.message
+    rank = broken(start, "skip")
+    rank.turn(2.1)
+    assert not rank.loop.training_stopped and TrainingClosed not in map(type, rank.events()[-3:])
+
+
+def test_training_that_was_stopped_stays_so_over_attempts(start: Start) -> None:
+    rank = start(feed=training(9), on_nan="stop_training", inherited=Inheritance(skipped=1))
+    rank.turn(0.0)
+    assert [type(event) for event in rank.events()] == [TrainingClosed] and rank.loop.finished
 
 
 def test_training_ends_when_a_group_would_outlive_the_allocation(start: Start) -> None:
