@@ -67,6 +67,19 @@ def stop(run: RunName) -> None:
     typer.echo(f"{found.id} {stop_run(found, found.read_record())}")
 
 
+def change(
+    run: RunName,
+    changes: Annotated[list[str], typer.Argument(metavar="KEY=VALUE", help="Such as policy.max_hold_s=5.")],
+) -> None:
+    """Change keys of the policy while a run goes on, for all its attempts from now on."""
+    from lemix_hpc.launch.registry import find_run
+    from lemix_hpc.launch.settings import change as change_run
+
+    found = find_run(run)
+    change_run(found, found.read_record(), changes)
+    typer.echo(f"{found.id} takes it up in a second or two, and its report will say so")
+
+
 def url(run: RunName) -> None:
     """Print where a run's OpenAI API is now: each attempt may be on another host."""
     from lemix_hpc.config.errors import UserError

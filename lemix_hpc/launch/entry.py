@@ -16,6 +16,7 @@ from lemix_hpc.launch.rank_signals import end_at_once, hand_to, leave_to_schedul
 from lemix_hpc.launch.rundir import RunDir
 from lemix_hpc.records.attempts import Attempt, AttemptEnd, claim
 from lemix_hpc.records.files import patiently
+from lemix_hpc.records.settings import read_settings
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -141,7 +142,7 @@ def _set_environment(host: MPI.Comm) -> None:
 def _load(run: RunDir) -> Recipe:
     from lemix_hpc.config.load import load_recipe
 
-    return load_recipe(run.recipe)
+    return load_recipe(run.recipe, read_settings(run.path))
 
 
 def _role(recipe: Recipe, world: MPI.Comm) -> str:

@@ -9,6 +9,7 @@ from lemix_hpc.policy.latency import Shape
 
 PassKind = Literal["serve", "forward", "backward"]
 """What a stage computes: serving prompts and decodes, training forwards, training backwards."""
+AdmissionName = Literal["slack", "paper", "none"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +89,18 @@ class PassMeasured:
     seconds: float
 
 
-Event = RequestArrived | GroupOffered | TrainingClosed | StageFinished | TaskFinished | Tick | PassMeasured
+@dataclass(frozen=True, slots=True)
+class RulesChanged:
+    """From now on training is admitted so, and held back no longer than that [s]."""
+
+    time: float
+    admission: AdmissionName
+    max_hold: float
+
+
+Event = (
+    RequestArrived | GroupOffered | TrainingClosed | StageFinished | TaskFinished | Tick | PassMeasured | RulesChanged
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, get_args
 
 from lemix_hpc.policy.drift import DEFAULT_LIMIT
+from lemix_hpc.policy.events import AdmissionName
 from lemix_hpc.policy.placements import DEFAULT, SCORE_KNOBS, code, placement_named
 
 OrderName = Literal["fcfs", "shortest", "deadline"]
-AdmissionName = Literal["slack", "paper", "none"]
 Release = Literal["async", "sync"]
 
 SLACK, PAPER, OPEN = range(3)
@@ -130,6 +130,11 @@ POSTPONED = 100.0
 """`deadline`: a request that is expected to miss its limit gives way to those that come up to so many T0 later."""
 
 
+def admission_code(name: AdmissionName) -> int:
+    """One of SLACK, PAPER and OPEN."""
+    return get_args(AdmissionName).index(name)
+
+
 def make_rules(config: SchedulerConfig) -> Rules:
     """The configuration as numbers. Raises ValueError for a placement or split that cannot be."""
     split = config.split
@@ -140,7 +145,7 @@ def make_rules(config: SchedulerConfig) -> Rules:
         sync=config.release == "sync",
         serving_first=config.serving_first,
         pieces=config.pieces if config.yield_training else 1,
-        admission=get_args(AdmissionName).index(config.admission),
+        admission=admission_code(config.admission),
         max_hold=config.max_hold,
         knobs=Knobs(**placement_named(config.placement).knob_values(config.knobs)),
         t0=config.t0,

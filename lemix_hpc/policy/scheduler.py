@@ -21,12 +21,14 @@ from lemix_hpc.policy.events import (
     Place,
     Refuse,
     RequestArrived,
+    RulesChanged,
+    Tick,
 )
 from lemix_hpc.policy.latency import Affine, LatencyModel
 from lemix_hpc.policy.latency_tables import BACKWARD_PASS, FORWARD_PASS, SERVE_PASS, make_times
 from lemix_hpc.policy.memory import Memory
 from lemix_hpc.policy.recalibration import Learned, Recalibrated
-from lemix_hpc.policy.rules import Rules, SchedulerConfig, make_rules
+from lemix_hpc.policy.rules import Rules, SchedulerConfig, admission_code, make_rules
 from lemix_hpc.policy.state import NONE, WINDOW, State, full, grown, make_state
 
 DIRECTIONS: dict[PassKind, int] = {"forward": FORWARD_PASS, "backward": BACKWARD_PASS, "serve": SERVE_PASS}
@@ -108,17 +110,23 @@ class Scheduler:
             self._group_offered(event)
         elif isinstance(event, PassMeasured):
             self._pass_measured(event)
+        elif isinstance(event, RulesChanged):
+            self.rules = self.rules._replace(admission=admission_code(event.admission), max_hold=event.max_hold)
+            self._tell(Tick(event.time))
         else:
             if isinstance(event, RequestArrived):
                 self._make_room(event.task + 1, 1)
-            self._record[0] = record_of(event)
-            transitions.tell(self.state, self.rules, self._record[0])
+            self._tell(event)
         counters = self.state.counters[0]
         count = counters["decided"]
         if not count:
             return []
         counters["decided"] = 0
         return [self._decision(task) for task in self.state.decided[:count].tolist()]
+
+    def _tell(self, event: Event) -> None:
+        self._record[0] = record_of(event)
+        transitions.tell(self.state, self.rules, self._record[0])
 
     def _decision(self, task: int) -> Decision:
         place = self.state.slot_of[task]

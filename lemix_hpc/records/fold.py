@@ -10,6 +10,7 @@ from lemix_hpc.records.attempts import Attempt, AttemptStart, EndReason
 from lemix_hpc.records.journal import (
     Accepted,
     Answered,
+    Changed,
     Ended,
     GroupCut,
     GroupPlaced,
@@ -42,6 +43,7 @@ class Fold(msgspec.Struct, kw_only=True):
     next_number: int = 0
     clock: float = 0.0
     damage: list[str] = []
+    changes: list[Changed] = []
     suspects: set[int] = set()
     twice: bool = False
     answered: dict[int, ServedTask] = {}
@@ -108,6 +110,8 @@ class Fold(msgspec.Struct, kw_only=True):
                 self.cuts[group] = record
             case GroupPlaced(group, node):
                 self.places[group] = node
+            case Changed():
+                self.changes.append(record)
 
     def end_answered(self) -> None:
         """What was answered has its outcome, if no more was written down before the end, too."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from lemix_hpc.records import snapshot
 from lemix_hpc.records.attempts import Attempt, lineage
 from lemix_hpc.records.fold import Fold
-from lemix_hpc.records.journal import Accepted, Answered, GroupCut, read_journal
+from lemix_hpc.records.journal import Accepted, Answered, Changed, GroupCut, read_journal
 from lemix_hpc.records.schema import ServedTask, TrainedTask
 
 
@@ -22,8 +22,8 @@ class Inheritance:
     given last. `waiting`: requests that came and have no outcome, by number; `poison`: those of them that are not to be tried
     again. `next_number`: of tasks. `cuts`: groups of training in order; `places`: the node that each was trained on last;
     `done`: those that are in the weights that training goes on from. `steps` made these (`skipped` of them changed
-    nothing), and `versions` are those of each node's weights. `clock`: where the time of the run goes on [s]. `damage`: what
-    could not be read, for people.
+    nothing), and `versions` are those of each node's weights. `clock`: where the time of the run goes on [s]. `changes`: of
+    the recipe, by users. `damage`: what could not be read, for people.
     """
 
     last: Attempt | None = None
@@ -41,6 +41,7 @@ class Inheritance:
     skipped: int = 0
     versions: dict[int, int] = field(default_factory=dict)
     clock: float = 0.0
+    changes: list[Changed] = field(default_factory=list)
     damage: list[str] = field(default_factory=list)
 
 
@@ -82,6 +83,7 @@ def inherit(run_dir: Path, versions: Mapping[int, int] | None, successor: Attemp
         skipped=sum(step.skipped for step in fold.steps),
         versions=dict(versions),
         clock=fold.clock,
+        changes=fold.changes,
         damage=[*fold.damage, *problems],
     )
 

@@ -111,7 +111,15 @@ class Stepped(msgspec.Struct, frozen=True, array_like=True, tag=True):
     skipped: bool = False
 
 
-Record = Accepted | Placed | Answered | Ended | Trained | GroupCut | GroupPlaced | Stepped
+class Changed(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """A key of the recipe was changed by a user, and is in force from `time` on [s] of the run. `value`: in YAML."""
+
+    key: str
+    value: str
+    time: float
+
+
+Record = Accepted | Placed | Answered | Ended | Trained | GroupCut | GroupPlaced | Stepped | Changed
 
 
 class Journal:

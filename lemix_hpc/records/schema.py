@@ -184,6 +184,14 @@ class DiskFacts(msgspec.Struct, frozen=True):
     left_out: int
 
 
+class SettingChange(msgspec.Struct, frozen=True):
+    """A key of the recipe that a user changed while the run went on. `value`: in YAML; `at_s`: of the run."""
+
+    key: str
+    value: str
+    at_s: float
+
+
 class RunFacts(msgspec.Struct, frozen=True):
     """What the report needs in addition to spans and tasks (`facts.json`).
 
@@ -196,7 +204,7 @@ class RunFacts(msgspec.Struct, frozen=True):
     `ttft` and `tpot` that decode was paced to, if it was; `skipped_steps`: whose gradients were not finite, so that they
     changed nothing and are none of the `steps`; `training_stopped`: whether it was for that; `lost_losses`: micro-batches of
     the last attempt whose loss was not finite;
-    `completion_window_s`: limit on responses of batch requests.
+    `completion_window_s`: limit on responses of batch requests; `changes`: of the recipe, while the run went on.
     """
 
     policy: str
@@ -222,6 +230,7 @@ class RunFacts(msgspec.Struct, frozen=True):
     training_stopped: bool = False
     lost_losses: int = 0
     completion_window_s: float | None = None
+    changes: list[SettingChange] = []
 
 
 class LearnedTimes(msgspec.Struct, frozen=True):

@@ -78,6 +78,7 @@ def summarise(run: RunRecords) -> Section:
         "checkpoints": msgspec.to_builtins(facts.checkpoints),
         "across_nodes": msgspec.to_builtins(facts.across_nodes),
         "disk": msgspec.to_builtins(facts.disk),
+        "changes": msgspec.to_builtins(facts.changes),
     }
 
 

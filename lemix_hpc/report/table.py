@@ -213,6 +213,8 @@ def _devices(report: dict[str, Any]) -> list[tuple[str, RenderableType]]:
     if report["outside_range"]:
         outside = f"{_count(report['outside_range'], 'request')} beyond the range of the coefficients"
         rows.append(("warning", Text(outside, "yellow")))
+    for change in report.get("changes", []):
+        rows.append(("changed", f"{change['key']} to {change['value']} after {number(change['at_s'])} s"))
     if report.get("disk"):
         rows.append(("warning", Text(_disk(report["disk"]), "yellow")))
     rows += [("warning", Text(_drift(drift), "yellow")) for drift in report["drift"]]

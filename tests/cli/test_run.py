@@ -200,6 +200,9 @@ def test_stop_resume_and_what_ps_tells_of_both(lemix: Command, recipe: Path, tmp
     refused = lemix("resume", "one")
     assert (refused.returncode, refused.stderr.split(";")[0]) == (2, "one is RUNNING")
     assert lemix("url", "one").stderr == "one has no OpenAI API: its recipe has no serving.http\n"
+    assert lemix("set", "one", "policy.max_hold_s=5", "policy.minimum_training_share=0.2").returncode == 0
+    said = run / "logs/attempt-0/rank-0.log"
+    wait_for(lambda: "policy.minimum_training_share is 0.2 from now on" in said.read_text(), "the changes")
     assert "one is stopping" in lemix("stop", "one").stdout
     wait_for((run / "attempts/0/end.json").exists, "the run to end")
     wait_for(lambda: not processes_in(run), "the ranks to end")
@@ -212,7 +215,15 @@ def test_stop_resume_and_what_ps_tells_of_both(lemix: Command, recipe: Path, tmp
     assert [attempt["ended"]["reason"] for attempt in row["attempts"]] == ["drained", "finished"]
     assert row["state"] == "COMPLETED"
     assert "drained, finished" in lemix("ps").stdout
-    assert json.loads((run / "report.json").read_text())["serving"]["finished"] == 100
+    report = json.loads((run / "report.json").read_text())
+    assert report["serving"]["finished"] == 100
+    assert [(change["key"], change["value"]) for change in report["changes"]] == [
+        ("policy.max_hold_s", "5.0"),
+        ("policy.minimum_training_share", "0.2"),
+    ]
+    assert (
+        lemix("set", "one", "policy.max_hold_s=5").stderr == "one has ended as COMPLETED: there is nothing to change\n"
+    )
     assert "attempt 0, rank 1" in lemix("logs", "one", "--attempt", "0", "--rank", "1").stdout
     assert lemix("logs", "one", "--attempt", "2").stderr == "--attempt 2: the run has attempts 0 to 1\n"
     assert lemix("resume", "one").stderr.startswith("one has done all its work")

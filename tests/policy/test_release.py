@@ -16,6 +16,7 @@ from lemix_hpc.policy.events import (
     Place,
     Refuse,
     RequestArrived,
+    RulesChanged,
     StageFinished,
     TaskFinished,
     Tick,
@@ -195,6 +196,13 @@ def test_no_rounding_keeps_training_from_going_at_its_tick(time: float, hold: fl
 
 def test_without_admission_nothing_is_held() -> None:
     assert lets_go(replace(SLACK, admission="none"))
+
+
+def test_held_training_follows_rules_that_change() -> None:
+    held = after_a_request(SLACK)
+    assert held.first == []
+    assert held.sent(RulesChanged(1.0, "slack", 0.75)) == [] and held.scheduler.next_tick == 1.25
+    assert held.sent(RulesChanged(1.1, "none", 10.0)) == [(1, 0)]
 
 
 def test_other_nodes_requests_hold_nothing() -> None:

@@ -81,7 +81,7 @@ def test_keys_come_in_a_fixed_order(example_run: Path) -> None:
         *("throughput", "stage_time", "between_passes_ms", "bubble_rate"),
         *("forecast_error_t0", "forecast_error_tenths_t0"),
         *("forecast_error_ttft_ms", "forecast_error_tpot_ms", "t0_ms", "pace_ms", "weight_versions"),
-        *("malformed_lines", "outside_range", "drift", "memory", "checkpoints", "across_nodes", "disk"),
+        *("malformed_lines", "outside_range", "drift", "memory", "checkpoints", "across_nodes", "disk", "changes"),
     ]
 
 

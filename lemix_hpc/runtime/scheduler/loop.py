@@ -14,6 +14,7 @@ from lemix_hpc.policy.events import (
     Place,
     Refuse,
     RequestArrived,
+    RulesChanged,
     StageFinished,
     TaskFinished,
     Tick,
@@ -21,7 +22,7 @@ from lemix_hpc.policy.events import (
 from lemix_hpc.policy.scheduler import Scheduler
 from lemix_hpc.records.attempts import AttemptEnd
 from lemix_hpc.records.inheritance import NOTHING, Inheritance
-from lemix_hpc.records.journal import Accepted, Placed
+from lemix_hpc.records.journal import Accepted, Changed, Placed
 from lemix_hpc.records.schema import ServedTask, Span
 from lemix_hpc.records.writer import Recorder
 from lemix_hpc.run_setup.scheduler_setup import Partners
@@ -33,6 +34,7 @@ from lemix_hpc.runtime.scheduler.checkpoints import Checkpoints
 from lemix_hpc.runtime.scheduler.disk_watch import DiskWatch
 from lemix_hpc.runtime.scheduler.drain import Drain, Ending
 from lemix_hpc.runtime.scheduler.live_classes import LiveClasses
+from lemix_hpc.runtime.scheduler.live_settings import Change, LiveSettings
 from lemix_hpc.runtime.scheduler.progress import LiveView
 from lemix_hpc.runtime.scheduler.resume import lost, remaining
 from lemix_hpc.runtime.scheduler.sync_steps import Rounds, StepsTogether
@@ -85,8 +87,12 @@ class SchedulerLoop:
         drain: Drain | None = None,
         watch: Watch | None = None,
         disk: DiskWatch | None = None,
+        live_settings: LiveSettings | None = None,
     ) -> None:
         self._disk = disk
+        self._live_settings = live_settings
+        self.changes = [*inherited.changes]
+        """Of the recipe, while the run goes on."""
         self._drain = drain
         self._ending: Ending | None = None
         self._layout = layout
@@ -183,6 +189,8 @@ class SchedulerLoop:
         """Let in what is due, take in reports, keep training supplied. False when there was nothing to do."""
         if self._ending is None and self._drain is not None and (ending := self._drain.look()):
             self._close_doors(ending)
+        if self._live_settings is not None and (change := self._live_settings.look()):
+            self._change(change)
         due = self.until_due() <= 0
         for request in self._arrivals.until(self._now()):
             self._arrive(request)
@@ -206,6 +214,20 @@ class SchedulerLoop:
         if self._ending is None:
             for accepted in self._accepted.values():
                 self._end(lost(accepted))
+
+    def _change(self, change: Change) -> None:
+        """A user has changed the policy."""
+        now, policy = self._now(), change.policy
+        for key, value in change.values.items():
+            print(f"{key} is {value} from now on", flush=True)
+            changed = Changed(key, value, now)
+            self._recorder.promise(changed)
+            self.changes.append(changed)
+        for node in range(self._layout.nodes):
+            for stage in range(self._layout.stages):
+                order = m.ShareTime(policy.minimum_training_share)
+                self._mailbox.send(self._layout.worker(node, stage), Inbox.STAGE, order)
+        self._tell(RulesChanged(now, policy.admission, policy.max_hold_s))
 
     def _close_doors(self, ending: Ending) -> None:
         """The run ends early: begin nothing any more. What nobody waits for is left to the next attempt."""

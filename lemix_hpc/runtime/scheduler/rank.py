@@ -31,6 +31,7 @@ from lemix_hpc.records.schema import (
     Progress,
     RunFacts,
     SchedulerMemory,
+    SettingChange,
 )
 from lemix_hpc.records.writer import Recorder
 from lemix_hpc.run_setup import recollection
@@ -51,6 +52,7 @@ from lemix_hpc.runtime.leader.make_leader import AnyLeader, engines_in
 from lemix_hpc.runtime.scheduler.checkpoints import Checkpoints
 from lemix_hpc.runtime.scheduler.disk_watch import DiskWatch
 from lemix_hpc.runtime.scheduler.drain import Drain, EndedEarlyError
+from lemix_hpc.runtime.scheduler.live_settings import LiveSettings
 from lemix_hpc.runtime.scheduler.loop import LoopSettings, SchedulerLoop
 from lemix_hpc.runtime.scheduler.pace_orders import send_pace
 from lemix_hpc.runtime.scheduler.resume import DISK_TIMEOUT_S, poisonous, without_lost
@@ -266,6 +268,7 @@ class SchedulerRank:
             self._drain,
             self._watch,
             self._disk,
+            LiveSettings(self._attempt.run_dir, self._recipe, self._clock.now),
         )
 
     def _save_the_last(self, loop: SchedulerLoop) -> None:
@@ -318,6 +321,7 @@ class SchedulerRank:
             disk=self._disk.facts(),
             pace_s=pace._asdict() if (pace := pace_of(recipe, latency, work.requests)) else {},
             completion_window_s=recipe.slo.completion_window_s,
+            changes=[SettingChange(change.key, change.value, change.time) for change in loop.changes],
         )
 
     def _learned(self, scheduler: Scheduler) -> LearnedTimes:

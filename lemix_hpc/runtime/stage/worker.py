@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from lemix_hpc.checkpoints.resumption import NodeStart
@@ -173,6 +173,8 @@ class StageWorker:
                 self._told_idle = False  # what the leader was told before was by another zero
             case m.Stop():
                 self._stopping = True
+            case m.ShareTime(share):
+                self._rules = replace(self._rules, minimum_training_share=share)
             case other:
                 self._receive_of_weights(other, mail.payload)
 

@@ -61,6 +61,12 @@ class Stop(msgspec.Struct, frozen=True, array_like=True, tag=True):
     """Scheduler to leaders to stages: all work is done, leave the loop."""
 
 
+class ShareTime(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """Scheduler to stage: the share of its busy time that training gets at least, from now on."""
+
+    minimum_training_share: float
+
+
 class Alive(msgspec.Struct, frozen=True, array_like=True, tag=True):
     """Any rank to scheduler: its loop turns."""
 
@@ -376,6 +382,7 @@ AnyMessage = (
     | KeepPace
     | FirstStageIdle
     | Stop
+    | ShareTime
     | Stopped
     | Alive
     | EngineReady

@@ -163,6 +163,11 @@ def test_training_that_is_owed_time_does_not_rest_until_it_has_it() -> None:
     ]
 
 
+def test_the_share_of_training_can_change_while_a_stage_works() -> None:
+    mails: Mails = [(0.0, m.ShareTime(0.4)), (0.0, request(1)), (0.0, request(2)), (0.0, micro_batch(0))]
+    assert milliseconds(ran(rules(), mails)) == milliseconds(ran(rules(share=0.4), mails[1:]))
+
+
 @pytest.mark.parametrize("share", [0.0, 0.05, 0.3, 0.6])
 @pytest.mark.parametrize("serving_first", [False, True])
 def test_under_overload_training_gets_its_minimum_share_and_no_more(share: float, serving_first: bool) -> None:
