@@ -112,6 +112,7 @@ class Scheduler:
             self._pass_measured(event)
         elif isinstance(event, RulesChanged):
             self.rules = self.rules._replace(admission=admission_code(event.admission), max_hold=event.max_hold)
+            self.state.counters[0]["tick_at"] = event.time  # by the old rules that was later
             self._tell(Tick(event.time))
         else:
             if isinstance(event, RequestArrived):
