@@ -56,6 +56,10 @@ def server_args(recipe: Recipe, meeting: Path, weight_version: int = 0) -> Names
     args = given_args(recipe.engine, str(model))
     for name, value in _ours(recipe, model, meeting, weight_version).items():
         setattr(args, name, value)
+    grammars = args.structured_outputs_config
+    if grammars.backend == "auto":
+        # It would take another one for what xgrammar refuses, and then compile all by that of the first request.
+        grammars.backend = "xgrammar"
     validate_parsed_serve_args(args)
     return args
 

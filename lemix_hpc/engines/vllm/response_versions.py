@@ -11,6 +11,7 @@ from lemix_hpc.engines.vllm.asgi import Headers
 VERSIONS_HEADER = "x-lemix-weight-versions"
 _PRIORITISED = ("/v1/completions", "/v1/chat/completions")
 _EVENT = b"data: "
+_ERROR_EVENT = _EVENT + b'{"error":'
 
 Versions = tuple[int, int] | None
 
@@ -40,6 +41,50 @@ def with_versions(status: int, headers: Headers, data: bytes, versions: Versions
     if status:
         headers = [*headers, (VERSIONS_HEADER, f"{versions[0]}-{versions[1]}")]
     return headers, data
+
+
+DEAD_END = msgspec.json.encode(
+    {
+        "error": {
+            "message": "The model has come where the grammar lets no token follow; see that all of its rules can end.",
+            "type": "invalid_request_error",
+            "param": None,
+            "code": 400,
+        }
+    }
+)
+
+
+def as_refusal(status: int, headers: Headers, data: bytes, *, dead_end: bool) -> tuple[int, Headers, bytes] | None:
+    """A piece of an answer that blames the client, as it should be told: plainly, with its status. None if it is another.
+
+    vLLM tells what it refuses in the first event of a stream, if one was asked for, and calls a `dead_end` of the client's
+    grammar an error of its own. In the middle of a stream there is no status any more.
+    """
+    event, _, _ = data.partition(b"\n\n")
+    code, in_stream = status, event.startswith(_ERROR_EVENT)
+    if in_stream:
+        data = event.removeprefix(_EVENT)
+        try:
+            code = msgspec.json.decode(data, type=_Refusal).error.code
+        except msgspec.DecodeError:
+            return None
+    if code == 500 and dead_end:
+        code, data = 400, DEAD_END
+    elif not (in_stream and status and 400 <= code < 500):
+        return None
+    if not status:
+        return 0, [], _EVENT + data + b"\n\n"
+    kept = [(name, value) for name, value in headers if name.lower() not in ("content-type", "content-length")]
+    return code, [*kept, ("content-type", "application/json"), ("content-length", str(len(data)))], data
+
+
+class _Error(msgspec.Struct):
+    code: int
+
+
+class _Refusal(msgspec.Struct):
+    error: _Error
 
 
 def _in_events(data: bytes, versions: tuple[int, int]) -> bytes:

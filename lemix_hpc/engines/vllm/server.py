@@ -22,15 +22,15 @@ from vllm.entrypoints.launchers.app import build_app
 from vllm.inputs.engine import TokensInput, tokens_input
 from vllm.outputs import RequestOutput
 from vllm.sampling_params import RequestOutputKind
-from vllm.v1.engine.async_llm import AsyncLLM
 
 from lemix_hpc.config.recipe import Recipe
 from lemix_hpc.engines.host_files import forget_sockets
 from lemix_hpc.engines.vllm import asgi
 from lemix_hpc.engines.vllm.args import server_args
+from lemix_hpc.engines.vllm.grammar_check import CheckedLLM
 from lemix_hpc.engines.vllm.process_guard import shield_children
 from lemix_hpc.engines.vllm.request_ids import request_id
-from lemix_hpc.engines.vllm.response_versions import with_priority, with_versions
+from lemix_hpc.engines.vllm.response_versions import as_refusal, with_priority, with_versions
 from lemix_hpc.engines.vllm.tracking import Served, Tracker
 from lemix_hpc.records.faults import Faults
 
@@ -226,9 +226,9 @@ class NodeServer:
                         raise llm.dead_error
 
     @contextlib.asynccontextmanager
-    async def _engine(self, args: AsyncEngineArgs) -> AsyncIterator[AsyncLLM]:
+    async def _engine(self, args: AsyncEngineArgs) -> AsyncIterator[CheckedLLM]:
         config = args.create_engine_config()
-        llm = AsyncLLM.from_vllm_config(config, disable_log_stats=args.disable_log_stats)
+        llm = CheckedLLM.from_vllm_config(config, disable_log_stats=args.disable_log_stats)
         try:
             await llm.reset_mm_cache()
             yield llm
@@ -263,13 +263,17 @@ class NodeServer:
         priority: int,
     ) -> None:
         served = self._tracker.of(task)
-        answered = False
+        answered = refused = False
 
         def respond(status: int, named: asgi.Headers, data: bytes, more: bool) -> None:
-            nonlocal answered
-            if self._llm.errored:
-                return  # an answer that tells of the engine's death: the next attempt answers the call
+            nonlocal answered, refused
+            # The end of a stream that is over; an answer that tells of the engine's death: the next attempt answers the call.
+            if refused or self._llm.errored:
+                return
             answered = True
+            if refusal := as_refusal(status, named, data, dead_end=served.dead_end):
+                refused, more = True, False
+                status, named, data = refusal
             named, data = with_versions(status, named, data, served.versions)
             self._tell(ResponsePart(task, status, named, data, more))
 

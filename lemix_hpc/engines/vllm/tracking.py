@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from vllm.v1.engine import EngineCoreOutput
+from vllm.v1.engine import EngineCoreOutput, FinishReason
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from lemix_hpc.engines.vllm.request_ids import task_of
@@ -15,11 +15,15 @@ from lemix_hpc.engines.vllm.scheduler import VERSIONS
 
 @dataclass(slots=True)
 class Served:
-    """A task so far; one with several prompts or choices is the sum of them. `first_token` in seconds of the run."""
+    """A task so far; one with several prompts or choices is the sum of them. `first_token` in seconds of the run.
+
+    `dead_end`: it came where its grammar lets nothing follow: the one thing that vLLM ends a request of ours with an error for.
+    """
 
     versions: tuple[int, int] | None = None
     first_token: float | None = None
     output: list[int] = field(default_factory=list)
+    dead_end: bool = False
 
 
 class Tracker:
@@ -64,3 +68,4 @@ class Tracker:
             if output.new_token_ids and served.first_token is None:
                 served.first_token = self._now()
             served.output += output.new_token_ids
+            served.dead_end = served.dead_end or output.finish_reason == FinishReason.ERROR

@@ -2,7 +2,13 @@ import json
 
 import pytest
 
-from lemix_hpc.engines.vllm.response_versions import VERSIONS_HEADER, with_priority, with_versions
+from lemix_hpc.engines.vllm.response_versions import (
+    DEAD_END,
+    VERSIONS_HEADER,
+    as_refusal,
+    with_priority,
+    with_versions,
+)
 
 USAGE = {"id": "x", "usage": {"prompt_tokens": 2, "total_tokens": 3}}
 HEADERS = [("content-type", "application/json"), ("content-length", "10")]
@@ -60,3 +66,45 @@ def test_the_policys_order_becomes_vllms_priority() -> None:
 )
 def test_other_calls_and_broken_bodies_are_left_to_vllm(path: str, body: bytes) -> None:
     assert with_priority(path, body, 12) == body
+
+
+STREAM = [("content-type", "text/event-stream; charset=utf-8"), ("x-request-id", "t1")]
+REFUSED = b'{"error": {"message": "no", "type": "BadRequestError", "param": null, "code": 400}}'
+BROKEN = b'{"error": {"message": "Internal server error", "code": 500}}'
+
+
+@pytest.mark.parametrize(
+    ("content", "dead_end", "told"), [(REFUSED, False, REFUSED), (BROKEN, True, DEAD_END), (REFUSED, True, REFUSED)]
+)
+def test_a_stream_that_begins_with_a_refusal_is_a_plain_answer(content: bytes, dead_end: bool, told: bytes) -> None:
+    plain = as_refusal(200, STREAM, b"data: " + content + b"\n\n", dead_end=dead_end)
+    assert plain is not None
+    status, headers, body = plain
+    assert (status, body) == (400, told)
+    assert dict(headers) == {
+        "content-type": "application/json",
+        "content-length": str(len(told)),
+        "x-request-id": "t1",
+    }
+
+
+def test_a_dead_end_is_the_clients() -> None:
+    plain = as_refusal(500, STREAM, BROKEN, dead_end=True)
+    assert plain is not None and plain[0] == 400 and plain[2] == DEAD_END
+    assert as_refusal(500, STREAM, BROKEN, dead_end=False) is None
+    assert as_refusal(0, [], b"data: " + BROKEN + b"\n\n", dead_end=True) == (0, [], b"data: " + DEAD_END + b"\n\n")
+
+
+@pytest.mark.parametrize(
+    ("status", "data"),
+    [
+        (200, b'data: {"choices": []}\n\n'),
+        (200, b"data: " + BROKEN + b"\n\n"),
+        (200, b'data: {"error": "odd"}\n\n'),
+        (0, b'data: {"error": {"message": "later", "code": 400}}\n\n'),
+        (200, b'{"error": {"message": "no stream", "code": 400}}'),
+        (404, b'{"error": {"message": "no such model", "code": 404}}'),
+    ],
+)
+def test_other_answers_stay_as_they_are(status: int, data: bytes) -> None:
+    assert as_refusal(status, STREAM, data, dead_end=False) is None

@@ -175,12 +175,8 @@ def test_vllms_own_errors_come_through(run: Open) -> None:
 
 
 def test_a_call_that_breaks_vllms_server_ends_alone(run: Open) -> None:
-    schema = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"$ref": "#"}}}
-    chat = {"model": "endpoint", "messages": [{"role": "user", "content": "x"}], "max_tokens": 2}
     deep = '{"model": "endpoint", "prompt": "a", "x": %s}' % ('{"a":' * 700 + "1" + "}" * 700)
     with run.client() as client:
-        broken = client.post("/v1/chat/completions", json=chat | {"response_format": schema})
-        assert broken.status_code == 500 and broken.json()["error"]["type"]
         for content in (deep, '{"model": "endpoint", "prompt": "a", "top_k": 18446744073709551616}'):
             assert client.post("/v1/completions", content=content).status_code == 400
         plain = {"model": "endpoint", "prompt": "1+1=", "max_tokens": 2}
@@ -189,6 +185,39 @@ def test_a_call_that_breaks_vllms_server_ends_alone(run: Open) -> None:
         assert (
             client.post("/v1/completions", json=plain | {"seed": -(1 << 63), "top_k": (1 << 63) - 1}).status_code == 200
         )
+
+
+def test_grammars_that_cannot_be_compiled_are_refused_and_others_are_kept_to(run: Open) -> None:
+    """In whatever part of a call they come; every kind is in tests/engines/vllm/test_grammar_check.py."""
+    chat = {"model": "endpoint", "messages": [{"role": "user", "content": "x"}], "max_tokens": 8}
+    plain = {"model": "endpoint", "prompt": "x", "max_tokens": 8}
+    calls = [
+        ("/v1/chat/completions", chat | {"response_format": json_schema({"$ref": "#"})}),
+        ("/v1/chat/completions", chat | {"response_format": json_schema({"$ref": "#"}), "stream": True}),
+        ("/v1/completions", plain | {"structured_outputs": {"json": {"$ref": "#/none"}}}),
+        ("/v1/completions", plain | {"structured_outputs": {"grammar": "?? ::="}}),
+        # They begin well.
+        ("/v1/completions", plain | {"structured_outputs": {"grammar": 'root ::= "ab" x\nx ::= x'}}),
+        ("/v1/completions", plain | {"structured_outputs": {"grammar": 'root ::= "a" x\nx ::= x'}, "stream": True}),
+    ]
+    with run.client() as client:
+        client.timeout = 90  # the first one waits for a process
+        for path, body in calls:
+            answer = client.post(path, json=body)
+            if answer.status_code == 200 and body.get("stream"):  # it had begun
+                assert "lets no token follow" in answer.text and "DONE" not in answer.text
+                continue
+            assert answer.status_code == 400, answer.text
+            error = answer.json()["error"]
+            assert error["type"] and "grammar" in error["message"]
+        choice = {"structured_outputs": {"choice": ["yes", "no"]}}
+        assert client.post("/v1/completions", json=plain | choice).json()["choices"][0]["text"] in ("yes", "no")
+        large = {"structured_outputs": {"regex": "(((a{1,1000}){1,1000}){1,1000}){1,1000}"}}
+        assert set(client.post("/v1/completions", json=plain | large).json()["choices"][0]["text"]) == {"a"}
+
+
+def json_schema(schema: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
 
 
 def test_a_client_that_hangs_up_ends_its_generation(run: Open) -> None:
