@@ -68,7 +68,13 @@ def check_model(checkpoint: Checkpoint, config: Mapping[str, Any]) -> None:
     saved = checkpoint.manifest.model
     for key in _SHAPE_KEYS:
         if key in saved and key in config and saved[key] != config[key]:
+            way_out = "give the same model, or another checkpoint"
+            if key == "vocab_size":
+                way_out += (
+                    "; to add tokens to what was trained, `lemix checkpoint export` it, and give that as model.path with "
+                    "model.resize: true"
+                )
             raise UserError(
                 f"{KEY}: {checkpoint.path} is of a model with {key} {saved[key]!r}, and this recipe's has "
-                f"{config[key]!r}; give the same model, or another checkpoint"
+                f"{config[key]!r}; {way_out}"
             )

@@ -185,9 +185,16 @@ class Model(Section):
 
     path: FilePath | None = None
     config: dict[str, Any] | None = None
+    resize: bool = Field(
+        default=False, description="add rows to the embedding of a checkpoint whose tokenizer has more tokens"
+    )
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
+        if self.resize and self.path is None:
+            raise ValueError(
+                "`resize` adds to the embedding of a checkpoint in `path`; here set `vocab_size` in `config`"
+            )
         if self.path is not None and self.config is not None:
             raise ValueError(
                 "give either `path` (a checkpoint directory) or `config` (initialised at random), not both"

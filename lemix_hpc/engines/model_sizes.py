@@ -78,7 +78,20 @@ def _check_kind(family: str, config: Mapping[str, Any]) -> None:
 
 
 def model_config(model: Model) -> Mapping[str, Any]:
-    """The Hugging Face config as a mapping: given in the recipe, or read from the checkpoint directory."""
+    """The Hugging Face config of the model that is served and trained, as a mapping.
+
+    With `model.resize` its vocabulary has a row for every token of the checkpoint's tokenizer.
+    """
+    config = stored_config(model)
+    if not model.resize:
+        return config
+    from lemix_hpc.workload.tokenizer import tokens_of
+
+    return {**config, "vocab_size": max(describe_config(config).vocab, tokens_of(model))}
+
+
+def stored_config(model: Model) -> Mapping[str, Any]:
+    """The Hugging Face config as it was given in the recipe, or is read from the checkpoint directory."""
     if model.config is not None:
         return model.config
     if model.path is None:

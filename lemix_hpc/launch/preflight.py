@@ -102,7 +102,7 @@ def _coefficients(loaded: LoadedRecipe) -> Iterator[Problem]:
 
 
 def _model(loaded: LoadedRecipe, *, trains: bool) -> Iterator[Problem]:
-    from lemix_hpc.engines.model_sizes import describe, model_config
+    from lemix_hpc.engines.model_sizes import describe, stored_config
     from lemix_hpc.engines.weight_files import check_weights
 
     recipe = loaded.recipe
@@ -112,7 +112,7 @@ def _model(loaded: LoadedRecipe, *, trains: bool) -> Iterator[Problem]:
     try:
         sizes = describe(model)
         if recipe.engine.computes and model.path is not None:
-            check_weights(model.path, model_config(model))
+            check_weights(model.path, stored_config(model))
     except UserError as error:
         yield Problem(("model",), str(error).removeprefix("model: "))
         return

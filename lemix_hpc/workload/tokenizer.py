@@ -125,19 +125,22 @@ class HuggingFaceChatTokenizer(HuggingFaceTokenizer):
 def load_tokenizer(model: Model) -> Tokenizer:
     """The checkpoint's own tokenizer, or the byte-level one if it has none or the model is made from a config.
 
-    Raises UserError if the checkpoint cannot be read or the model's vocabulary is too small for the tokenizer.
+    Raises UserError if the checkpoint cannot be read or the model's vocabulary is too small for the tokenizer, and is not to be
+    resized.
     """
     config = model_config(model)
     path = model.path
-    tokenizer: Tokenizer
-    if path is not None and any((path / name).is_file() for name in TOKENIZER_FILES):
-        tokenizer, where = _from_checkpoint(path), f"the tokenizer in {path}"
-    else:
-        tokenizer, where = ByteTokenizer(), "the byte-level tokenizer"
+    tokenizer, where = _own_tokenizer(model)
+    if model.resize:
+        return tokenizer
     size = config.get("vocab_size", tokenizer.vocab_size)
     if not isinstance(size, int) or size < tokenizer.vocab_size:
+        # Where weights are there, they would not fit another vocab_size alone.
         way_out = (
-            f"Set vocab_size to at least {tokenizer.vocab_size}." if path is None else _grow(path, tokenizer.vocab_size)
+            f"Set vocab_size to at least {tokenizer.vocab_size}."
+            if path is None
+            else "Use the tokenizer that belongs to the model, or set model.resize: true, which gives its embedding a row "
+            "for every token."
         )
         raise UserError(
             f"The model's config has vocab_size {size!r}, but {where} needs {tokenizer.vocab_size}. {way_out}"
@@ -145,13 +148,17 @@ def load_tokenizer(model: Model) -> Tokenizer:
     return tokenizer
 
 
-def _grow(path: Path, tokens: int) -> str:
-    """The way out where weights are there: with another vocab_size alone they would not fit any more."""
-    return (
-        "Use the tokenizer that belongs to the model, or give the model an embedding of every token: "
-        f"`m = AutoModelForCausalLM.from_pretrained({str(path)!r}); m.resize_token_embeddings({tokens}); "
-        "m.save_pretrained(NEW)`, with the tokenizer's files beside it, and set model.path to NEW."
-    )
+def tokens_of(model: Model) -> int:
+    """How many tokens the model's tokenizer has. Raises UserError if it cannot be loaded."""
+    return _own_tokenizer(model)[0].vocab_size
+
+
+def _own_tokenizer(model: Model) -> tuple[Tokenizer, str]:
+    """With how messages call it."""
+    path = model.path
+    if path is not None and any((path / name).is_file() for name in TOKENIZER_FILES):
+        return _from_checkpoint(path), f"the tokenizer in {path}"
+    return ByteTokenizer(), "the byte-level tokenizer"
 
 
 def model_config(model: Model) -> dict[str, Any]:

@@ -199,6 +199,16 @@ CASES: dict[str, Callable[[Path], Arguments]] = {
     "a layer too few": checkpoint({"num_hidden_layers": 3}),
     "an embedding of another size than `vocab_size`": checkpoint({"vocab_size": 300}),
     "a tokenizer one token larger than the embedding": checkpoint(then=with_tokenizer(258)),
+    "the same with `--set model.resize=true`": lambda d: [
+        *checkpoint(then=with_tokenizer(258))(d),
+        "--set",
+        "model.resize=true",
+    ],
+    "the same where the embedding has another size than `vocab_size`, too": lambda d: [
+        *checkpoint({"vocab_size": 300}, then=with_tokenizer(320))(d),
+        "--set",
+        "model.resize=true",
+    ],
     "a damaged tokenizer": checkpoint(then=writes("tokenizer.json", b"{")),
     "a quantised checkpoint": checkpoint({"quantization_config": {"quant_method": "gptq"}}),
     "a mixture of experts": checkpoint({"model_type": "mixtral", "num_local_experts": 8}),

@@ -22,7 +22,8 @@ ROWS = [row for row in rows() if row.section != OWN_ARGUMENTS]
 def test_an_input_is_refused_as_the_table_says(row: Row, tmp_path: Path, inside: Command) -> None:
     done = inside(*row.make(tmp_path))
     assert done.returncode == row.code, done.stdout[-500:]
-    printed = done.stderr.replace(f"{tmp_path}{os.sep}", "").replace(str(tmp_path), "")
+    said = done.stderr + (done.stdout if row.code == 0 else "")
+    printed = said.replace(f"{tmp_path}{os.sep}", "").replace(str(tmp_path), "")
     assert row.is_in(printed), printed
     assert not (tmp_path / "runs").exists(), "nothing was started"
 

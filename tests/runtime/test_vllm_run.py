@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 import yaml
+from safetensors.torch import load_file
 
 from lemix_hpc.config.load import load_recipe
 from lemix_hpc.workload.load import load_workload
 from tests.engines.vllm.conftest import hugging_face
 from tests.runtime.conftest import REPOSITORY, SUMS, FinishedRun, Run, sums_training
+from tests.runtime.test_checkpoint_runs import exported
 
 pytestmark = pytest.mark.mpi
 
@@ -118,13 +120,13 @@ def _check_classes(run: FinishedRun) -> None:
 
 
 def test_training_beside_vllm_takes_its_own_course_and_no_batch_mixes_versions(lemix_run: Run, tmp_path: Path) -> None:
-    """With tied embeddings, which both stages hold, in a vocabulary that vLLM pads."""
+    """With tied embeddings, which both stages hold, with rows added to them, in a vocabulary that vLLM pads."""
     checkpoint = tmp_path / "tied-llama"
-    hugging_face("llama", tied=True).save_pretrained(checkpoint)
+    hugging_face("llama", tied=True, vocab_size=200).save_pretrained(checkpoint)
     recipe = {
         "name": "alone",
         "nodes": {"stages": 2},
-        "model": {"path": str(checkpoint)},
+        "model": {"path": str(checkpoint), "resize": True},
         "training": sums_training(release="sync", micro_batches_per_step=2, micro_batches=80),
     }
     alone = lemix_run(recipe)
@@ -133,6 +135,9 @@ def test_training_beside_vllm_takes_its_own_course_and_no_batch_mixes_versions(l
     )
     assert alone.losses() == pytest.approx(beside.losses(), rel=1e-4)
     assert beside.losses()[-1] < beside.losses()[0] - 0.5
+    for run in (alone, beside):
+        found = load_file(exported(run, tmp_path / f"exported-{run.path.name}") / "model.safetensors")
+        assert found["model.embed_tokens.weight"].shape == (257, 128)
     _check_versions(beside)
 
 

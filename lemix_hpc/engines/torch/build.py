@@ -80,7 +80,9 @@ def weight_source(recipe: Recipe, config: Any) -> WeightSource:
     kind = _stage_module(config)
     if recipe.model.path is not None:
         tied_names = kind.tied_names if config.tie_word_embeddings else ()
-        return Checkpoint(recipe.model.path, prefix=kind.prefix, tied_names=tied_names)
+        # Named alike in all families: the embedding, and the head where that is a tensor of its own.
+        resized = kind.tied_names if recipe.model.resize else ()
+        return Checkpoint(recipe.model.path, prefix=kind.prefix, tied_names=tied_names, resized=resized)
     residual_layers = config.num_hidden_layers if kind is GPT2Stage else None
     return RandomWeights(recipe.seed, config.initializer_range, residual_layers)
 

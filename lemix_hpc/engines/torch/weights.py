@@ -8,11 +8,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 
 from lemix_hpc.config.errors import UserError
 from lemix_hpc.engines.weight_files import tensor_files
+
+_ROWS_AT_ONCE = 4096
 
 
 class WeightSource(Protocol):
@@ -51,13 +54,15 @@ class Checkpoint:
     """A directory with `model.safetensors`, or shards and their `model.safetensors.index.json`.
 
     Only the tensors asked for are read. Checkpoints of the bare transformer, GPT-2's own among them, leave out the
-    name's first part (`prefix`), and a tied embedding may be stored under the head's name.
+    name's first part (`prefix`), and a tied embedding may be stored under the head's name. `resized`: tensors with a row for
+    each token, which may have fewer rows than asked for.
     """
 
-    def __init__(self, directory: Path, *, prefix: str, tied_names: Sequence[str]) -> None:
+    def __init__(self, directory: Path, *, prefix: str, tied_names: Sequence[str], resized: Sequence[str] = ()) -> None:
         self._directory = directory
         self._prefix = prefix
         self._tied_names = tuple(tied_names)
+        self._resized = tuple(resized)
         self._files = tensor_files(directory)
 
     def read(self, name: str, shape: torch.Size) -> torch.Tensor:
@@ -68,6 +73,8 @@ class Checkpoint:
                 tensor: torch.Tensor = file.get_tensor(stored)
         except (OSError, SafetensorError) as error:
             raise UserError(f"model.path: the tensor {stored} could not be read from {path}: {error}") from error
+        if name in self._resized and tensor.shape[1:] == shape[1:] and tensor.shape[0] < shape[0]:
+            return with_rows(tensor, shape[0])
         if tensor.shape != shape:
             raise UserError(
                 f"model.path: the tensor {stored} in {path} has the shape {tuple(tensor.shape)}, but config.json asks for "
@@ -85,3 +92,17 @@ class Checkpoint:
             f"model.path: {self._directory} has no tensor named {name}. It may be incomplete, or of another model than its "
             "config.json says."
         )
+
+
+def with_rows(tensor: torch.Tensor, rows: int) -> torch.Tensor:
+    """With further rows, each the mean of those that are there, as Hugging Face begins new tokens (but for its noise).
+
+    A token that nothing is known of yet is then as likely as the others on average (John Hewitt, "Initializing New Word
+    Embeddings for Pretrained Language Models", 2021). The mean is the same to the last bit on all stages.
+    """
+    # By NumPy, which adds row by row, however many threads torch has.
+    total = np.zeros(tensor.shape[1:])
+    for start in range(0, len(tensor), _ROWS_AT_ONCE):
+        total += tensor[start : start + _ROWS_AT_ONCE].double().numpy().sum(axis=0)
+    mean = torch.from_numpy(total / len(tensor)).to(tensor.dtype)
+    return torch.cat([tensor, mean.expand(rows - len(tensor), *mean.shape)])

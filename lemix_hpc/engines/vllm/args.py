@@ -19,7 +19,7 @@ from lemix_hpc.config.recipe import Engine, Recipe
 from lemix_hpc.engines.memory_plan import CPU_CACHE_GB, planned_cache
 from lemix_hpc.engines.model_sizes import model_config
 from lemix_hpc.engines.vllm.executor import StageExecutor
-from lemix_hpc.engines.vllm.model_files import model_directory, tokenizer_directory
+from lemix_hpc.engines.vllm.model_files import fills, model_directory, tokenizer_directory
 
 OURS = frozenset(
     {
@@ -134,8 +134,8 @@ def _ours(recipe: Recipe, model: Path, meeting: Path, weight_version: int) -> di
         settings["kv_cache_memory_bytes"] = cache
     if cpu:
         settings["enforce_eager"] = True
-    if recipe.model.path is None:
-        settings["load_format"] = "dummy"  # the stages fill in the recipe's own random weights
+    if fills(recipe.model):
+        settings["load_format"] = "dummy"
     return settings
 
 

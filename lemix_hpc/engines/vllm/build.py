@@ -21,6 +21,7 @@ from lemix_hpc.engines.torch.payloads import Wire
 from lemix_hpc.engines.torch.solo_world import group_of_this_rank
 from lemix_hpc.engines.vllm.aliasing import share
 from lemix_hpc.engines.vllm.hugging_face import CopiedWeights, fill
+from lemix_hpc.engines.vllm.model_files import fills
 from lemix_hpc.engines.vllm.module import FusedLlamaStage
 from lemix_hpc.engines.vllm.stage import VllmStage
 from lemix_hpc.engines.vllm.stage_socket import StageSocket
@@ -45,7 +46,7 @@ def build_stage(recipe: Recipe, *, stage: int, device: str, meeting: Path) -> Vl
     config = hugging_face_config(recipe.model)
     served = worker.get_model()
     ends = {"first": stage == 0, "last": stage == len(ranges) - 1}
-    if recipe.model.path is None:
+    if fills(recipe.model):
         fill(served, weight_source(recipe, config), config, ranges[stage], **ends)
     training = recipe.training
     copied = recipe.engine.vllm.weights == "copy"

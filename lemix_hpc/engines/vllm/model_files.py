@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import msgspec
@@ -12,10 +13,22 @@ from lemix_hpc.engines.model_sizes import model_config
 from lemix_hpc.workload.byte_level import byte_level_tokenizer
 from lemix_hpc.workload.tokenizer import ByteTokenizer, load_tokenizer
 
+_GENERATION = "generation_config.json"
+
+
+def fills(model: Model) -> bool:
+    """Whether the stages fill in the weights that vLLM would not find in files: random ones, and those with more rows."""
+    return model.path is None or model.resize
+
 
 def model_directory(model: Model, scratch: Path) -> Path:
-    """The checkpoint's directory, or one below `scratch` with the config of a model without a checkpoint."""
-    return model.path or _written(model, scratch)
+    """The checkpoint's directory, or one below `scratch` with the config of a model that has none, or is resized."""
+    if model.path is not None and not model.resize:
+        return model.path
+    directory = _written(model, scratch)
+    if model.path is not None and (model.path / _GENERATION).is_file():
+        shutil.copyfile(model.path / _GENERATION, directory / _GENERATION)
+    return directory
 
 
 def tokenizer_directory(model: Model, scratch: Path) -> Path:

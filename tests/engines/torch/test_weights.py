@@ -6,10 +6,17 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from lemix_hpc.checkpoints.export import export
 from lemix_hpc.config.errors import UserError
 from lemix_hpc.config.recipe import Model, Recipe
-from tests.engines.torch.conftest import MakePipeline, Reference, TinyRecipe
+from lemix_hpc.engines.model_sizes import model_config
+from lemix_hpc.workload.tokenizer import tokens_of
+from tests.checkpoints.states import checkpoint_of
+from tests.engines.torch.conftest import VOCAB, MakePipeline, Reference, TinyRecipe, finish
+from tests.engines.torch.test_training import OPTIMIZER, node_parameters, texts, train
+from tests.inputs.files import with_tokenizer
 
 Saved = Callable[..., tuple[Path, Recipe]]
 Tensors = dict[str, torch.Tensor]
@@ -76,6 +83,35 @@ def test_a_tied_embedding_under_the_heads_name(saved: Saved, tiny_recipe: TinyRe
     )
     loaded = pipeline(tiny_recipe("qwen2", 2, model=Model(path=directory)))
     assert loaded.weights() == pipeline(tiny_recipe("qwen2", 2)).weights()
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gpt2"])
+def test_a_token_without_a_row_gets_the_mean_of_the_others(
+    family: str, saved: Saved, tiny_recipe: TinyRecipe, pipeline: MakePipeline, tmp_path: Path
+) -> None:
+    """As Hugging Face does it, on both ends; trained, saved and exported it has its new size."""
+    directory, _ = saved(family)
+    with_tokenizer(VOCAB + 3)(directory)
+    model = Model(path=directory, resize=True)
+    tokens = tokens_of(model)  # some families add their own
+    assert tokens >= VOCAB + 3
+    node = pipeline(tiny_recipe(family, 2, model=model, release="sync", **OPTIMIZER))
+    theirs = AutoModelForCausalLM.from_pretrained(directory)
+    theirs.resize_token_embeddings(tokens)
+    grown = dict(theirs.named_parameters())
+    ours = {name: parameter.detach().clone() for name, parameter in node_parameters(node)}
+    for name, parameter in ours.items():
+        old = parameter[:VOCAB] if len(parameter) == tokens else parameter
+        assert torch.equal(old, grown[name][: len(old)]), name
+        torch.testing.assert_close(parameter, grown[name].detach(), rtol=0, atol=1e-4)
+    assert sum(len(parameter) == tokens for parameter in ours.values()) == (1 if family != "llama" else 2)
+    train(node, texts(2))
+    states = [finish(stage.snapshot()) for stage in node.stages]
+    export(checkpoint_of(states, tmp_path / "saved", dict(model_config(model)), directory), tmp_path / "exported")
+    last = AutoModelForCausalLM.from_pretrained(tmp_path / "exported")
+    assert last.config.vocab_size == tokens == len(AutoTokenizer.from_pretrained(tmp_path / "exported"))
+    for name, parameter in last.named_parameters():
+        assert torch.equal(parameter, dict(node_parameters(node))[name]), name
 
 
 def test_a_missing_tensor_is_named(saved: Saved, tiny_recipe: TinyRecipe, pipeline: MakePipeline) -> None:

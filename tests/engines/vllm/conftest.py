@@ -23,7 +23,7 @@ SIZES = {
 
 def hugging_face(family: str, *, tied: bool, **more: Any) -> Any:
     """A model with weights far from uniform outputs, and biases that are not zero."""
-    config = AutoConfig.for_model(family, tie_word_embeddings=tied, **SIZES, **more)
+    config = AutoConfig.for_model(family, tie_word_embeddings=tied, **SIZES | more)
     torch.manual_seed(3)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
     with torch.no_grad():
