@@ -14,7 +14,9 @@ from lemix_hpc.records.attempts import lineage
 from lemix_hpc.records.schema import (
     FACTS,
     PROGRESS,
+    SAMPLES,
     AttemptFacts,
+    PostedSample,
     Progress,
     RunFacts,
     ServedTask,
@@ -30,7 +32,7 @@ T = TypeVar("T")
 class RunRecords:
     """The records of one run, in the order of its files; times in seconds since its start.
 
-    `complete`: it has done all that it had to do. `attempts`: none if it was simulated.
+    `complete`: it has done all that it had to do. `attempts`: none if it was simulated. `posted`: samples of clients.
     """
 
     facts: RunFacts
@@ -39,6 +41,7 @@ class RunRecords:
     trained: list[TrainedTask]
     complete: bool = True
     attempts: tuple[AttemptFacts, ...] = ()
+    posted: tuple[PostedSample, ...] = ()
 
 
 def read_run(run_dir: Path) -> RunRecords:
@@ -55,7 +58,11 @@ def read_run(run_dir: Path) -> RunRecords:
     tasks = _read_lines(directories[-1] / "tasks.jsonl", _decode_task(msgspec.json.Decoder(TaskRecord)))
     served = [task for task in tasks if isinstance(task, ServedTask)]
     trained = [task for task in tasks if isinstance(task, TrainedTask)]
-    return RunRecords(facts, spans, served, trained, is_complete(run_dir), tuple(_attempt_facts(run_dir)))
+    posted = directories[-1] / SAMPLES
+    samples = _read_lines(posted, msgspec.json.Decoder(PostedSample).decode) if posted.exists() else []
+    return RunRecords(
+        facts, spans, served, trained, is_complete(run_dir), tuple(_attempt_facts(run_dir)), tuple(samples)
+    )
 
 
 def is_complete(run_dir: Path) -> bool:

@@ -14,6 +14,7 @@ from lemix_hpc.policy.recalibration import Learned
 COEFFICIENTS = "coefficients.yaml"
 """The stage times that a run started from, in its directory."""
 FACTS = "facts.json"
+SAMPLES = "samples.jsonl"
 """What a report needs besides spans and tasks."""
 PROGRESS = "progress.json"
 """The live figures."""
@@ -98,6 +99,13 @@ class TrainedTask(msgspec.Struct, frozen=True, tag="training", tag_field="kind")
 
 
 TaskRecord = ServedTask | TrainedTask
+
+
+class PostedSample(msgspec.Struct, frozen=True):
+    """A training sample of a client, as far as reports need it (`samples.jsonl`). `key`: the name of the client's key."""
+
+    id: str
+    key: str = ""
 
 
 class ClassFigures(msgspec.Struct, frozen=True):

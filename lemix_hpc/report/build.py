@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -12,13 +12,14 @@ import msgspec
 from lemix_hpc.policy.classes import ServiceClass
 from lemix_hpc.records.files import replace
 from lemix_hpc.records.reader import RunRecords, read_run
-from lemix_hpc.records.schema import ServedTask
+from lemix_hpc.records.schema import PostedSample, ServedTask, TrainedTask
 from lemix_hpc.report import metrics
 from lemix_hpc.report.between_passes import handed_on, next_token
 from lemix_hpc.report.classes import class_figures, milliseconds, of_class
 from lemix_hpc.report.token_times import between_tokens, stage_shares
 
 Section = dict[str, Any]
+USES = ("received", "finished", "prompt_tokens", "output_tokens", "samples", "samples_trained")
 
 
 def build_report(run_dir: Path) -> Section:
@@ -101,7 +102,7 @@ def _serving(run: RunRecords, batches: metrics.ServingBatches) -> Section:
         "inter_token_ms": milliseconds(gap for of_service in gaps.values() for gap in of_service),
         "nll": metrics.mean_nll(served),
         "mean_batch": batches.mean_size,
-        "keys": by_key(served),
+        "keys": by_key(served, run.posted, run.trained),
         "classes": {
             service: msgspec.to_builtins(
                 class_figures(
@@ -123,17 +124,24 @@ def _per_stage_second(run: RunRecords, shares: Mapping[str, float | None], avail
     return metrics.served_tokens(run.served) / seconds if seconds > 0.0 else None
 
 
-def by_key(served: Iterable[ServedTask]) -> dict[str, dict[str, int]]:
-    """What was asked for with each client's key."""
-    uses: dict[str, dict[str, int]] = {}
+def by_key(
+    served: Iterable[ServedTask], posted: Sequence[PostedSample], trained: Iterable[TrainedTask]
+) -> dict[str, dict[str, int]]:
+    """What was asked for with each client's key, and the samples that came with it."""
+    uses: dict[str, Counter[str]] = defaultdict(Counter)
     for task in served:
         if task.key is not None:
-            use = uses.setdefault(task.key, {"received": 0, "finished": 0, "prompt_tokens": 0, "output_tokens": 0})
-            use["received"] += 1
-            use["finished"] += task.outcome == "finished"
-            use["prompt_tokens"] += task.prompt_tokens
-            use["output_tokens"] += len(task.output)
-    return uses
+            uses[task.key].update(
+                received=1,
+                finished=int(task.outcome == "finished"),
+                prompt_tokens=task.prompt_tokens,
+                output_tokens=len(task.output),
+            )
+    learnt = {sample for task in trained for sample in task.samples}
+    for sample in posted:
+        if sample.key:
+            uses[sample.key].update(samples=1, samples_trained=int(sample.id in learnt))
+    return {key: {name: use[name] for name in USES} for key, use in uses.items()}
 
 
 def _gaps(run: RunRecords) -> dict[ServiceClass, list[float]]:

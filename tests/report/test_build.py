@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from lemix_hpc.policy.drift import Drift
-from lemix_hpc.records.schema import Outcome, RunFacts, ServedTask, Span
+from lemix_hpc.records.schema import SAMPLES, Outcome, PostedSample, RunFacts, ServedTask, Span, TrainedTask
 from lemix_hpc.report.build import build_report, by_key
 
 RunBuilder = Callable[..., Path]
@@ -122,7 +122,15 @@ def test_what_was_done_for_each_key() -> None:
         served("finished", "b", [3]),
         served("finished", None, []),
     ]
-    assert by_key(tasks) == {
-        "a": {"received": 2, "finished": 1, "prompt_tokens": 20, "output_tokens": 2},
-        "b": {"received": 1, "finished": 1, "prompt_tokens": 10, "output_tokens": 1},
+    posted = [PostedSample("s0", "b"), PostedSample("s1", "c"), PostedSample("s2", "c"), PostedSample("s3")]
+    trained = [TrainedTask("posted0", "finished", 0.0, 8, samples=["s0", "s2"])]
+    assert {key: list(use.values()) for key, use in by_key(tasks, posted, trained).items()} == {
+        "a": [2, 1, 20, 2, 0, 0],
+        "b": [1, 1, 10, 1, 1, 1],
+        "c": [0, 0, 0, 0, 2, 1],
     }
+
+
+def test_samples_of_clients_are_counted_by_the_key_that_brought_them(example_run: Path) -> None:
+    (example_run / SAMPLES).write_text('{"id":"s0","received":1.0,"text":"a","key":"eve"}\n{"id":"s1"}\n{"id":"cut')
+    assert build_report(example_run)["serving"]["keys"]["eve"]["samples"] == 1

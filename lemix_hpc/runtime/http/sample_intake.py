@@ -12,12 +12,12 @@ import msgspec
 
 from lemix_hpc.config.workload_section import TextFields
 from lemix_hpc.records.attempts import Attempt
+from lemix_hpc.records.schema import SAMPLES
 from lemix_hpc.runtime.http.errors import ApiError, bad_request, reused, too_much
 from lemix_hpc.workload.samples import Sample, SampleQueue, parse_samples
 from lemix_hpc.workload.tasks import digest as digest_of
 from lemix_hpc.workload.texts import Conversation, Document
 
-JOURNAL = "samples.jsonl"
 MOST_AT_ONCE = 10_000
 """Lines of one call."""
 MOST_WAITING = 100_000
@@ -65,12 +65,12 @@ class SampleIntake:
         before: Attempt | None = None,
     ) -> None:
         self._attempt = attempt
-        self._journal = (attempt.path / JOURNAL).open("ab", buffering=0)
-        attempt.publish(JOURNAL)
+        self._journal = (attempt.path / SAMPLES).open("ab", buffering=0)
+        attempt.publish(SAMPLES)
         self._fields = fields
         self._queue = queue
         self._wake = wake
-        entries = [] if before is None else _entries(before.path / JOURNAL)
+        entries = [] if before is None else _entries(before.path / SAMPLES)
         if entries:
             self._write(entries)
         self.posted = [Sample(entry.id, queue.tokenised(entry.document)) for entry in entries]

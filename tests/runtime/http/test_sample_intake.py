@@ -9,8 +9,9 @@ import pytest
 from lemix_hpc.config.training_section import Training
 from lemix_hpc.config.workload_section import TextData, TextFields
 from lemix_hpc.records.attempts import Attempt, claim
+from lemix_hpc.records.schema import SAMPLES
 from lemix_hpc.runtime.http.errors import ApiError
-from lemix_hpc.runtime.http.sample_intake import JOURNAL, SampleIntake
+from lemix_hpc.runtime.http.sample_intake import SampleIntake
 from lemix_hpc.workload.data_set import read_all
 from lemix_hpc.workload.samples import SampleQueue
 from lemix_hpc.workload.texts import Document
@@ -31,7 +32,7 @@ def intake(tmp_path: Path, waiting: SampleQueue, **more: Any) -> SampleIntake:
 
 
 def journal(tmp_path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (tmp_path / JOURNAL).read_text().splitlines()]
+    return [json.loads(line) for line in (tmp_path / SAMPLES).read_text().splitlines()]
 
 
 def test_what_is_accepted_is_on_disk_before_it_is_used(
@@ -54,7 +55,7 @@ def test_what_is_accepted_is_on_disk_before_it_is_used(
         {"id": "sample1", "received": 1.5, "prompt": "b", "completion": "c"},
         {"id": "sample2", "received": 2.5, "text": "d"},
     ]
-    again = read_all(TextData(path=tmp_path / JOURNAL))  # the journal is training text itself
+    again = read_all(TextData(path=tmp_path / SAMPLES))  # the journal is training text itself
     assert [again.document(index) for index in range(len(again))] == [
         Document("a"),
         Document("c", prompt="b"),
@@ -114,7 +115,7 @@ def test_the_next_attempt_has_what_was_accepted(tmp_path: Path, waiting: SampleQ
     first = intake(tmp_path, waiting)
     first.take(b'{"text": "a"}\n{"prompt": "b", "completion": "c"}', 1.5)
     before = journal(tmp_path)
-    with (tmp_path / JOURNAL).open("ab") as file:
+    with (tmp_path / SAMPLES).open("ab") as file:
         file.write(b'{"id": "sample2", "received": 9, "te')
     queue = SampleQueue(Training(sequence_length=8, packing="padded"), ByteTokenizer())
     again = intake(tmp_path, queue, before=tmp_path / "attempts" / "0")
@@ -147,7 +148,7 @@ def test_a_call_that_was_cut_off_in_the_middle_was_never_acknowledged(tmp_path: 
     samples_in.take(b'{"text": "a"}', 1.0, "whole")
     body = b'{"text": "b"}\n{"text": "c"}'
     samples_in.take(body, 1.0, "cut")
-    path = tmp_path / "attempts" / "0" / JOURNAL
+    path = tmp_path / "attempts" / "0" / SAMPLES
     path.write_bytes(path.read_bytes()[:-9])
     queue = SampleQueue(Training(sequence_length=8, packing="padded"), ByteTokenizer())
     again = intake(tmp_path, queue, before=tmp_path / "attempts" / "0")
