@@ -210,9 +210,9 @@ class RunFacts(msgspec.Struct, frozen=True):
     to the stage times of each pass of a response; `checkpoints`: None if nothing is saved; `refuses_after_s`: when the policy
     let nothing run any more, None if that was not limited; `disk`: None if it took everything; `pace_s`: the limits on
     `ttft` and `tpot` that decode was paced to, if it was; `skipped_steps`: whose gradients were not finite, so that they
-    changed nothing and are none of the `steps`; `training_stopped`: whether it was for that; `lost_losses`: micro-batches of
-    the last attempt whose loss was not finite;
-    `completion_window_s`: limit on responses of batch requests; `changes`: of the recipe, while the run went on.
+    changed nothing and are none of the `steps`; `training_stopped`: whether it was for that; `lost_losses`: micro-batches
+    whose loss was not finite; `completion_window_s`: limit on responses of batch requests; `changes`: of the recipe, while the
+    run went on.
     """
 
     policy: str

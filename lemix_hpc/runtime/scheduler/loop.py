@@ -138,6 +138,9 @@ class SchedulerLoop:
         )
         for task in inherited.served:
             self._live.ended(task)
+        for trained in inherited.trained:
+            if trained.loss is not None:
+                self._live.learned(trained.loss)
         self._tick_at = scheduler.next_tick
         self._watch = watch or Watch(math.inf, now, layout.role)
         self.stopped: set[tuple[int, int]] = set()
@@ -159,7 +162,7 @@ class SchedulerLoop:
 
     @property
     def lost_losses(self) -> int:
-        """Micro-batches of this attempt whose loss is not finite."""
+        """Micro-batches whose loss is not finite, in all attempts."""
         return self._live.lost_losses
 
     @property

@@ -407,6 +407,13 @@ def test_what_has_an_outcome_is_not_served_again(start: Start) -> None:
     assert rank.loop.finished
 
 
+def test_losses_of_earlier_attempts_count(start: Start) -> None:
+    losses = [2.0, math.nan, math.inf, 4.0, None]
+    trained = [TrainedTask(f"t{n}", "finished", 0.0, 8, node=0, loss=loss, step=n) for n, loss in enumerate(losses)]
+    rank = start(inherited=Inheritance(trained=trained))
+    assert rank.loop.lost_losses == 2, "what has no loss was not written down in time"
+
+
 def test_work_on_a_call_is_a_sign_of_life(start: Start) -> None:
     rank = start(server=Server([Caller("c0", 1.0, (8, 2))]))
     rank.turn(1.0)
