@@ -66,7 +66,7 @@ def run(
     as_json: Json = False,
 ) -> None:
     """Start a run, show its progress, and print its report. Exit code 1 if it fails."""
-    ready, kind = _prepare(recipe, overrides, cluster)
+    ready, kind = _prepare(recipe, overrides, cluster, out)
     if dry_run:
         _show_dry_run(ready, kind)
         return
@@ -86,7 +86,7 @@ def submit(
     as_json: Json = False,
 ) -> None:
     """Start a run and return at once. Follow it with `lemix ps`, `lemix logs` and `lemix report`."""
-    ready, kind = _prepare(recipe, overrides, cluster)
+    ready, kind = _prepare(recipe, overrides, cluster, out)
     if dry_run:
         _show_dry_run(ready, kind)
         return
@@ -137,15 +137,21 @@ def _tell(started: StartedRun, *, as_json: bool) -> None:
         typer.echo(f"Started {record.id} as {what}; its directory is {started.run.path}")
 
 
-def _prepare(path: Path, overrides: list[str] | None, cluster: ClusterChoice | None) -> tuple[Recipe, ClusterKind]:
+def _prepare(
+    path: Path, overrides: list[str] | None, cluster: ClusterChoice | None, out: Path | None
+) -> tuple[Recipe, ClusterKind]:
     from lemix_hpc.config.load import read_recipe
     from lemix_hpc.launch.preflight import preflight
+    from lemix_hpc.launch.rundir import runs_root
     from lemix_hpc.launch.start import choose_cluster
+    from lemix_hpc.launch.visibility import unseen
 
     loaded = read_recipe(path, overrides or [])
     kind = choose_cluster(cluster or loaded.recipe.cluster.kind)
     for notice in preflight(loaded, kind):
         typer.echo(notice, err=True)
+    if kind == "slurm" and (warning := unseen(loaded.recipe, out or runs_root())):
+        typer.echo(warning, err=True)
     return loaded.recipe, kind
 
 

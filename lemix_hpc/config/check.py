@@ -216,7 +216,7 @@ def _check_across_nodes(recipe: Recipe) -> Iterator[Problem]:
 
 
 def _check_files(recipe: Recipe) -> Iterator[Problem]:
-    for key, path in _files(recipe):
+    for key, path in files_of(recipe):
         if why := why_no_file(path):
             yield Problem(key, why)
         elif not path.exists():
@@ -257,7 +257,8 @@ def _check_resume(recipe: Recipe) -> Iterator[Problem]:
         )
 
 
-def _files(recipe: Recipe) -> Iterator[tuple[KeyPath, Path]]:
+def files_of(recipe: Recipe) -> Iterator[tuple[KeyPath, Path]]:
+    """All files that a recipe names, each with its key, apart from those of the model."""
     if recipe.engine.coefficients is not None:
         yield ("engine", "coefficients"), recipe.engine.coefficients
     if recipe.policy.coefficients is not None:

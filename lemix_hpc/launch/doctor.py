@@ -21,9 +21,11 @@ from lemix_hpc.launch.preflight import preflight
 from lemix_hpc.launch.rundir import runs_root
 from lemix_hpc.launch.start import choose_cluster, slurm_answers
 from lemix_hpc.launch.survival_checks import parse_config, parse_partition, survival_checks
+from lemix_hpc.launch.visibility import prove
 
 OLDEST_PYTHON = (3, 11)
 TIMEOUT_S = 60
+_NO_FILE, _NO_PYTHON = 41, 42
 _TWO_RANKS = (
     "from mpi4py import MPI; print('ranks', MPI.COMM_WORLD.allreduce(1), MPI.Get_library_version().split(',')[0])"
 )
@@ -161,14 +163,21 @@ def _slurm_checks(cluster: Cluster) -> Iterator[Check]:
 
 
 def _shared(cluster: Cluster) -> Check:
-    """A file written here must be seen by a job."""
+    """A file written here, and this Python, must be seen by a job."""
     name = "shared directory"
     probe = runs_root().absolute() / f".doctor-{secrets.token_hex(4)}"
     options = {"partition": cluster.partition, "account": cluster.account, "qos": cluster.qos}
     flags = [f"--{key}={value}" for key, value in options.items() if value is not None]
     try:
         probe.touch()
-        done = _call(["srun", "--ntasks=1", "--time=1", "--immediate=30", *flags, "test", "-e", str(probe)])
+        look = [
+            "sh",
+            "-c",
+            f'test -e "$0" || exit {_NO_FILE}; test -x "$1" || exit {_NO_PYTHON}',
+            str(probe),
+            sys.executable,
+        ]
+        done = _call(["srun", "--ntasks=1", "--time=1", "--immediate=30", *flags, *look])
     except subprocess.TimeoutExpired:
         return Check(
             name,
@@ -180,8 +189,15 @@ def _shared(cluster: Cluster) -> Check:
     finally:
         probe.unlink(missing_ok=True)
     if done.returncode == 0:
-        return Check(name, "ok", f"jobs see {probe.parent}")
-    if "srun: error" in done.stderr and "Exited with exit code 1" not in done.stderr:
+        prove(probe.parent)
+        return Check(name, "ok", f"jobs see {probe.parent} and {sys.executable}")
+    if done.returncode == _NO_PYTHON:
+        prove(probe.parent)
+        text = (
+            f"jobs see {probe.parent}, but not {sys.executable}; install lemix-hpc in a directory that all hosts share"
+        )
+        return Check(name, "fail", text)
+    if done.returncode != _NO_FILE:
         return Check(name, "warn", f"no job started, so it is not known: {_last_line(done.stderr)}")
     return Check(name, "fail", f"jobs do not see {probe.parent}; set LEMIX_RUNS to a directory that all hosts share")
 
