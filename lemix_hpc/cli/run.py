@@ -116,7 +116,8 @@ def resume(
     record = resumable(run)
     kind = choose_cluster(cluster or record.cluster)
     loaded = read_recipe(run.recipe, [])
-    preflight(loaded, kind)
+    for notice in preflight(loaded, kind, run.path):
+        typer.echo(notice, err=True)
     _tell(start_again(run, loaded.recipe, kind, renew=renew), as_json=as_json)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lemix_hpc.config.api_keys import read_keys
 from lemix_hpc.config.check import check_profile, check_recipe
@@ -16,21 +17,32 @@ from lemix_hpc.config.problem import Problem
 from lemix_hpc.config.text_file import why_no_file
 from lemix_hpc.engines.host_files import place_for_sockets
 
+if TYPE_CHECKING:
+    from lemix_hpc.workload.training import MicroBatchStream
 
-def preflight(loaded: LoadedRecipe, cluster: str) -> tuple[str, ...]:
+
+def preflight(loaded: LoadedRecipe, cluster: str, run_dir: Path | None = None) -> tuple[str, ...]:
     """Raises UserError with every mistake found, each with its place in the recipe or data file. Loads no engine.
 
     Reads the workload as the run will, so that a broken file costs no allocation; returns a notice for each line of it that
-    will be left out, and warnings of what is most likely not meant.
+    will be left out, and warnings of what is most likely not meant. `run_dir`: of a run that is to go on.
     """
     problems = [*check_recipe(loaded.recipe), *_split(loaded), *_keys(loaded), *_ranks(loaded, cluster)]
     loaded.reject([*problems, *_files(loaded, problems), *_device(loaded, cluster)])
     from lemix_hpc.workload.load import load_workload
 
     work = load_workload(loaded.recipe)
-    if work.batches is not None:
-        next(work.batches)
-    return work.notices
+    if work.batches is None:
+        return work.notices
+    next(work.batches)
+    return (*work.notices, *_changed_data(work.batches, run_dir))
+
+
+def _changed_data(batches: MicroBatchStream, run_dir: Path | None) -> Sequence[str]:
+    from lemix_hpc.run_setup.data_memory import changed
+
+    identity = batches.identity() if run_dir is not None else None
+    return () if identity is None or run_dir is None else changed(run_dir, identity)
 
 
 def preflight_simulation(loaded: LoadedRecipe) -> None:

@@ -23,7 +23,8 @@ class Inheritance:
     again. `next_number`: of tasks. `cuts`: groups of training in order; `places`: the node that each was trained on last;
     `done`: those that are in the weights that training goes on from. `steps` made these (`skipped` of them changed
     nothing), and `versions` are those of each node's weights. `clock`: where the time of the run goes on [s]. `changes`: of
-    the recipe, by users. `damage`: what could not be read, for people.
+    the recipe, by users. `damage`: what could not be read, for people. `elsewhere`: the checkpoint of another run that the
+    weights are from.
     """
 
     last: Attempt | None = None
@@ -43,6 +44,7 @@ class Inheritance:
     clock: float = 0.0
     changes: list[Changed] = field(default_factory=list)
     damage: list[str] = field(default_factory=list)
+    elsewhere: Path | None = None
 
 
 NOTHING = Inheritance()

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from lemix_hpc.config.recipe import Recipe
 from lemix_hpc.engines.protocol import MicroBatch
@@ -23,6 +23,38 @@ class Text(Protocol):
     def __next__(self) -> TrainingBatch: ...
 
     def go_to(self, index: int, window: tuple[int, int]) -> None: ...
+
+
+class TextStart(NamedTuple):
+    """A micro-batch of the text, and a position that is not later, as in `TrainingBatch.window`."""
+
+    micro_batch: int
+    position: tuple[int, int]
+
+
+BEGINNING = TextStart(0, (0, 0))
+
+
+class TextLeft(NamedTuple):
+    """What is left of the text: from `start` on, some of it perhaps done; nothing from micro-batch `end` on was ever cut."""
+
+    start: TextStart
+    end: int
+
+
+def text_left(cuts: Sequence[GroupCut], done: Iterable[int]) -> TextLeft | None:
+    """Behind these groups, of which those `done` are in the weights; None if no text was cut."""
+    over = frozenset(done)
+    text = [(index, cut) for cut in cuts for index in map(index_of, cut.ids) if index is not None]
+    if not text:
+        return None
+    end, last = text[-1][0] + 1, text[-1][1]
+    first, cut = min(((index, cut) for index, cut in text if cut.group not in over), default=(end, last), key=_index)
+    return TextLeft(TextStart(first, cut.position), end)
+
+
+def _index(one: tuple[int, GroupCut]) -> int:
+    return one[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,23 +105,28 @@ class TrainingFeed:
         self._groups = 0
         self._again: deque[tuple[int, list[TrainingBatch]]] = deque()
 
-    def go_on(self, cuts: Sequence[GroupCut], done: Iterable[int], posted: Sequence[Sample] = ()) -> None:
+    def go_on(
+        self,
+        cuts: Sequence[GroupCut],
+        done: Iterable[int],
+        posted: Sequence[Sample] = (),
+        start: TextStart = BEGINNING,
+    ) -> None:
         """Go on behind the groups of earlier attempts, in order; those that are not `done` come again first.
 
-        `posted`: all samples that clients have sent so far. Before the first group.
+        `posted`: all samples that clients have sent so far; `start`: where the run's text began. Before the first group.
         """
         over = frozenset(done)
         left = [cut for cut in cuts if cut.group not in over]
         counts = [count for cut in cuts for count in cut.posted]
         batches = {} if self._samples is None else {b.id: b for b in self._samples.again(posted, counts)}
-        text = [(index, cut.position) for cut in cuts for index in map(index_of, cut.ids) if index is not None]
-        wanted = {index for cut in left for index in map(index_of, cut.ids) if index is not None}
-        if self._text is not None and text:
-            end = text[-1][0] + 1
-            first = min(wanted, default=end)
-            position = next((at for index, at in text if index == first), text[-1][1])
-            self._text.go_to(first, position)
-            batches |= {batch.id: batch for batch in (next(self._text) for _ in range(first, end))}
+        text = text_left(cuts, over) or TextLeft(start, start.micro_batch)
+        if self._text is not None and text.start != BEGINNING:
+            self._text.go_to(*text.start)
+        if self._text is not None:
+            batches |= {
+                batch.id: batch for batch in (next(self._text) for _ in range(text.start.micro_batch, text.end))
+            }
         self._again.extend((cut.group, [batches[name] for name in cut.ids]) for cut in left)
         self._groups = cuts[-1].group + 1 if cuts else 0
         self._taken = sum(len(cut.ids) for cut in cuts)

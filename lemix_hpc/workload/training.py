@@ -9,6 +9,7 @@ import numpy as np
 from lemix_hpc.config.errors import UserError
 from lemix_hpc.config.training_section import Training
 from lemix_hpc.config.workload_section import LengthTable
+from lemix_hpc.workload.data_identity import DataIdentity, identity_of
 from lemix_hpc.workload.data_set import BLOCK, DataSet, Window
 from lemix_hpc.workload.labels import NO_LABEL, Labelled, has_labels, labelled
 from lemix_hpc.workload.lengths import sample_lengths
@@ -64,6 +65,17 @@ class MicroBatchStream(Iterator[TrainingBatch]):
 
     def __next__(self) -> TrainingBatch:
         return next(self._endless)
+
+    def identity(self) -> DataIdentity | None:
+        """Of the data, None if none are read. Raises OSError for a file that cannot be read any more."""
+        if self._data is None or self._tokenizer is None:
+            return None
+        training, tokenizer = self._training, self._tokenizer
+        assert training.data is not None, "there are data"
+        sizes = (training.micro_batch_size, training.sequence_length, training.packing, self._seed)
+        probe = tokenizer.encode("The quick brown fox: 1 + 1 = 2, \u00e4\u4e2d.")
+        cut = (*sizes, training.data.fields.model_dump_json(), tokenizer.vocab_size, tokenizer.eos, probe)
+        return identity_of([file.path for file in self._data.files], cut)
 
     def go_to(self, index: int, window: tuple[int, int] = (0, 0)) -> None:
         """Go on with the micro-batch of this index. `window`: one that is not later, as in `TrainingBatch.window`.

@@ -112,6 +112,7 @@ def test_weights_come_out_and_training_goes_on_on_other_stages(lemix_run: Run, t
     for prompt, task in served_under(second, 4):
         assert task["nll"] == pytest.approx(nll(last, prompt), rel=1e-4)
     assert [(node.node, node.updates, node.version) for node in manifest.saved] == [(0, 16, 4)]
+    assert second.tasks("training")[0]["id"] == "t12", "the data go on where the first run stopped"
     assert second.losses()[0] < first.losses()[0] - 0.3, "it had learned something"
 
 

@@ -35,6 +35,7 @@ from lemix_hpc.records.schema import (
 )
 from lemix_hpc.records.writer import Recorder
 from lemix_hpc.run_setup import recollection
+from lemix_hpc.run_setup.data_memory import recall_data
 from lemix_hpc.run_setup.scheduler_setup import (
     allocation_end,
     limits_ms,
@@ -45,7 +46,7 @@ from lemix_hpc.run_setup.scheduler_setup import (
     placement_of,
     split,
 )
-from lemix_hpc.run_setup.training_feed import feed_of
+from lemix_hpc.run_setup.training_feed import BEGINNING, TextStart, feed_of
 from lemix_hpc.runtime.http.call_router import CallRouter
 from lemix_hpc.runtime.http.endpoint import Endpoint
 from lemix_hpc.runtime.leader.make_leader import AnyLeader, engines_in
@@ -192,6 +193,16 @@ class SchedulerRank:
             scheduler.recall(memory)
             self._recorder.recalled(SchedulerMemory(coefficients, memory))
 
+    def _recall_data(self, work: Workload) -> TextStart:
+        """Where the run's training text begins."""
+        identity = work.batches.identity() if work.batches is not None else None
+        if identity is None:
+            return BEGINNING
+        recalled = recall_data(self._attempt.run_dir, identity, self._inherited.elsewhere)
+        for notice in recalled.notices:
+            print(notice, flush=True)
+        return recalled.start
+
     def _write_down(self, facts: RunFacts, scheduler: Scheduler, coefficients: str) -> None:
         self._recorder.facts(facts)
         self._recorder.memory(SchedulerMemory(coefficients, scheduler.memory))
@@ -240,7 +251,7 @@ class SchedulerRank:
         recipe = self._recipe
         feed = feed_of(recipe, work, next_number, endpoint.samples)
         if feed is not None:
-            feed.go_on(self._inherited.cuts, self._inherited.done, endpoint.posted)
+            feed.go_on(self._inherited.cuts, self._inherited.done, endpoint.posted, self._recall_data(work))
         settings = LoopSettings(
             self._context,
             recipe.report.live_interval_s,

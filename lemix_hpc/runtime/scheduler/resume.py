@@ -65,7 +65,9 @@ def take_over(recipe: Recipe, attempt: Attempt) -> tuple[Beginning, Inheritance]
         damage=damage,
     )
     patiently(lambda: attempt.start(start), DISK_TIMEOUT_S)
-    return _beginning(recipe, own, inherited), inherited
+    beginning = _beginning(recipe, own, inherited)
+    elsewhere = None if beginning.continued else beginning.checkpoint
+    return beginning, dataclasses.replace(inherited, elsewhere=elsewhere)
 
 
 def _beginning(recipe: Recipe, own: Checkpoint | None, inherited: Inheritance) -> Beginning:
