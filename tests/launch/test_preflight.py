@@ -184,7 +184,7 @@ def test_lines_that_will_be_left_out_are_told(write: Write, tmp_path: Path) -> N
     (tmp_path / "text.jsonl").write_text('{"text": "one two three four five"}\n{"words": 3}\n')
     training = "training: {data: {path: text.jsonl}, sequence_length: 8, micro_batch_size: 1}"
     [told] = preflight(write(COMPUTES, SERVING, training), "local")
-    assert told.startswith(f"{tmp_path}/text.jsonl, line 2: expected `text`")
+    assert told.startswith(f"left out: {tmp_path}/text.jsonl, line 2: expected `text`")
 
 
 def test_text_that_makes_no_micro_batch_is_refused(write: Write, tmp_path: Path) -> None:
