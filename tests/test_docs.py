@@ -33,7 +33,7 @@ SHORTER = {
     "lemix compare recipes/policy-study.yaml": "--seeds 0 --rates 50 --set serving.source.requests=50",
     "benchmarks/generate_agreement.py": "--placements fill --rates 8 --paces none --seconds 3 --outputs 20 --stretch 1",
     "benchmarks/pass_gap.py": "--only unpaced --rate 10 --requests 10",
-    "lemix compare recipes/generation-study.yaml": "--seeds 0 --rates 8 --set serving.source.requests=20",
+    "lemix compare recipes/emulated-a100.yaml": "--seeds 0 --rates 8 --set serving.source.requests=20",
     "lemix capacity recipes/policy-study.yaml": "--seeds 0 --tolerance 0.5 --set serving.source.requests=200",
     "benchmarks/policy_study.py": "--seeds 1 --rates 50 --requests 40 --hours 0.02",
     "benchmarks/decision_cost.py": "--nodes 4 --decisions 100",
