@@ -17,17 +17,19 @@ from typing import Any
 
 from lemix_hpc.checkpoints.resumption import NodeStart
 from lemix_hpc.config.recipe import Recipe
-from lemix_hpc.engines.emulated import EmulatedStage
+from lemix_hpc.engines.emulated import make_stage
 from lemix_hpc.engines.protocol import Payload
 from lemix_hpc.policy.events import Event
 from lemix_hpc.profiling.hardware import load_hardware
 from lemix_hpc.records.inheritance import NOTHING, Inheritance
 from lemix_hpc.records.journal import Ended, Record, Trained
-from lemix_hpc.records.schema import Progress, ServedTask, Span, TaskRecord, TrainedTask
+from lemix_hpc.records.schema import NodeMemory, Progress, ServedTask, Span, TaskRecord, TrainedTask
 from lemix_hpc.records.writer import Recorder
+from lemix_hpc.run_setup.memory_limits import is_limited
 from lemix_hpc.run_setup.scheduler_setup import make_scheduler, mean_unloaded_response, pace_of, partners, split
 from lemix_hpc.run_setup.training_feed import feed_of
 from lemix_hpc.runtime.http.call_router import CallRouter
+from lemix_hpc.runtime.leader.batching_leader import Leader
 from lemix_hpc.runtime.leader.make_leader import make_leader
 from lemix_hpc.runtime.main import stage_place, stage_rules
 from lemix_hpc.runtime.scheduler.loop import LoopSettings, SchedulerLoop
@@ -184,7 +186,7 @@ class OneProcess:
             self._settle()
             if self._loop.finished:
                 return
-            next_time = min(self._ends(), self._loop._arrivals.next, self._loop._tick_at, self._due())
+            next_time = min(self._ends(), self._loop._arrivals.next, self._loop._tick_at, self._due(), self._moved())
             assert self._time[0] < next_time < math.inf, "nothing will ever happen again"
             self._time[0] = next_time
 
@@ -192,7 +194,22 @@ class OneProcess:
         return min((clock.busy_until for _, clock in self._stages if clock.busy), default=math.inf)
 
     def _due(self) -> float:
-        return min(leader._due if leader._may_form() else math.inf for leader in self._leaders)
+        return min(map(self._leader_due, self._leaders))
+
+    def _leader_due(self, leader: Leader) -> float:
+        batch = leader._due if leader._may_form() and not leader._lacks_memory else math.inf
+        return min(batch, leader._gate.until)
+
+    def _moved(self) -> float:
+        """When the next thing that is on its way to the host or back gets there."""
+        idle = (worker for worker, clock in self._stages if not clock.busy)
+        ways = min((worker._passes.resting.until_settled for worker in idle), default=math.inf)
+        return max(self._time[0] + ways, math.nextafter(self._time[0], math.inf))
+
+    @property
+    def memory(self) -> list[NodeMemory]:
+        """What each node has made of its memory."""
+        return [leader._gate.used for leader in self._leaders if leader._gate.limited]
 
     def _settle(self) -> None:
         """Everything that happens at this instant."""
@@ -252,16 +269,13 @@ class OneProcess:
         return make_leader(recipe, self._layout, node, box, unused, run_clock, unused)
 
     def _make_stage(self, recipe: Recipe, node: int, stage: int) -> tuple[StageWorker, Clock]:
-        hardware, clock = load_hardware(recipe), Clock(self._time)
-        latency, pieces = (
-            hardware.latencies(recipe.nodes.stages)[hardware.kinds[node]],
-            hardware.pieces(recipe.nodes.stages),
-        )
-        engine = EmulatedStage(latency, stage, pieces, clock=clock.now, sleep=clock.sleep)
+        clock = Clock(self._time)
+        engine = make_stage(recipe, load_hardware(recipe), node, stage, clock=clock.now, sleep=clock.sleep)
         box = self._box(self._layout.worker(node, stage), Inbox.STAGE, clock)
         place = stage_place(recipe, self._layout, node, stage)
         run_clock: Any = clock
         nobody_waits: Any = SimpleNamespace(wake=lambda: None)
+        rules = stage_rules(recipe, limited=is_limited(recipe))
         start = NodeStart(self._inherited.versions.get(node, 0))
-        worker = StageWorker(place, engine, box, run_clock, nobody_waits, stage_rules(recipe), partners(recipe), start)
+        worker = StageWorker(place, engine, box, run_clock, nobody_waits, rules, partners(recipe), start)
         return worker, clock

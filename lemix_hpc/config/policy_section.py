@@ -23,8 +23,12 @@ else:
 
 
 class Memory(Section):
-    """The memory of a simulated stage. Without a capacity it is no limit."""
+    """The memory of a stage. Without a capacity it is no limit."""
 
+    mode: Literal["offload", "wait", "ignore"] = Field(
+        default="offload",
+        description="what a task does that does not fit: wait, and then move training aside; only wait; neither",
+    )
     capacity_gb: PositiveFloat | None = Field(default=None, description="of a stage, GB")
     kappa: Annotated[float, Field(gt=0.0, le=1.0)] = Field(default=0.9, description="part of the capacity to fill")
     max_wait_s: SecondsOrNone = Field(default=1.0, description="wait for memory before others make room, seconds")

@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from lemix_hpc.config.recipe import Recipe
-from lemix_hpc.engines.protocol import MicroBatch, Payload, SequenceResult, ServeBatch, Work
+from lemix_hpc.engines.protocol import MicroBatch, Payload, SequenceResult, ServeBatch, Transfer, Work
 from lemix_hpc.engines.weightless import NOTHING, WeightlessStage
 from lemix_hpc.policy.latency import LatencyModel, Shape
-from lemix_hpc.profiling.hardware import load_hardware
+from lemix_hpc.profiling.hardware import Hardware, load_hardware
 
 TIMER_SLACK = Path("/proc/self/timerslack_ns")
 
@@ -23,8 +23,26 @@ def build_stage(recipe: Recipe, *, node: int, stage: int, device: str, meeting: 
     Raises UserError for a file that cannot be read or is for another number of stages.
     """
     _sleep_precisely()
-    hardware, stages = load_hardware(recipe), recipe.nodes.stages
-    return EmulatedStage(hardware.latencies(stages)[hardware.kinds[node]], stage, hardware.pieces(stages))
+    return make_stage(recipe, load_hardware(recipe), node, stage)
+
+
+def make_stage(
+    recipe: Recipe,
+    hardware: Hardware,
+    node: int,
+    stage: int,
+    *,
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
+) -> EmulatedStage:
+    """As `build_stage`, on any clock."""
+    stages, kind, rate = recipe.nodes.stages, hardware.kinds[node], recipe.policy.memory.offload_gb_per_s
+    held = hardware.real[kind].memory(stages)
+    moving = 0.0
+    if held is not None and rate is not None:
+        moving = math.ceil(held[stage].activation_bytes_per_token or 0.0) / (1e9 * rate)
+    latency = hardware.latencies(stages)[kind]
+    return EmulatedStage(latency, stage, hardware.pieces(stages), moving_token=moving, clock=clock, sleep=sleep)
 
 
 def _sleep_precisely() -> None:
@@ -35,6 +53,8 @@ def _sleep_precisely() -> None:
 
 class EmulatedStage(WeightlessStage):
     """One emulated device. `layers` is in how many pieces a training pass is cut; it can rest between two of them.
+    `moving_token`: seconds to move the activations of a token to the host or back, over a link that takes one thing after the
+    other.
 
     Within a pass the device is never starved: the next layer starts when the last one ended, as queued kernels do, however
     long the loop took between two calls. A pass that rested for other work goes on when it is called again.
@@ -46,6 +66,7 @@ class EmulatedStage(WeightlessStage):
         stage: int,
         layers: int,
         *,
+        moving_token: float = 0.0,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
@@ -57,6 +78,8 @@ class EmulatedStage(WeightlessStage):
         self._clock = clock
         self._sleep = sleep
         self._shapes: dict[int, Shape] = {}
+        self._moving_token = moving_token
+        self._link_free = -math.inf
         self._free = 0.0
         self._running: object = None
 
@@ -81,6 +104,17 @@ class EmulatedStage(WeightlessStage):
     def backward(self, micro_batch: int, grad: Payload | None) -> Work[Payload | None]:  # noqa: ARG002
         yield from self._occupy(self._backward.seconds(self._shapes.pop(micro_batch)), self._layers)
         return None if self._first else NOTHING
+
+    def offload(self, micro_batch: int) -> Transfer:
+        return self._move(micro_batch)
+
+    def bring_back(self, micro_batch: int) -> Transfer:
+        return self._move(micro_batch)
+
+    def _move(self, micro_batch: int) -> Transfer:
+        seconds = self._shapes[micro_batch].tokens * self._moving_token
+        self._link_free = end = max(self._link_free, self._clock()) + seconds
+        return Transfer(lambda: max(0.0, end - self._clock()))
 
     def _occupy(self, seconds: float, pieces: int) -> Iterator[None]:
         mine = object()

@@ -13,6 +13,7 @@ from lemix_hpc.config.errors import UserError
 from lemix_hpc.config.recipe import Recipe
 from lemix_hpc.config.training_section import Training
 from lemix_hpc.engines.model_sizes import ModelSizes, describe
+from lemix_hpc.engines.protocol import StageTakes
 from lemix_hpc.engines.torch.loss_chunks import chunk_tokens
 from lemix_hpc.engines.torch.partition import layer_ranges
 from lemix_hpc.profiling.coefficients import CoefficientFile
@@ -29,6 +30,8 @@ USUAL_CONTEXT = 4096
 CPU_CACHE_GB = 0.25
 """What vLLM gets on a CPU unless it is told."""
 CACHE = "KV cache"
+SPARE_CACHE = 1.25
+"""How much more the torch engine's caches take than their tokens: they grow by so much at a time."""
 SPARE = 0.95
 """The part of a GPU's memory that a run may count on: some of the rest is in pieces that are too small."""
 
@@ -114,6 +117,34 @@ def planned_cache(recipe: Recipe, capacity: float) -> int:
     return int(room)
 
 
+def stage_takes(recipe: Recipe, stage: int, capacity: int | None, *, cuda: bool) -> StageTakes:
+    """What a stage takes of a device of `capacity` bytes (None: only the recipe limits it) while a run goes on.
+
+    What rests between a micro-batch's forward and its backward is counted for each token of it, what only one pass at a time
+    takes for the largest micro-batch.
+    """
+    sizes, training = describe(recipe.model), recipe.training
+    layers = layer_ranges(sizes, recipe.nodes.stages)[stage]
+    plan = _plan(recipe, sizes, stage, layers, cuda=cuda)
+    wide = _width(recipe, cuda=cuda)
+    own_cache = recipe.engine.kind == "vllm"  # it has all of it from the start
+    resting = sum(nbytes for use, nbytes in plan.device.items() if use not in ("activations", CACHE))
+    resting += plan.device[CACHE] if own_cache else 0.0
+    working, kept = 0.0, 0.0
+    if training is not None:
+        whole = len(layers) * layer_activations(sizes, wide) + wide * sizes.hidden
+        tokens = training.micro_batch_size * training.sequence_length
+        if stage < recipe.nodes.stages - 1 or (training.release == "sync" and training.schedule == "gpipe"):
+            kept = whole if training.release == "sync" else (wide * sizes.hidden if stage else 0)
+        if kept < whole:
+            working = tokens * whole  # of one micro-batch: run again, or with its backward right behind
+        if stage == recipe.nodes.stages - 1:
+            working += tokens * (2 * wide + 4) * sizes.hidden
+            working += min(tokens, chunk_tokens(sizes.vocab)) * head_activations(sizes, wide)
+    cache = 0.0 if own_cache else SPARE_CACHE * 2 * len(layers) * sizes.keys * wide
+    return StageTakes(math.ceil(resting), math.ceil(working), math.ceil(cache), math.ceil(kept), capacity)
+
+
 def stage_parameters(sizes: ModelSizes, layers: range, *, first: bool, last: bool) -> int:
     """Weights of a stage."""
     embedding = sizes.head_parameters
@@ -155,7 +186,7 @@ def open_groups(training: Training, stage: int) -> int:
 def _plan(recipe: Recipe, sizes: ModelSizes, stage: int, layers: range, *, cuda: bool) -> StagePlan:
     stages, engine, training = recipe.nodes.stages, recipe.engine, recipe.training
     first, last = stage == 0, stage == stages - 1
-    wide = BYTES[("bfloat16" if cuda else "float32") if engine.dtype == "auto" else engine.dtype]
+    wide = _width(recipe, cuda=cuda)
     parameters = stage_parameters(sizes, layers, first=first, last=last)
     copies = 2 if engine.kind == "vllm" and engine.vllm.weights == "copy" else 1
     device: dict[str, float] = {"weights": copies * wide * parameters}
@@ -170,6 +201,12 @@ def _plan(recipe: Recipe, sizes: ModelSizes, stage: int, layers: range, *, cuda:
     if cuda:
         device["context and graphs"] = CONTEXT + (GRAPHS if engine.kind == "vllm" else 0.0)
     return StagePlan(stage, layers, parameters, device, host)
+
+
+def _width(recipe: Recipe, *, cuda: bool) -> int:
+    """Bytes of a weight."""
+    dtype = recipe.engine.dtype
+    return BYTES[("bfloat16" if cuda else "float32") if dtype == "auto" else dtype]
 
 
 def _state(training: Training, wide: int, parameters: int) -> tuple[float, dict[str, float]]:

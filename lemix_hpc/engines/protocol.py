@@ -6,7 +6,7 @@ its result. The loop advances it one piece at a time and may do other work, serv
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -120,6 +120,25 @@ class PermissionToCommit:
     """From an engine that forms its own batches: those that came before run under the old weights, later ones under the new."""
 
 
+@dataclass(frozen=True, slots=True)
+class Transfer:
+    """Something on its way between device and host, beside all computing. `remaining`: seconds until it is likely to be over, 0
+    once it is."""
+
+    remaining: Callable[[], float]
+
+
+class StageTakes(msgspec.Struct, frozen=True, array_like=True):
+    """Bytes that a stage takes: always (`resting`), while a pass runs (`working`), and for each token in the cache of a request
+    and in training between its passes. `capacity`: of its device, None if only the recipe limits it."""
+
+    resting: int
+    working: int
+    cache_bytes: int
+    activation_bytes: int
+    capacity: int | None = None
+
+
 EngineOrder = ServeBatch | PermissionToCommit
 
 
@@ -154,6 +173,20 @@ class StageEngine(Protocol):
 
         Raises KeyError for a micro-batch whose forward did not run here.
         """
+        ...
+
+    @property
+    def takes(self) -> StageTakes | None:
+        """What the stage takes of memory; None where a coefficient file says it."""
+        ...
+
+    def offload(self, micro_batch: int) -> Transfer:
+        """Begin to move to the host what a micro-batch keeps for its backward, whose forward has ended. While it is away its
+        backward must not begin."""
+        ...
+
+    def bring_back(self, micro_batch: int) -> Transfer:
+        """Begin to move back what was offloaded."""
         ...
 
     @property

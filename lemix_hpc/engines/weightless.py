@@ -6,7 +6,16 @@ from collections.abc import Sequence
 from typing import Any
 
 from lemix_hpc.checkpoints.stage_state import SavedState, StageState
-from lemix_hpc.engines.protocol import GroupGradient, LedByLeader, Payload, StageEngine, Vector, Work
+from lemix_hpc.engines.protocol import (
+    GroupGradient,
+    LedByLeader,
+    Payload,
+    StageEngine,
+    StageTakes,
+    Transfer,
+    Vector,
+    Work,
+)
 
 NOTHING = Payload((), "uint8", memoryview(b""))
 
@@ -16,6 +25,17 @@ class WeightlessStage(LedByLeader, StageEngine):
 
     def forget(self, requests: Sequence[int]) -> None:
         """Nothing is kept for requests."""
+
+    @property
+    def takes(self) -> StageTakes | None:
+        return None
+
+    def offload(self, micro_batch: int) -> Transfer:  # noqa: ARG002
+        """Takes no time."""
+        return Transfer(lambda: 0.0)
+
+    def bring_back(self, micro_batch: int) -> Transfer:
+        return self.offload(micro_batch)
 
     @property
     def holds_graph(self) -> bool:

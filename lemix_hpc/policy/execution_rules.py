@@ -60,13 +60,13 @@ def reports_ahead(stage: int, stages: int, backward: bool, flush: bool) -> bool:
     return stage > 0 and not flush and (backward or stage < stages - 1)
 
 
-def forward_limit(stage: int, stages: int, group_size: int, gpipe: bool) -> int:
-    """How many micro-batches may be between forward and backward on a stage.
+def forward_limit(stage: int, in_flight: int, group_size: int, gpipe: bool) -> int:
+    """How many micro-batches may be between forward and backward on a stage, with so many `in_flight` on a node.
 
     GPipe runs all forwards of a group first; 1F1B (and the asynchronous release, which is 1F1B without the flush)
-    needs no more than one per stage from here to the end of the pipeline.
+    needs no more than one per stage from here to the end of the pipeline, if all take equally long.
     """
-    return group_size if gpipe else stages - stage
+    return group_size if gpipe else in_flight - stage
 
 
 def may_form_batch(generates: bool, at_first_stage: int, in_flight: int, generating: int, stages: int) -> bool:

@@ -9,14 +9,17 @@ RUN, WAIT, OFFLOAD, PREEMPT = range(4)
 """What to do now. OFFLOAD and PREEMPT are for one victim; then ask again."""
 
 
-def decide(room: int, need: int, leaving: int, offloadable: int, preemptible: int, now: float, deadline: float) -> int:
+def decide(
+    room: int, need: int, others: int, leaving: int, offloadable: int, preemptible: int, now: float, deadline: float
+) -> int:
     """The next thing to do for a task that needs memory on a stage.
 
-    Bytes: `room` that is free, `leaving` that is on its way to the host, `offloadable` activations of training that could
-    follow, and `preemptible` cache of requests that could be taken away. Nothing is moved before the `deadline` [s]. Caches
-    come last: activations come back as they were, a cache is computed again.
+    Bytes: `room` that is free, what `others` hold, `leaving` that is on its way to the host, `offloadable` activations of
+    training that could follow, and `preemptible` cache of requests that could be taken away. Nothing is moved before the
+    `deadline` [s]. Caches come last: activations come back as they were, a cache is computed again. What nobody could make
+    room for runs all the same: it would wait for ever.
     """
-    if need <= room:
+    if need <= room or others <= 0:
         return RUN
     if need <= room + leaving or now < deadline:
         return WAIT

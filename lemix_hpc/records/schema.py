@@ -130,13 +130,48 @@ class MemoryWaits(msgspec.Struct, frozen=True):
     max_s: float | None
 
 
+class StageMemoryPeaks(msgspec.Struct, frozen=True, array_like=True):
+    """Bytes of a stage: all there are (None without an end), what always rests there, and what tasks have held at most, in all
+    and of each kind; and how often a task had to wait for this stage, activations left it (with how many bytes), and a
+    request lost its cache for it."""
+
+    capacity: float | None = None
+    resting: int = 0
+    peak: int = 0
+    peak_activations: int = 0
+    peak_cache: int = 0
+    waits: int = 0
+    offloads: int = 0
+    offloaded: int = 0
+    preemptions: int = 0
+
+
+class NodeMemory(msgspec.Struct, frozen=True, array_like=True):
+    """What a node has made of its memory: by stage; the waits for it of serving and of training, their sum and the longest [s];
+    and how often requests lost their caches, with the tokens that were computed again."""
+
+    stages: list[StageMemoryPeaks]
+    serving_waits: int = 0
+    serving_waited: float = 0.0
+    serving_longest: float = 0.0
+    training_waits: int = 0
+    training_waited: float = 0.0
+    training_longest: float = 0.0
+    preemptions: int = 0
+    recomputed: int = 0
+
+
 class StageMemoryShares(msgspec.Struct, frozen=True):
-    """The largest use of a stage's memory / its capacity: in all (`peak`) and of each kind. Kinds peak at different times."""
+    """The largest use of a stage's memory / its capacity: in all (`peak`) and of each kind. Kinds peak at different times. And
+    over all nodes: tasks that have waited for this stage, activations that have left it, and caches lost for it."""
 
     peak: float
     resting: float
     activations: float
     cache: float
+    waits: int = 0
+    offloads: int = 0
+    preemptions: int = 0
 
 
 class MemoryUse(msgspec.Struct, frozen=True):

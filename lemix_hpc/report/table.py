@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 ABSENT = "-"
+MEMORY_EVENTS = (("waits", "wait"), ("offloads", "offload"), ("preemptions", "preemption"))
 COLUMNS = ("mean", "p50", "p95", "p99")
 LATENCIES = (
     ("response", "response_ms"),
@@ -202,6 +203,7 @@ def _devices(report: dict[str, Any]) -> list[tuple[str, RenderableType]]:
     shares = [f"{percent(share)} {kind}" for kind, share in report.get("stage_time", {}).items() if share]
     if shares:
         rows.append(("stage time", " · ".join(shares)))
+    rows += _memory(report.get("memory"))
     versions = report["weight_versions"]
     if versions["last"]:
         rows.append(("weight version", str(versions["last"])))
@@ -218,6 +220,25 @@ def _devices(report: dict[str, Any]) -> list[tuple[str, RenderableType]]:
     if report.get("disk"):
         rows.append(("warning", Text(_disk(report["disk"]), "yellow")))
     rows += [("warning", Text(_drift(drift), "yellow")) for drift in report["drift"]]
+    return rows
+
+
+def _memory(memory: dict[str, Any] | None) -> list[tuple[str, RenderableType]]:
+    """How full stages were, and what was done about it. Reports of earlier versions know less of single stages."""
+    if memory is None:
+        return []
+    rows: list[tuple[str, RenderableType]] = []
+    for index, stage in enumerate(memory["stages"]):
+        told = f"{percent(stage['peak'])} full at most"
+        told += "".join(f" · {_count(stage[key], one)}" for key, one in MEMORY_EVENTS if stage.get(key))
+        rows.append((f"memory, stage {index}", Text(told, "red" if stage["peak"] > 1.0 else "")))
+    for what in ("serving", "training"):
+        waits = memory[f"{what}_waits"]
+        if waits["count"]:
+            told = f"{waits['count']} · {number(waits['mean_s'])} s mean · {number(waits['max_s'])} s max"
+            rows.append((f"{what} waited for it", told))
+    if memory["preemptions"]:
+        rows.append(("computed again", _count(memory["recomputed_tokens"], "token")))
     return rows
 
 

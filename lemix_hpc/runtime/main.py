@@ -13,7 +13,8 @@ from lemix_hpc.config.recipe import Recipe
 from lemix_hpc.engines.build import build_engine, check_sharing, choose_device
 from lemix_hpc.engines.host_files import own_directory
 from lemix_hpc.records.attempts import Attempt
-from lemix_hpc.run_setup.scheduler_setup import is_paced, partners, split
+from lemix_hpc.run_setup.memory_limits import is_limited
+from lemix_hpc.run_setup.scheduler_setup import in_flight, is_paced, partners, split
 from lemix_hpc.runtime.leader.make_leader import AnyLeader, make_leader
 from lemix_hpc.runtime.scheduler.resume import Beginning, take_over
 from lemix_hpc.runtime.stage.links import StagePlace
@@ -68,7 +69,9 @@ def run(recipe: Recipe, attempt: Attempt, drain: Drain | None) -> AttemptEnd | N
             mailbox = Mailbox(comm, Inbox.STAGE, bell, engine.buffer)
             place, across = stage_place(recipe, layout, node, stage), partners(recipe)
             across = across if across is not None and node in across.nodes else None
-            worker = StageWorker(place, engine, mailbox, clock, waiter, stage_rules(recipe), across, start)
+            limited = is_limited(recipe) or (engine.takes is not None and engine.takes.capacity is not None)
+            rules = stage_rules(recipe, limited=limited)
+            worker = StageWorker(place, engine, mailbox, clock, waiter, rules, across, start)
             with heartbeats(waiter, mailbox, rank, recipe.engine.timeout_s, attempt.must_count):
                 worker.run()
             engine.close()
@@ -113,7 +116,8 @@ def stage_place(recipe: Recipe, layout: Layout, node: int, stage: int) -> StageP
     return StagePlace(layout, node, stage, copies, recipe.policy.copy_every_steps)
 
 
-def stage_rules(recipe: Recipe) -> StageRules:
+def stage_rules(recipe: Recipe, *, limited: bool) -> StageRules:
+    """`limited`: whether the stage's memory has an end."""
     policy, training = recipe.policy, recipe.training
     sync = training is not None and training.release == "sync"
     return StageRules(
@@ -123,4 +127,6 @@ def stage_rules(recipe: Recipe) -> StageRules:
         yield_training=policy.yield_training,
         minimum_training_share=policy.minimum_training_share,
         paced=is_paced(recipe),
+        limited=limited,
+        in_flight=in_flight(recipe),
     )

@@ -44,7 +44,8 @@ class SimulationConfig(NamedTuple):
     `logs`: what the policy is told is written down; `measures`: it is told how long passes took; `limited`: memory has an end;
     `offload_rate`: bytes per second, 0 where nothing can be offloaded; `paced`: batches wait until `pace` makes them due;
     `between`: from what a stage has to do until it does that, at least [s], for example messages. `batch_share`: of the time
-    that interactive requests leave where decode is paced, for batch requests."""
+    that interactive requests leave where decode is paced, for batch requests. `in_flight`: micro-batches of a node between the
+    first stage's forward and its backward, at most."""
 
     nodes: int
     stages: int
@@ -71,6 +72,7 @@ class SimulationConfig(NamedTuple):
     pace: Pace = AS_SOON_AS_POSSIBLE
     between: float = 0.0
     batch_share: float = 0.0
+    in_flight: int = 1
 
 
 class Memory(NamedTuple):

@@ -226,6 +226,10 @@ STAGE_MEMORY = np.dtype(
         ("peak_activations", np.int64),
         ("offloads", np.int64),
         ("offloaded", np.int64),
+        ("waits", np.int64),
+        ("preemptions", np.int64),
+        # Whether serving (1) and training (2) have found too little here since they wait, added up.
+        ("lacks", np.int64),
     ],
     align=True,
 )
@@ -235,6 +239,7 @@ is free again."""
 CLAIM = np.dtype(
     [
         ("since", np.float64),
+        ("asked", np.bool_),
         ("waits", np.int64),
         ("waited", np.float64),
         ("longest", np.float64),
@@ -243,7 +248,8 @@ CLAIM = np.dtype(
     ],
     align=True,
 )
-"""Who waits for memory on a node (two each: serving, training) since when, inf if nobody does, and the waits so far [s]."""
+"""Who waits for memory on a node (two each: serving, training) since when, inf if nobody does, and the waits so far [s].
+`asked`: the first stage wants to run a forward."""
 
 ABSENT, HELD, LEAVING, AWAY, COMING, BACK = range(6)
 """Where the activations of a micro-batch are: nowhere, on the device, on their way, on the host, on their way back, back."""

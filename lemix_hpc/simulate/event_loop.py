@@ -18,7 +18,7 @@ from lemix_hpc.simulate.batch_share import note_trained
 from lemix_hpc.simulate.cluster_state import ClusterState, SimulationConfig, add_span, touch
 from lemix_hpc.simulate.dtypes import FINISHED, NONE
 from lemix_hpc.simulate.leader import free_batch, next_due, supply_first_stage, take_results
-from lemix_hpc.simulate.memory import move, next_wake
+from lemix_hpc.simulate.memory import claim_activations, move, next_wake
 from lemix_hpc.simulate.pacing import is_paced, note_first_stage
 from lemix_hpc.simulate.pairing_heap import pop
 from lemix_hpc.simulate.scheduler_rank import (
@@ -146,6 +146,8 @@ def _settle_node(cluster: ClusterState, config: SimulationConfig, node: int) -> 
     if config.limited:
         move(cluster, config, node)
     supply_first_stage(cluster, config, node)
+    if config.limited:
+        claim_activations(cluster, config, node)
     for stage in range(config.stages):
         if settle(cluster, config, node, stage):
             touch(cluster, node)

@@ -8,9 +8,9 @@ from lemix_hpc.config.recipe import Recipe
 from lemix_hpc.policy.latency_tables import Times, make_times
 from lemix_hpc.policy.pacing import AS_SOON_AS_POSSIBLE, Pace
 from lemix_hpc.profiling.hardware import Hardware
-from lemix_hpc.run_setup.scheduler_setup import split
+from lemix_hpc.run_setup.memory_limits import is_limited, offloads
+from lemix_hpc.run_setup.scheduler_setup import in_flight, split
 from lemix_hpc.simulate.cluster_state import SimulationConfig
-from lemix_hpc.simulate.memory_limits import is_limited
 
 
 def make_times_of(recipe: Recipe, hardware: Hardware) -> Times:
@@ -52,9 +52,10 @@ def make_config(
         measures=not hardware.as_believed or recipe.simulate.latency_error > 0.0,
         limited=is_limited(recipe),
         max_wait=recipe.policy.memory.max_wait_s,
-        offload_rate=1e9 * (recipe.policy.memory.offload_gb_per_s or 0.0),
+        offload_rate=1e9 * (recipe.policy.memory.offload_gb_per_s or 0.0) if offloads(recipe) else 0.0,
         paced=pace is not None,
         pace=pace or AS_SOON_AS_POSSIBLE,
         between=recipe.simulate.between_passes_ms / 1e3,
         batch_share=recipe.policy.batch_share,
+        in_flight=in_flight(recipe),
     )

@@ -14,7 +14,7 @@ from lemix_hpc.policy import memory_rules as policy
 from lemix_hpc.policy.jit import compiled
 from lemix_hpc.policy.memory_rules import OFFLOAD, PREEMPT, RUN
 from lemix_hpc.simulate.cluster_state import ClusterState, SimulationConfig, append, take, touch
-from lemix_hpc.simulate.dtypes import ABSENT, AWAY, BACK, BACKWARDS, COMING, HELD, LEAVING, NONE
+from lemix_hpc.simulate.dtypes import ABSENT, AWAY, BACK, BACKWARDS, COMING, FORWARDS, HELD, LEAVING, NONE
 from lemix_hpc.simulate.pacing import note_gone
 from lemix_hpc.simulate.request_queues import is_batch, wait
 
@@ -44,17 +44,32 @@ def claim_cache(cluster: ClusterState, config: SimulationConfig, node: int, requ
 
 
 @compiled
-def claim_activations(cluster: ClusterState, config: SimulationConfig, node: int, number: int) -> bool:
-    """The same for all of a micro-batch's activations, which are then taken."""
+def asked_for(cluster: ClusterState, config: SimulationConfig, node: int, number: int) -> bool:
+    """Whether there is memory for the forward of a micro-batch on the first stage. If not, that asks its leader for it."""
+    if cluster.memory.activations[number * config.stages].where == HELD:
+        return True
+    claim = cluster.memory.claims[2 * node + TRAINING]
+    if not claim.asked:
+        claim.asked = True
+        touch(cluster, node)
+    return False
+
+
+@compiled
+def claim_activations(cluster: ClusterState, config: SimulationConfig, node: int) -> None:
+    """Room for all activations of the micro-batch that has asked, on all stages. If it is there it is taken."""
+    if not cluster.memory.claims[2 * node + TRAINING].asked:
+        return
+    number = cluster.queues[3 * node * config.stages + FORWARDS].head
     tokens = config.rows * cluster.lengths[number]
     if not _claim(cluster, config, node, TRAINING, NONE, tokens):
-        return False
+        return
+    cluster.memory.claims[2 * node + TRAINING].asked = False
     for stage in range(config.stages):
         room = cluster.memory.stages[node * config.stages + stage]
         room.activations += tokens * room.activation_bytes
         cluster.memory.activations[number * config.stages + stage].where = HELD
         _note_peak(room)
-    return True
 
 
 @compiled
@@ -100,17 +115,24 @@ def _claim(cluster: ClusterState, config: SimulationConfig, node: int, kind: int
         need = tokens * (room.cache_bytes if kind == SERVING else room.activation_bytes)
         free = room.limit - room.cache - room.activations
         movable = room.movable if config.offload_rate > 0.0 else 0
+        others = (
+            room.cache
+            + room.activations
+            - (0 if request == NONE else cluster.requests[request].held) * room.cache_bytes
+        )
         victim = _most_spare(cluster, config, node, request) if need > free else NONE
         cache = 0 if victim == NONE else cluster.requests[victim].held * room.cache_bytes
-        todo = decide(free, need, room.leaving, movable, cache, now, deadline)
+        todo = decide(free, need, others, room.leaving, movable, cache, now, deadline)
         if todo == OFFLOAD:
             _offload(cluster, config, at)
         elif todo == PREEMPT:
             claim.preemptions += 1
+            room.preemptions += 1
             _preempt(cluster, config, node, victim)
             claim.recomputed += cluster.requests[victim].length
         else:
             granted &= todo == RUN
+            room.lacks |= (todo != RUN) << kind
             stage += 1
     if not granted:
         claim.since = min(claim.since, now)
@@ -120,6 +142,11 @@ def _claim(cluster: ClusterState, config: SimulationConfig, node: int, kind: int
             claim.waits += 1
             claim.waited += waited
             claim.longest = max(claim.longest, waited)
+        for stage in range(config.stages):
+            room = memory.stages[node * config.stages + stage]
+            lacked = room.lacks & (1 << kind)
+            room.waits += lacked > 0 and waited > 0.0
+            room.lacks -= lacked
         claim.since = math.inf
     return granted
 

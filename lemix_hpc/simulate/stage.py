@@ -15,7 +15,7 @@ from lemix_hpc.policy.latency_tables import BACKWARD_PASS, FORWARD_PASS, SERVE_P
 from lemix_hpc.simulate.cluster_state import ClusterState, SimulationConfig, append, take
 from lemix_hpc.simulate.dtypes import BACKWARDS, FORWARDS, NONE, STEPS
 from lemix_hpc.simulate.latency_noise import spread
-from lemix_hpc.simulate.memory import activations_there, claim_activations, may_leave, must_stay, release_activations
+from lemix_hpc.simulate.memory import activations_there, asked_for, may_leave, must_stay, release_activations
 from lemix_hpc.simulate.pairing_heap import pop, push
 from lemix_hpc.simulate.tournament_tree import set_timer
 from lemix_hpc.simulate.weight_updates import begin_step, commit_since, publish, ready_here, report
@@ -58,8 +58,6 @@ def settle(cluster: ClusterState, config: SimulationConfig, node: int, stage: in
         forward = _forward_since(cluster, config, at, stage)
         kind = pick(serve, commit, backward, forward, config.serving_first, state.debt > 0.0)
         if kind == FORWARD and not _has_memory(cluster, config, node, stage):
-            # The claim may have sent away what a backward needs.
-            backward = _backward_since(cluster, config, at, stage)
             kind = pick(serve, commit, backward, math.inf, config.serving_first, state.debt > 0.0)
         if kind != COMMIT:
             break
@@ -98,11 +96,10 @@ def last_piece(cluster: ClusterState, config: SimulationConfig, node: int, stage
 
 @compiled
 def _has_memory(cluster: ClusterState, config: SimulationConfig, node: int, stage: int) -> bool:
-    """Whether the next forward can run: on the first stage it first needs room on all of them."""
+    """Whether the next forward can run: on the first stage it first needs room on all of them, for which it asks."""
     if not config.limited or stage > 0:
         return True
-    head = cluster.queues[3 * node * config.stages + FORWARDS].head
-    return bool(claim_activations(cluster, config, node, head))
+    return bool(asked_for(cluster, config, node, cluster.queues[3 * node * config.stages + FORWARDS].head))
 
 
 @inlined
@@ -125,7 +122,7 @@ def _forward_since(cluster: ClusterState, config: SimulationConfig, at: int, sta
     if state.opened > state.version if config.sync else state.told > state.version:
         return math.inf
     size = cluster.groups[cluster.micro_batches[head].group].size
-    if state.between >= forward_limit(stage, config.stages, size, config.gpipe):
+    if state.between >= forward_limit(stage, config.in_flight, size, config.gpipe):
         return math.inf
     since: float = cluster.micro_batches[head].since
     return since

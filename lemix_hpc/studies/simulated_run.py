@@ -25,6 +25,7 @@ from lemix_hpc.records.writer import Recorder
 from lemix_hpc.report import metrics
 from lemix_hpc.report.build import summarise, write_report
 from lemix_hpc.report.classes import of_class
+from lemix_hpc.run_setup.memory_limits import StageRoom, memory_use
 from lemix_hpc.run_setup.scheduler_setup import (
     aim,
     allocation_end,
@@ -39,7 +40,7 @@ from lemix_hpc.simulate import to_records as result
 from lemix_hpc.simulate.cluster_state import ClusterState, follow, make_requests
 from lemix_hpc.simulate.event_trace import event_trace
 from lemix_hpc.simulate.from_recipe import make_believed_times, make_config, make_times_of
-from lemix_hpc.simulate.memory_limits import memory_use, stage_memory_of
+from lemix_hpc.simulate.memory_limits import rooms, stage_memory_of, used
 from lemix_hpc.simulate.simulator import run_simulation
 from lemix_hpc.workload.load import Workload, load_workload
 from lemix_hpc.workload.tasks import Request
@@ -112,18 +113,18 @@ def simulate_workload(
     if feed is not None:
         groups = _groups(feed, names)
     config = make_config(recipe, hardware, endless=feed is not None and feed.total is None, logs=events, pace=pace)
-    stage_memory = stage_memory_of(recipe, hardware, requests)
+    memory = rooms(recipe, hardware, requests)
     cluster, measured = run_simulation(
         scheduler,
         config,
         make_times_of(recipe, hardware),
         _records_of(requests),
         groups,
-        stage_memory,
+        stage_memory_of(memory, requests),
         make_believed_times(recipe, hardware),
     )
     records = RunRecords(
-        _facts(recipe, work, hardware, t0, cluster, scheduler.drifts, pace),
+        _facts(recipe, work, hardware, t0, cluster, scheduler.drifts, pace, memory),
         result.spans(cluster, [request.id for request in requests] + names),
         rejected + result.served(cluster, requests),
         result.trained(cluster, names, config.rows),
@@ -209,6 +210,7 @@ def _facts(
     cluster: ClusterState,
     drifts: list[Drift],
     pace: Pace | None,
+    memory: list[list[StageRoom]],
 ) -> RunFacts:
     latencies, end = hardware.latencies(recipe.nodes.stages), allocation_end(recipe)
     lengths = [request.prompt_tokens + request.output_tokens for request in work.requests]
@@ -225,7 +227,7 @@ def _facts(
         malformed_lines=len(work.left_out),
         outside_range=sum(any(not latency.covers(length) for latency in latencies) for length in lengths),
         drift=drifts,
-        memory=memory_use(recipe, hardware, cluster.memory),
+        memory=memory_use(used(memory, cluster.memory)) if memory else None,
         refuses_after_s=end if end < math.inf else None,
         pace_s=pace._asdict() if pace else {},
         completion_window_s=recipe.slo.completion_window_s,

@@ -21,7 +21,11 @@ from lemix_hpc.policy.memory_rules import OFFLOAD, PREEMPT, RUN, WAIT, decide, r
 def test_a_task_waits_until_its_deadline_then_training_makes_room_then_caches(
     need: int, leaving: int, offloadable: int, preemptible: int, now: float, expected: int
 ) -> None:
-    assert decide(10, need, leaving, offloadable, preemptible, now, 1.0) == expected
+    assert decide(10, need, 5, leaving, offloadable, preemptible, now, 1.0) == expected
+
+
+def test_what_nobody_could_make_room_for_runs_all_the_same() -> None:
+    assert decide(10, 11, 0, 0, 0, 0, 0.0, 1.0) == RUN
 
 
 def test_room_is_what_is_left_of_the_part_of_the_capacity_that_may_be_filled() -> None:

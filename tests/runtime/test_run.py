@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from lemix_hpc.config.load import load_recipe
+from lemix_hpc.engines.memory_plan import stage_takes
 from lemix_hpc.policy.events import Place
 from lemix_hpc.policy.latency import Shape
 from lemix_hpc.profiling.hardware import load_hardware
@@ -54,7 +55,7 @@ def test_no_batch_ever_sees_two_weight_versions(lemix_run: Run) -> None:
     assert run.report["training"]["steps"] > 10
 
 
-def test_training_takes_the_same_course_with_and_without_serving(lemix_run: Run) -> None:
+def test_training_takes_the_same_course_with_and_without_serving_and_enough_memory(lemix_run: Run) -> None:
     recipe = {
         "name": "alone",
         "nodes": {"count": 1, "stages": 2},
@@ -62,7 +63,17 @@ def test_training_takes_the_same_course_with_and_without_serving(lemix_run: Run)
         "training": sums_training(release="sync", micro_batches_per_step=4, micro_batches=48),
     }
     alone = lemix_run(recipe)
-    beside = lemix_run(recipe | {"name": "beside", "serving": poisson(rate=25, requests=60)})
+    loaded = load_recipe(alone.path / "recipe.yaml")
+    assert loaded.training is not None
+    tokens = loaded.training.micro_batch_size * loaded.training.sequence_length
+    stages = [stage_takes(loaded, stage, None, cuda=False) for stage in (0, 1)]
+    # Room for a micro-batch, and to bring another one back to.
+    needed = max(takes.resting + takes.working + 2.1 * tokens * takes.activation_bytes for takes in stages)
+    short = {"capacity_gb": needed / 1e9, "kappa": 1.0, "max_wait_s": 0.0}
+    changed = {"name": "beside", "serving": poisson(rate=25, requests=60), "policy": {"memory": short}}
+    beside = lemix_run(recipe | changed)
+    assert beside.report["memory"]["stages"][0]["offloads"] > 0
+    assert all(stage["peak"] <= 1.0 for stage in beside.report["memory"]["stages"])
     assert len(alone.losses()) == 48
     assert alone.losses() == beside.losses(), "to the last bit"
     assert alone.losses()[-1] < alone.losses()[0] - 0.5

@@ -86,6 +86,7 @@ def run(
     memory of the stages.
     """
     sync = (config or {}).get("release") == "sync"
+    changes.setdefault("in_flight", changes.get("stages", CLUSTER.stages))
     shape = CLUSTER._replace(limited=stage_memory is not None, sync=sync, **changes)
     forwards, backwards = (Affine(seconds, per_token, 0.0) for seconds in (forward, backward))
     latency = LatencyModel((forwards,) * shape.stages, (backwards,) * shape.stages)

@@ -10,9 +10,10 @@ from transformers import AutoConfig
 
 from lemix_hpc.config.errors import UserError
 from lemix_hpc.config.recipe import Model, Recipe
+from lemix_hpc.engines.memory_plan import stage_takes
 from lemix_hpc.engines.model_sizes import describe, model_config
 from lemix_hpc.engines.torch import attention
-from lemix_hpc.engines.torch.devices import mpi_sends_device_memory, take
+from lemix_hpc.engines.torch.devices import device_bytes, mpi_sends_device_memory, take
 from lemix_hpc.engines.torch.gpt2 import GPT2Stage
 from lemix_hpc.engines.torch.kv_cache import KeyValueCache
 from lemix_hpc.engines.torch.llama import LlamaStage
@@ -38,7 +39,8 @@ def build_stage(recipe: Recipe, *, stage: int, device: str) -> TorchStage:
     dtype = _dtype(recipe, place)
     module = _module(config, layers, first=stage == 0, last=stage == recipe.nodes.stages - 1, device=place)
     _fill(module, weight_source(recipe, config), dtype)
-    training = recipe.training
+    training, memory, capacity = recipe.training, recipe.policy.memory, device_bytes(recipe.engine, place)
+    limited = memory.capacity_gb is not None or capacity is not None
     return TorchStage(
         module,
         _cache(config, layers, dtype, place),
@@ -47,6 +49,8 @@ def build_stage(recipe: Recipe, *, stage: int, device: str) -> TorchStage:
         seed=recipe.seed,
         keep_graphs=training is not None and training.release == "sync",
         max_positions=sizes.max_positions,
+        takes=stage_takes(recipe, stage, capacity, cuda=place.type == "cuda"),
+        offloads=limited and memory.mode == "offload",
     )
 
 

@@ -40,6 +40,13 @@ def take(device: torch.device) -> None:
         torch.cuda.set_stream(stream)
 
 
+def device_bytes(engine: Engine, device: torch.device) -> int | None:
+    """The memory of a GPU that a stage has for itself; None of others, whose part only the recipe can say."""
+    if device.type != "cuda" or engine.share_devices:
+        return None
+    return torch.cuda.mem_get_info(device)[1]
+
+
 def gpu_id(device: str) -> str | None:
     """What tells this GPU from all others of the host, whatever number it has for this rank; None for a CPU."""
     return str(torch.cuda.get_device_properties(device).uuid) if device != "cpu" else None

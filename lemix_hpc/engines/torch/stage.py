@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lemix_hpc.engines.protocol import LedByLeader, Payload, SequenceResult, ServeBatch, Work
+from lemix_hpc.engines.protocol import LedByLeader, Payload, SequenceResult, ServeBatch, StageTakes, Work
 from lemix_hpc.engines.torch import serving
 from lemix_hpc.engines.torch.kv_cache import KeyValueCache
 from lemix_hpc.engines.torch.module import StageModule
@@ -26,8 +26,18 @@ class TorchStage(LedByLeader, StageTraining):
         seed: int,
         keep_graphs: bool,
         max_positions: int | None,
+        takes: StageTakes | None = None,
+        offloads: bool = False,
     ) -> None:
-        super().__init__(module, wire, optimizer, keep_graphs=keep_graphs, max_positions=max_positions)
+        super().__init__(
+            module,
+            wire,
+            optimizer,
+            keep_graphs=keep_graphs,
+            max_positions=max_positions,
+            takes=takes,
+            offloads=offloads,
+        )
         self._cache = cache
         self._seed = seed
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from lemix_hpc.checkpoints.stage_state import SavedState, StageState
-from lemix_hpc.engines.protocol import GroupGradient, MicroBatch, Payload, Vector, Work
+from lemix_hpc.engines.protocol import GroupGradient, MicroBatch, Payload, StageTakes, Transfer, Vector, Work
 from lemix_hpc.engines.torch import flat_vectors, saved_state
 from lemix_hpc.engines.torch import micro_batch as passes
 from lemix_hpc.engines.torch.chunked_loss import HeadGradients
@@ -18,6 +18,7 @@ from lemix_hpc.engines.torch.gradients import GroupGradients
 from lemix_hpc.engines.torch.labels import Labels
 from lemix_hpc.engines.torch.micro_batch import Segment
 from lemix_hpc.engines.torch.module import StageModule
+from lemix_hpc.engines.torch.offloading import KeptMemory, Mover, mover_for
 from lemix_hpc.engines.torch.optimizer import StageOptimizer
 from lemix_hpc.engines.torch.payloads import Wire
 from lemix_hpc.engines.torch.saved_state import HostCopies
@@ -35,6 +36,7 @@ class _Pass:
     labels: Labels | None
     segments: list[Segment | HeadGradients] = field(default_factory=list)
     recompute: bool = False
+    kept: KeptMemory = field(default_factory=KeptMemory)
 
 
 class StageTraining:
@@ -53,7 +55,10 @@ class StageTraining:
         *,
         keep_graphs: bool,
         max_positions: int | None,
+        takes: StageTakes | None = None,
+        offloads: bool = False,
     ) -> None:
+        """`takes`: what it takes of memory; `offloads`: whether micro-batches may be told to leave that to others."""
         self._module = module
         self._wire = wire
         self._optimizer = optimizer
@@ -66,6 +71,8 @@ class StageTraining:
         self._copies = HostCopies(module)
         self._passes: dict[int, _Pass] = {}
         self._averaged: Vector | None = None
+        self._mover = mover_for(module.device, self._queue) if offloads else None
+        self.takes = takes
 
     def forward(self, micro_batch: MicroBatch, hidden: Payload | None) -> Work[Payload | float]:
         return self._queue.work(self._forward(micro_batch, hidden), self._passed_on)
@@ -73,6 +80,18 @@ class StageTraining:
     def backward(self, micro_batch: int, grad: Payload | None) -> Work[Payload | None]:
         work = self._backward(micro_batch, grad)
         return self._queue.work(work, lambda result: None if result is None else self._wire.payload(result))
+
+    def offload(self, micro_batch: int) -> Transfer:
+        return self._moves.to_host(self._passes[micro_batch].kept)
+
+    def bring_back(self, micro_batch: int) -> Transfer:
+        return self._moves.to_device(self._passes[micro_batch].kept)
+
+    @property
+    def _moves(self) -> Mover:
+        if self._mover is None:
+            raise ValueError("this stage was built from a recipe that offloads nothing")
+        return self._mover
 
     @property
     def holds_graph(self) -> bool:
@@ -85,12 +104,27 @@ class StageTraining:
         self._passes[micro_batch.id] = current
         done = False
         try:
-            output = yield from self._run(current, keep=self._keep_graphs)
+            work = self._run(current, keep=self._keep_graphs)
+            output = yield from (work if self._mover is None else current.kept.noting(work))
+            self._note_kept(current, output)
             done = True
         finally:
             if not done:  # dropped half-way, or failed
                 del self._passes[micro_batch.id]
         return output
+
+    def _note_kept(self, current: _Pass, output: torch.Tensor) -> None:
+        """What is behind the pieces of a forward, less what the next stage gets, and weights."""
+        if self._mover is None:
+            return
+        if current.recompute:
+            current.kept.add(current.entry)
+        for segment in current.segments:
+            if isinstance(segment, Segment):
+                for tensor in (segment.input, segment.output):
+                    if tensor is not None:
+                        current.kept.add(tensor)
+        current.kept.leave_out([output, *self._parameters, *self._module.buffers()])
 
     def _passed_on(self, output: torch.Tensor) -> Payload | float:
         return float(output) if self._module.last else self._wire.payload(output)

@@ -12,6 +12,7 @@ from lemix_hpc.policy.execution_rules import may_form_batch
 from lemix_hpc.policy.pacer import Pacer, PromptParts
 from lemix_hpc.policy.pacing import Pace
 from lemix_hpc.profiling.coefficients import CoefficientFile
+from lemix_hpc.runtime.leader.memory_gate import MemoryGate, NodeMemoryLimits
 from lemix_hpc.runtime.leader.request_queues import NodeRequest, RequestQueues
 from lemix_hpc.runtime.leader.training_time import trained_seconds
 from lemix_hpc.runtime.transport import messages as m
@@ -44,6 +45,7 @@ class Leader:
         max_requests: int,
         max_tokens: int,
         temperature: float,
+        memory: NodeMemoryLimits,
     ) -> None:
         self._layout = layout
         self._node = node
@@ -63,6 +65,11 @@ class Leader:
         self._share: BatchShare | None = None
         self._due = -math.inf
         self._alone = False
+        self._gate = MemoryGate(memory, clock.now, self._send_stage, self._queues.most_spare, self._preempt)
+        self._lacks_memory = False
+
+    def _send_stage(self, stage: int, message: m.AnyMessage) -> None:
+        self._mailbox.send(self._layout.worker(self._node, stage), Inbox.STAGE, message)
 
     def turn(self) -> bool:
         """Take in what arrived and keep the first stage supplied. False when there was nothing to do."""
@@ -70,20 +77,36 @@ class Leader:
         for mail in mails:
             self._receive(mail)
         now, formed = self._clock.now(), False
-        if mails or self._due <= now:
+        look = bool(mails) or self._gate.due
+        self._lacks_memory &= not look
+        if look or self._due <= now:
             self._look_when_due(now)
-        while self._due <= now and self._may_form():
+        while self._due <= now and self._may_form() and self._has_memory():
             members = self._next_members(now)
             self._at_first_stage += 1
             serve = m.Serve(self._batch(members), -1, min(request.key for request in members.requests))
-            self._mailbox.send(self._layout.worker(self._node, 0), Inbox.STAGE, serve)
+            self._send_stage(0, serve)
             self._look_when_due(now)
             formed = True
-        return bool(mails) or formed
+        if look:
+            self._gate.look()
+        return look or formed
 
     def until_due(self) -> float:
-        """Seconds until the next batch is to be formed, or looked for; inf when none is or may be before something comes."""
-        return self._due - self._clock.now() if self._may_form() else math.inf
+        """Seconds until the next batch, or memory, is to be looked for; inf when none is or may be before something comes."""
+        now = self._clock.now()
+        batch = self._due - now if self._may_form() and not self._lacks_memory else math.inf
+        return min(batch, self._gate.until - now)
+
+    def _has_memory(self) -> bool:
+        """Whether there is memory for the next batch. If not, it is looked for again when something comes."""
+        request = self._queues.first(alone=self._alone)
+        if not self._gate.limited or request is None or request.output_wanted == 0:
+            return True
+        if self._lacks_memory:
+            return False
+        self._lacks_memory = not self._gate.claim_cache(request, request.next_length)
+        return not self._lacks_memory
 
     def _look_when_due(self, now: float) -> None:
         """When is the next batch to be formed or looked for, and is one that is due now of batch requests alone?"""
@@ -118,21 +141,28 @@ class Leader:
 
     def _receive(self, mail: Mail) -> None:
         match mail.message:
-            case m.PlaceRequest(task, prompt, output, tokens, key, arrival, patient):
-                request = NodeRequest(task, key, output, prompt, tokens, arrival, patient)
+            case m.PlaceRequest(task, prompt, output, tokens, key, arrival, patient, expected):
+                request = NodeRequest(task, key, output, prompt, tokens, arrival, patient, expected=expected)
                 self._queues.wait(request, self._clock.now())
             case m.Train() as train:
-                self._mailbox.send(self._layout.worker(self._node, 0), Inbox.STAGE, train)
+                self._send_stage(0, train)
             case m.Served() as served:
                 self._served(served)
             case m.SpanReport(spans) as work:
                 self._at_first_stage -= sum(s.kind == "serve" and s.stage == 0 and s.complete for s in spans)
                 if self._share is not None:
                     self._share.trained(trained_seconds(spans))
+                self._gate.worked(spans)
                 self._mailbox.send(SCHEDULER_RANK, Inbox.SCHEDULER, work)
             case (m.EngineReady() | m.Loss() | m.Stepped() | m.RingDone() | m.Saved() | m.Stopped()) as report:
                 self._running -= isinstance(report, m.Stopped)
+                if isinstance(report, m.EngineReady):
+                    self._gate.heard(report)
+                if self._running == 0 and self._gate.limited:
+                    self._mailbox.send(SCHEDULER_RANK, Inbox.SCHEDULER, m.MemoryUsed(self._node, self._gate.used))
                 self._mailbox.send(SCHEDULER_RANK, Inbox.SCHEDULER, report)
+            case (m.AskMemory() | m.Moved()) as message:
+                self._gate.heard(message)
             case (m.KeepPace() | m.FirstStageIdle()) as message:
                 self._keep_pace(message)
             case m.Withdraw(tasks):
@@ -156,7 +186,7 @@ class Leader:
         # A run that ends early may have left requests here.
         self._stopped = isinstance(order, m.Stop)
         for stage in range(self._layout.stages):
-            self._mailbox.send(self._layout.worker(self._node, stage), Inbox.STAGE, order)
+            self._send_stage(stage, order)
 
     def _withdraw(self, tasks: set[int]) -> None:
         """Let go of those that are in no batch yet."""
@@ -174,18 +204,38 @@ class Leader:
             if waits and self._share is not None:
                 batch = batch or self._share.parts(self._queues, members, now, alone=self._alone)
                 request.part = batch.take(request)
-            elif self._pacer is not None and not self._queues.interactive.ready:
+                if self._gate.limited and 0 < request.part < request.next_length:
+                    request.part = 0 if tokens else request.next_length
+            # Where memory has an end, nothing stops half-way that nobody could take it from.
+            elif self._pacer is not None and not self._queues.interactive.ready and not self._gate.limited:
                 prompts = prompts or self._pacer.prompt_parts(members)
                 if prompts is not None:
                     request.part = prompts.take(request)
             tokens += request.part
-            if request.part == 0 or (members and tokens > self._max_tokens):
+            if request.part == 0 or (members and tokens > self._max_tokens) or not self._takes_memory(request, members):
                 break
             members.append(self._queues.take(alone=self._alone))
             interactive += not waits
         if self._share is not None:
             self._share.formed(members, interactive, now)
         return _Members(members, interactive)
+
+    def _takes_memory(self, request: NodeRequest, members: list[NodeRequest]) -> bool:
+        """Whether another request of a batch has got memory for its part; for the first one there is some."""
+        if request.output_wanted == 0:
+            return True
+        if members and not self._gate.cache_fits(request.part):
+            return False
+        self._gate.take_cache(request, request.part)
+        return True
+
+    def _preempt(self, request: NodeRequest) -> int:
+        """A request loses its cache: prompt and answer so far become its prompt, and it waits as a new one. How many tokens."""
+        self._queues.leave(request)
+        tokens = request.start_again()
+        self._send_stage(0, m.Forget([request.task]))
+        self._queues.wait(request, self._clock.now())
+        return tokens
 
     def _batch(self, members: _Members) -> ServeBatch:
         self._batches += 1
@@ -220,10 +270,11 @@ class Leader:
                 request.advance(1, [] if result.next_token is None else [result.next_token])
                 self._queues.go_on(request, now)
         for request in over:
+            self._gate.release_cache(request)
             self._finish(request, served.time)
         kept = [request.task for request in over if request.output_wanted]
         if kept:
-            self._mailbox.send(self._layout.worker(self._node, 0), Inbox.STAGE, m.Forget(kept))
+            self._send_stage(0, m.Forget(kept))
 
     def _finish(self, request: NodeRequest, time: float) -> None:
         assert request.first_token is not None and request.versions is not None, "finished by a batch"

@@ -7,7 +7,10 @@ from pathlib import Path
 from typing import Protocol
 
 from lemix_hpc.config.recipe import Recipe
+from lemix_hpc.profiling.hardware import load_hardware
+from lemix_hpc.run_setup.memory_limits import is_limited, offloads, room_of, rooms_of
 from lemix_hpc.runtime.leader.batching_leader import Leader
+from lemix_hpc.runtime.leader.memory_gate import NodeMemoryLimits
 from lemix_hpc.runtime.transport.mailbox import Mailbox
 from lemix_hpc.runtime.transport.rank_layout import Layout
 from lemix_hpc.runtime.transport.run_clock import RunClock
@@ -50,6 +53,7 @@ def make_leader(
             max_requests=engine.max_batch_requests,
             max_tokens=engine.max_batch_tokens,
             temperature=temperature,
+            memory=_limits(recipe, node),
         )
     from lemix_hpc.engines.vllm.environment import prepare
 
@@ -58,7 +62,17 @@ def make_leader(
     from lemix_hpc.runtime.leader.vllm_leader import EngineLeader
 
     server = NodeServer(recipe, meeting, clock.now, wake, weight_version)
-    return EngineLeader(layout, node, mailbox, server, clock, temperature=temperature)
+    return EngineLeader(layout, node, mailbox, server, clock, temperature=temperature, memory=_limits(recipe, node))
+
+
+def _limits(recipe: Recipe, node: int) -> NodeMemoryLimits:
+    return NodeMemoryLimits(
+        recipe.nodes.stages,
+        rooms_of(recipe, load_hardware(recipe), node) if is_limited(recipe) and not recipe.engine.computes else (),
+        lambda stage, takes: room_of(recipe, node, stage, takes),
+        recipe.policy.memory.max_wait_s,
+        offloads(recipe),
+    )
 
 
 def engines_in(recipe: Recipe) -> int:

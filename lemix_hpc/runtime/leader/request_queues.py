@@ -10,12 +10,14 @@ from dataclasses import dataclass, field
 
 from lemix_hpc.engines.protocol import ServeSequence
 from lemix_hpc.policy.classes import waits_as_batch
+from lemix_hpc.policy.memory_rules import spare_time
 
 
 @dataclass(slots=True)
 class NodeRequest:
     """A request on this node. `cached`: tokens whose keys and values the stages keep; `next`: what to compute next, of which
-    its batch has taken a `part`. `patient`: of class batch."""
+    its batch has taken a `part`. `patient`: of class batch; `expected`: when it is predicted to end [s]; `held`: tokens of its
+    cache for which there is memory."""
 
     task: int
     key: float
@@ -31,6 +33,13 @@ class NodeRequest:
     scored: int = 0
     first_token: float | None = None
     versions: tuple[int, int] | None = None
+    expected: float = 0.0
+    held: int = 0
+    prompt: int = field(init=False)
+    prompt_tokens: list[int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.prompt, self.prompt_tokens = self.next_length, self.next_tokens
 
     @property
     def partial(self) -> bool:
@@ -54,6 +63,13 @@ class NodeRequest:
         """Its part is computed; what comes next."""
         self.cached += self.part
         self.next_length, self.next_tokens = next_length, next_tokens
+
+    def start_again(self) -> int:
+        """Its cache is lost: prompt and answer so far are computed again. How many tokens."""
+        self.cached = 0
+        self.next_length = self.prompt + self.produced
+        self.next_tokens = self.prompt_tokens and self.prompt_tokens + self.output
+        return self.next_length
 
 
 class Queue:
@@ -87,7 +103,7 @@ class Queue:
 
     def withdraw(self, tasks: Container[int]) -> list[int]:
         """Let go of those of these tasks that have not begun."""
-        gone = [task for _, task, request in self._waiting if task in tasks and not request.cached]
+        gone = [task for _, task, request in self._waiting if task in tasks and not request.cached + request.produced]
         self._waiting = [waiting for waiting in self._waiting if waiting[1] not in gone]
         heapq.heapify(self._waiting)
         return gone
@@ -129,6 +145,18 @@ class RequestQueues:
             return self.interactive
         self._promotes = min(self._promotes, request.key)
         return self.batch
+
+    def most_spare(self, spared: object) -> NodeRequest | None:
+        """Of the requests that generate and are in no batch, the one with the most slack, batch requests first."""
+        for queue in (self.batch, self.interactive):
+            if here := [request for request in queue.ready if request is not spared]:
+                return max(here, key=lambda request: spare_time(request.arrival, request.expected))
+        return None
+
+    def leave(self, request: NodeRequest) -> None:
+        """A request that is ready for its next token is not any more."""
+        queue = self.batch if request in self.batch.ready else self.interactive
+        queue.ready.remove(request)
 
     def promote(self, now: float) -> None:
         """Batch requests whose window is nearly over go with the interactive ones from now on."""

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 from lemix_hpc.engines.vllm.priority import priority_of
+from lemix_hpc.runtime.leader.memory_gate import MemoryGate, NodeMemoryLimits
 from lemix_hpc.runtime.leader.training_time import trained_seconds
 from lemix_hpc.runtime.transport import messages as m
 from lemix_hpc.runtime.transport.mailbox import Inbox, Mail, Mailbox
@@ -23,8 +23,17 @@ class EngineLeader:
     """Passes requests to the node's server and its answers to the scheduler, and relays what the stages report."""
 
     def __init__(
-        self, layout: Layout, node: int, mailbox: Mailbox, server: NodeServer, clock: RunClock, *, temperature: float
+        self,
+        layout: Layout,
+        node: int,
+        mailbox: Mailbox,
+        server: NodeServer,
+        clock: RunClock,
+        *,
+        temperature: float,
+        memory: NodeMemoryLimits,
     ) -> None:
+        """`memory`: of the node's stages, of which vLLM has taken its part; the rest is for training."""
         self._layout = layout
         self._node = node
         self._mailbox = mailbox
@@ -36,12 +45,15 @@ class EngineLeader:
         self._patient: set[int] = set()
         self._untold = 0.0
         self._running = layout.stages
+        self._gate = MemoryGate(memory, clock.now, self._send_stage)
 
     def turn(self) -> bool:
         """Take in what arrived from the run and from the server. False when there was nothing to do."""
         mails = self._mailbox.poll()
         for mail in mails:
             self._receive(mail)
+        if mails or self._gate.due:
+            self._gate.look()
         events: list[Event] = []
         if not self._stopped:
             self._tell_of_training()
@@ -51,8 +63,8 @@ class EngineLeader:
         return bool(mails or events)
 
     def until_due(self) -> float:
-        """Its server forms batches, when they are due, and rings when there is something: nothing is due here."""
-        return math.inf
+        """Its server forms batches, when they are due, and rings when there is something: only memory is looked for here."""
+        return self._gate.until - self._clock.now()
 
     @property
     def finished(self) -> bool:
@@ -81,18 +93,32 @@ class EngineLeader:
             case (m.KeepPace() | m.FirstStageIdle()) as message:
                 self._keep_pace(message)
             case m.Train() as train:
-                self._mailbox.send(self._layout.worker(self._node, 0), Inbox.STAGE, train)
+                self._send_stage(0, train)
             case (
                 m.EngineReady() | m.SpanReport() | m.Loss() | m.Stepped() | m.RingDone() | m.Saved() | m.Stopped()
             ) as report:
-                self._running -= isinstance(report, m.Stopped)
-                if isinstance(report, m.SpanReport):
-                    self._untold += trained_seconds(report.spans)
+                self._account(report)
                 self._tell(report)
+            case (m.AskMemory() | m.Moved()) as message:
+                self._gate.heard(message)
             case (m.Go() | m.Stop()) as order:
                 self._order(order)
             case other:
                 raise TypeError(f"no message for the leader of an engine: {other!r}")
+
+    def _account(self, report: m.AnyMessage) -> None:
+        if isinstance(report, m.EngineReady):
+            self._gate.heard(report)
+        elif isinstance(report, m.SpanReport):
+            self._gate.worked(report.spans)
+            self._untold += trained_seconds(report.spans)
+        elif isinstance(report, m.Stopped):
+            self._running -= 1
+            if self._running == 0 and self._gate.limited:
+                self._tell(m.MemoryUsed(self._node, self._gate.used))
+
+    def _send_stage(self, stage: int, message: m.AnyMessage) -> None:
+        self._mailbox.send(self._layout.worker(self._node, stage), Inbox.STAGE, message)
 
     def _keep_pace(self, message: m.KeepPace | m.FirstStageIdle) -> None:
         if isinstance(message, m.KeepPace):
@@ -120,7 +146,7 @@ class EngineLeader:
             self._clock.start(order.start_time)
             self._server.run_began()
         for stage in range(self._layout.stages):
-            self._mailbox.send(self._layout.worker(self._node, stage), Inbox.STAGE, order)
+            self._send_stage(stage, order)
 
     def _report(self, event: Event) -> m.AnyMessage:
         from lemix_hpc.engines.vllm import server

@@ -23,7 +23,7 @@ from lemix_hpc.policy.scheduler import Scheduler
 from lemix_hpc.records.attempts import AttemptEnd
 from lemix_hpc.records.inheritance import NOTHING, Inheritance
 from lemix_hpc.records.journal import Accepted, Changed, Placed
-from lemix_hpc.records.schema import ServedTask, Span
+from lemix_hpc.records.schema import NodeMemory, ServedTask, Span
 from lemix_hpc.records.writer import Recorder
 from lemix_hpc.run_setup.scheduler_setup import Partners
 from lemix_hpc.run_setup.training_feed import TrainingFeed
@@ -144,6 +144,7 @@ class SchedulerLoop:
         self._tick_at = scheduler.next_tick
         self._watch = watch or Watch(math.inf, now, layout.role)
         self.stopped: set[tuple[int, int]] = set()
+        self.memory: dict[int, NodeMemory] = {}
 
     @property
     def steps(self) -> int:
@@ -310,7 +311,8 @@ class SchedulerLoop:
             self._router.place(place, request.call, self._now(), patient=patient)
             return
         prompt, output, tokens = request.prompt_tokens, request.output_tokens, list(request.tokens)
-        message = m.PlaceRequest(place.task, prompt, output, tokens, place.key, request.arrival, patient)
+        expected = self._now() + place.response
+        message = m.PlaceRequest(place.task, prompt, output, tokens, place.key, request.arrival, patient, expected)
         self._mailbox.send(self._layout.leader(place.node), Inbox.LEADER, message)
 
     def _refuse(self, number: int) -> None:
@@ -340,6 +342,8 @@ class SchedulerLoop:
                 self._request_done(done)
             case m.Alive(rank):
                 self._watch.heard(rank)
+            case m.MemoryUsed(node, memory):
+                self.memory[node] = memory
             case m.Stopped(node, stage):
                 self.stopped.add((node, stage))
                 self._watch.forget(self._layout.worker(node, stage))

@@ -36,6 +36,7 @@ from lemix_hpc.records.schema import (
 from lemix_hpc.records.writer import Recorder
 from lemix_hpc.run_setup import recollection
 from lemix_hpc.run_setup.data_memory import recall_data
+from lemix_hpc.run_setup.memory_limits import memory_use
 from lemix_hpc.run_setup.scheduler_setup import (
     allocation_end,
     limits_ms,
@@ -333,6 +334,7 @@ class SchedulerRank:
             pace_s=pace._asdict() if (pace := pace_of(recipe, latency, work.requests)) else {},
             completion_window_s=recipe.slo.completion_window_s,
             changes=[SettingChange(change.key, change.value, change.time) for change in loop.changes],
+            memory=memory_use(list(loop.memory.values())),
         )
 
     def _learned(self, scheduler: Scheduler) -> LearnedTimes:

@@ -29,10 +29,10 @@ class Gradient:
 class MicroBatchTracker:
     """Which forwards and backwards may run on a stage, and which groups are complete."""
 
-    def __init__(self, stage: int, stages: int, *, gpipe: bool, flush: bool) -> None:
-        """`flush`: a group begins only when the one before is closed."""
+    def __init__(self, stage: int, in_flight: int, *, gpipe: bool, flush: bool) -> None:
+        """`in_flight`: of a node; `flush`: a group begins only when the one before is closed."""
         self._stage = stage
-        self._stages = stages
+        self._in_flight = in_flight
         self._gpipe = gpipe
         self._flush = flush
         self._counts: dict[int, _Count] = {}
@@ -44,7 +44,7 @@ class MicroBatchTracker:
         if self._flush and self._counts and micro_batch.group not in self._counts:
             return False
         size = micro_batch.group_size
-        return len(self._between) < forward_limit(self._stage, self._stages, size, self._gpipe)
+        return len(self._between) < forward_limit(self._stage, self._in_flight, size, self._gpipe)
 
     def started(self, micro_batch: MicroBatch) -> None:
         self._between[micro_batch.id] = micro_batch
@@ -55,6 +55,11 @@ class MicroBatchTracker:
 
     def gradient_arrived(self, micro_batch: int, grad: Payload | None, now: float) -> None:
         self._gradients.append(Gradient(self._between[micro_batch], grad, now))
+
+    @property
+    def next_backward(self) -> int | None:
+        """The micro-batch whose backward comes next, if its gradient is there."""
+        return self._gradients[0].micro_batch.id if self._gradients else None
 
     @property
     def backward_since(self) -> float:

@@ -10,6 +10,7 @@ from lemix_hpc.engines.protocol import MicroBatch, Payload, StageEngine
 from lemix_hpc.policy.latency import Shape
 from lemix_hpc.runtime.stage.links import StageLinks
 from lemix_hpc.runtime.stage.micro_batch_tracker import MicroBatchTracker
+from lemix_hpc.runtime.stage.resting_activations import RestingActivations
 from lemix_hpc.runtime.stage.weight_updates import WeightUpdates
 from lemix_hpc.runtime.stage.work_items import Arrived, Pass
 from lemix_hpc.runtime.transport import messages as m
@@ -29,10 +30,12 @@ class Passes:
         now: Callable[[], float],
         on_group_done: Callable[[int], None],
         *,
+        in_flight: int,
         gpipe: bool,
         flush: bool,
     ) -> None:
-        self.groups = MicroBatchTracker(links.place.stage, links.place.layout.stages, gpipe=gpipe, flush=flush)
+        self.groups = MicroBatchTracker(links.place.stage, in_flight, gpipe=gpipe, flush=flush)
+        self.resting = RestingActivations(links, engine.offload, engine.bring_back)
         self._place = links.place
         self._links = links
         self._engine = engine
@@ -70,6 +73,7 @@ class Passes:
 
         def done(result: Any) -> None:
             self.groups.forward_done(micro_batch)
+            self.resting.rests(micro_batch.id)
             if self._place.last:
                 self._links.to_leader(m.Loss(micro_batch.id, result))
                 self.groups.gradient_arrived(micro_batch.id, None, self._now())
@@ -79,13 +83,26 @@ class Passes:
         work = self._engine.forward(micro_batch, arrived.payload)
         return Pass("forward", work, done, [micro_batch.id], shape=_shape(micro_batch))
 
+    def settle(self) -> bool:
+        """Bring back what the next backward needs. Whether anything has changed."""
+        return self.resting.settle(self.groups.next_backward)
+
+    @property
+    def backward_since(self) -> float:
+        """Since when the next backward can run [s]; inf if none can."""
+        micro_batch = self.groups.next_backward
+        there = micro_batch is not None and self.resting.there(micro_batch)
+        return self.groups.backward_since if there else math.inf
+
     def backward(self) -> Pass:
         """Backward of the next micro-batch whose gradient is there."""
         gradient = self.groups.take_gradient()
         micro_batch = gradient.micro_batch
+        self.resting.begins(micro_batch.id)
 
         def done(result: Any) -> None:
             self.groups.backward_done(micro_batch)
+            self.resting.over(micro_batch.id)
             if not self._place.first:
                 self._links.up(m.Backward(micro_batch.id), result)
             if self.groups.complete(micro_batch.group):

@@ -33,7 +33,9 @@ from lemix_hpc.runtime.transport.run_clock import RunClock
 class StageRules:
     """The order on a stage. `sync`: no forward between the last backward of a group and its step. `yield_training`: training
     rests for serving; `minimum_training_share` of the stage's busy time goes to it, if it has work, all the same. `paced`:
-    the leader waits with its batches while the first stage has training, and is told when that is idle."""
+    the leader waits with its batches while the first stage has training, and is told when that is idle. `limited`: the first
+    stage asks the leader for memory before each forward. `in_flight`: micro-batches of a node between the first stage's forward
+    and its backward, at most; 0: one for each stage."""
 
     sync: bool
     gpipe: bool
@@ -41,6 +43,8 @@ class StageRules:
     yield_training: bool
     minimum_training_share: float
     paced: bool = False
+    limited: bool = False
+    in_flight: int = 0
 
 
 class StageWorker:
@@ -78,6 +82,7 @@ class StageWorker:
             self._updates,
             clock.now,
             self._group_done,
+            in_flight=rules.in_flight or place.layout.stages,
             gpipe=rules.gpipe,
             flush=rules.sync,
         )
@@ -91,17 +96,21 @@ class StageWorker:
         self._debt = 0.0
         self._pieces: dict[str, int] = {}
         self._tells_idle = rules.paced and place.first
+        self._asks = rules.limited and place.first
+        self._asked = -1
+        self._granted = -1
         self._told_idle = False
         self._stopping = False
 
     def run(self) -> None:
         """Report ready, turn until told to stop and everything is done and sent, and report that."""
-        self._links.to_leader(m.EngineReady(self._place.node, self._place.stage))
+        takes = self._engine.takes if self._rules.limited else None
+        self._links.to_leader(m.EngineReady(self._place.node, self._place.stage, takes))
         while not self._finished():
             if self._turn():
                 self._waiter.reset()
             else:
-                self._waiter.idle(in_transit=self._mailbox.in_transit)
+                self._waiter.idle(self._passes.resting.until_settled, in_transit=self._mailbox.in_transit)
         self._saves.close()
         self._links.to_leader(m.Stopped(self._place.node, self._place.stage))
 
@@ -145,8 +154,8 @@ class StageWorker:
         orders = self._engine.orders()
         for order in orders:
             self._ordered(order)
-        written = self._saves.poll()
-        return bool(mails or orders or written)
+        written, moved = self._saves.poll(), self._passes.settle()
+        return bool(mails or orders or written or moved)
 
     def _finished(self) -> bool:
         idle = self._urgent is None and self._training is None and not len(self._queue) and self._saves.idle
@@ -168,6 +177,10 @@ class StageWorker:
                 self._queue.add_update(Arrived(commit, None, self._clock.now()), before_training=not self._rules.sync)
             case m.Forget() as forget:
                 self._passes.forget(forget)
+            case m.Offload() as order:
+                self._passes.resting.leave(order)
+            case m.GrantMemory(micro_batch):
+                self._granted = micro_batch
             case m.Go(start_time):
                 self._clock.start(start_time)
                 self._told_idle = False  # what the leader was told before was by another zero
@@ -215,6 +228,23 @@ class StageWorker:
 
     def _pick(self) -> int:
         """What to start, when no pass has begun."""
+        kind = self._choose(forward=True)
+        if kind != FORWARD or self._has_memory():
+            return kind
+        return self._choose(forward=False)
+
+    def _has_memory(self) -> bool:
+        """Whether the next forward can run: on the first stage it first needs room on all of them."""
+        train = self._queue.next_train
+        if not self._asks or train is None or self._granted == train.message.id:
+            return True
+        if self._asked != train.message.id:
+            self._asked = train.message.id
+            self._links.to_leader(m.AskMemory(train.message.id, train.message.rows * train.message.length))
+        return False
+
+    def _choose(self, *, forward: bool) -> int:
+        """`forward`: whether a training forward can run."""
         train, groups = self._queue.next_train, self._passes.groups
         may_forward = train is not None and groups.may_forward(train.message)
         # With a flush between steps nothing is in flight when they are committed; averages come at any time, and holding
@@ -224,8 +254,8 @@ class StageWorker:
         return pick(
             _since(self._queue.next_serve),
             min(_since(self._next_commit), self._updates.preparation_since, self._across.since, self._saves.since),
-            math.inf if holding else groups.backward_since,
-            _since(train if may_forward and not held else None),
+            math.inf if holding else self._passes.backward_since,
+            _since(train if forward and may_forward and not held else None),
             self._rules.serving_first,
             self._debt > 0,
         )

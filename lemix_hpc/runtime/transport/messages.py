@@ -8,15 +8,15 @@ from __future__ import annotations
 import msgspec
 
 from lemix_hpc.checkpoints.manifest import SavedFile
-from lemix_hpc.engines.protocol import MicroBatch, SequenceResult, ServeBatch
+from lemix_hpc.engines.protocol import MicroBatch, SequenceResult, ServeBatch, StageTakes
 from lemix_hpc.policy.latency import Shape
-from lemix_hpc.records.schema import SpanKind
+from lemix_hpc.records.schema import NodeMemory, SpanKind
 
 
 class PlaceRequest(msgspec.Struct, frozen=True, array_like=True, tag=True):
     """Scheduler to leader: serve this request. `output` 0 scores the prompt; `key` orders new requests, the lowest first.
 
-    `arrival`: when it came [s]; `patient`: it is of class batch.
+    `arrival`: when it came [s]; `patient`: it is of class batch; `expected`: when it is predicted to end [s].
     """
 
     task: int
@@ -26,12 +26,47 @@ class PlaceRequest(msgspec.Struct, frozen=True, array_like=True, tag=True):
     key: float
     arrival: float = 0.0
     patient: bool = False
+    expected: float = 0.0
 
 
 class Train(msgspec.Struct, frozen=True, array_like=True, tag=True):
     """Scheduler to leader to first stage: train on this micro-batch."""
 
     micro_batch: MicroBatch
+
+
+class AskMemory(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """First stage to leader: a micro-batch of so many `tokens` would run now, and needs memory on all stages."""
+
+    micro_batch: int
+    tokens: int
+
+
+class GrantMemory(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """Leader to first stage: there is memory for a micro-batch, on all stages."""
+
+    micro_batch: int
+
+
+class Offload(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """Leader to stage: move what a micro-batch keeps for its backward to the host, unless that has begun."""
+
+    micro_batch: int
+
+
+class Moved(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """Stage to leader: what a micro-batch keeps is on the host now, or (`back`) has begun to come back."""
+
+    stage: int
+    micro_batch: int
+    back: bool
+
+
+class MemoryUsed(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """Leader to scheduler, at the end: what the node has made of its memory."""
+
+    node: int
+    memory: NodeMemory
 
 
 class Go(msgspec.Struct, frozen=True, array_like=True, tag=True):
@@ -81,10 +116,12 @@ class Stopped(msgspec.Struct, frozen=True, array_like=True, tag=True):
 
 
 class EngineReady(msgspec.Struct, frozen=True, array_like=True, tag=True):
-    """Stage to leader to scheduler, or of vLLM's own engine from the leader (stage -1): the engine is built."""
+    """Stage to leader to scheduler, or of vLLM's own engine from the leader (stage -1): the engine is built. `takes`: what of
+    memory, where that has an end."""
 
     node: int
     stage: int
+    takes: StageTakes | None = None
 
 
 class Serve(msgspec.Struct, frozen=True, array_like=True, tag=True):
@@ -378,6 +415,11 @@ class Measured(msgspec.Struct, frozen=True, array_like=True, tag=True):
 AnyMessage = (
     PlaceRequest
     | Train
+    | AskMemory
+    | GrantMemory
+    | Offload
+    | Moved
+    | MemoryUsed
     | Go
     | KeepPace
     | FirstStageIdle

@@ -8,6 +8,7 @@ from lemix_hpc.runtime.transport import messages as m
 from lemix_hpc.runtime.transport.mailbox import Inbox, Mail
 from lemix_hpc.runtime.transport.rank_layout import Layout
 from lemix_hpc.runtime.transport.run_clock import RunClock
+from tests.runtime.leader.no_limits import NO_LIMITS
 
 
 @dataclass
@@ -35,7 +36,7 @@ class Post:
 
 def leader(post: Post, max_requests: int = 2, max_tokens: int = 100) -> Leader:
     limits = {"max_requests": max_requests, "max_tokens": max_tokens}
-    return Leader(Layout(1, 1), 0, post, RunClock(0.0), **limits, temperature=0.0)  # type: ignore[arg-type]
+    return Leader(Layout(1, 1), 0, post, RunClock(0.0), **limits, temperature=0.0, memory=NO_LIMITS)  # type: ignore[arg-type]
 
 
 def request(task: int, prompt: int, output: int = 0, key: float = 0.0) -> m.PlaceRequest:

@@ -10,6 +10,7 @@ from lemix_hpc.profiling.coefficients import CoefficientFile
 from lemix_hpc.runtime.leader.batching_leader import Leader
 from lemix_hpc.runtime.transport import messages as m
 from lemix_hpc.runtime.transport.rank_layout import Layout
+from tests.runtime.leader.no_limits import NO_LIMITS
 from tests.runtime.leader.test_batching_leader import Post, members, ran
 
 TTFT, TPOT, PASS = 1.0, 0.1, 0.01
@@ -54,7 +55,7 @@ class Paced:
 
     def __post_init__(self) -> None:
         limits = {"max_requests": 8, "max_tokens": 100}
-        self.leader = Leader(Layout(1, 1), 0, self.post, self.clock, **limits, temperature=0.0)  # type: ignore[arg-type]
+        self.leader = Leader(Layout(1, 1), 0, self.post, self.clock, **limits, temperature=0.0, memory=NO_LIMITS)  # type: ignore[arg-type]
 
     def at(self, time: float, *messages: m.AnyMessage) -> list[list[int]]:
         """The batches that it forms at this time when these messages come."""

@@ -48,9 +48,12 @@ def test_a_request_goes_when_it_is_due_to_the_leader_that_the_policy_chooses(sta
     assert rank.loop.until_due() == 1.0
     assert not rank.turn(0.5) and rank.sent() == [] and rank.loop.until_due() == 0.5
     assert rank.turn(1.0)
-    assert rank.sent() == [(LEADERS[0], m.PlaceRequest(0, 3, 0, [4, 5, 6], 1.0, 1.0))]
+    assert rank.sent() == [(LEADERS[0], m.PlaceRequest(0, 3, 0, [4, 5, 6], 1.0, 1.0, expected=3.0))]
     assert rank.turn(1.5), "late, and let in all the same"
-    assert rank.sent() == [(LEADERS[1], m.PlaceRequest(1, 3, 2, [7, 8, 9], 1.5, 1.25))], "node 0 has something to do"
+    [(leader, placed)] = rank.sent()
+    assert leader == LEADERS[1], "node 0 has something to do"
+    assert isinstance(placed, m.PlaceRequest) and placed.expected > 3.5
+    assert msgspec.structs.replace(placed, expected=0.0) == m.PlaceRequest(1, 3, 2, [7, 8, 9], 1.5, 1.25)
     assert rank.loop.until_due() == math.inf
     assert rank.events() == [RequestArrived(1.0, 0, 3, 0), RequestArrived(1.5, 1, 3, 2)]
     assert not rank.turn(2.0)
@@ -61,7 +64,9 @@ def test_a_request_that_the_model_cannot_take_is_rejected_before_the_policy_hear
     rank = start(long, fits, Request("next", 5.0, 8, 2, after="long", think_s=9.0), context=10)
     rank.turn(0.0)
     assert rank.tasks() == [ServedTask("long", "rejected", 0.0, 8)]
-    assert rank.sent() == [(LEADERS[0], m.PlaceRequest(0, 8, 2, [], 0.0))]
+    assert [(to, message.task) for to, message in rank.sent() if isinstance(message, m.PlaceRequest)] == [
+        (LEADERS[0], 0)
+    ]
     assert rank.events() == [RequestArrived(0.0, 0, 8, 2)]
     assert rank.loop.until_due() == 5.0, "its author goes on by the recorded time"
 
@@ -69,7 +74,7 @@ def test_a_request_that_the_model_cannot_take_is_rejected_before_the_policy_hear
 def test_what_would_outlive_the_allocation_is_refused_and_recorded(start: Start) -> None:
     rank = start(Request("r0", 1.0, 8, 0), Request("r1", 3.0, 8, 0), Request("r2", 0.0, 8, 0, after="r1"), end=4.5)
     rank.turn(1.0)
-    assert rank.sent() == [(LEADERS[0], m.PlaceRequest(0, 8, 0, [], 1.0, 1.0))]
+    assert rank.sent() == [(LEADERS[0], m.PlaceRequest(0, 8, 0, [], 1.0, 1.0, expected=3.0))]
     rank.turn(3.0)
     assert rank.sent() == []
     refused = ServedTask("r1", "rejected", 3.0, 8, number=1)

@@ -61,7 +61,7 @@ class World:
     def reset(self) -> None:
         """Nothing waits for longer and longer here."""
 
-    def idle(self, *, in_transit: bool) -> None:  # noqa: ARG002
+    def idle(self, at_most: float, *, in_transit: bool) -> None:  # noqa: ARG002
         assert self.arriving, "the stage waits, and nothing will ever come"
         self.time = self.arriving[0][0]
 

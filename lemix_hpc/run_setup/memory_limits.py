@@ -1,0 +1,222 @@
+"""How much memory stages have, what their work takes of it, and what a run has made of it."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lemix_hpc.config.errors import UserError
+from lemix_hpc.config.recipe import Recipe
+from lemix_hpc.engines.protocol import StageTakes
+from lemix_hpc.policy import memory_rules
+from lemix_hpc.policy.rules import Split
+from lemix_hpc.profiling.coefficients import CoefficientFile, StageMemory
+from lemix_hpc.profiling.hardware import Hardware
+from lemix_hpc.records.schema import MemoryUse, MemoryWaits, NodeMemory, StageMemoryPeaks, StageMemoryShares
+from lemix_hpc.run_setup.scheduler_setup import training_nodes
+from lemix_hpc.workload.length_tables import TABLES
+from lemix_hpc.workload.tasks import Request
+
+NO_LIMIT = sys.maxsize // 4
+"""Bytes of a stage without a capacity beside others that have one."""
+
+
+@dataclass(frozen=True, slots=True)
+class StageRoom:
+    """Bytes on a stage: that tasks may take (`limit`), and that they take for a token in the cache and in training; and what
+    weights and optimizer state take (`resting`) of all that there is (`capacity`, None without an end)."""
+
+    limit: int
+    cache_bytes: int
+    activation_bytes: int
+    resting: int
+    capacity: float | None
+
+
+def is_limited(recipe: Recipe) -> bool:
+    """Whether any stage has a capacity."""
+    return any(capacity is not None for capacity in capacities(recipe))
+
+
+def offloads(recipe: Recipe) -> bool:
+    """Whether activations go to the host where memory is short."""
+    memory = recipe.policy.memory
+    return memory.mode == "offload" and (recipe.engine.computes or memory.offload_gb_per_s is not None)
+
+
+def capacities(recipe: Recipe) -> list[float | None]:
+    """GB of each stage of every node; None is without end."""
+    common, kinds = recipe.policy.memory.capacity_gb, recipe.nodes.kinds
+    if kinds is None:
+        return [common] * recipe.nodes.count
+    return [kind.memory_gb or common for kind in kinds for _ in range(kind.count)]
+
+
+def rooms_of(recipe: Recipe, hardware: Hardware, node: int) -> list[StageRoom]:
+    """The memory of the stages of a node, by its coefficient file.
+
+    Raises UserError for a file that does not say what work takes, and for work that would never fit.
+    """
+    capacity, trains = capacities(recipe)[node], _trains(recipe, node)
+    stages = [
+        _Stage(recipe, f"stage {stage} of node {node}", memory, capacity, trains)
+        for stage, memory in enumerate(_of(recipe, hardware.real[hardware.kinds[node]]))
+    ]
+    for stage in stages if trains else ():
+        stage.check_training()
+    return [stage.room for stage in stages]
+
+
+def room_of(recipe: Recipe, node: int, stage: int, takes: StageTakes) -> StageRoom:
+    """The memory of a stage that computes. Raises UserError if nothing is left for tasks."""
+    memory, given, trains = recipe.policy.memory, capacities(recipe)[node], _trains(recipe, node)
+    capacity = takes.capacity if given is None else round(1e9 * given)
+    back = micro_batch_tokens(recipe) * takes.activation_bytes if offloads(recipe) and trains else 0
+    resting = takes.resting + takes.working
+    limit = NO_LIMIT
+    if capacity is not None and memory.mode != "ignore":
+        limit = memory_rules.room(capacity, memory.kappa, resting, back)
+    room = StageRoom(limit, takes.cache_bytes, takes.activation_bytes, resting, capacity)
+    if limit < 0:
+        _refuse(recipe, room, f"stage {stage} of node {node}", "what a pass takes")
+    return room
+
+
+def check_requests(recipe: Recipe, rooms: Sequence[StageRoom], node: int, requests: Sequence[Request]) -> None:
+    """Raises UserError if the longest of the requests that generate would never fit."""
+    longest = longest_of(requests)
+    if longest is None or not _serves(recipe, node):
+        return
+    tokens = longest.prompt_tokens + longest.output_tokens - 1
+    for stage, room in enumerate(rooms):
+        if tokens * room.cache_bytes > room.limit:
+            what = f"the cache of request {longest.id} ({tokens} tokens)"
+            _refuse(recipe, room, f"stage {stage} of node {node}", what, tokens * room.cache_bytes)
+
+
+def longest_of(requests: Sequence[Request]) -> Request | None:
+    """The request whose cache grows largest, None if none has one."""
+    return max(
+        (request for request in requests if request.output_tokens > 0),
+        key=lambda request: request.prompt_tokens + request.output_tokens,
+        default=None,
+    )
+
+
+def memory_use(nodes: Sequence[NodeMemory]) -> MemoryUse | None:
+    """What a run has made of the memory of its nodes, None without any that has an end."""
+    stages = [peaks for node in nodes for peaks in node.stages]
+    if all(peaks.capacity is None for peaks in stages):
+        return None
+    return MemoryUse(
+        stages=[_shares(of) for of in zip(*(node.stages for node in nodes), strict=True)],
+        serving_waits=_waits([(node.serving_waits, node.serving_waited, node.serving_longest) for node in nodes]),
+        training_waits=_waits([(node.training_waits, node.training_waited, node.training_longest) for node in nodes]),
+        offloads=sum(peaks.offloads for peaks in stages),
+        offloaded_bytes=sum(peaks.offloaded for peaks in stages),
+        preemptions=sum(node.preemptions for node in nodes),
+        recomputed_tokens=sum(node.recomputed for node in nodes),
+    )
+
+
+def _shares(nodes: Sequence[StageMemoryPeaks]) -> StageMemoryShares:
+    """Of the same stage of all nodes."""
+    limited = [(peaks, peaks.capacity) for peaks in nodes if peaks.capacity is not None]
+    return StageMemoryShares(
+        peak=max((peaks.resting + peaks.peak) / capacity for peaks, capacity in limited),
+        resting=max(peaks.resting / capacity for peaks, capacity in limited),
+        activations=max(peaks.peak_activations / capacity for peaks, capacity in limited),
+        cache=max(peaks.peak_cache / capacity for peaks, capacity in limited),
+        waits=sum(peaks.waits for peaks in nodes),
+        offloads=sum(peaks.offloads for peaks in nodes),
+        preemptions=sum(peaks.preemptions for peaks in nodes),
+    )
+
+
+def _waits(nodes: Sequence[tuple[int, float, float]]) -> MemoryWaits:
+    """Of the number, the sum and the longest of each node's waits."""
+    count = sum(number for number, *_ in nodes)
+    if count == 0:
+        return MemoryWaits(0, None, None)
+    return MemoryWaits(count, sum(total for _, total, _ in nodes) / count, max(longest for *_, longest in nodes))
+
+
+def _serves(recipe: Recipe, node: int) -> bool:
+    return not recipe.policy.splits or node in Split.of(recipe.nodes.count, training_nodes(recipe)).serving
+
+
+def _trains(recipe: Recipe, node: int) -> bool:
+    if not recipe.policy.splits:
+        return recipe.training is not None
+    return node in Split.of(recipe.nodes.count, training_nodes(recipe)).training
+
+
+def micro_batch_tokens(recipe: Recipe) -> int:
+    """The most tokens that a micro-batch can have."""
+    training = recipe.training
+    if training is None:
+        return 0
+    length = training.sequence_length if training.lengths is None else round(TABLES[training.lengths].prompt[-1])
+    return training.micro_batch_size * length
+
+
+class _Stage:
+    """One stage's memory, bytes."""
+
+    def __init__(self, recipe: Recipe, place: str, memory: StageMemory, capacity: float | None, trains: bool) -> None:
+        limits = recipe.policy.memory
+        self._recipe, self._place = recipe, place
+        resting = memory.weights_bytes + (memory.optimizer_bytes if trains else 0)
+        activation_bytes = math.ceil(memory.activation_bytes_per_token or 0.0) if trains else 0
+        self._micro_batch = micro_batch_tokens(recipe) * activation_bytes
+        back = self._micro_batch if offloads(recipe) else 0
+        limit, whole = NO_LIMIT, None if capacity is None else 1e9 * capacity
+        if whole is not None and limits.mode != "ignore":
+            limit = memory_rules.room(round(whole), limits.kappa, resting, back)
+        cache_bytes = math.ceil(memory.kv_bytes_per_token or 0.0)
+        self.room = StageRoom(limit, cache_bytes, activation_bytes, resting, whole)
+        if limit < 0:
+            room = " and the room to bring activations back to" if back else ""
+            _refuse(recipe, self.room, place, "weights, optimizer state" + room)
+
+    def check_training(self) -> None:
+        training = self._recipe.training
+        together = 1
+        if training is not None and training.release == "sync" and training.schedule == "gpipe":
+            # All forwards of a group come before its backwards; what was offloaded is not there meanwhile.
+            together = 1 if offloads(self._recipe) else training.micro_batches_per_step
+        if together * self._micro_batch > self.room.limit:
+            what = "a training micro-batch" if together == 1 else f"the {together} micro-batches of a group under gpipe"
+            what += " (training.micro_batch_size x the longest sequence = "
+            what += f"{micro_batch_tokens(self._recipe)} tokens each)"
+            _refuse(self._recipe, self.room, self._place, what, together * self._micro_batch)
+
+
+def _refuse(recipe: Recipe, room: StageRoom, place: str, what: str, nbytes: int = 0) -> None:
+    kappa = recipe.policy.memory.kappa
+    takes = f" takes {nbytes / 1e9:.3g} GB and" if nbytes else ""
+    raise UserError(
+        f"policy.memory: {what}{takes} never fits on {place}, beside {room.resting / 1e9:.3g} GB of weights and "
+        f"optimizer state in {kappa:g} x {(room.capacity or 0.0) / 1e9:g} GB. Give stages more memory "
+        "(policy.memory.capacity_gb, nodes.kinds.memory_gb), use more stages (nodes.stages), or make the work shorter "
+        "(training.sequence_length, serving.max_prompt_tokens, serving.max_new_tokens)."
+    )
+
+
+def _of(recipe: Recipe, file: CoefficientFile) -> list[StageMemory]:
+    memories = file.memory(recipe.nodes.stages)
+    needed = {"kv_bytes_per_token": recipe.serving is not None and recipe.serving.mode == "generate"}
+    needed["activation_bytes_per_token"] = recipe.training is not None
+    missing = ["memory"] if memories is None else []
+    for key, is_needed in needed.items():
+        if is_needed and any(getattr(memory, key) is None for memory in memories or ()):
+            missing.append(f"memory.{key}")
+    if memories is None or missing:
+        raise UserError(
+            f"policy.memory.capacity_gb: the coefficients of {file.model} on {file.hardware} have no "
+            f"{' and no '.join(missing)}, which says what stages hold. `lemix profile` measures it; or write it into the "
+            "file (docs/coefficients.md), or leave the capacity out."
+        )
+    return memories

@@ -1,0 +1,195 @@
+"""A real leader and real stages in one process, short of memory: nothing is lost, whatever the budget does."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lemix_hpc.config.recipe import Recipe
+from lemix_hpc.engines.emulated import EmulatedStage
+from lemix_hpc.engines.protocol import MicroBatch, Payload, StageEngine
+from lemix_hpc.engines.torch.build import build_stage
+from lemix_hpc.policy.latency import Affine, LatencyModel
+from lemix_hpc.run_setup.memory_limits import StageRoom, offloads, room_of
+from lemix_hpc.runtime.leader.batching_leader import Leader
+from lemix_hpc.runtime.leader.memory_gate import NodeMemoryLimits
+from lemix_hpc.runtime.stage.links import StagePlace
+from lemix_hpc.runtime.stage.worker import StageRules, StageWorker
+from lemix_hpc.runtime.transport import messages as m
+from lemix_hpc.runtime.transport.mailbox import Inbox, Mail
+from lemix_hpc.runtime.transport.rank_layout import SCHEDULER_RANK, Layout
+from tests.runtime.conftest import tiny_llama
+
+LAYOUT = Layout(1, 2)
+
+
+@pytest.fixture(autouse=True)
+def _no_traces() -> Iterator[None]:
+    """A stage sets its process up for DeepSpeed; here the process goes on to other tests."""
+    environment = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(environment)
+
+
+class Box:
+    """A mailbox among those of all ranks and inboxes; it is everybody's clock, too."""
+
+    in_transit = False
+    sent_all = True
+
+    def __init__(self, node: Node, address: tuple[int, Inbox]) -> None:
+        self._node = node
+        self._address = address
+        self.mails: deque[Mail] = deque()
+        node.boxes[address] = self
+
+    def send(self, rank: int, inbox: Inbox, message: m.AnyMessage, payload: Payload | None = None) -> None:
+        if inbox is Inbox.SCHEDULER:
+            self._node.heard(message)
+            return
+        if payload is not None and payload.nbytes:
+            payload = Payload(payload.shape, payload.dtype, np.array(payload.data, copy=True).view(np.uint8))
+        self._node.boxes[rank, inbox].mails.append(Mail(self._address[0], message, payload))
+
+    def poll(self) -> list[Mail]:
+        return [self.mails.popleft()] if self.mails else []
+
+    def now(self) -> float:
+        return self._node.time
+
+    def wake(self) -> None:
+        """Nobody sleeps here."""
+
+
+class Node:
+    """A leader with two stages. Time goes on by a millisecond with every turn."""
+
+    def __init__(self, engines: list[StageEngine], limits: NodeMemoryLimits, *, gpipe: bool, seed: int) -> None:
+        self.boxes: dict[tuple[int, Inbox], Box] = {}
+        self.answers: dict[int, list[int]] = {}
+        self.trained: set[int] = set()
+        self.steps = 0
+        self.time = 0.0
+        self.order = random.Random(seed)
+        clock: Any = Box(self, (LAYOUT.leader(0), Inbox.LEADER))
+        self.leader = Leader(LAYOUT, 0, clock, clock, max_requests=4, max_tokens=4096, temperature=0.0, memory=limits)
+        self.workers = []
+        rules = StageRules(gpipe, gpipe, True, True, 0.05, limited=True)
+        for stage, engine in enumerate(engines):
+            box: Any = Box(self, (LAYOUT.worker(0, stage), Inbox.STAGE))
+            self.workers.append(StageWorker(StagePlace(LAYOUT, 0, stage), engine, box, box, box, rules))
+            if engine.takes is not None:
+                self.tell(m.EngineReady(0, stage, engine.takes))
+        self.turns = [self.leader.turn, *(worker._turn for worker in self.workers)]
+
+    def tell(self, message: m.AnyMessage) -> None:
+        self.boxes[LAYOUT.leader(0), Inbox.LEADER].mails.append(Mail(SCHEDULER_RANK, message, None))
+
+    def turn(self) -> None:
+        self.time += 1e-3
+        self.order.choice(self.turns)()
+
+    def heard(self, report: m.AnyMessage) -> None:
+        """By the scheduler. Trained are micro-batches whose backward has run on the first stage."""
+        match report:
+            case m.RequestDone(task=task, output=output):
+                self.answers[task] = output
+            case m.Stepped():
+                self.steps += 1
+            case m.SpanReport(spans):
+                self.trained |= {s.tasks[0] for s in spans if s.kind == "backward" and s.stage == 0 and s.complete}
+
+
+def test_no_task_of_a_thousand_is_lost_while_the_budget_changes_at_random() -> None:
+    room = StageRoom(400, 1, 1, 0, 1e9)
+    limits = NodeMemoryLimits(2, (room, room), lambda stage, takes: room, 0.05, offloads=True)  # noqa: ARG005
+    latency = LatencyModel((Affine(0, 0, 0),) * 2, (Affine(0, 0, 0),) * 2)
+    engines: list[StageEngine] = []
+    node = None
+    for stage in (0, 1):
+        engines.append(
+            EmulatedStage(
+                latency, stage, 2, moving_token=1e-4, clock=lambda: node.time if node else 0.0, sleep=lambda _: None
+            )
+        )
+    node = Node(engines, limits, gpipe=False, seed=7)
+    order, coming = random.Random(8), list(range(1000))
+    while len(node.answers) + len(node.trained) < 1000:
+        if coming and node.time > 0.02 * (1000 - len(coming)):
+            task = coming.pop(0)
+            if task % 3:
+                node.tell(m.PlaceRequest(task, order.randint(1, 150), order.randint(1, 20), [], node.time))
+            else:
+                node.tell(m.Train(MicroBatch(task, task, 0, 1, 1, order.randint(1, 200), b"", b"")))
+        if order.random() < 0.01:
+            for account in node.leader._gate._stages:
+                account.room = replace(account.room, limit=order.randint(0, 400))
+        node.turn()
+        assert node.time < 1000, "nothing goes on any more"
+    used = node.leader._gate.used
+    assert used.serving_waits and used.training_waits and used.preemptions
+    assert all(stage.offloads for stage in used.stages)
+    assert all(stage.cache == stage.activations == stage.back == 0 for stage in node.leader._gate._stages)
+
+
+def torch_node(capacity_gb: float, mode: str) -> Node:
+    recipe = Recipe.model_validate(
+        {
+            "nodes": {"stages": 2},
+            "model": {"config": tiny_llama(4)},
+            "engine": {"dtype": "float32", "device": "cpu"},
+            "serving": {"source": {"kind": "poisson", "rate": 1, "requests": 1}, "mode": "generate"},
+            "training": {
+                "release": "sync",
+                "schedule": "gpipe",
+                "micro_batches_per_step": 8,
+                "micro_batch_size": 2,
+                "sequence_length": 64,
+            },
+            "policy": {"memory": {"capacity_gb": capacity_gb, "mode": mode, "kappa": 1.0}},
+        }
+    )
+    engines: list[StageEngine] = [build_stage(recipe, stage=stage, device="cpu") for stage in (0, 1)]
+    limits = NodeMemoryLimits(
+        2, (), lambda stage, takes: room_of(recipe, 0, stage, takes), 0.01, offloads=offloads(recipe)
+    )
+    return Node(engines, limits, gpipe=True, seed=3)
+
+
+def outcome(node: Node) -> tuple[float, dict[int, list[int]], list[bytes]]:
+    """Runs requests and training: the fullest stage / the capacity, the answers, and the weights at the end."""
+    draw = np.random.default_rng(0)
+    for number in range(16):
+        tokens = draw.integers(0, 257, (2, 64), dtype=np.int32).tobytes()
+        node.tell(m.Train(MicroBatch(number, number // 8, number % 8, 8, 2, 64, tokens, tokens)))
+    for task in range(100, 112):
+        prompt = draw.integers(0, 257, 40).tolist()
+        node.tell(m.PlaceRequest(task, 40, 8, prompt, float(task)))
+    while len(node.answers) < 12 or node.steps < 2:
+        node.turn()
+        assert node.time < 200, "nothing goes on any more"
+    used = node.leader._gate.used
+    fullest = max((stage.resting + stage.peak) / stage.capacity for stage in used.stages if stage.capacity)
+    weights = [bytes(payload.data) for worker in node.workers for payload in worker._engine.read_weights()]
+    return fullest, node.answers, weights
+
+
+def test_computing_stages_keep_to_a_budget_that_ignoring_memory_exceeds() -> None:
+    whole, answers, weights = outcome(torch_node(1.0, "ignore"))
+    peak = 1.0 * whole
+    exceeded, *_ = outcome(torch_node(0.6 * peak, "ignore"))
+    assert exceeded > 1.0
+    node = torch_node(0.6 * peak, "offload")
+    kept, same_answers, same_weights = outcome(node)
+    assert kept <= 1.0
+    assert node.leader._gate.used.stages[0].offloads
+    assert same_weights == weights, "training takes the same course"
+    assert same_answers.keys() == answers.keys()
