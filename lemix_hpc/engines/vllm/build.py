@@ -12,6 +12,7 @@ from vllm.v1.worker.worker_base import WorkerWrapperBase
 
 from lemix_hpc.config.recipe import Recipe
 from lemix_hpc.engines.host_files import forget_shared_by
+from lemix_hpc.engines.memory_plan import stage_takes
 from lemix_hpc.engines.model_sizes import describe
 from lemix_hpc.engines.torch.build import hugging_face_config, weight_source
 from lemix_hpc.engines.torch.devices import mpi_sends_device_memory, take
@@ -67,6 +68,9 @@ def build_stage(recipe: Recipe, *, stage: int, device: str, meeting: Path) -> Vl
         CopiedWeights(served, module) if copied else None,
         keep_graphs=training is not None and training.release == "sync",
         max_positions=sizes.max_positions,
+        # The memory plan has divided a GPU between vLLM's cache and training.
+        takes=stage_takes(recipe, stage, None, cuda=place.type == "cuda"),
+        offloads=recipe.policy.memory.capacity_gb is not None and recipe.policy.memory.mode == "offload",
     )
 
 

@@ -12,7 +12,7 @@ from vllm.v1.outputs import AsyncModelRunnerOutput
 from vllm.v1.worker.worker_base import WorkerWrapperBase
 
 from lemix_hpc.checkpoints.stage_state import SavedState
-from lemix_hpc.engines.protocol import EngineOrder, Payload, SequenceResult, ServeBatch, Work
+from lemix_hpc.engines.protocol import EngineOrder, Payload, SequenceResult, ServeBatch, StageTakes, Work
 from lemix_hpc.engines.torch.optimizer import StageOptimizer
 from lemix_hpc.engines.torch.payloads import Wire
 from lemix_hpc.engines.torch.training import StageTraining
@@ -39,8 +39,18 @@ class VllmStage(StageTraining):
         *,
         keep_graphs: bool,
         max_positions: int | None,
+        takes: StageTakes,
+        offloads: bool,
     ) -> None:
-        super().__init__(module, wire, optimizer, keep_graphs=keep_graphs, max_positions=max_positions)
+        super().__init__(
+            module,
+            wire,
+            optimizer,
+            keep_graphs=keep_graphs,
+            max_positions=max_positions,
+            takes=takes,
+            offloads=offloads,
+        )
         self._socket = socket
         self._worker = worker
         self._copied = copied
