@@ -173,6 +173,8 @@ def training(rng: random.Random, micro_batches: int, *, endless: bool) -> dict[s
         "micro_batch_size": rng.randint(1, 2),
         "lengths": "azure-conv",
     }
+    if drawn["schedule"] == "1f1b" and rng.random() < 0.3:
+        drawn["in_flight"] = rng.randint(3, 6)
     return drawn if endless else drawn | {"micro_batches": micro_batches}
 
 

@@ -30,6 +30,7 @@ def check_recipe(recipe: Recipe) -> list[Problem]:
         _check_devices,
         check_placement,
         _check_training,
+        _check_in_flight,
         _check_across_nodes,
         check_amounts,
         check_paths,
@@ -199,6 +200,22 @@ def _check_training(recipe: Recipe) -> Iterator[Problem]:
             ("training", "share"),
             "clients may send any number of requests, so a share has no meaning; give `micro_batches`, or neither to train "
             "until the endpoint closes",
+        )
+
+
+def _check_in_flight(recipe: Recipe) -> Iterator[Problem]:
+    training, stages = recipe.training, recipe.nodes.stages
+    if training is None or training.in_flight is None:
+        return
+    if training.in_flight < stages:
+        yield Problem(
+            ("training", "in_flight"),
+            f"{training.in_flight} micro-batches do not reach the last of {stages} stages: the first one would wait for their "
+            f"backwards; give at least {stages} (nodes.stages), or leave it out",
+        )
+    if training.release == "sync" and training.schedule == "gpipe":
+        yield Problem(
+            ("training", "in_flight"), "schedule gpipe has a whole group in flight; use 1f1b, or leave this out"
         )
 
 

@@ -324,3 +324,9 @@ class Recipe(Section):
     simulate: Simulate = Simulate()
     report: Report = Report()
     profile: Profile = Profile()
+
+    @property
+    def in_flight(self) -> int:
+        """Micro-batches of a node between the first stage's forward and its backward, at most."""
+        given = self.training.in_flight if self.training is not None else None
+        return given or self.nodes.stages

@@ -38,6 +38,9 @@ class Training(Section):
     release: Literal["async", "sync"] = "async"
     schedule: Literal["1f1b", "gpipe"] = Field(default="1f1b", description="order within a `sync` group")
     micro_batches_per_step: int = Field(default=1, gt=0, le=100_000)
+    in_flight: PositiveInt | None = Field(
+        default=None, description="micro-batches of a node between forward and backward; default one for each stage"
+    )
     learning_rate: PositiveFloat = 1e-4
     learning_rate_schedule: Literal["constant", "linear", "cosine"] = "constant"
     warmup_steps: int = Field(default=0, ge=0)

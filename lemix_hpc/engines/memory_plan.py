@@ -80,7 +80,7 @@ def plan_from_file(recipe: Recipe, file: CoefficientFile) -> list[StagePlan]:
         if recipe.training is not None:
             tokens = recipe.training.micro_batch_size * recipe.training.sequence_length
             device["optimizer and gradients"] = memory.optimizer_bytes
-            device["activations"] = (stages - stage) * tokens * (memory.activation_bytes_per_token or 0.0)
+            device["activations"] = (recipe.in_flight - stage) * tokens * (memory.activation_bytes_per_token or 0.0)
         if recipe.serving is not None:
             requests = recipe.engine.max_batch_requests * longest_request(recipe, USUAL_CONTEXT)
             device[CACHE] = requests * (memory.kv_bytes_per_token or 0.0)
@@ -175,12 +175,13 @@ def head_activations(sizes: ModelSizes, dtype_bytes: int) -> int:
     return copies * sizes.vocab
 
 
-def open_groups(training: Training, stage: int) -> int:
+def open_groups(training: Training, stage: int, more: int = 0) -> int:
     """Gradient sums that a stage keeps at the same time. With `async` a stage is ahead of the first one, where a group ends, by
-    as many backwards as there are stages between, and those may be of later groups."""
+    as many backwards as there are stages between, and as many `more` as are in flight than stages; those may be of later
+    groups."""
     if training.release == "sync":
         return 1
-    return 1 + math.ceil(stage / training.micro_batches_per_step)
+    return 1 + math.ceil((stage + more if stage else 0) / training.micro_batches_per_step)
 
 
 def _plan(recipe: Recipe, sizes: ModelSizes, stage: int, layers: range, *, cuda: bool) -> StagePlan:
@@ -194,8 +195,8 @@ def _plan(recipe: Recipe, sizes: ModelSizes, stage: int, layers: range, *, cuda:
     if training is not None:
         state, kept = _state(training, wide, parameters)
         (host if training.offload_optimizer else device)["optimizer"] = state
-        device["gradients"] = GRADIENT * parameters * open_groups(training, stage)
-        device["activations"] = _activations(training, sizes, stages, stage, len(layers), wide)
+        device["gradients"] = GRADIENT * parameters * open_groups(training, stage, recipe.in_flight - stages)
+        device["activations"] = _activations(recipe, training, sizes, stage, len(layers), wide)
         host |= kept
     device[CACHE] = _cache(recipe, sizes, len(layers), wide, cuda=cuda)
     if cuda:
@@ -221,18 +222,18 @@ def _state(training: Training, wide: int, parameters: int) -> tuple[float, dict[
     return state, kept
 
 
-def _activations(training: Training, sizes: ModelSizes, stages: int, stage: int, layers: int, wide: int) -> float:
+def _activations(recipe: Recipe, training: Training, sizes: ModelSizes, stage: int, layers: int, wide: int) -> float:
     tokens = training.micro_batch_size * training.sequence_length
     # The output of the last layer is kept as well.
     whole = tokens * (layers * layer_activations(sizes, wide) + wide * sizes.hidden)
-    if stage == stages - 1:
+    if stage == recipe.nodes.stages - 1:
         norms = tokens * (2 * wide + 4) * sizes.hidden
         return whole + norms + min(tokens, chunk_tokens(sizes.vocab)) * head_activations(sizes, wide)
     if training.release == "sync":
-        in_flight = training.micro_batches_per_step
-        return whole * (in_flight if training.schedule == "gpipe" else min(in_flight, stages - stage))
+        group = training.micro_batches_per_step
+        return whole * (group if training.schedule == "gpipe" else min(group, recipe.in_flight - stage))
     # The forward runs again before its backward: until then a micro-batch keeps what came in.
-    return whole + (stages - stage) * tokens * sizes.hidden * wide
+    return whole + (recipe.in_flight - stage) * tokens * sizes.hidden * wide
 
 
 def _cache(recipe: Recipe, sizes: ModelSizes, layers: int, wide: int, *, cuda: bool) -> float:

@@ -76,11 +76,6 @@ def mean_unloaded_response(latency: LatencyModel, requests: Sequence[Request], r
     return sum(latency.forward_times(Shape.of((recipe.training.sequence_length,) * recipe.training.micro_batch_size)))
 
 
-def in_flight(recipe: Recipe) -> int:
-    """Micro-batches of a node between the first stage's forward and its backward, at most."""
-    return recipe.nodes.stages
-
-
 def is_paced(recipe: Recipe) -> bool:
     """Whether batches wait until they are due: where requests generate, as those of clients do, and training can have the
     time. Clients are only kept waiting if the recipe says so, or for how long; `policy.pace: none` is for nobody."""

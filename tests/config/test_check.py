@@ -156,6 +156,16 @@ def test_training_alone_needs_an_amount(tmp_path: Path, training: dict[str, Any]
     assert "give `micro_batches`" in text
 
 
+def test_micro_batches_in_flight_reach_the_last_stage_and_are_for_1f1b() -> None:
+    data = {"data": {"path": __file__}, "micro_batches": 4}
+    common = {"model": LLAMA, "nodes": {"stages": 4}}
+    [(key, text)] = problems(**common, training=data | {"in_flight": 3})
+    assert key == "training.in_flight" and "give at least 4" in text
+    [(key, text)] = problems(**common, training=data | {"in_flight": 8, "release": "sync", "schedule": "gpipe"})
+    assert key == "training.in_flight" and "use 1f1b" in text
+    assert problems(**common, training=data | {"in_flight": 8}) == []
+
+
 def test_shared_devices_and_processors_need_no_gpu_per_stage() -> None:
     common = {"model": LLAMA, "serving": SERVING, "nodes": {"stages": 4}, "cluster": {"gpus_per_node": 2}}
     assert problems(**common, engine={"share_devices": True}) == []

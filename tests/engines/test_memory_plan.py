@@ -163,6 +163,7 @@ def test_later_stages_are_ahead_and_keep_more_gradients() -> None:
     async_ones = recipe(LLAMA, 4, micro_batches_per_step=2).training
     assert async_ones is not None
     assert [open_groups(async_ones, stage) for stage in range(4)] == [1, 2, 2, 3]
+    assert [open_groups(async_ones, stage, more=4) for stage in range(4)] == [1, 4, 4, 5]
 
 
 def test_micro_batches_in_flight_by_order() -> None:
