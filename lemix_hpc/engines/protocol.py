@@ -147,7 +147,8 @@ class StageEngine(Protocol):
 
     The first stage gets no `hidden`, the last returns results instead of activations. With one stage both hold. `hidden` and
     its gradient have the shape that the engine's own stages agree on, such as (1, tokens, hidden) for a serving batch and
-    (rows, length, hidden) for a micro-batch. Whatever a method raises ends the run, with the words of the exception.
+    (rows, length, hidden) for a micro-batch. Whatever a method raises ends the run, with the words of the exception; but for
+    `lemix_hpc.engines.meter.DeviceMemoryError` from `serve` and `forward`, which are called again once there is more memory.
     """
 
     def serve(self, batch: ServeBatch, hidden: Payload | None) -> Work[Payload | list[SequenceResult] | None]:

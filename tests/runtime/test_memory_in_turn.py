@@ -14,6 +14,7 @@ import pytest
 
 from lemix_hpc.config.recipe import Recipe
 from lemix_hpc.engines.emulated import EmulatedStage
+from lemix_hpc.engines.meter import DeviceMemoryError
 from lemix_hpc.engines.protocol import MicroBatch, Payload, StageEngine
 from lemix_hpc.engines.torch.build import build_stage
 from lemix_hpc.policy.latency import Affine, LatencyModel
@@ -193,3 +194,37 @@ def test_computing_stages_keep_to_a_budget_that_ignoring_memory_exceeds() -> Non
     assert node.leader._gate.used.stages[0].offloads
     assert same_weights == weights, "training takes the same course"
     assert same_answers.keys() == answers.keys()
+
+
+class Full(EmulatedStage):
+    """Its device has less memory than it says, until something has left it."""
+
+    moved = False
+
+    def forward(self, micro_batch: MicroBatch, hidden: Payload | None) -> Any:
+        if micro_batch.id == 2 and not self.moved:
+            raise DeviceMemoryError("full")
+        return (yield from super().forward(micro_batch, hidden))
+
+    def offload(self, micro_batch: int) -> Any:
+        self.moved = True
+        return super().offload(micro_batch)
+
+
+def test_a_device_that_is_full_lets_training_move_aside_and_runs_the_pass_again() -> None:
+    room = StageRoom(1000, 1, 1, 0, 1e9)
+    limits = NodeMemoryLimits(2, (room, room), lambda stage, takes: room, 0.1, offloads=True)  # noqa: ARG005
+    latency = LatencyModel((Affine(0, 0, 0),) * 2, (Affine(0, 0, 0),) * 2)
+    kinds = (Full, EmulatedStage)
+    engines: list[StageEngine] = [
+        kind(latency, stage, 2, clock=lambda: 0.0, sleep=lambda _: None) for stage, kind in enumerate(kinds)
+    ]
+    node = Node(engines, limits, gpipe=True, seed=1)
+    for number in range(4):
+        node.tell(m.Train(MicroBatch(number, 0, number, 4, 1, 100, b"", b"")))
+    while len(node.trained) < 4:
+        node.turn()
+        assert node.time < 100, "nothing goes on any more"
+    first, second = node.leader._gate._stages
+    assert (first.room.limit, second.room.limit) == (285, 1000)
+    assert (first.offloads, second.offloads) == (2, 0), "for the pass that failed, and for the next micro-batch"

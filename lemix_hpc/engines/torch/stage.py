@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from lemix_hpc.engines.protocol import LedByLeader, Payload, SequenceResult, ServeBatch, StageTakes, Work
 from lemix_hpc.engines.torch import serving
 from lemix_hpc.engines.torch.kv_cache import KeyValueCache
+from lemix_hpc.engines.torch.memory_errors import may_be_repeated
 from lemix_hpc.engines.torch.module import StageModule
 from lemix_hpc.engines.torch.optimizer import StageOptimizer
 from lemix_hpc.engines.torch.payloads import Wire
@@ -42,6 +43,9 @@ class TorchStage(LedByLeader, StageTraining):
         self._seed = seed
 
     def serve(self, batch: ServeBatch, hidden: Payload | None) -> Work[Payload | list[SequenceResult] | None]:
+        return may_be_repeated(self._serve(batch, hidden))
+
+    def _serve(self, batch: ServeBatch, hidden: Payload | None) -> Work[Payload | list[SequenceResult] | None]:
         self._check_length(max(sequence.cached + sequence.length for sequence in batch.sequences))
         entry = None if hidden is None else self._wire.tensor(hidden)
         output = yield from serving.serve(self._module, self._cache, batch, entry, self._device)

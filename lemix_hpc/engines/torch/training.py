@@ -16,6 +16,7 @@ from lemix_hpc.engines.torch import micro_batch as passes
 from lemix_hpc.engines.torch.chunked_loss import HeadGradients
 from lemix_hpc.engines.torch.gradients import GroupGradients
 from lemix_hpc.engines.torch.labels import Labels
+from lemix_hpc.engines.torch.memory_errors import may_be_repeated
 from lemix_hpc.engines.torch.micro_batch import Segment
 from lemix_hpc.engines.torch.module import StageModule
 from lemix_hpc.engines.torch.offloading import KeptMemory, Mover, mover_for
@@ -75,7 +76,7 @@ class StageTraining:
         self.takes = takes
 
     def forward(self, micro_batch: MicroBatch, hidden: Payload | None) -> Work[Payload | float]:
-        return self._queue.work(self._forward(micro_batch, hidden), self._passed_on)
+        return may_be_repeated(self._queue.work(self._forward(micro_batch, hidden), self._passed_on))
 
     def backward(self, micro_batch: int, grad: Payload | None) -> Work[Payload | None]:
         work = self._backward(micro_batch, grad)

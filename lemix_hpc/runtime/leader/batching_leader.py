@@ -155,13 +155,9 @@ class Leader:
                 self._gate.worked(spans)
                 self._mailbox.send(SCHEDULER_RANK, Inbox.SCHEDULER, work)
             case (m.EngineReady() | m.Loss() | m.Stepped() | m.RingDone() | m.Saved() | m.Stopped()) as report:
-                self._running -= isinstance(report, m.Stopped)
-                if isinstance(report, m.EngineReady):
-                    self._gate.heard(report)
-                if self._running == 0 and self._gate.limited:
-                    self._mailbox.send(SCHEDULER_RANK, Inbox.SCHEDULER, m.MemoryUsed(self._node, self._gate.used))
+                self._account(report)
                 self._mailbox.send(SCHEDULER_RANK, Inbox.SCHEDULER, report)
-            case (m.AskMemory() | m.Moved()) as message:
+            case (m.AskMemory() | m.Moved() | m.OutOfMemory()) as message:
                 self._gate.heard(message)
             case (m.KeepPace() | m.FirstStageIdle()) as message:
                 self._keep_pace(message)
@@ -171,6 +167,13 @@ class Leader:
                 self._order(order)
             case other:
                 raise TypeError(f"no message for a leader: {other!r}")
+
+    def _account(self, report: m.AnyMessage) -> None:
+        if isinstance(report, m.EngineReady):
+            self._gate.heard(report)
+        self._running -= isinstance(report, m.Stopped)
+        if self._running == 0 and self._gate.limited:
+            self._mailbox.send(SCHEDULER_RANK, Inbox.SCHEDULER, m.MemoryUsed(self._node, self._gate.used))
 
     def _keep_pace(self, message: m.KeepPace | m.FirstStageIdle) -> None:
         if isinstance(message, m.KeepPace):

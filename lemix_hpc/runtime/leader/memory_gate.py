@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from lemix_hpc.engines.protocol import StageTakes
 from lemix_hpc.policy.memory_rules import OFFLOAD, PREEMPT, RUN, decide
@@ -17,6 +17,9 @@ from lemix_hpc.records.schema import NodeMemory, StageMemoryPeaks
 from lemix_hpc.run_setup.memory_limits import StageRoom
 from lemix_hpc.runtime.leader.request_queues import NodeRequest
 from lemix_hpc.runtime.transport import messages as m
+
+SAFE_PART = 0.95
+"""Of what a stage held, by the accounts, when its device had no more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +111,7 @@ class MemoryGate:
         self._tokens: dict[int, int] = {}
         self._preemptions = 0
         self._recomputed = 0
+        self._starved: set[int] = set()
         self._looked = -math.inf
 
     @property
@@ -160,7 +164,7 @@ class MemoryGate:
     def limited(self) -> bool:
         return bool(self._stages)
 
-    def heard(self, message: m.EngineReady | m.AskMemory | m.Moved) -> None:
+    def heard(self, message: m.EngineReady | m.AskMemory | m.Moved | m.OutOfMemory) -> None:
         """From a stage of the node. Raises UserError if it has no memory left for tasks."""
         match message:
             case m.EngineReady(_, stage, takes):
@@ -172,6 +176,8 @@ class MemoryGate:
                 self._asked = asked
             case m.Moved() as moved:
                 self._moved(moved)
+            case m.OutOfMemory(stage):
+                self._out_of_memory(stage)
 
     def worked(self, spans: Sequence[m.WorkSpan]) -> None:
         """Passes have ended: activations rest until their backward, or are gone."""
@@ -189,6 +195,22 @@ class MemoryGate:
         stages = [stage.peaks for stage in self._stages]
         return NodeMemory(stages, *waits[0], *waits[1], self._preemptions, self._recomputed)
 
+    def _out_of_memory(self, at: int) -> None:
+        """A stage has less memory than the accounts say: count on less from now on, and let one micro-batch make room."""
+        stage = self._stages[at] if self._stages else None
+        if stage is not None:
+            held = stage.cache + stage.activations
+            stage.room = replace(stage.room, limit=min(stage.room.limit, round(SAFE_PART * held)))
+            print(
+                f"stage {at} ran out of memory: tasks get {stage.room.limit / 1e9:.3g} GB there from now on", flush=True
+            )
+            if self._limits.offloads and stage.movable and not stage.leaving:
+                self._offload(at)
+            if stage.leaving:
+                self._starved.add(at)
+                return
+        self._send(at, m.TryAgain())
+
     def _moved(self, report: m.Moved) -> None:
         """Activations are on the host, or on their way back."""
         stage, nbytes = self._stages[report.stage], self._bytes(self._stages[report.stage], report.micro_batch)
@@ -201,6 +223,9 @@ class MemoryGate:
         stage.offloaded += nbytes
         stage.away.add(report.micro_batch)
         stage.activations -= nbytes
+        if report.stage in self._starved:
+            self._starved.discard(report.stage)
+            self._send(report.stage, m.TryAgain())
 
     def _release(self, at: int, micro_batch: int) -> None:
         stage = self._stages[at]

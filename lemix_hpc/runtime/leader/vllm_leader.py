@@ -99,7 +99,7 @@ class EngineLeader:
             ) as report:
                 self._account(report)
                 self._tell(report)
-            case (m.AskMemory() | m.Moved()) as message:
+            case (m.AskMemory() | m.Moved() | m.OutOfMemory()) as message:
                 self._gate.heard(message)
             case (m.Go() | m.Stop()) as order:
                 self._order(order)

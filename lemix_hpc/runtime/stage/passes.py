@@ -64,12 +64,15 @@ class Passes:
         tasks = list(dict.fromkeys(sequence.request for sequence in batch.sequences))
         shape = Shape.of([s.length for s in batch.sequences], [s.cached for s in batch.sequences]) if tasks else None
         work, partial = self._engine.serve(batch, arrived.payload), [s.request for s in batch.sequences if s.partial]
-        return Pass("serve", work, done, tasks, batch.id, shape, partial)
+        return Pass("serve", work, done, tasks, batch.id, shape, partial, again=lambda: self.serve(arrived))
 
     def forward(self, arrived: Arrived[MicroBatch]) -> Pass:
         """Training forward; on the last stage it makes its own backward ready."""
+        self.groups.started(arrived.message)
+        return self._forward(arrived)
+
+    def _forward(self, arrived: Arrived[MicroBatch]) -> Pass:
         micro_batch = arrived.message
-        self.groups.started(micro_batch)
 
         def done(result: Any) -> None:
             self.groups.forward_done(micro_batch)
@@ -81,7 +84,8 @@ class Passes:
                 self._links.down(m.Forward(micro_batch), result)
 
         work = self._engine.forward(micro_batch, arrived.payload)
-        return Pass("forward", work, done, [micro_batch.id], shape=_shape(micro_batch))
+        shape = _shape(micro_batch)
+        return Pass("forward", work, done, [micro_batch.id], shape=shape, again=lambda: self._forward(arrived))
 
     def settle(self) -> bool:
         """Bring back what the next backward needs. Whether anything has changed."""

@@ -28,7 +28,8 @@ class Pass:
     """Work that was started; `done` takes its result. `since`: start of the current stretch, None while it rests.
 
     `shape` is what it costs by, None for weight updates; `worked` the seconds of all stretches that are closed.
-    `partial`: those of its tasks whose prompts go on in another pass. `pieces` have run.
+    `partial`: those of its tasks whose prompts go on in another pass. `pieces` have run. `again` makes the same pass once more,
+    where that can be; `tries` have failed for want of memory.
     """
 
     kind: SpanKind
@@ -42,3 +43,5 @@ class Pass:
     until: float = 0.0
     worked: float = 0.0
     pieces: int = 0
+    again: Callable[[], Pass] | None = None
+    tries: int = 0

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from lemix_hpc.checkpoints.resumption import NodeStart
+from lemix_hpc.engines.meter import DeviceMemoryError
 from lemix_hpc.engines.protocol import EngineOrder, MicroBatch, Payload, ServeBatch, StageEngine
 from lemix_hpc.policy.execution_rules import BACKWARD, COMMIT, FORWARD, SERVE, debt_after, pick, reports_ahead
 from lemix_hpc.run_setup.scheduler_setup import Partners
@@ -27,6 +28,9 @@ from lemix_hpc.runtime.transport import messages as m
 from lemix_hpc.runtime.transport.idle_wait import Waiter
 from lemix_hpc.runtime.transport.mailbox import Mail, Mailbox
 from lemix_hpc.runtime.transport.run_clock import RunClock
+
+MOST_TRIES = 3
+"""How often a pass is run again that does not fit into the device's memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +101,7 @@ class StageWorker:
         self._pieces: dict[str, int] = {}
         self._tells_idle = rules.paced and place.first
         self._asks = rules.limited and place.first
+        self._retry: Pass | None = None
         self._asked = -1
         self._granted = -1
         self._told_idle = False
@@ -124,6 +129,8 @@ class StageWorker:
     def _turn(self) -> bool:
         """Take in what arrived and run one piece of work. False when there was nothing to do."""
         arrived = self._take_in()
+        if self._retry is not None:
+            return arrived  # it comes before all else
         if self._urgent is None and self._training is None:
             self._updates.settle()
             self._start(self._pick())
@@ -158,7 +165,8 @@ class StageWorker:
         return bool(mails or orders or written or moved)
 
     def _finished(self) -> bool:
-        idle = self._urgent is None and self._training is None and not len(self._queue) and self._saves.idle
+        running = self._urgent or self._training or self._retry
+        idle = running is None and not len(self._queue) and self._saves.idle
         at_rest = idle and self._passes.groups.idle and not self._updates.stepping
         return self._stopping and at_rest and self._across.leave() and self._mailbox.sent_all
 
@@ -177,10 +185,8 @@ class StageWorker:
                 self._queue.add_update(Arrived(commit, None, self._clock.now()), before_training=not self._rules.sync)
             case m.Forget() as forget:
                 self._passes.forget(forget)
-            case m.Offload() as order:
-                self._passes.resting.leave(order)
-            case m.GrantMemory(micro_batch):
-                self._granted = micro_batch
+            case (m.Offload() | m.GrantMemory() | m.TryAgain()) as order:
+                self._receive_of_memory(order)
             case m.Go(start_time):
                 self._clock.start(start_time)
                 self._told_idle = False  # what the leader was told before was by another zero
@@ -190,6 +196,15 @@ class StageWorker:
                 self._rules = replace(self._rules, minimum_training_share=share)
             case other:
                 self._receive_of_weights(other, mail.payload)
+
+    def _receive_of_memory(self, order: m.Offload | m.GrantMemory | m.TryAgain) -> None:
+        match order:
+            case m.Offload():
+                self._passes.resting.leave(order)
+            case m.GrantMemory(micro_batch):
+                self._granted = micro_batch
+            case m.TryAgain():
+                self._try_again()
 
     def _receive_of_weights(self, message: m.AnyMessage, payload: Payload | None) -> None:
         match message:
@@ -302,8 +317,31 @@ class StageWorker:
             # It became ready before what this pass makes ready.
             self._take_in()
             self._complete(running, end.value)
+        except DeviceMemoryError:
+            self._worked(running)
+            if running.again is None or running.tries == MOST_TRIES:
+                raise
+            self._out_of_memory(running, running.again())
         else:
             self._worked(running)
+
+    def _out_of_memory(self, failed: Pass, again: Pass) -> None:
+        """Let others make room, and then run it again."""
+        self._close_stretch(failed, complete=False)
+        if failed is self._training:
+            self._training = None
+        else:
+            self._urgent = None
+        again.tries, again.worked = failed.tries + 1, failed.worked
+        self._retry = again
+        self._links.to_leader(m.OutOfMemory(self._place.stage))
+
+    def _try_again(self) -> None:
+        if self._retry is not None and self._retry.kind == "serve":
+            self._urgent = self._retry
+        else:
+            self._training = self._retry
+        self._retry = None
 
     def _reports_ahead(self, running: Pass) -> bool:
         """Whether updates that are ready are reported now, as the next piece is likely the last of a training pass."""

@@ -62,6 +62,16 @@ class Moved(msgspec.Struct, frozen=True, array_like=True, tag=True):
     back: bool
 
 
+class OutOfMemory(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """Stage to leader: a pass did not fit into the device's memory, whatever the accounts say, and is to run again."""
+
+    stage: int
+
+
+class TryAgain(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """Leader to stage: what could make room for that pass has done so."""
+
+
 class MemoryUsed(msgspec.Struct, frozen=True, array_like=True, tag=True):
     """Leader to scheduler, at the end: what the node has made of its memory."""
 
@@ -419,6 +429,8 @@ AnyMessage = (
     | GrantMemory
     | Offload
     | Moved
+    | OutOfMemory
+    | TryAgain
     | MemoryUsed
     | Go
     | KeepPace
