@@ -108,7 +108,9 @@ class MemoryGate:
         self._serving = _Claim(1)
         self._training = _Claim(2)
         self._asked: m.AskMemory | None = None
+        # Of micro-batches between their forward and their backwards on all stages.
         self._tokens: dict[int, int] = {}
+        self._held_by: dict[int, int] = {}
         self._preemptions = 0
         self._recomputed = 0
         self._starved: set[int] = set()
@@ -155,6 +157,7 @@ class MemoryGate:
             return
         self._asked = None
         self._tokens[asked.micro_batch] = asked.tokens
+        self._held_by[asked.micro_batch] = len(self._stages)
         for stage, need in zip(self._stages, needs, strict=True):
             stage.activations += need
             stage.note_peak()
@@ -237,8 +240,10 @@ class MemoryGate:
             stage.back -= nbytes
         else:
             stage.activations -= nbytes
-        if at == 0:
-            del self._tokens[micro_batch]
+        # Stages tell of their passes each by itself, so that the first one may be heard of before those behind it.
+        self._held_by[micro_batch] -= 1
+        if not self._held_by[micro_batch]:
+            del self._held_by[micro_batch], self._tokens[micro_batch]
 
     def _bytes(self, stage: _Stage, micro_batch: int) -> int:
         return self._tokens[micro_batch] * stage.room.activation_bytes
