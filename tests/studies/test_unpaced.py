@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from lemix_hpc.config.load import load_recipe
+from lemix_hpc.records.schema import ServedTask, TrainedTask
 from lemix_hpc.studies.simulated_run import Simulated, simulate
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -38,7 +39,8 @@ def digest(run: Simulated) -> str:
     """Of all that was decided, and of when it ran, to the microsecond."""
     found = hashlib.sha256()
     records = run.records
-    for task in [*records.served, *records.trained]:
+    tasks: list[ServedTask | TrainedTask] = [*records.served, *records.trained]
+    for task in tasks:
         found.update(f"{task.id} {task.outcome} {task.node} {_time(task.placed)} {_time(task.finished)}\n".encode())
     for span in records.spans:
         times = f"{_time(span.start)} {_time(span.end)}"
