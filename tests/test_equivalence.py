@@ -74,8 +74,8 @@ def scenarios(draw: st.DrawFn) -> dict[str, Any]:
         # The middle one is what the policy aims at: a tight one holds training back and lets requests give way.
         "slo": {"factors": [1.0, rng.choice([1.2, 2.0, 5.0]), 10.0]}
         | rng.choice([{}, {"ttft_ms": 500, "tpot_ms": 80}])
-        # Some batch requests are promoted on the way.
-        | rng.choice([{}, {"completion_window_s": rng.uniform(0.5, 5.0)}]),
+        # Some batch requests are promoted on the way. Without a share they wait for that, beside training that has no end.
+        | {"completion_window_s": rng.choice([20.0, rng.uniform(0.5, 5.0)])},
     }
     if nodes > 1 and rng.random() < 0.3:
         recipe["nodes"]["kinds"] = [{"count": 1, "coefficients": "other.yaml"}, {"count": nodes - 1}]

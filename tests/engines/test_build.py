@@ -1,6 +1,5 @@
 """Devices, and engines by their kind: each is built through the registry, and brings in only what it needs."""
 
-import functools
 import subprocess
 import sys
 from pathlib import Path
@@ -87,7 +86,10 @@ def test_an_emulated_stage_has_the_times_of_its_nodes_kind(tmp_path: Path, monke
         "emulated", engine={"coefficients": fast}, nodes={"count": 3, "stages": 2, "kinds": kinds}, model={}
     )
     slept: list[float] = []
-    untimed = functools.partial(EmulatedStage, clock=lambda: 0.0, sleep=slept.append)
+
+    def untimed(*given: Any, **named: Any) -> EmulatedStage:
+        return EmulatedStage(*given, **(named | {"clock": lambda: 0.0, "sleep": slept.append}))
+
     monkeypatch.setattr(emulated_engine, "EmulatedStage", untimed)
     for node in range(3):
         stage = build_engine(emulated, node=node, stage=1, device=choose_device(emulated, 0))
