@@ -106,16 +106,21 @@ def resume(
     as_json: Json = False,
 ) -> None:
     """Go on with a run that ended before its work was done, and return at once."""
+    from lemix_hpc.config.errors import UserError
     from lemix_hpc.config.load import read_recipe
     from lemix_hpc.launch.preflight import preflight
     from lemix_hpc.launch.registry import find_run
     from lemix_hpc.launch.start import choose_cluster, resumable
     from lemix_hpc.launch.start import resume as start_again
+    from lemix_hpc.records.made_by import made_by
 
     run = find_run(name)
     record = resumable(run)
     kind = choose_cluster(cluster or record.cluster)
-    loaded = read_recipe(run.recipe, [])
+    try:
+        loaded = read_recipe(run.recipe, [])
+    except UserError as error:
+        raise UserError(f"{error}{made_by(run.recipe)}") from error
     for notice in preflight(loaded, kind, run.path):
         typer.echo(notice, err=True)
     _tell(start_again(run, loaded.recipe, kind, renew=renew), as_json=as_json)

@@ -131,12 +131,14 @@ def _report(run: RunDir) -> dict[str, Any]:
     from lemix_hpc.records.reader import is_complete, read_run
     from lemix_hpc.report.build import summarise
 
-    if run.report.exists() and (run.profile_order.exists() or is_complete(run.path)):
+    complete = run.profile_order.exists() or is_complete(run.path)
+    if run.report.exists() and complete:
         return read_report(run)
     state = run_state(run, run.read_record())
     if run.profile_order.exists() or not run.facts.exists():
         raise UserError(f"{run.id} is {state} and has no report; `lemix logs {run.id}` shows what it did")
-    typer.echo(f"{run.id} is {state} and not complete; this is what it has done so far.", err=True)
+    if not complete:
+        typer.echo(f"{run.id} is {state} and not complete; this is what it has done so far.", err=True)
     return summarise(read_run(run.path))
 
 

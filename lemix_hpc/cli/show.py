@@ -11,6 +11,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from lemix_hpc.config.errors import UserError
+from lemix_hpc.records.made_by import made_by
 from lemix_hpc.records.schema import Progress
 
 if TYPE_CHECKING:
@@ -37,12 +39,19 @@ def progress_panel(state: str, progress: Progress | None) -> RenderableType:
 
 
 def render_report(run: RunDir, report: dict[str, Any]) -> RenderableType:
-    """The report of a run, or what a profiling job has found."""
-    if run.profile_order.exists():
-        return _profile_table(report)
+    """The report of a run, or what a profiling job has found. Raises UserError if it lacks what is to be shown."""
     from lemix_hpc.report.table import render
 
-    return render(report)
+    profile = run.profile_order.exists()
+    try:
+        return _profile_table(report) if profile else render(report)
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        # One that this version has written has all that is shown.
+        again = "" if profile else ", or remove it, and one is made again"
+        raise UserError(
+            f"{run.report}: not a report that this version can show: {type(error).__name__}: {error}{made_by(run.report)}; "
+            f"`lemix report --json` prints it as it is{again}"
+        ) from error
 
 
 def print_wide(table: Table) -> None:

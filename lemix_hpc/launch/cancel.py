@@ -25,16 +25,16 @@ def stop(run: RunDir, record: RunRecord) -> str:
     run.stop.touch()
     if record.cluster != "slurm":
         return "is stopping: it finishes what has begun, and then reports and ends"
-    assert record.job is not None, "a submitted run has a job"
+    job = _job(run, record)
     # Where that fails the supervisor does it at the end; a successor that starts all the same sees that there is nothing to do.
     with contextlib.suppress(UserError):
         _cancel_successor(run)
     if state in WAITING:
-        _scancel(record.job)
+        _scancel(job)
         return "had not begun; its job is cancelled"
     # Sooner than a shared file system may show the file. A job that has just ended needs no signal.
     with contextlib.suppress(UserError):
-        _scancel("--signal=TERM", record.job)
+        _scancel("--signal=TERM", job)
     return "is stopping: it finishes what has begun, and then reports and ends"
 
 
@@ -46,12 +46,12 @@ def cancel(run: RunDir, record: RunRecord) -> None:
         if not end_local(run, record):
             raise UserError(f"{record.id} has already ended")
         return
-    assert record.job is not None, "a submitted run has a job"
+    job = _job(run, record)
     _cancel_successor(run)
     # Before, so that nobody takes the end that follows for a failure.
     run.cancelled.touch()
     try:
-        _scancel(record.job)
+        _scancel(job)
     except UserError:
         run.cancelled.unlink()
         raise
@@ -81,6 +81,13 @@ def _of_unended(run: RunDir, record: RunRecord) -> str:
     if state in FINAL:
         raise UserError(f"{record.id} has already ended: it is {state}")
     return state
+
+
+def _job(run: RunDir, record: RunRecord) -> str:
+    """Of a run under Slurm. Raises UserError if its submission was cut off before it had one."""
+    if record.job is None:
+        raise UserError(f"{run.record}: names no job; where `squeue --me` shows one of it, `scancel` ends that")
+    return record.job
 
 
 def _cancel_successor(run: RunDir) -> None:

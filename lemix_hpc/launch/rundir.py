@@ -9,7 +9,7 @@ import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -20,7 +20,11 @@ from lemix_hpc.config.text_file import read_bytes
 from lemix_hpc.records.attempts import ATTEMPTS, Attempt, attempts
 from lemix_hpc.records.files import replace
 from lemix_hpc.records.key_file import keep_key
+from lemix_hpc.records.made_by import RECORD, made_by
 from lemix_hpc.records.schema import FACTS
+
+LATEST_S = 1e11
+"""No clock is later, in seconds since the epoch."""
 
 
 class RunRecord(msgspec.Struct, frozen=True):
@@ -35,7 +39,7 @@ class RunRecord(msgspec.Struct, frozen=True):
 
     id: str
     cluster: Literal["local", "slurm", "allocation", "simulated"]
-    created: float
+    created: Annotated[float, msgspec.Meta(ge=0, le=LATEST_S)]
     command: list[str]
     host: str
     user: str
@@ -64,7 +68,7 @@ class RunDir:
 
     @property
     def record(self) -> Path:
-        return self.path / "run.json"
+        return self.path / RECORD
 
     @property
     def job_script(self) -> Path:
@@ -153,7 +157,9 @@ class RunDir:
         except OSError as error:
             raise UserError(f"{self.record}: cannot be read: {error.strerror}") from None
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise UserError(f"{self.record}: not a record that this version can read: {error}") from None
+            raise UserError(
+                f"{self.record}: not a record that this version can read: {error}{made_by(self.record)}"
+            ) from None
 
     def write_record(self, record: RunRecord) -> None:
         replace(self.record, msgspec.json.format(msgspec.json.encode(record), indent=2))

@@ -14,6 +14,7 @@ from lemix_hpc.launch.job_states import job_states
 from lemix_hpc.launch.process import is_alive
 from lemix_hpc.launch.rundir import RunDir, RunRecord
 from lemix_hpc.records.attempts import EndReason
+from lemix_hpc.records.made_by import made_by
 from lemix_hpc.records.schema import Progress
 
 FINAL = frozenset(
@@ -123,7 +124,7 @@ def read_report(run: RunDir) -> dict[str, Any]:
         return msgspec.json.decode(read_bytes(run.report, most=LARGEST_REPORT), type=dict[str, Any])
     except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
         raise UserError(
-            f"{run.report}: not a report that can be read: {error}; remove it, and one is made again"
+            f"{run.report}: not a report that can be read: {error}{made_by(run.report)}; remove it, and one is made again"
         ) from error
 
 

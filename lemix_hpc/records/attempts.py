@@ -16,6 +16,7 @@ import msgspec
 from lemix_hpc.config.errors import UserError
 from lemix_hpc.config.text_file import read_bytes
 from lemix_hpc.records.files import replace
+from lemix_hpc.records.made_by import made_by
 
 T = TypeVar("T")
 
@@ -185,7 +186,7 @@ def _read(path: Path, kind: type[T]) -> T | None:
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not a file that this version can read: {error}") from error
+        raise UserError(f"{path}: not a file that this version can read: {error}{made_by(path)}") from error
 
 
 def _store(path: Path, content: msgspec.Struct) -> None:

@@ -10,7 +10,9 @@ from typing import TypeVar
 import msgspec
 
 from lemix_hpc.config.errors import UserError
+from lemix_hpc.config.text_file import read_bytes, why_no_file
 from lemix_hpc.records.attempts import lineage
+from lemix_hpc.records.made_by import made_by
 from lemix_hpc.records.schema import (
     FACTS,
     PROGRESS,
@@ -74,8 +76,8 @@ def is_complete(run_dir: Path) -> bool:
     if end is not None:
         return end.reason == "finished"
     try:
-        shown = msgspec.json.decode((line[-1].path / PROGRESS).read_bytes(), type=Progress)
-    except FileNotFoundError:
+        shown = msgspec.json.decode(read_bytes(line[-1].path / PROGRESS), type=Progress)
+    except (FileNotFoundError, UserError, msgspec.DecodeError, UnicodeDecodeError):
         return False
     return shown.state == "finished"
 
@@ -124,11 +126,13 @@ def read_facts(directory: Path) -> RunFacts:
         return msgspec.json.decode(_open(path), type=RunFacts)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise UserError(
-            f"{path} does not hold the facts of a run: {error}. It is written when a run starts."
+            f"{path} does not hold the facts of a run: {error}{made_by(path)}. It is written when a run starts."
         ) from error
 
 
 def _open(path: Path) -> bytes:
+    if why := why_no_file(path):
+        raise UserError(why)
     try:
         return path.read_bytes()
     except OSError as error:
@@ -147,8 +151,8 @@ def _read_lines(path: Path, decode: Callable[[bytes], T]) -> list[T]:
             records.append(decode(line))
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise UserError(
-                f"{path}, line {number}: expected one whole JSON record: {error}. Remove this line to make the report from "
-                "the rest."
+                f"{path}, line {number}: expected one whole JSON record: {error}{made_by(path)}. Remove this line to make the "
+                "report from the rest."
             ) from error
     return records
 
