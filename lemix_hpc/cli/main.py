@@ -75,8 +75,8 @@ def _options(
 
 
 def main() -> None:
-    """Entry point: a mistake of the user is a message and exit code 2, never a traceback; a file system that is full, or whose
-    server is away, one and exit code 1."""
+    """Entry point: a mistake of the user, or a file that is closed to them, is a message and exit code 2, never a traceback; a
+    file system that is full, or whose server is away, one and exit code 1."""
     try:
         app()
     except UserError as error:
@@ -86,9 +86,10 @@ def main() -> None:
     except OSError as error:
         from lemix_hpc.records.files import PASSING
 
-        if error.errno not in PASSING:
+        closed = isinstance(error, PermissionError) and error.filename is not None
+        if not closed and error.errno not in PASSING:
             raise
         where = "" if error.filename is None else f"{error.filename}: "
-        said = f"{where}{error.strerror}; try again when that file system is well, or has room"
-        typer.echo(said.encode(errors="backslashreplace").decode(), err=True)
-        sys.exit(1)
+        advice = "" if closed else "; try again when that file system is well, or has room"
+        typer.echo(f"{where}{error.strerror}{advice}".encode(errors="backslashreplace").decode(), err=True)
+        sys.exit(2 if closed else 1)

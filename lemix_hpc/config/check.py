@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ from lemix_hpc.config.engine_kinds import ENGINE_KINDS
 from lemix_hpc.config.problem import Problem
 from lemix_hpc.config.recipe import Recipe
 from lemix_hpc.config.serving_section import TraceSource
-from lemix_hpc.config.text_file import why_no_file
+from lemix_hpc.config.text_file import why_out_of_reach, why_unreadable
 from lemix_hpc.config.training_section import Training
 from lemix_hpc.config.workload_section import TextData
 from lemix_hpc.policy.placements import users_of
@@ -234,19 +233,21 @@ def _check_across_nodes(recipe: Recipe) -> Iterator[Problem]:
 
 def _check_files(recipe: Recipe) -> Iterator[Problem]:
     for key, path in files_of(recipe):
-        if why := why_no_file(path):
+        if why := why_unreadable(path):
             yield Problem(key, why)
         elif not path.exists():
             yield Problem(key, f"no file matches {path}" if is_pattern(path) else f"there is no file {path}")
-        elif not os.access(path, os.R_OK):
-            yield Problem(key, f"{path} cannot be read: Permission denied")
 
 
 def _check_model_files(recipe: Recipe) -> Iterator[Problem]:
     model = recipe.model.path
-    if model is not None and not _is_directory(model):
+    if model is None:
+        return
+    if why := why_out_of_reach(model, model / "config.json"):
+        yield Problem(("model", "path"), why)
+    elif not _is_directory(model):
         yield Problem(("model", "path"), f"there is no directory {model}; give a Hugging Face checkpoint directory")
-    elif model is not None and not (model / "config.json").is_file():
+    elif not (model / "config.json").is_file():
         yield Problem(("model", "path"), f"{model} has no config.json; give a Hugging Face checkpoint directory")
 
 
@@ -264,7 +265,9 @@ def _check_resume(recipe: Recipe) -> Iterator[Problem]:
     way_out = (
         "give a directory such as RUN/checkpoints/step-00000100, or that of a run, whose newest checkpoint is taken"
     )
-    if not _is_directory(resume):
+    if why := why_out_of_reach(resume, resume / "manifest.json", resume / "checkpoints"):
+        yield Problem(("training", "resume"), why)
+    elif not _is_directory(resume):
         yield Problem(("training", "resume"), f"there is no directory {resume}; {way_out}")
     elif not (resume / "manifest.json").is_file() and not (resume / "checkpoints").is_dir():
         yield Problem(("training", "resume"), f"{resume} has no checkpoint; {way_out}")

@@ -13,7 +13,10 @@ def as_list(path: Path | list[Path]) -> list[Path]:
 
 def is_pattern(path: Path) -> bool:
     """Whether a path stands for all that it matches; one that exists as it is written stands for itself."""
-    return glob.has_magic(str(path)) and not path.exists()
+    try:
+        return glob.has_magic(str(path)) and not path.exists()
+    except OSError:
+        return False  # whoever reads it says why it cannot be looked at
 
 
 def matched(paths: Path | Sequence[Path]) -> list[Path]:

@@ -28,6 +28,31 @@ def why_no_file(path: Path) -> str | None:
     return None
 
 
+def why_unreadable(path: Path) -> str | None:
+    """As `why_no_file`, and why a file that is there cannot be opened."""
+    if why := why_no_file(path):
+        return why
+    try:
+        with path.open("rb"):
+            return None
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        return f"{path} cannot be read: {error.strerror}"
+
+
+def why_out_of_reach(*paths: Path) -> str | None:
+    """Why one of these cannot even be looked at; None for what is there, and for what is not."""
+    for path in paths:
+        try:
+            path.stat()
+        except (FileNotFoundError, NotADirectoryError, ValueError):
+            continue
+        except OSError as error:
+            return f"{path} cannot be read: {error.strerror}"
+    return None
+
+
 def read_text(path: Path, *, most: int = LARGEST_TEXT) -> str:
     """A small text file in UTF-8, without byte order mark. Raises UserError for anything else, and OSError if there is none."""
     content = read_bytes(path, most=most)

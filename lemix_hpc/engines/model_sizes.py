@@ -108,7 +108,9 @@ def _read_config(directory: Path) -> Mapping[str, Any]:
             f"model.path: there is no {path}. Give a Hugging Face checkpoint directory, which holds config.json and "
             "*.safetensors files."
         ) from None
-    except (OSError, ValueError, RecursionError, UserError) as error:
+    except OSError as error:
+        raise UserError(f"model.path: {path} could not be read: {error.strerror}") from error
+    except (ValueError, RecursionError, UserError) as error:
         raise UserError(f"model.path: {path} could not be read: {error}") from error
     if not isinstance(config, dict):
         raise UserError(f"model.path: {path} does not hold a JSON object.")

@@ -11,7 +11,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from lemix_hpc.config.errors import UserError
-from lemix_hpc.config.text_file import read_text, why_no_file
+from lemix_hpc.config.text_file import read_text, why_unreadable
 from lemix_hpc.engines.model_sizes import describe_config
 
 LARGEST_INDEX = 1 << 26
@@ -80,7 +80,7 @@ def _tensors(path: Path) -> dict[str, list[int]]:
     """The shape of each tensor in a file."""
     if not path.exists():
         raise UserError(f"model.path: {path} is missing, which has a part of the weights. Get the whole checkpoint.")
-    if why := why_no_file(path):
+    if why := why_unreadable(path):
         raise UserError(f"model.path: {why}")
     try:
         with safe_open(path, framework="numpy") as file:

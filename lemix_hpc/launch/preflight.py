@@ -169,11 +169,13 @@ def _resume(loaded: LoadedRecipe) -> Iterator[Problem]:
     from lemix_hpc.engines.model_sizes import model_config
 
     path = training.resume
-    inside = complete_paths(path / CHECKPOINTS)
     try:
+        inside = complete_paths(path / CHECKPOINTS)
         check_model(Checkpoint.read(inside[-1] if inside else path), model_config(loaded.recipe.model))
     except UserError as error:
         yield Problem(tuple(KEY.split(".")), str(error).removeprefix(f"{KEY}: "))
+    except OSError as error:
+        yield Problem(tuple(KEY.split(".")), f"{error.filename} cannot be read: {error.strerror}")
 
 
 def _device(loaded: LoadedRecipe, cluster: str) -> Iterator[Problem]:

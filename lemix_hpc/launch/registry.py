@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import sys
@@ -11,6 +12,8 @@ from pathlib import Path
 from lemix_hpc.config.errors import UserError
 from lemix_hpc.launch.rundir import RunDir, runs_root
 from lemix_hpc.records.files import PASSING
+
+_THERE = PASSING | {errno.EACCES, errno.EPERM}
 
 
 def registry_dir() -> Path:
@@ -60,11 +63,14 @@ def find_run(name: str) -> RunDir:
 
     Raises UserError for none and for several.
     """
+    why = "there is no run directory of this name"
     try:
         as_path = RunDir(Path(name).expanduser().absolute())
         if as_path.record.exists():
             return as_path
-    except (OSError, ValueError, RuntimeError):
+    except OSError as error:
+        why = f"what is called so cannot be looked at: {error.strerror}"
+    except (ValueError, RuntimeError):
         pass  # no path can be called so
     runs = known_runs()
     exact = [run for run in runs if run.id == name]
@@ -72,16 +78,19 @@ def find_run(name: str) -> RunDir:
     if len(matches) == 1:
         return matches[0]
     if not matches:
-        raise UserError(
-            f"{name}: no run has this id and there is no run directory of this name; `lemix ps --all` lists all runs"
-        )
+        raise UserError(f"{name}: no run has this id and {why}; `lemix ps --all` lists all runs")
     raise UserError(f"{name}: several runs match; give one of:\n" + "\n".join(f"  {run.path}" for run in matches))
 
 
 def _registered() -> Iterator[RunDir]:
-    if not registry_dir().is_dir():
+    try:
+        entries = sorted(registry_dir().iterdir())
+    except (FileNotFoundError, NotADirectoryError):
         return
-    for entry in sorted(registry_dir().iterdir()):
+    except OSError as error:
+        print(f"{registry_dir()}: {error.strerror}; runs that are listed there are not shown", file=sys.stderr)
+        return
+    for entry in entries:
         run = None
         try:
             run = RunDir(Path(entry.read_text(encoding="utf-8").strip()))
@@ -91,8 +100,8 @@ def _registered() -> Iterator[RunDir]:
         except ValueError:
             continue  # damaged
         except OSError as error:
-            if run is not None and error.errno in PASSING:
-                yield run  # its file system does not answer
+            if run is not None and error.errno in _THERE:
+                yield run  # but its file system does not answer, or does not let us in
             continue
         if there:
             yield run

@@ -18,6 +18,7 @@ from lemix_hpc.launch.start import StartedRun
 from lemix_hpc.records.attempts import AttemptEnd, claim
 from lemix_hpc.records.schema import Progress
 from tests.cli.conftest import Command
+from tests.inputs.permissions import bound_by_modes
 
 RECORD = RunRecord("sound", "local", 1.0, ["lemix"], "elsewhere", "me", "0", 3)
 
@@ -95,6 +96,46 @@ def test_entries_of_the_list_that_are_damaged_are_left_out(
     (entries / "long").write_text("x" * 5000)
     (entries / "folder").mkdir()
     assert [row["id"] for row in json.loads(inside("ps", "--json").stdout)] == ["sound"]
+
+
+def test_closed_directories_hide_no_run_in_others(
+    make: Callable[[str], RunDir], inside: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make("sound")
+    closed = tmp_path / "closed"
+    hidden = RunDir(closed / "hidden")
+    hidden.logs.mkdir(parents=True)
+    hidden.write_record(RECORD)
+    register(hidden)
+    closed.chmod(0)
+    with bound_by_modes():
+        rows = {row["id"]: row for row in json.loads(inside("ps", "--json").stdout)}
+        assert rows.keys() == {"sound", "hidden"}
+        assert rows["hidden"]["damage"] == f"{hidden.record} cannot be read: Permission denied"
+        for command in ("report", "logs", "resume"):
+            done = inside(command, "closed/other")
+            assert done.returncode == 2
+            assert "no run has this id and what is called so cannot be looked at: Permission denied" in done.stderr
+        monkeypatch.setenv("LEMIX_RUNS", str(closed / "runs"))
+        listed = inside("ps")
+        assert (listed.returncode, "sound" in listed.stdout) == (0, True)
+        assert f"{closed}/runs: Permission denied; runs there are not shown" in listed.stderr
+        monkeypatch.setenv("LEMIX_RUNS", str(tmp_path / "runs"))
+        monkeypatch.setenv("XDG_STATE_HOME", str(closed))
+        listed = inside("ps")
+        assert (listed.returncode, "sound" in listed.stdout) == (0, True)
+        assert f"{closed}/lemix/runs: Permission denied; runs that are listed there are not shown" in listed.stderr
+
+
+def test_any_other_file_that_is_closed_to_the_user_is_named(make: Callable[[str], RunDir], inside: Command) -> None:
+    run = make("sound")
+    claim(run.path)
+    logs = run.launcher_log(0).parent
+    logs.mkdir()
+    logs.chmod(0)
+    with bound_by_modes():
+        done = inside("logs", "sound")
+    assert (done.returncode, done.stderr) == (2, f"{run.launcher_log(0)}: Permission denied\n")
 
 
 def test_following_goes_on_with_the_picture_before(

@@ -67,15 +67,29 @@ def test_dry_run_shows_recipe_and_command_and_starts_nothing(inside: Command, re
     assert not (tmp_path / "runs").exists()
 
 
+ODD = "50% für 'mich'; $HOME #1 %s 名"
+"""No name that a shell, a format or an old locale would leave alone."""
+
+
 @pytest.mark.mpi
-def test_run_shows_progress_and_prints_the_report(lemix: Command, recipe: Path, tmp_path: Path) -> None:
-    done = lemix("run", recipe, "--cluster", "local", "--out", "one")
+def test_run_shows_progress_and_prints_the_report_whatever_its_directory_is_called(
+    lemix: Command, recipe: Path, tmp_path: Path
+) -> None:
+    odd = tmp_path / "%d" / ODD
+    odd.mkdir(parents=True)
+    done = lemix("run", recipe.rename(odd / f"{ODD}.yaml"), "--cluster", "local", "--out", ODD)
     assert done.returncode == 0, done.stderr
+    assert f"{ODD}: {tmp_path}/{ODD}\n" in done.stderr
     assert "served 5/5" in done.stderr
     assert "5 finished of 5" in done.stdout
-    again = lemix("report", "one")
-    assert again.stdout == done.stdout
-    assert json.loads(lemix("report", "one", "--json").stdout) == json.loads((tmp_path / "one/report.json").read_text())
+    for name in (ODD, str(tmp_path / ODD)):
+        assert lemix("report", name).stdout == done.stdout
+    written = json.loads((tmp_path / ODD / "report.json").read_text())
+    assert json.loads(lemix("report", ODD, "--json").stdout) == written
+    [row] = json.loads(lemix("ps", "--json").stdout)
+    assert (row["id"], row["state"], row["directory"]) == (ODD, "COMPLETED", str(tmp_path / ODD))
+    assert ODD in lemix("ps", LC_ALL="C").stdout
+    assert "rank 2: " in lemix("logs", ODD).stdout
 
 
 @pytest.mark.mpi

@@ -12,6 +12,8 @@ from tests.inputs.files import (
     RUN,
     Arguments,
     checkpoint,
+    closed,
+    closed_file,
     cut,
     file_of,
     pipe,
@@ -49,6 +51,19 @@ def _lonely_surrogates(directory: Path) -> Arguments:
     return ["run", str(odd / "recipe.yaml"), "--cluster", "local", "--dry-run"]
 
 
+ODD = "50% für 'mich'; $HOME %s 名"
+
+
+def _odd_name(directory: Path) -> Arguments:
+    write_recipe(directory, "torch")
+    odd = directory / ODD
+    odd.mkdir()
+    (directory / "text.jsonl").rename(odd / f"{ODD}.jsonl")
+    recipe = (directory / "recipe.yaml").read_text().replace("text.jsonl", f'"{ODD}.jsonl"')
+    (odd / f"{ODD}.yaml").write_text(recipe)
+    return ["run", f"{ODD}/{ODD}.yaml", "--cluster", "local", "--dry-run"]
+
+
 def _occupied(directory: Path) -> Arguments:
     write_recipe(directory, "emulated")
     (directory / "full").mkdir()
@@ -68,6 +83,14 @@ TEXT = set_to("training.data", "{path: other.jsonl}", "torch")
 PROMPTS = set_to("serving.prompts", "{path: other.jsonl}", "torch")
 BATCH = set_to("serving.source", "{kind: openai-batch, path: other.jsonl}", "torch")
 BUSY = "".join(f"{10_000 + tenth / 10},5,5\n" for tenth in range(10_000))
+
+
+def _closed_text(directory: Path) -> Arguments:
+    arguments = file_of("other.jsonl", "", TEXT)(directory)
+    closed_file("other.jsonl")(directory)
+    return arguments
+
+
 TIMES = set_to("engine.coefficients", "other.yaml")
 
 CASES: dict[str, Callable[[Path], Arguments]] = {
@@ -106,6 +129,8 @@ CASES: dict[str, Callable[[Path], Arguments]] = {
     "a tab in front of a key": recipe_of("nodes:\n\tcount: 1\n"),
     "two documents in one file": recipe_of("name: a\n---\nname: b\n"),
     "a file beside a recipe in a directory whose name is not UTF-8": _lonely_surrogates,
+    "a recipe in a closed directory": closed(lambda _: ["run", "closed/other.yaml", "--cluster", "local"]),
+    "``50% für 'mich'; $HOME %s 名.yaml`` in a directory of that name": _odd_name,
     # Options
     "`--set nodes.count`": _given("--set", "nodes.count"),
     "`--set =1`": _given("--set", "=1"),
@@ -115,6 +140,7 @@ CASES: dict[str, Callable[[Path], Arguments]] = {
     "`--out` with a line break": _out("a\nb"),
     "`--out` below a file": _out("recipe.yaml/x"),
     "`--out /proc/run`": _out("/proc/run"),
+    "`--out` in a closed directory": closed(_out("closed/run")),
     "`--cluster mars`": lambda d: [*_emulated(d), "--cluster", "mars"],
     # Coefficients
     "a pipe as coefficients": pipe("other.yaml", TIMES),
@@ -134,6 +160,7 @@ CASES: dict[str, Callable[[Path], Arguments]] = {
         "per_layer: {forward: {a: .nan, b: 0, c: 0}}\n",
         TIMES,
     ),
+    "coefficients in a closed directory": closed(set_to("engine.coefficients", "closed/other.yaml")),
     # Text
     "a pipe as training text": pipe("other.jsonl", TEXT),
     "a pipe as prompts": pipe("other.jsonl", PROMPTS),
@@ -141,6 +168,12 @@ CASES: dict[str, Callable[[Path], Arguments]] = {
     "`/dev/null` as training text": set_to("training.data", "{path: /dev/null}", "torch"),
     "a directory as training text": set_to("training.data", "{path: .}", "torch"),
     "training text that is not there": TEXT,
+    "training text in a closed directory": closed(set_to("training.data", "{path: closed/other.jsonl}", "torch")),
+    "a pattern of training text in a closed directory": closed(
+        set_to("training.data", "{path: 'closed/*.jsonl'}", "torch")
+    ),
+    "training text with a name of 300 characters": set_to("training.data", f"{{path: '{'x' * 299}*'}}", "torch"),
+    "training text that the user may not read": _closed_text,
     "training text that is empty": file_of("other.jsonl", "", TEXT),
     "training text in binary": file_of("other.jsonl", bytes(range(256)), TEXT),
     "training text that is one JSON list": file_of("other.jsonl", '[{"text": "a"}]\n', TEXT),
@@ -149,6 +182,7 @@ CASES: dict[str, Callable[[Path], Arguments]] = {
     "prompts with a number for text": file_of("other.jsonl", '{"text": 1}\n', PROMPTS),
     # Traces
     "a pipe as trace": pipe("trace", trace("azure", "")),
+    "a trace in a closed directory": closed(set_to("serving.source", "{kind: azure, path: closed/trace}")),
     "an Azure trace without a column": trace("azure", "TIMESTAMP,ContextTokens\n2023-11-16,1\n"),
     "a trace with 1e13 tokens": trace("azure", AZURE + "2023-11-16 00:00:00,10000000000000,1\n"),
     "a trace with a token count of 40 digits": trace("burstgpt", BURST + f"0,{'9' * 40},1\n"),
@@ -189,6 +223,12 @@ CASES: dict[str, Callable[[Path], Arguments]] = {
     "a weight file that was cut short": checkpoint(then=cut("model.safetensors")),
     "a weight file with other bytes": checkpoint(then=writes("model.safetensors", b"\xff" * 64)),
     "a weight file that is a pipe": checkpoint(then=pipe_for("model.safetensors")),
+    "a weight file that the user may not read": checkpoint(then=closed_file("model.safetensors")),
+    "a `config.json` that the user may not read": checkpoint(then=closed_file("config.json")),
+    "a model directory in a closed directory": closed(set_to("model", "{path: closed/model}", "torch")),
+    "a closed directory as model": closed(set_to("model", "{path: closed}", "torch")),
+    "`training.resume` of a closed directory": closed(set_to("training.resume", "closed", "torch")),
+    "`training.resume` in a closed directory": closed(set_to("training.resume", "closed/run", "torch")),
     "a missing shard": checkpoint(index=True, then=without("b.safetensors")),
     "a shard that was cut short": checkpoint(index=True, then=cut("b.safetensors")),
     "an index that is a list": checkpoint(index=[]),

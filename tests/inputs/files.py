@@ -88,6 +88,20 @@ def pipe(name: str, then: Callable[[Path], Arguments]) -> Callable[[Path], Argum
     return make
 
 
+def closed(then: Callable[[Path], Arguments]) -> Callable[[Path], Arguments]:
+    """With a directory `closed`, which the user may not look into."""
+
+    def make(directory: Path) -> Arguments:
+        arguments = then(directory)
+        (directory / "closed").mkdir()
+        for name in ("other.yaml", "other.jsonl", "trace"):
+            (directory / "closed" / name).touch()
+        (directory / "closed").chmod(0)
+        return arguments
+
+    return make
+
+
 def unix_socket(name: str, then: Callable[[Path], Arguments]) -> Callable[[Path], Arguments]:
     def make(directory: Path) -> Arguments:
         arguments = then(directory)
@@ -169,6 +183,11 @@ def writes(name: str, content: bytes) -> Callable[[Path], None]:
         (model / name).write_bytes(content)
 
     return do
+
+
+def closed_file(name: str) -> Callable[[Path], None]:
+    """That the user may not read."""
+    return lambda model: (model / name).chmod(0)
 
 
 def pipe_for(name: str) -> Callable[[Path], None]:

@@ -9,6 +9,7 @@ import pytest
 
 from tests.cli.conftest import Command, inside, own_runs
 from tests.inputs.cases import CASES
+from tests.inputs.permissions import bound_by_modes
 from tests.inputs.table import Row, rows
 
 __all__ = ["inside", "own_runs"]
@@ -20,7 +21,9 @@ ROWS = [row for row in rows() if row.section != OWN_ARGUMENTS]
 
 @pytest.mark.parametrize("row", ROWS, ids=[f"{row.section}-{row.name}" for row in ROWS])
 def test_an_input_is_refused_as_the_table_says(row: Row, tmp_path: Path, inside: Command) -> None:
-    done = inside(*row.make(tmp_path))
+    arguments = row.make(tmp_path)
+    with bound_by_modes():
+        done = inside(*arguments)
     assert done.returncode == row.code, done.stdout[-500:]
     said = done.stderr + (done.stdout if row.code == 0 else "")
     printed = said.replace(f"{tmp_path}{os.sep}", "").replace(str(tmp_path), "")
