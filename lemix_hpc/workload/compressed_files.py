@@ -12,6 +12,8 @@ from lemix_hpc.workload.data_files import LONGEST, Block, Part, cut, lines_of
 
 _RATIO = 8
 """By how much text is taken to shrink."""
+_PORTION = 1 << 10
+"""Bytes that are decompressed at once: a KiB of a file that was made for it becomes 32 MiB."""
 
 
 class Decompressor(Protocol):
@@ -85,14 +87,25 @@ class CompressedFile:
         self._member: Decompressor | None = self._new_member()
 
     def _lines(self, file: BinaryIO, block: Block) -> list[bytes]:
-        text = self._rest + self._decompressed(file.read(block.end - block.start))
+        data = file.read(block.end - block.start)
+        whole: list[bytes] = []
+        rest = bytearray(self._rest)
+        for start in range(0, len(data), _PORTION):
+            text = self._decompressed(data[start : start + _PORTION])
+            if (end := text.rfind(b"\n") + 1) > 0:
+                whole += (bytes(rest), text[:end])
+                rest.clear()
+            rest += text[end:]
+            del rest[LONGEST + 1 :]
         last = block.end == self.blocks[-1].end
         if last and self._member is not None and not self._member.eof:
             raise ValueError("it ends in the middle of its data")
-        whole = text if last else text[: text.rfind(b"\n") + 1]
-        self._rest = text[len(whole) :][: LONGEST + 1]
+        if last:
+            whole.append(bytes(rest))
+            rest.clear()
+        self._rest = bytes(rest)
         self._at, self._next = block.end, self._next + 1
-        return lines_of(whole, first=self._lines_before == 0)
+        return lines_of(b"".join(whole), first=self._lines_before == 0)
 
     def _decompressed(self, data: bytes) -> bytes:
         """Files may have several members, one behind the other, and zeros behind the last."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ from tests.inputs.files import (
     closed_file,
     cut,
     file_of,
+    gigabyte,
     pipe,
     pipe_for,
     recipe_of,
@@ -178,11 +180,23 @@ CASES: dict[str, Callable[[Path], Arguments]] = {
     "training text in binary": file_of("other.jsonl", bytes(range(256)), TEXT),
     "training text that is one JSON list": file_of("other.jsonl", '[{"text": "a"}]\n', TEXT),
     "training text with a line of 65 MB": file_of("other.jsonl", b"x" * (65 << 20), TEXT),
+    "training text with a line of 1 GB": gigabyte("other.jsonl", TEXT),
+    "training text with a line of 256 MB in a `.gz` of 256 KB": file_of(
+        "other.gz", gzip.compress(bytes(1 << 24)) * 16, set_to("training.data", "{path: other.gz}", "torch")
+    ),
     "training text nested 100,000 levels deep": file_of("other.jsonl", "[" * 100_000, TEXT),
     "prompts with a number for text": file_of("other.jsonl", '{"text": 1}\n', PROMPTS),
     # Traces
     "a pipe as trace": pipe("trace", trace("azure", "")),
     "a trace in a closed directory": closed(set_to("serving.source", "{kind: azure, path: closed/trace}")),
+    "a trace with a line of 1 GB": gigabyte("trace", trace("azure", "")),
+    "a batch with a line of 1 GB": gigabyte("other.jsonl", BATCH),
+    "an Azure trace across midnight, out of order, with seven digits of a second's fraction": trace(
+        "azure",
+        AZURE + "2023-11-17 00:00:00.1234567,5,5\n2023-11-16 23:59:59.9999999,5,5\n2023-11-17 01:00:00+01:00,5,5\n",
+    ),
+    "an Azure trace with a time of day alone": trace("azure", AZURE + "18:15:46.1234567,5,5\n"),
+    "an Azure trace with the second 60": trace("azure", AZURE + "2016-12-31 23:59:60,5,5\n"),
     "an Azure trace without a column": trace("azure", "TIMESTAMP,ContextTokens\n2023-11-16,1\n"),
     "a trace with 1e13 tokens": trace("azure", AZURE + "2023-11-16 00:00:00,10000000000000,1\n"),
     "a trace with a token count of 40 digits": trace("burstgpt", BURST + f"0,{'9' * 40},1\n"),

@@ -88,6 +88,18 @@ def pipe(name: str, then: Callable[[Path], Arguments]) -> Callable[[Path], Argum
     return make
 
 
+def gigabyte(name: str, then: Callable[[Path], Arguments]) -> Callable[[Path], Arguments]:
+    """One line, which takes no room on the disk."""
+
+    def make(directory: Path) -> Arguments:
+        arguments = then(directory)
+        with (directory / name).open("wb") as file:
+            file.truncate(1 << 30)
+        return arguments
+
+    return make
+
+
 def closed(then: Callable[[Path], Arguments]) -> Callable[[Path], Arguments]:
     """With a directory `closed`, which the user may not look into."""
 

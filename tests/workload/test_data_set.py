@@ -3,6 +3,7 @@
 import gzip
 import itertools
 import json
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -181,6 +182,29 @@ def test_a_line_without_end_takes_no_memory(tmp_path: Path, monkeypatch: pytest.
     for path in (plain, packed):
         window = DataSet(TextData(path=path), 0, block=10_000).first
         assert len(window) == 2 and "longer than 0 MiB" in window.malformed[0]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "gz", "zst"])
+def test_a_line_of_a_gigabyte_takes_little_memory(tmp_path: Path, kind: Kind, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / f"long.{kind}"
+    nothing = bytes(1 << 24)
+    if kind == "jsonl":
+        with path.open("wb") as file:
+            file.truncate(1 << 30)
+    else:
+        pack = gzip.compress if kind == "gz" else pytest.importorskip("zstandard").ZstdCompressor().compress
+        path.write_bytes(pack(nothing) * 16)
+        for module in (data_files, compressed_files):
+            monkeypatch.setattr(module, "LONGEST", 1 << 20)
+        monkeypatch.setattr("lemix_hpc.workload.data_set.LONGEST", 1 << 20)
+    tracemalloc.start()
+    try:
+        with pytest.raises(UserError, match=r"none of .*lines .*is valid.* line 1: longer than (64|1) MiB"):
+            DataSet(TextData(path=path), 0)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < (300 << 20 if kind == "jsonl" else 130 << 20)
 
 
 def damaged(path: Path, content: bytes) -> Path:
