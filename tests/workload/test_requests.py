@@ -54,6 +54,17 @@ def test_times_start_with_the_trace_and_are_sorted(burst_trace: TraceSource) -> 
     assert loaded.malformed == (f"{burst_trace.path}, line 6: 1 fields, where the header has 6",)
 
 
+def test_times_go_on_over_midnight_to_a_microsecond(tmp_path: Path) -> None:
+    path = tmp_path / "trace.csv"
+    path.write_text(
+        "TIMESTAMP,ContextTokens,GeneratedTokens\n"
+        "2024-03-01 00:00:00.1234567,10,1\n2024-02-29 23:59:59.9999990,20,1\n2024-03-01 01:00:00+01:00,30,1\n"
+    )
+    loaded = serve(TraceSource(kind="azure", path=path), mode="generate")
+    assert [request.prompt_tokens for request in loaded.requests] == [20, 30, 10]
+    assert [request.arrival for request in loaded.requests] == pytest.approx([0, 1e-6, 0.123457], abs=1e-6)
+
+
 def test_window_limit_and_rate(burst_trace: TraceSource) -> None:
     window = Window(start_s=1, end_s=10, limit=2)
     loaded = serve(burst_trace, mode="generate", window=window, rate_scale=2)
