@@ -9,8 +9,11 @@ from typing import Any
 import pytest
 import yaml
 
+from lemix_hpc.cli.show import progress_line
 from lemix_hpc.config.load import load_recipe
 from lemix_hpc.engines.memory_plan import stage_takes
+from lemix_hpc.launch.rundir import RunDir
+from lemix_hpc.launch.states import read_progress
 from lemix_hpc.policy.events import Place
 from lemix_hpc.policy.latency import Shape
 from lemix_hpc.profiling.hardware import load_hardware
@@ -132,7 +135,7 @@ def test_separate_nodes_serve_copied_weights(lemix_run: Run) -> None:
     assert mean_nll(served[-10:]) < mean_nll(served[:10]) - 0.5, "what was trained on the other node is served here"
 
 
-def test_a_request_beyond_the_models_context_is_rejected_and_counted(lemix_run: Run) -> None:
+def test_requests_beyond_the_models_context_and_steps_that_break_are_counted(lemix_run: Run) -> None:
     gpt2 = {"model_type": "gpt2", "n_embd": 32, "n_layer": 2, "n_head": 2, "vocab_size": 257, "n_positions": 48}
     run = lemix_run(
         {
@@ -140,12 +143,20 @@ def test_a_request_beyond_the_models_context_is_rejected_and_counted(lemix_run: 
             "nodes": {"count": 1, "stages": 1},
             "model": {"config": gpt2 | {"bos_token_id": 256, "eos_token_id": 256}},
             "serving": poisson(rate=50, requests=30),
+            "training": sums_training(
+                sequence_length=32, release="sync", micro_batches=20, learning_rate=1e38, on_nan="skip"
+            ),
         }
     )
     serving = run.report["serving"]
     assert serving["rejected"] == sum(task["prompt_tokens"] > 48 for task in run.tasks("serving")) > 0
     assert serving["finished"] + serving["rejected"] == serving["received"] == 30
-    assert run.report["training"]["finished"] == 0
+    training = run.report["training"]
+    assert training["finished"] == 20 and training["steps"] + training["skipped_steps"] == 20
+    assert training["skipped_steps"] > 10 and training["lost_losses"] > 10 and not training["stopped"]
+    told = progress_line("COMPLETED", read_progress(RunDir(run.path)))
+    assert f"{training['skipped_steps']} more steps skipped: their gradients are not finite" in told
+    assert f"the loss of {training['lost_losses']} micro-batches is not finite" in told
 
 
 def test_emulated_stages_run_the_whole_runtime(lemix_run: Run) -> None:
