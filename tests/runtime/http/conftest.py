@@ -90,12 +90,14 @@ def recipe_of(http: dict[str, Any] | None = None, **changes: Any) -> dict[str, A
 
 
 @contextlib.contextmanager
-def started(recipe: dict[str, Any], path: Path) -> Iterator[subprocess.Popen[str]]:
-    """The ranks of a run in a directory; they are killed if they have not ended by themselves."""
+def started(recipe: dict[str, Any], path: Path, files: int | None = None) -> Iterator[subprocess.Popen[str]]:
+    """The ranks of a run in a directory; they are killed if they have not ended by themselves. `files`: as `ulimit -n`."""
     path.mkdir(exist_ok=True)
     (path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     ranks = recipe["nodes"]["count"] * (recipe["nodes"]["stages"] + 1)
     command = mpiexec_command(ranks, [sys.executable, "-u", "-m", "mpi4py", str(STAND_IN), str(path)])
+    if files is not None:
+        command = ["sh", "-c", f'ulimit -n {files}; exec "$@"', "sh", *command]
     with (path / "log").open("w") as log:
         process = subprocess.Popen(
             command, env=environment() | {"OMP_NUM_THREADS": "1"}, stdout=log, stderr=subprocess.STDOUT, text=True
@@ -122,9 +124,9 @@ def read(log: Path) -> str:
 
 
 @contextlib.contextmanager
-def opened(recipe: dict[str, Any], path: Path) -> Iterator[Open]:
+def opened(recipe: dict[str, Any], path: Path, files: int | None = None) -> Iterator[Open]:
     """A run, from the moment when its endpoint answers."""
-    with started(recipe, path) as process:
+    with started(recipe, path, files) as process:
         yield opened_by(process, path, path / "log")
 
 

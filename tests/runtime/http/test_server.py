@@ -1,6 +1,8 @@
 """The endpoint of a whole run, as clients see it; its nodes pretend."""
 
+import contextlib
 import json
+import re
 import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -198,16 +200,23 @@ def test_a_port_that_is_taken_is_told_before_anything_starts(tmp_path: Path) -> 
     assert not (tmp_path / "coefficients.yaml").exists()
 
 
-def test_term_closes_the_door_and_serves_who_is_inside(tmp_path: Path) -> None:
+def test_a_crowd_with_few_descriptors_ends_nothing_and_term_serves_who_is_inside(tmp_path: Path) -> None:
     recipe = recipe_of({"host": "0.0.0.0", "api_key": None})
     del recipe["training"]
-    with opened(recipe, tmp_path) as run, run.client(None) as client:
+    with opened(recipe, tmp_path, files=256) as run, run.client(None) as client, contextlib.ExitStack() as idle:
         key_file = tmp_path / "api_key"
         assert complete(client).status_code == 401 and f"keys of the API: {key_file}\n" in run.log
         key = key_file.read_text().strip()
         assert key not in run.log
         client.headers["authorization"] = f"Bearer {key}"
         url = f"http://127.0.0.1:{run.url.rsplit(':', 1)[1]}"
+        limit = Path(f"/proc/{run.pid}/limits").read_text()
+        assert re.search(r"Max open files +256 +256", limit)
+        for _ in range(300):
+            idle.enter_context(socket.create_connection(("127.0.0.1", int(url.rsplit(":", 1)[1]))))
+        assert [complete(client_of(url, key)).status_code for _ in range(40)] == [200] * 40
+        shown = run.progress["elapsed_s"]
+        assert run.until(lambda: run.progress["elapsed_s"] > shown), "it can still be written"
         with client.stream("POST", f"{url}/v1/completions", json={"prompt": "stall", "stream": True}) as answer:
             pieces = answer.iter_raw()
             next(pieces)
