@@ -77,7 +77,12 @@ def read_keys(path: Path) -> list[ApiKey]:
 
 
 def _several(text: str, path: Path) -> list[ApiKey]:
-    data = parse_document(text, str(path)).data
+    try:
+        data = parse_document(text, str(path)).data
+    except UserError as error:
+        # The reason may quote a key.
+        place = str(error).partition(": not valid YAML")[0]
+        raise UserError(f"{place}: not valid YAML; put keys into quotes") from None
     try:
         keys = _Keys.model_validate(data).keys
     except ValidationError as error:

@@ -10,6 +10,13 @@ from lemix_hpc.config.document import KeyPath
 from lemix_hpc.config.problem import Problem
 
 LARGEST = (1 << 63) - 1
+_SECRET = "api_key"
+"""The key of a recipe that has what nobody is to see."""
+
+
+def visible(path: KeyPath, value: str) -> str:
+    """A value in words, for a message on the key at `path`."""
+    return "what is not shown here" if _SECRET in path else value
 
 
 def unusable(value: Any, path: KeyPath = ()) -> Iterator[Problem]:
@@ -22,11 +29,16 @@ def unusable(value: Any, path: KeyPath = ()) -> Iterator[Problem]:
             for index, item in enumerate(value):
                 yield from unusable(item, (*path, index))
         case float() if not math.isfinite(value):
-            yield Problem(path, f"expected a finite number, found {value}; leave the key out where there is no limit")
+            yield Problem(
+                path,
+                f"expected a finite number, found {visible(path, str(value))}; leave the key out where there is no limit",
+            )
         case int() if not -LARGEST <= value <= LARGEST:
             yield Problem(path, f"expected a number that fits into 64 bits, found {_short(value)}")
         case str() if "\0" in value or not _is_unicode(value):
-            yield Problem(path, f"expected text, found {value[:40]!r}, which has characters that are none")
+            yield Problem(
+                path, f"expected text, found {visible(path, repr(value[:40]))}, which has characters that are none"
+            )
 
 
 def _is_unicode(text: str) -> bool:

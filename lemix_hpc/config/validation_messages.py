@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 
 from lemix_hpc.config.document import KeyPath
+from lemix_hpc.config.plain_values import visible
 from lemix_hpc.config.problem import Problem
 
 _EXPECTED = {
@@ -48,7 +49,7 @@ def explain(error: ErrorDetails, data: Any, model: type[BaseModel]) -> Problem:
             keys = ", ".join(field_names(section_at(path, data, model)))
             text = f"expected a section with keys ({keys}), found {show(given)}"
         case _:
-            text = f"{_expectation(error)}, found {show(given)}"
+            text = f"{_expectation(error)}, found {visible(path, show(given))}"
     return Problem(path, text)
 
 

@@ -59,6 +59,8 @@ def test_several_have_names_rights_and_limits(tmp_path: Path) -> None:
         ("keys:\n  - {name: a, key: s3cret, requests_per_s: 0}\n", r"requests_per_s: Input should be greater than 0"),
         ("keys:\n  - {name: a, key: s3cret, other: 1}\n", r"other: Extra inputs"),
         ("keys: [\n\n", "not valid YAML|expected"),
+        ("keys:\n  - {name: a, key: *s3cret}\n", "keys:2: not valid YAML; put keys into quotes"),
+        ("keys:\n  - {name: a, key: !s3cret}\n", "not valid YAML; put keys into quotes"),
     ],
 )
 def test_what_is_wrong_with_a_file_is_told_without_a_key(tmp_path: Path, content: str | bytes, message: str) -> None:

@@ -233,6 +233,8 @@ def test_a_crowd_with_few_descriptors_ends_nothing_and_term_serves_who_is_inside
     assert run.process.returncode == 0
     assert json.loads((tmp_path / "progress.json").read_text())["state"] == "finished"
     assert (tmp_path / "facts.json").exists()
+    told = [file for file in tmp_path.rglob("*") if file.is_file() and key.encode() in file.read_bytes()]
+    assert told == [key_file], "records, journal and logs know nothing of it"
 
 
 def client_of(url: str, key: str) -> httpx.Client:
