@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from lemix_hpc.workload.api_lengths import GENERATING, call_lengths
-from lemix_hpc.workload.call_body import check_costs, read_body
+from lemix_hpc.workload.call_body import check_costs, read_body, sequences
 from lemix_hpc.workload.lines import Findings, decode_json, numbered_lines, parsed
 from lemix_hpc.workload.tasks import ApiCall
 from lemix_hpc.workload.tokenizer import Tokenizer
@@ -53,7 +53,8 @@ def read_batch_calls(path: Path, findings: Findings, tokenizer: Tokenizer, conte
         timed = line.timestamp is not None
         seen.add(line.custom_id)
         prompt, output = call_lengths(line.url, body, tokenizer, context)
-        call = ApiCall("POST", line.url, (("content-type", "application/json"),), bytes(line.body))
+        headers = (("content-type", "application/json"),)
+        call = ApiCall("POST", line.url, headers, bytes(line.body), answers=sequences(body))
         return TraceRow(checked_time(line.timestamp or 0.0), prompt, output, line.custom_id, call=call)
 
     lines = numbered_lines(path, expected)

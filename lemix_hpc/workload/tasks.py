@@ -15,13 +15,16 @@ def digest(call: str, body: bytes) -> str:
 
 @dataclass(frozen=True, slots=True)
 class ApiCall:
-    """A call of the OpenAI API, for a node's own server to answer. `key`: the name of its client's; none in a batch."""
+    """A call of the OpenAI API, for a node's own server to answer. `key`: the name of its client's; none in a batch.
+
+    `answers`: how many are generated side by side, `n` for each of its prompts."""
 
     method: str
     path: str
     headers: tuple[tuple[str, str], ...]
     body: bytes
     key: str = ""
+    answers: int = 1
 
     @property
     def digest(self) -> str:
@@ -36,7 +39,7 @@ class Request:
     `arrival` is in seconds from the start of the run. `tokens` is empty where only lengths matter (emulated stages);
     otherwise it has `prompt_tokens` entries. `output_tokens` is 0 for prompt scoring. If `after` has the id of another
     request, this one arrives `think_s` seconds after the answer to that one, whatever its `arrival`. A request with a `call`
-    has no `tokens`; its lengths are those of `call_lengths`. `service`: its class.
+    has no `tokens`; its lengths are those of `call_lengths`, of all its answers together. `service`: its class.
     """
 
     id: str
@@ -48,6 +51,10 @@ class Request:
     think_s: float = 0.0
     call: ApiCall | None = None
     service: ServiceClass = "interactive"
+
+    def one_answer(self, tokens: int) -> int:
+        """Tokens of one answer, if all of them together have so many: they are generated side by side."""
+        return tokens if self.call is None else -(-tokens // self.call.answers)
 
 
 @dataclass(frozen=True, slots=True)

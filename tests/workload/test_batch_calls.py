@@ -28,8 +28,9 @@ def test_lines_are_calls_with_their_bodies_untouched(write_jsonl: Callable[..., 
     path = write_jsonl(
         f'{{"custom_id": "a", "method": "POST", "url": "/v1/completions", "body": {body}}}',
         line("b", "/v1/chat/completions", messages=[{"role": "user", "content": "hello"}], max_tokens=4),
+        line("c", prompt=["a", "b"], n=3, max_tokens=5),
     )
-    (first, second), findings = read(path)
+    (first, second, third), findings = read(path)
     assert first.call is not None and first.call.body == body.encode()
     assert (first.call.method, first.call.path, first.prompt_tokens, first.output_tokens) == (
         "POST",
@@ -38,7 +39,8 @@ def test_lines_are_calls_with_their_bodies_untouched(write_jsonl: Callable[..., 
         16,
     )
     assert (second.id, second.prompt_tokens, second.output_tokens, second.tokens) == ("b", 5, 4, ())
-    assert findings.bad_lines == []
+    assert third.call is not None and (third.output_tokens, third.call.answers) == (30, 6)
+    assert first.call.answers == 1 and findings.bad_lines == []
 
 
 @pytest.mark.parametrize(

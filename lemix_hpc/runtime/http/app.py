@@ -30,7 +30,7 @@ from lemix_hpc.runtime.http.sample_intake import SampleIntake
 from lemix_hpc.runtime.http.server import HttpServer
 from lemix_hpc.runtime.http.shared_look import SharedLook
 from lemix_hpc.workload.api_lengths import GENERATING, call_class, call_lengths
-from lemix_hpc.workload.call_body import check_costs, read_body
+from lemix_hpc.workload.call_body import check_costs, read_body, sequences
 from lemix_hpc.workload.tasks import ApiCall
 from lemix_hpc.workload.tokenizer import Tokenizer
 
@@ -101,9 +101,10 @@ class _Endpoints:
         """A call that the policy finds a node for."""
         key = await self._context.guard.check_key(request, "serve")
         body = await self._context.guard.body(request)
-        lengths, service = await _aside(self._counting, lambda: self._understood(request.scope["path"], body))
+        path = request.scope["path"]
+        lengths, answers, service = await _aside(self._counting, lambda: self._understood(path, body))
         self._context.guard.keys.take_tokens(key, lengths)
-        api, name = self._as_it_came(request, body, key), self._given_id(request, key)
+        api, name = self._as_it_came(request, body, key, answers), self._given_id(request, key)
         if name is None:
             return self._relay(api, lengths, service=service)
         return self._relay_once(name, api, lengths, service)
@@ -171,14 +172,15 @@ class _Endpoints:
         fault = ApiError(500, "Internal error of the endpoint; the run's log has the details.", "server_error")
         return await _told(request, fault)
 
-    def _understood(self, path: str, body: bytes) -> tuple[tuple[int, int], ServiceClass]:
-        """The lengths of a call that generates, and its class."""
+    def _understood(self, path: str, body: bytes) -> tuple[tuple[int, int], int, ServiceClass]:
+        """The lengths of a call that generates, how many answers it asks for, and its class."""
         content = _read(body)
         try:
             check_costs(content)
         except ValueError as error:
             raise bad_request(str(error)) from error
-        return call_lengths(path, content, self._context.tokenizer, self._context.context), call_class(content)
+        lengths = call_lengths(path, content, self._context.tokenizer, self._context.context)
+        return lengths, sequences(content), call_class(content)
 
     def _other_over(self) -> None:
         self._others -= 1
@@ -220,9 +222,10 @@ class _Endpoints:
             raise reused(name)
         return name
 
-    def _as_it_came(self, request: Request, body: bytes, key: Key) -> ApiCall:
+    def _as_it_came(self, request: Request, body: bytes, key: Key, answers: int = 1) -> ApiCall:
         # The path as it was understood here: a node must not understand another one.
-        return ApiCall(request.method, request.scope["path"], for_node(request.headers.items()), body, key.name)
+        headers = for_node(request.headers.items())
+        return ApiCall(request.method, request.scope["path"], headers, body, key.name, answers)
 
     async def _ask_all(self, path: str) -> list[tuple[int, bytes]]:
         """Status and body of every node's answer; an error's status where there is none."""

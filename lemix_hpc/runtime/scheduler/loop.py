@@ -275,8 +275,8 @@ class SchedulerLoop:
         if request.call is not None:
             self._router.expect(number, request, client)
             self._requests += client is not None
-        patient = request.service == "batch"
-        self._tell(RequestArrived(self._now(), number, request.prompt_tokens, request.output_tokens, patient))
+        patient, output = request.service == "batch", request.one_answer(request.output_tokens)
+        self._tell(RequestArrived(self._now(), number, request.prompt_tokens, output, patient))
 
     def _supply_training(self) -> None:
         event = self._training.supply(self._now(), ahead=self._layout.nodes, served=self._served)
@@ -416,7 +416,8 @@ class SchedulerLoop:
         self._arrivals.answered(task.request.id, done.finished)
         self._names.retire(done.task)
         self._end(task.finished(done, outcome))
-        self._tell(TaskFinished(self._now(), done.node, done.task, len(done.output)))
+        output = task.request.one_answer(len(done.output))
+        self._tell(TaskFinished(self._now(), done.node, done.task, output))
 
     def _end(self, record: ServedTask) -> None:
         self._live.ended(record)

@@ -42,7 +42,7 @@ class ServingTask:
         done, first = self.passes.get(stage, (0, start))
         done += not partial
         self.passes[stage] = (done, first)
-        return done >= max(1, self.request.output_tokens), first
+        return done >= max(1, self.request.one_answer(self.request.output_tokens)), first
 
     def rejected(self, number: int | None = None) -> ServedTask:
         """Its record; `number` if the scheduler was asked."""

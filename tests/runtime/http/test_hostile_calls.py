@@ -78,19 +78,19 @@ def test_a_call_that_is_refused(run: Run, path: str, sent: bytes, message: str) 
 
 
 @pytest.mark.parametrize(
-    ("sent", "lengths"),
+    ("sent", "lengths", "answers"),
     [
-        ({"max_tokens": 10**9}, (2, CONTEXT - 2)),
-        ({"max_tokens": "1000000000"}, (2, CONTEXT - 2)),
-        ({"max_tokens": 3, "n": 128}, (2, 384)),
-        ({"prompt": ["hi", "you"], "max_tokens": 3, "n": 2}, (5, 12)),
-        ({"prompt": "x" * 900_000}, (CONTEXT, 1)),
+        ({"max_tokens": 10**9}, (2, CONTEXT - 2), 1),
+        ({"max_tokens": "1000000000"}, (2, CONTEXT - 2), 1),
+        ({"max_tokens": 3, "n": 128}, (2, 384), 128),
+        ({"prompt": ["hi", "you"], "max_tokens": 3, "n": 2}, (5, 12), 4),
+        ({"prompt": "x" * 900_000}, (CONTEXT, 1), 1),
     ],
 )
-def test_a_call_counts_as_what_it_is(run: Run, sent: dict[str, Any], lengths: tuple[int, int]) -> None:
+def test_a_call_counts_as_what_it_is(run: Run, sent: dict[str, Any], lengths: tuple[int, int], answers: int) -> None:
     with run.client() as client:
         assert client.post("/v1/completions", json={"prompt": "hi"} | sent).status_code == 200
-    assert run.calls[-1].lengths == lengths
+    assert (run.calls[-1].lengths, run.calls[-1].api.answers) == (lengths, answers)
 
 
 def test_of_a_prompt_that_is_far_too_long_no_more_is_read_than_shows_it(monkeypatch: pytest.MonkeyPatch) -> None:

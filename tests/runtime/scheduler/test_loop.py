@@ -27,7 +27,7 @@ from lemix_hpc.runtime.http.call import ResponsePart
 from lemix_hpc.runtime.http.errors import ApiError
 from lemix_hpc.runtime.transport import messages as m
 from lemix_hpc.runtime.transport.mailbox import Inbox
-from lemix_hpc.workload.tasks import Request
+from lemix_hpc.workload.tasks import ApiCall, Request
 from tests.runtime.scheduler.conftest import (
     LAYOUT,
     LEADERS,
@@ -373,6 +373,21 @@ def test_a_call_goes_through_the_policy_to_its_node_and_its_answer_to_the_client
     assert rank.loop.until_due() == 2.0, "no more calls are taken then"
     rank.turn(5.0)
     assert rank.loop.finished and not server.accepting
+
+
+def test_answers_of_one_call_are_forecast_side_by_side(start: Start) -> None:
+    api = ApiCall("POST", "/v1/completions", (), b'{"n": 4}', answers=4)
+    rank = start(server=Server([Caller("c0", 0.5, (8, 8), api)]), closes=5.0)
+    rank.turn(1.0)
+    assert rank.events() == [RequestArrived(1.0, 0, 8, 2)], "two tokens each"
+    for turn in range(2):
+        rank.turn(2.0 + turn, work("serve", [0], 0, 1.0 + turn, 2.0 + turn))
+    passes = [event for event in rank.events() if isinstance(event, StageFinished)]
+    assert [event.last for event in passes] == [False, True]
+    rank.turn(4.0, m.HttpPart(0, 200, [], b"x", False), done(0, 4.0, list(range(7))))
+    assert rank.events()[-1] == TaskFinished(4.0, 0, 0, output=2)
+    [task] = rank.tasks()
+    assert len(task.output) == 7, "the record has all"
 
 
 def test_a_client_that_comes_back_after_a_restart_has_its_place(start: Start) -> None:
