@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -55,6 +55,7 @@ class ServedTask(msgspec.Struct, frozen=True, tag="serving", tag_field="kind"):
     nats. `output`: token ids. `versions`: first and last weight version. `predicted_response_s`: the forecast when it was
     placed, seconds, and of a request that generates `predicted_ttft_s` to its first token and `predicted_tpot_s` for each
     further one. `number` is its task in `events.jsonl`. `key`: the name of its client's; `service`: its class.
+    `answers`: how many `output` is of, which were generated side by side.
     """
 
     id: str
@@ -75,6 +76,12 @@ class ServedTask(msgspec.Struct, frozen=True, tag="serving", tag_field="kind"):
     predicted_ttft_s: float | None = None
     predicted_tpot_s: float | None = None
     service: ServiceClass = "interactive"
+    answers: Annotated[int, msgspec.Meta(ge=1)] = 1
+
+    @property
+    def answer_tokens(self) -> int:
+        """Of one answer, in the mean."""
+        return -(-len(self.output) // self.answers)
 
 
 class TrainedTask(msgspec.Struct, frozen=True, tag="training", tag_field="kind"):

@@ -36,8 +36,8 @@ def time_to_first_token(task: ServedTask) -> float | None:
 
 
 def time_per_output_token(task: ServedTask) -> float | None:
-    """(response - TTFT) / (n - 1) for n output tokens, seconds; None for n <= 1."""
-    end, first, tokens = response(task), time_to_first_token(task), len(task.output)
+    """(response - TTFT) / (n - 1) for n output tokens of an answer, seconds; None for n <= 1."""
+    end, first, tokens = response(task), time_to_first_token(task), task.answer_tokens
     if end is None or first is None or tokens <= 1:
         return None
     return (end - first) / (tokens - 1)

@@ -77,7 +77,7 @@ def _requests(run_dir: Path, tasks: list[ServedTask]) -> tuple[Request, ...]:
             task.id,
             task.arrival,
             task.prompt_tokens,
-            asked.get(task.number, len(task.output)),
+            asked.get(task.number, task.answer_tokens),
             service=task.service,
         )
         for task in sorted(tasks, key=lambda task: task.arrival)

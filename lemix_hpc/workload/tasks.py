@@ -52,9 +52,15 @@ class Request:
     call: ApiCall | None = None
     service: ServiceClass = "interactive"
 
-    def one_answer(self, tokens: int) -> int:
-        """Tokens of one answer, if all of them together have so many: they are generated side by side."""
-        return tokens if self.call is None else -(-tokens // self.call.answers)
+    @property
+    def answers(self) -> int:
+        """How many `output_tokens` is of, side by side."""
+        return 1 if self.call is None else self.call.answers
+
+    @property
+    def answer_tokens(self) -> int:
+        """Of one answer, in the mean."""
+        return -(-self.output_tokens // self.answers)
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,6 +38,8 @@ def test_scoring_has_first_token_at_the_response() -> None:
 def test_time_per_output_token_spreads_the_rest_over_n_minus_one() -> None:
     task = request(1.0, 4.0, first_token=2.0, output=[1, 2, 3])
     assert metrics.time_per_output_token(task) == ((4.0 - 1.0) - (2.0 - 1.0)) / (3 - 1)
+    several = request(1.0, 4.0, first_token=2.0, output=[1, 2, 3, 1, 2], answers=2)
+    assert metrics.time_per_output_token(several) == 1.0, "side by side"
 
 
 @pytest.mark.parametrize("output", [[], [5]])

@@ -275,7 +275,7 @@ class SchedulerLoop:
         if request.call is not None:
             self._router.expect(number, request, client)
             self._requests += client is not None
-        patient, output = request.service == "batch", request.one_answer(request.output_tokens)
+        patient, output = request.service == "batch", request.answer_tokens
         self._tell(RequestArrived(self._now(), number, request.prompt_tokens, output, patient))
 
     def _supply_training(self) -> None:
@@ -415,9 +415,9 @@ class SchedulerLoop:
             return  # a call that needs no policy
         self._arrivals.answered(task.request.id, done.finished)
         self._names.retire(done.task)
-        self._end(task.finished(done, outcome))
-        output = task.request.one_answer(len(done.output))
-        self._tell(TaskFinished(self._now(), done.node, done.task, output))
+        record = task.finished(done, outcome)
+        self._end(record)
+        self._tell(TaskFinished(self._now(), done.node, done.task, record.answer_tokens))
 
     def _end(self, record: ServedTask) -> None:
         self._live.ended(record)

@@ -42,7 +42,7 @@ class ServingTask:
         done, first = self.passes.get(stage, (0, start))
         done += not partial
         self.passes[stage] = (done, first)
-        return done >= max(1, self.request.one_answer(self.request.output_tokens)), first
+        return done >= max(1, self.request.answer_tokens), first
 
     def rejected(self, number: int | None = None) -> ServedTask:
         """Its record; `number` if the scheduler was asked."""
@@ -85,6 +85,7 @@ class ServingTask:
             number=done.task,
             key=self._key,
             service=self.request.service,
+            answers=self.request.answers,
         )
 
 

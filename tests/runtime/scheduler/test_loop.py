@@ -387,7 +387,7 @@ def test_answers_of_one_call_are_forecast_side_by_side(start: Start) -> None:
     rank.turn(4.0, m.HttpPart(0, 200, [], b"x", False), done(0, 4.0, list(range(7))))
     assert rank.events()[-1] == TaskFinished(4.0, 0, 0, output=2)
     [task] = rank.tasks()
-    assert len(task.output) == 7, "the record has all"
+    assert (len(task.output), task.answers) == (7, 4), "the record has all"
 
 
 def test_a_client_that_comes_back_after_a_restart_has_its_place(start: Start) -> None:
