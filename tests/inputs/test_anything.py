@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import io
 import json
 import tempfile
 from collections.abc import Callable
@@ -9,11 +11,15 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 
+from lemix_hpc.cli.runs import _print_rows, _row
+from lemix_hpc.cli.show import render_report
 from lemix_hpc.config.errors import UserError
 from lemix_hpc.config.load import read_recipe, resolved_yaml
 from lemix_hpc.config.recipe import Model, Recipe
@@ -21,10 +27,13 @@ from lemix_hpc.config.workload_section import TextData
 from lemix_hpc.engines.model_sizes import describe
 from lemix_hpc.engines.weight_files import check_weights, tensor_files
 from lemix_hpc.launch.preflight import preflight
-from lemix_hpc.launch.rundir import RunDir
+from lemix_hpc.launch.rundir import RunDir, RunRecord
 from lemix_hpc.launch.states import read_progress, read_report, run_state
 from lemix_hpc.profiling.coefficients import load_coefficients
 from lemix_hpc.records.attempts import attempts
+from lemix_hpc.records.reader import RunRecords
+from lemix_hpc.records.schema import RunFacts, ServedTask
+from lemix_hpc.report.build import summarise
 from lemix_hpc.workload.data_set import read_all
 from lemix_hpc.workload.lines import Findings
 from lemix_hpc.workload.openai_batch import read_openai_batch
@@ -192,3 +201,32 @@ def test_any_bytes_in_a_run_directory(content: bytes, other: bytes) -> None:
         for each in attempts(run.path):
             with suppress(UserError):
                 assert each.ended is None or other
+
+
+RECORD = msgspec.to_builtins(RunRecord("run", "local", 1.0, ["lemix"], "elsewhere", "me", "9.0", 3))
+
+
+@given(st.sampled_from(sorted(RECORD)), NUMBERS | VALUES)
+def test_a_run_whose_record_has_any_value_is_listed_or_told(key: str, value: Any) -> None:
+    with tempfile.TemporaryDirectory() as directory:
+        run = RunDir(Path(directory))
+        run.record.write_text(json.dumps(RECORD | {key: value}))
+        with suppress(UserError):
+            _print_rows([_row(run, run.read_record(), "RUNNING")])
+
+
+REPORT = summarise(
+    RunRecords(RunFacts("p", "emulated", 1, 2, [1.0], 1.0, 1.0, 0), [], [ServedTask("a", "lost", 0.0, 1)], [])
+)
+SECTIONS = [(key,) for key in REPORT] + [
+    (key, inside) for key, section in REPORT.items() if isinstance(section, dict) for inside in section
+]
+
+
+@given(st.sampled_from(SECTIONS), NUMBERS | VALUES)
+def test_a_report_with_any_value_is_shown_or_told(path: tuple[str, ...], value: Any) -> None:
+    report = copy.deepcopy(REPORT)
+    section = report if len(path) == 1 else report[path[0]]
+    section[path[-1]] = value
+    with tempfile.TemporaryDirectory() as directory, suppress(UserError):
+        Console(file=io.StringIO()).print(render_report(RunDir(Path(directory)), report))
