@@ -167,6 +167,7 @@ def _batch_part(
 def take_results(cluster: ClusterState, config: SimulationConfig, node: int, number: int) -> None:
     """A batch has left the last stage: its requests are finished, or go on to their next token."""
     batch, now = cluster.batches[number], cluster.run[0].now
+    promote(cluster, config, node)  # before others get ready behind those
     if is_paced(config, node):
         note_pass(cluster, config, node, number)
         note_ended(cluster, node, number)

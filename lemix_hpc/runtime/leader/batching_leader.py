@@ -88,8 +88,9 @@ class Leader:
             self._send_stage(0, serve)
             self._look_when_due(now)
             formed = True
-        if look:
+        if look and self._gate.limited:
             self._gate.look()
+            self._look_when_due(now)  # requests that have lost their caches wait as new ones
         return look or formed
 
     def until_due(self) -> float:
@@ -249,6 +250,7 @@ class Leader:
 
     def _served(self, served: m.Served) -> None:
         batch, now = self._in_batch.pop(served.batch), self._clock.now()
+        self._queues.promote(now)  # before others get ready behind those
         self._generating -= any(request.output_wanted for request in batch.requests)
         if self._pacer is not None and self._share is not None:
             self._pacer.passed(batch.requests, served.time)
