@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from functools import cached_property
 from importlib.resources import files
 from importlib.resources.abc import Traversable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numba
+from numba import types
 from numba.misc.appdirs import user_cache_dir
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -21,22 +23,42 @@ def compiled(function: F) -> F:
     state of the sources. Arguments are numbers, arrays and named tuples of those. A compiled function allocates nothing
     and returns no array: without references to count, calls with many arrays are three times as fast.
     """
-    return _compiled(function, forceinline=False)
+    return cast(F, _Compiled(function, forceinline=False))
 
 
 def inlined(function: F) -> F:
-    """Like `compiled`, for what runs for every node: handing over the whole state would take longer than the work."""
-    return _compiled(function, forceinline=True)
+    """Like `compiled`, for what runs for every node: handing over its arguments would take longer than the work."""
+    return cast(F, _Compiled(function, forceinline=True))
 
 
-def _compiled(function: F, *, forceinline: bool) -> F:
+class _Compiled:
+    """A function that compiled ones call, and Python: then it is compiled a second time, with what translates its arguments.
+
+    Whatever a function calls becomes a part of it. That translation is larger than most of them, and few need it.
+    """
+
+    def __init__(self, function: Callable[..., Any], *, forceinline: bool) -> None:
+        self._function = function
+        self._inner = _jit(function, "inner", no_cpython_wrapper=True, forceinline=forceinline)
+        self._numba_type_ = types.Dispatcher(self._inner)  # what numba takes this for
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self._outer(*arguments)
+
+    @cached_property
+    def _outer(self) -> Callable[..., Any]:
+        return _jit(self._function, "outer")
+
+
+def _jit(function: Callable[..., Any], part: str, **options: bool) -> Any:
     before = numba.config.CACHE_DIR
-    numba.config.CACHE_DIR = _CACHE
+    numba.config.CACHE_DIR = f"{_CACHE}/{part}"
     try:
-        made: F = numba.njit(cache=True, nogil=True, error_model="numpy", _nrt=False, forceinline=forceinline)(function)
+        return numba.njit(cache=True, nogil=True, error_model="numpy", _nrt=False, no_cfunc_wrapper=True, **options)(
+            function
+        )
     finally:
         numba.config.CACHE_DIR = before
-    return made
 
 
 def _digest() -> str:

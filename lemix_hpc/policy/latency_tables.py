@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from lemix_hpc.policy.by_reference import by_reference
 from lemix_hpc.policy.jit import compiled, inlined
 from lemix_hpc.policy.latency import LatencyModel, StageTime
 from lemix_hpc.policy.latency_forms import Interpolated
@@ -24,6 +25,7 @@ TABLE = 8192
 straight there."""
 
 
+@by_reference
 class Times(NamedTuple):
     """`level`: (kinds, 2, stages, tokens); `linear`: (kinds, 3, stages, 5), [s] per unit; `kind_of`: (nodes,).
 

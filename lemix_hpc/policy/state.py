@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from lemix_hpc.policy.by_reference import by_reference
 from lemix_hpc.policy.jit import compiled
 from lemix_hpc.policy.latency_tables import Times
 
@@ -123,6 +124,7 @@ COUNTER = np.dtype(
 )
 
 
+@by_reference
 class State(NamedTuple):
     """Everything. Slots are rows of `slots` and `paths`, and of `forward` and `backward`, predicted seconds of work.
 

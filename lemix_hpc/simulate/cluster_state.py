@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from lemix_hpc.policy.by_reference import by_reference
 from lemix_hpc.policy.event_records import EVENT
 from lemix_hpc.policy.execution_rules import MOST_IN_FLIGHT, NOTHING
 from lemix_hpc.policy.jit import inlined
@@ -38,6 +39,7 @@ from lemix_hpc.simulate.dtypes import (
 from lemix_hpc.simulate.tournament_tree import Timers, make_timers
 
 
+@by_reference
 class SimulationConfig(NamedTuple):
     """What does not change. `pieces`: in how many a training pass is cut; `servers`: that many nodes, the first ones, only
     serve, and take over weights every `copy_every` steps; `endless`: training goes on while serving lasts;
@@ -75,6 +77,7 @@ class SimulationConfig(NamedTuple):
     in_flight: int = 1
 
 
+@by_reference
 class Memory(NamedTuple):
     """The memory of each stage, two claims for each node; queues of each stage: activations that could leave, in the order of
     their forwards, and those on their way. Empty without a limit."""
@@ -86,6 +89,7 @@ class Memory(NamedTuple):
     leaving: Records
 
 
+@by_reference
 class ClusterState(NamedTuple):
     """All arrays. A stage is at node * stages + stage of `stages` and `markers`, its queues at 3 times that of `queues`; a
     node's batches at node * MOST_IN_FLIGHT of `batches`, with a row of `members` each. `ready`: requests of a node that

@@ -7,9 +7,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from lemix_hpc.policy.by_reference import by_reference
 from lemix_hpc.policy.jit import inlined
 
 
+@by_reference
 class Timers(NamedTuple):
     """`due`: (leaves,), seconds or inf; `winner`: (2 * leaves,), the earliest below each inner node, the root at 1."""
 
