@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, get_args
 
-from lemix_hpc.policy.by_reference import by_reference
 from lemix_hpc.policy.drift import DEFAULT_LIMIT
 from lemix_hpc.policy.events import AdmissionName
 from lemix_hpc.policy.placements import DEFAULT, SCORE_KNOBS, code, placement_named
@@ -95,7 +94,6 @@ Knobs: Any = namedtuple("Knobs", [knob.name for knob in SCORE_KNOBS])  # type: i
 """What scores are made with, a field for each of `SCORE_KNOBS`."""
 
 
-@by_reference
 class Rules(NamedTuple):
     """A `SchedulerConfig` for compiled code. Nodes below `servers` serve, those from `trainers` on train.
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from lemix_hpc.policy.by_reference import by_reference
 from lemix_hpc.policy.jit import compiled
 from lemix_hpc.policy.latency_tables import Times
+from lemix_hpc.policy.rules import Rules
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -122,6 +123,9 @@ COUNTER = np.dtype(
     ],
     align=True,
 )
+
+
+by_reference(Rules)  # here: ranks of stages read them, too, and compile nothing
 
 
 @by_reference

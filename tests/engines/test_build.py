@@ -109,15 +109,17 @@ def test_stages_of_torch_make_a_pipeline() -> None:
 
 
 def test_an_emulated_run_loads_neither_torch_nor_vllm() -> None:
+    """Nor numba, which is the scheduler's alone: vLLM looks into every module that is loaded, and fails on numba's."""
     script = f"""
 import sys
+import lemix_hpc.runtime.main
 from lemix_hpc.config.recipe import Recipe
 from lemix_hpc.engines.build import build_engine, build_meter, choose_device
 recipe = Recipe.model_validate({{"engine": {{"kind": "emulated", "coefficients": {str(A100)!r}}}}})
 device = choose_device(recipe, 0)
 build_engine(recipe, node=0, stage=0, device=device)
 build_meter(device)
-print([name for name in ("torch", "vllm", "transformers") if name in sys.modules])
+print([name for name in ("torch", "vllm", "transformers", "numba") if name in sys.modules])
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
