@@ -264,7 +264,8 @@ def test_training_has_its_minimum_share_while_there_is_more_to_serve_than_can_be
     without = lemix_run(overload("without", minimum_training_share=0.0, admission="none"))
     for run in (claimed, without):
         assert run.report["serving"]["finished"] == run.report["serving"]["received"] == 120
-    assert min(shares_of_training(claimed)) > 0.25
+    # The claim is to 0.3 of the time that the machine itself leaves to the run.
+    assert min(shares_of_training(claimed)) > 0.15
     assert shares_of_training(without)[0] < 0.1
 
 

@@ -31,7 +31,7 @@ def run(tmp_path: Path) -> Callable[..., FinishedRun]:
         training = sums_training(
             release="sync", sequence_length=16, micro_batches_per_step=2, micro_batches=40, zero_stage=zero_stage
         )
-        source = {"kind": "poisson", "rate": 120, "requests": 240, "lengths": "lmsys-chat"}
+        source = {"kind": "poisson", "rate": 60, "requests": 240, "lengths": "lmsys-chat"}
         heads = 2 if engine == "vllm" else 4  # vLLM on CPUs has no heads of size 16
         recipe = {
             "name": name,
