@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -50,7 +50,7 @@ class TextData(Section):
     """Files of JSON lines, plain or compressed, or Parquet. With no `fields`, each line has `text`, or `messages`, or `prompt`
     and `completion`."""
 
-    path: FilePath | list[FilePath] = Field(
+    path: FilePath | Annotated[list[FilePath], Field(min_length=1)] = Field(
         description="a file, a pattern such as `part-*.jsonl.gz`, or a list of these"
     )
     fields: TextFields = TextFields()
