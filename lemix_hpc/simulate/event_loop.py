@@ -148,6 +148,8 @@ def _settle_node(cluster: ClusterState, config: SimulationConfig, node: int) -> 
     supply_first_stage(cluster, config, node)
     if config.limited:
         claim_activations(cluster, config, node)
+        if cluster.nodes[node].changed:  # caches were taken away for it: there may be enough for others, too
+            supply_first_stage(cluster, config, node)
     for stage in range(config.stages):
         if settle(cluster, config, node, stage):
             touch(cluster, node)

@@ -239,6 +239,7 @@ class Leader:
         tokens = request.start_again()
         self._send_stage(0, m.Forget([request.task]))
         self._queues.wait(request, self._clock.now())
+        self._lacks_memory = False  # others may find enough now
         return tokens
 
     def _batch(self, members: _Members) -> ServeBatch:
