@@ -13,6 +13,7 @@ import msgspec
 
 from lemix_hpc.config.errors import UserError
 from lemix_hpc.policy.events import Event
+from lemix_hpc.records.parts import read_lines
 
 EVENTS = "events.jsonl"
 
@@ -31,11 +32,8 @@ def read_events(directory: Path) -> Iterator[Event]:
     decoders = {kind.__name__: msgspec.json.Decoder(kind) for kind in get_args(Event)}
     line = msgspec.json.Decoder(dict[str, msgspec.Raw])
     try:
-        with path.open("rb") as file:
-            for number, text in enumerate(file, start=1):
-                if not text.endswith(b"\n"):
-                    return
-                yield _decode(text, line, decoders, f"{path}, line {number}")
+        for each in read_lines(path):
+            yield _decode(each.text, line, decoders, each.place)
     except OSError as error:
         reason = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
         raise UserError(

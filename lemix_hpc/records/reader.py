@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from lemix_hpc.config.errors import UserError
 from lemix_hpc.config.text_file import read_bytes, why_no_file
 from lemix_hpc.records.attempts import lineage
 from lemix_hpc.records.made_by import made_by
+from lemix_hpc.records.parts import read_lines
 from lemix_hpc.records.schema import (
     FACTS,
     PROGRESS,
@@ -122,19 +124,22 @@ def _of_one_run(spans: list[list[Span]]) -> list[Span]:
 def read_facts(directory: Path) -> RunFacts:
     """Read `facts.json` of a directory of records. Raises UserError if it is missing, unreadable or broken."""
     path = directory / FACTS
+    with _readable(path):
+        content = path.read_bytes()
     try:
-        return msgspec.json.decode(_open(path), type=RunFacts)
+        return msgspec.json.decode(content, type=RunFacts)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise UserError(
             f"{path} does not hold the facts of a run: {error}{made_by(path)}. It is written when a run starts."
         ) from error
 
 
-def _open(path: Path) -> bytes:
+@contextlib.contextmanager
+def _readable(path: Path) -> Iterator[None]:
     if why := why_no_file(path):
         raise UserError(why)
     try:
-        return path.read_bytes()
+        yield
     except OSError as error:
         reason = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
         raise UserError(
@@ -145,15 +150,15 @@ def _open(path: Path) -> bytes:
 
 def _read_lines(path: Path, decode: Callable[[bytes], T]) -> list[T]:
     records = []
-    content = _open(path)
-    for number, line in enumerate(content[: content.rfind(b"\n") + 1].splitlines(), start=1):
-        try:
-            records.append(decode(line))
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise UserError(
-                f"{path}, line {number}: expected one whole JSON record: {error}{made_by(path)}. Remove this line to make the "
-                "report from the rest."
-            ) from error
+    with _readable(path):
+        for line in read_lines(path):
+            try:
+                records.append(decode(line.text))
+            except (msgspec.DecodeError, UnicodeDecodeError) as error:
+                raise UserError(
+                    f"{line.place}: expected one whole JSON record: {error}{made_by(path)}. Remove this line to make the report "
+                    "from the rest."
+                ) from error
     return records
 
 

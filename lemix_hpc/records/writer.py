@@ -12,7 +12,7 @@ from lemix_hpc.policy.events import Event
 from lemix_hpc.records import event_log
 from lemix_hpc.records.files import overwrite, patiently, replace
 from lemix_hpc.records.journal import Ended, Journal, Record, Trained
-from lemix_hpc.records.line_file import LineFile
+from lemix_hpc.records.parted_file import PartedFile
 from lemix_hpc.records.schema import (
     FACTS,
     LEARNED,
@@ -35,7 +35,8 @@ MOST_KEPT = 64 << 20
 class Recorder:
     """Writes the files of one run into `run_dir`, which must exist. Raises OSError if they cannot be made.
 
-    Spans, tasks and events are appended as JSON lines, flushed with every progress update and at the end. Progress, facts
+    Spans, tasks and events are appended as JSON lines, flushed with every progress update and at the end; older parts of their
+    files are compressed. Progress, facts
     and what was learned are files that are replaced as a whole. With a `journal`, what was promised and what came of it goes
     there, too. What the disk does not take is kept and tried again: see `trouble`.
     """
@@ -44,9 +45,9 @@ class Recorder:
         self._dir = run_dir
         self._journal = journal
         self._encoder = msgspec.json.Encoder()
-        self._spans = LineFile(run_dir / "spans.jsonl", MOST_KEPT)
-        self._tasks = LineFile(run_dir / "tasks.jsonl")
-        self._events = LineFile(run_dir / event_log.EVENTS, MOST_KEPT)
+        self._spans = PartedFile(run_dir / "spans.jsonl", MOST_KEPT)
+        self._tasks = PartedFile(run_dir / "tasks.jsonl")
+        self._events = PartedFile(run_dir / event_log.EVENTS, MOST_KEPT)
         self._whole: dict[str, bytes] = {}
         self._refused: OSError | None = None
 
