@@ -19,7 +19,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +27,9 @@ from lemix_hpc.config.load import load_recipe
 from lemix_hpc.policy.latency import LatencyModel, Shape
 from lemix_hpc.profiling.coefficients import load_coefficients
 from lemix_hpc.records.reader import RunRecords, read_run
-from lemix_hpc.report.between_passes import handed_on, next_token, passes
+from lemix_hpc.records.schema import Stretch
+from lemix_hpc.report.between_passes import HandedOn, NextToken
+from lemix_hpc.report.recent import AtHand, in_order
 
 RECIPE = Path(__file__).resolve().parents[1] / "recipes" / "generation-study.yaml"
 RUNS = {
@@ -51,22 +52,23 @@ class Gaps:
 def gaps_of(run_dir: Path) -> Gaps:
     """Of a finished run."""
     recipe, run = load_recipe(run_dir / "recipe.yaml"), read_run(run_dir)
-    waits = [] if run.facts.pace_s else list(next_token(run.served, run.spans, run.facts.stages - 1))
+    work = list(in_order(run.stretches()))
+    handed_on, next_token = HandedOn(), NextToken(AtHand(run.served), run.facts.stages - 1)
     latency = load_coefficients(run_dir / "coefficients.yaml").latency(recipe.nodes.stages)
-    return Gaps(list(handed_on(run.spans)), waits, list(_over(run, latency)))
+    return Gaps(
+        [gap for stretch in work if (gap := handed_on.add(stretch)) is not None],
+        [] if run.facts.pace_s else [gap for stretch in work if (gap := next_token.add(stretch)) is not None],
+        list(_over(run, work, latency)),
+    )
 
 
-def _over(run: RunRecords, latency: LatencyModel) -> Iterator[float]:
+def _over(run: RunRecords, work: list[Stretch], latency: LatencyModel) -> Iterator[float]:
     """How much longer decode passes took than predicted."""
     requests = {task.id: task for task in run.served}
     # Prompts may be cut, so that tokens are counted from the last one.
     left = {(task.id, stage): len(task.output) for task in run.served for stage in range(run.facts.stages)}
-    batches: dict[tuple[int, int, int], list[str]] = defaultdict(list)
-    for span in run.spans:
-        if span.kind == "serve":
-            batches[span.node, span.stage, span.batch].append(span.task)
-    for span, _ in reversed(list(passes(run.spans))):
-        names = batches[span.node, span.stage, span.batch]
+    for span in reversed([stretch for stretch in work if stretch.kind == "serve"]):
+        names = span.members
         for name in names:
             left[name, span.stage] -= 1
         produced = [left[name, span.stage] for name in names]

@@ -12,7 +12,6 @@ the next one was there, knew what it goes on from, and worked.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import os
 import random
@@ -36,8 +35,9 @@ from safetensors.numpy import load_file
 from lemix_hpc.launch.punish import ranks
 from lemix_hpc.launch.rundir import RunDir
 from lemix_hpc.records.attempts import Attempt
+from lemix_hpc.records.parts import read_lines
 from lemix_hpc.records.reader import read_run
-from lemix_hpc.records.schema import PROGRESS, Progress
+from lemix_hpc.records.schema import PROGRESS, SPANS, Progress, Stretch
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 LEMIX = str(Path(sys.executable).with_name("lemix"))
@@ -190,9 +190,10 @@ def compare(alone: Path, punished: Path) -> list[tuple[str, str]]:
 def passes(run_dir: Path, kind: str) -> int:
     """Tasks that the first stages worked on, those of each attempt counted anew."""
     count = 0
-    for spans in (run_dir / "attempts").glob("[0-9]*/spans.jsonl"):
-        lines = [json.loads(line) for line in spans.read_text().splitlines(keepends=True) if line.endswith("\n")]
-        count += len({(s["node"], s["task"]) for s in lines if s["stage"] == 0 and s["kind"] == kind and s["task"]})
+    for attempt in (run_dir / "attempts").glob("[0-9]*"):
+        if (attempt / SPANS).exists():
+            work = (msgspec.json.decode(line.text, type=Stretch) for line in read_lines(attempt / SPANS))
+            count += len({(s.node, task) for s in work if s.stage == 0 and s.kind == kind for task in s.members})
     return count
 
 

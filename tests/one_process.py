@@ -23,7 +23,8 @@ from lemix_hpc.policy.events import Event
 from lemix_hpc.profiling.hardware import load_hardware
 from lemix_hpc.records.inheritance import NOTHING, Inheritance
 from lemix_hpc.records.journal import Ended, Record, Trained
-from lemix_hpc.records.schema import NodeMemory, Progress, ServedTask, Span, TaskRecord, TrainedTask
+from lemix_hpc.records.schema import NodeMemory, Progress, ServedTask, Span, Stretch, TaskRecord, TrainedTask
+from lemix_hpc.records.stretches import spans_of
 from lemix_hpc.records.writer import Recorder
 from lemix_hpc.run_setup.memory_limits import is_limited
 from lemix_hpc.run_setup.scheduler_setup import make_scheduler, mean_unloaded_response, pace_of, partners, split
@@ -134,8 +135,8 @@ class MemoryRecorder(Recorder):
         self.trained: list[TrainedTask] = []
         self.events: list[Event] = []
 
-    def span(self, span: Span) -> None:
-        self.spans.append(span)
+    def work(self, stretch: Stretch) -> None:
+        self.spans += spans_of(stretch)
 
     def task(self, task: TaskRecord) -> None:
         if isinstance(task, ServedTask):

@@ -128,7 +128,7 @@ def _report(run: RunDir) -> dict[str, Any]:
     """The written one, or one made from the records of a run that is not complete."""
     from lemix_hpc.config.errors import UserError
     from lemix_hpc.launch.states import read_report, run_state
-    from lemix_hpc.records.reader import is_complete, read_run
+    from lemix_hpc.records.reader import is_complete, stream_run
     from lemix_hpc.report.build import summarise
 
     complete = run.profile_order.exists() or is_complete(run.path)
@@ -139,7 +139,7 @@ def _report(run: RunDir) -> dict[str, Any]:
         raise UserError(f"{run.id} is {state} and has no report; `lemix logs {run.id}` shows what it did")
     if not complete:
         typer.echo(f"{run.id} is {state} and not complete; this is what it has done so far.", err=True)
-    return summarise(read_run(run.path))
+    return summarise(stream_run(run.path))
 
 
 def _unknown_row(run: RunDir, why: str) -> dict[str, Any]:

@@ -114,8 +114,8 @@ def _lines_of_part(path: Path) -> Iterator[Line]:
                 yield from _whole_lines(file, path)
             return
     try:
-        with packed.open("rb") as raw, gzip.open(raw) as file:
-            yield from _whole_lines(file, packed)
+        with packed.open("rb") as raw, gzip.open(raw) as unpacked:
+            yield from _whole_lines(unpacked, packed)
     except (EOFError, zlib.error, OSError) as error:
         raise UserError(f"{packed}: damaged, or cannot be read: {error}. Remove it to read the rest.") from error
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import msgspec
 
@@ -19,25 +19,51 @@ from lemix_hpc.records.schema import (
     FACTS,
     PROGRESS,
     SAMPLES,
+    SPANS,
+    TASKS,
     AttemptFacts,
     PostedSample,
     Progress,
     RunFacts,
     ServedTask,
     Span,
+    Stretch,
     TaskRecord,
     TrainedTask,
 )
+from lemix_hpc.records.stretches import merged, spans_of, stretches_of
 
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class RunRecords:
-    """The records of one run, in the order of its files; times in seconds since its start.
+class Records(Protocol):
+    """The records of one run; times in seconds since its start.
 
     `complete`: it has done all that it had to do. `attempts`: none if it was simulated. `posted`: samples of clients.
     """
+
+    @property
+    def facts(self) -> RunFacts: ...
+
+    @property
+    def complete(self) -> bool: ...
+
+    @property
+    def attempts(self) -> tuple[AttemptFacts, ...]: ...
+
+    @property
+    def posted(self) -> Iterable[PostedSample]: ...
+
+    def stretches(self) -> Iterator[Stretch]:
+        """The work of all stages, about in the order of its ends."""
+
+    def tasks(self) -> Iterator[TaskRecord]:
+        """All requests and micro-batches."""
+
+
+@dataclass(frozen=True)
+class RunRecords:
+    """The records of one run in memory, in the order of its files: see `Records`."""
 
     facts: RunFacts
     spans: list[Span]
@@ -47,26 +73,62 @@ class RunRecords:
     attempts: tuple[AttemptFacts, ...] = ()
     posted: tuple[PostedSample, ...] = ()
 
+    def stretches(self) -> Iterator[Stretch]:
+        return stretches_of(self.spans)
 
-def read_run(run_dir: Path) -> RunRecords:
-    """Read `facts.json`, `spans.jsonl` and `tasks.jsonl` of a run: its tasks as the last attempt has them, the spans of all.
+    def tasks(self) -> Iterator[TaskRecord]:
+        yield from self.served
+        yield from self.trained
 
-    A line that was cut off at the end of a file is left out. Raises UserError if a file is missing, unreadable or broken.
+
+@dataclass(frozen=True)
+class RunStream:
+    """The records of one run, read anew from its files each time that they are asked for: see `Records`.
+
+    Tasks are as the last attempt has them, work is that of all. A line that was cut off at the end of a file is left out.
+    Raises UserError if a file is missing, unreadable or broken, when that is come to.
     """
+
+    directories: list[Path]
+    facts: RunFacts
+    complete: bool
+    attempts: tuple[AttemptFacts, ...]
+
+    @property
+    def posted(self) -> Iterator[PostedSample]:
+        path = self.directories[-1] / SAMPLES
+        return _read_lines(path, msgspec.json.Decoder(PostedSample).decode) if path.exists() else iter(())
+
+    def stretches(self) -> Iterator[Stretch]:
+        decode = msgspec.json.Decoder(Stretch).decode
+        return merged(_of_one_run(_read_lines(each / SPANS, decode) for each in self.directories))
+
+    def tasks(self) -> Iterator[TaskRecord]:
+        return _read_lines(self.directories[-1] / TASKS, _decode_task(msgspec.json.Decoder(TaskRecord)))
+
+
+def stream_run(run_dir: Path) -> RunStream:
+    """The files of a run. Raises UserError if there is no such run, or one of `facts.json`, `spans.jsonl` and `tasks.jsonl` is
+    missing."""
     if not run_dir.is_dir():
         raise UserError(f"There is no run directory {run_dir}. Give the directory of a run.")
     directories = record_directories(run_dir)
     facts = read_facts(directories[-1])
-    read_spans = msgspec.json.Decoder(Span).decode
-    spans = _of_one_run([_read_lines(each / "spans.jsonl", read_spans) for each in directories])
-    tasks = _read_lines(directories[-1] / "tasks.jsonl", _decode_task(msgspec.json.Decoder(TaskRecord)))
-    served = [task for task in tasks if isinstance(task, ServedTask)]
-    trained = [task for task in tasks if isinstance(task, TrainedTask)]
-    posted = directories[-1] / SAMPLES
-    samples = _read_lines(posted, msgspec.json.Decoder(PostedSample).decode) if posted.exists() else []
-    return RunRecords(
-        facts, spans, served, trained, is_complete(run_dir), tuple(_attempt_facts(run_dir)), tuple(samples)
-    )
+    return RunStream(directories, facts, is_complete(run_dir), tuple(_attempt_facts(run_dir)))
+
+
+def read_run(run_dir: Path) -> RunRecords:
+    """The records of a run in memory. Raises UserError if a file is missing, unreadable or broken."""
+    run = stream_run(run_dir)
+    spans = [span for stretch in run.stretches() for span in spans_of(stretch)]
+    served: list[ServedTask] = []
+    trained: list[TrainedTask] = []
+    for task in run.tasks():
+        if isinstance(task, ServedTask):
+            served.append(task)
+        else:
+            trained.append(task)
+    return RunRecords(run.facts, spans, served, trained, run.complete, run.attempts, tuple(run.posted))
 
 
 def is_complete(run_dir: Path) -> bool:
@@ -108,17 +170,15 @@ def directory_at(run_dir: Path, time: float) -> Path:
     return began[-1].path if began else run_dir
 
 
-def _of_one_run(spans: list[list[Span]]) -> list[Span]:
-    """The spans of all attempts; batches are numbered in each, and must not be taken for one another."""
-    joined: list[Span] = []
+def _of_one_run(attempts: Iterable[Iterable[Stretch]]) -> Iterator[Stretch]:
+    """The work of all attempts; batches are numbered in each, and must not be taken for one another."""
     batches = 0
-    for of_attempt in spans:
+    for of_attempt in attempts:
         before = batches
-        for span in of_attempt:
-            batches = max(batches, before + span.batch)
-            moved = before and span.batch >= 0
-            joined.append(msgspec.structs.replace(span, batch=before + span.batch) if moved else span)
-    return joined
+        for stretch in of_attempt:
+            batches = max(batches, before + stretch.batch)
+            moved = before and stretch.batch >= 0
+            yield msgspec.structs.replace(stretch, batch=before + stretch.batch) if moved else stretch
 
 
 def read_facts(directory: Path) -> RunFacts:
@@ -148,18 +208,18 @@ def _readable(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _read_lines(path: Path, decode: Callable[[bytes], T]) -> list[T]:
-    records = []
+def _read_lines(path: Path, decode: Callable[[bytes], T]) -> Iterator[T]:
     with _readable(path):
-        for line in read_lines(path):
-            try:
-                records.append(decode(line.text))
-            except (msgspec.DecodeError, UnicodeDecodeError) as error:
-                raise UserError(
-                    f"{line.place}: expected one whole JSON record: {error}{made_by(path)}. Remove this line to make the report "
-                    "from the rest."
-                ) from error
-    return records
+        lines = read_lines(path)
+    for line in lines:
+        try:
+            record = decode(line.text)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise UserError(
+                f"{line.place}: expected one whole JSON record: {error}{made_by(path)}. Remove this line to make the "
+                "report from the rest."
+            ) from error
+        yield record
 
 
 def _decode_task(decoder: msgspec.json.Decoder[TaskRecord]) -> Callable[[bytes], TaskRecord]:

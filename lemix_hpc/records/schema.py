@@ -14,8 +14,10 @@ from lemix_hpc.policy.recalibration import Learned
 COEFFICIENTS = "coefficients.yaml"
 """The stage times that a run started from, in its directory."""
 FACTS = "facts.json"
-SAMPLES = "samples.jsonl"
 """What a report needs besides spans and tasks."""
+SPANS = "spans.jsonl"
+TASKS = "tasks.jsonl"
+SAMPLES = "samples.jsonl"
 PROGRESS = "progress.json"
 """The live figures."""
 LEARNED = "learned.json"
@@ -31,7 +33,7 @@ Outcome = Literal["finished", "rejected", "lost", "aborted"]
 
 
 class Span(msgspec.Struct, frozen=True):
-    """Uninterrupted work on one stage for one task (`spans.jsonl`).
+    """Uninterrupted work on one stage for one task.
 
     A batch of k requests gives k spans with the same `batch` and times. A training pass that rested for serving gives one
     span before and one after each rest. `task` is the task's id, empty for steps, weight copies and saves. `version` is the
@@ -46,6 +48,28 @@ class Span(msgspec.Struct, frozen=True):
     end: float
     version: int
     batch: int = -1
+
+
+class Stretch(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Uninterrupted work on one stage: the spans of all its tasks, written down once (`spans.jsonl`).
+
+    `task`: the id of its task, empty where there is none; or `tasks`: those of the requests of a batch, if they are several.
+    """
+
+    node: int
+    stage: int
+    kind: SpanKind
+    start: float
+    end: float
+    version: int
+    batch: int = -1
+    task: str = ""
+    tasks: tuple[str, ...] = ()
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        """The ids of all its tasks."""
+        return self.tasks or ((self.task,) if self.task else ())
 
 
 class ServedTask(msgspec.Struct, frozen=True, tag="serving", tag_field="kind"):

@@ -19,12 +19,14 @@ from lemix_hpc.records.schema import (
     MEMORY,
     PROGRESS,
     RECALLED,
+    SPANS,
+    TASKS,
     LearnedTimes,
     Progress,
     RunFacts,
     SchedulerMemory,
     ServedTask,
-    Span,
+    Stretch,
     TaskRecord,
 )
 
@@ -45,8 +47,8 @@ class Recorder:
         self._dir = run_dir
         self._journal = journal
         self._encoder = msgspec.json.Encoder()
-        self._spans = PartedFile(run_dir / "spans.jsonl", MOST_KEPT)
-        self._tasks = PartedFile(run_dir / "tasks.jsonl")
+        self._spans = PartedFile(run_dir / SPANS, MOST_KEPT)
+        self._tasks = PartedFile(run_dir / TASKS)
         self._events = PartedFile(run_dir / event_log.EVENTS, MOST_KEPT)
         self._whole: dict[str, bytes] = {}
         self._refused: OSError | None = None
@@ -63,9 +65,9 @@ class Recorder:
         """How many spans and events were more than could be kept for a disk that did not take them."""
         return self._spans.left_out + self._events.left_out
 
-    def span(self, span: Span) -> None:
-        """Append to `spans.jsonl`."""
-        self._spans.write(self._encoder.encode(span) + b"\n")
+    def work(self, stretch: Stretch) -> None:
+        """Append to `spans.jsonl`: what a stage has done."""
+        self._spans.write(self._encoder.encode(stretch) + b"\n")
 
     def task(self, task: TaskRecord) -> None:
         """Append to `tasks.jsonl`: a task has its outcome."""

@@ -3,50 +3,66 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
 
-from lemix_hpc.records.schema import ServedTask, Span
+from lemix_hpc.records.schema import Stretch
+from lemix_hpc.report.recent import AtHand, Recent
 
 
-def handed_on(spans: Iterable[Span]) -> Iterator[float]:
+class Free:
+    """When each stage had ended what it ran before [s]."""
+
+    def __init__(self) -> None:
+        self._until: dict[tuple[int, int], float] = {}
+
+    def before(self, stretch: Stretch) -> float:
+        """Of the stage of the next stretch of work in the order of their starts; -inf before the first."""
+        place = stretch.node, stretch.stage
+        until = self._until.get(place, -math.inf)
+        self._until[place] = max(until, stretch.end)
+        return until
+
+
+class HandedOn:
     """Seconds from a batch's end on one stage to its start on the next one, or from when that stage was free, if that was
     later."""
-    ends: dict[tuple[int, int, int], float] = {}
-    for span, free in passes(spans):
-        ends[span.node, span.batch, span.stage] = span.end
-        before = ends.get((span.node, span.batch, span.stage - 1))
-        if before is not None:
-            yield span.start - max(before, free)
+
+    def __init__(self) -> None:
+        self._free = Free()
+        self._ends: Recent[tuple[int, int, int], float] = Recent()
+
+    def add(self, stretch: Stretch) -> float | None:
+        """The next work in the order of starts; None if it is not a batch that was handed on."""
+        free = self._free.before(stretch)
+        if stretch.kind != "serve":
+            return None
+        before = self._ends.get((stretch.node, stretch.batch, stretch.stage - 1))
+        self._ends[stretch.node, stretch.batch, stretch.stage] = stretch.end
+        return None if before is None else stretch.start - max(before, free)
 
 
-def next_token(served: Iterable[ServedTask], spans: Sequence[Span], last_stage: int) -> Iterator[float]:
+class NextToken:
     """Seconds from a batch's end on the last stage to the start of the next one with its requests on the first stage, or from
     when that was free, if that was later. Only of batches whose requests have all had a token before."""
-    first = {task.id: math.inf if task.first_token is None else task.first_token for task in served}
-    members: dict[tuple[int, int], list[str]] = defaultdict(list)
-    for span in spans:
-        if span.kind == "serve" and span.stage == 0:
-            members[span.node, span.batch].append(span.task)
-    had: dict[str, float] = {}
-    # A batch starts behind the ends that it waited for.
-    for span, free in passes(spans):
-        requests = members[span.node, span.batch]
-        if span.stage == 0 and all(span.start > first.get(name, math.inf) for name in requests):
-            yield span.start - max(free, *(had.get(name, -math.inf) for name in requests))
-        if span.stage == last_stage:
-            had |= dict.fromkeys(requests, span.end)
 
+    def __init__(self, served: AtHand, last_stage: int) -> None:
+        self._served = served
+        self._last_stage = last_stage
+        self._free = Free()
+        self._had: Recent[str, float] = Recent()
 
-def passes(spans: Iterable[Span]) -> Iterator[tuple[Span, float]]:
-    """One span of each serving pass, in the order of their starts, and when what ran before it on its stage had ended [s]."""
-    free: dict[tuple[int, int], float] = defaultdict(lambda: -math.inf)
-    batch: dict[tuple[int, int], int] = {}
-    for span in sorted(spans, key=lambda span: span.start):
-        place = span.node, span.stage
-        if span.kind == "serve":
-            if batch.get(place) == span.batch:
-                continue
-            batch[place] = span.batch
-            yield span, free[place]
-        free[place] = max(free[place], span.end)
+    def add(self, stretch: Stretch) -> float | None:
+        """The next work in the order of starts; None if it is not such a batch on the first stage."""
+        free = self._free.before(stretch)
+        if stretch.kind != "serve":
+            return None
+        wait = None
+        if stretch.stage == 0 and all(self._has_begun(task, stretch.start) for task in stretch.members):
+            wait = stretch.start - max(free, *(self._had.get(task, -math.inf) for task in stretch.members))
+        if stretch.stage == self._last_stage:
+            for task in stretch.members:
+                self._had[task] = stretch.end
+        return wait
+
+    def _has_begun(self, task: str, now: float) -> bool:
+        known = self._served.get(task, now)
+        return known is not None and known.first_token is not None and now > known.first_token

@@ -3,45 +3,59 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 
-from lemix_hpc.records.schema import ServedTask, Span
+from lemix_hpc.policy.classes import ServiceClass
+from lemix_hpc.records.schema import Stretch
+from lemix_hpc.report.recent import AtHand, Recent
 
 WORK = ("prefill", "decode", "forward", "backward", "step")
 
 
-def between_tokens(served: Iterable[ServedTask], spans: Iterable[Span], last_stage: int) -> Iterator[tuple[str, float]]:
-    """Seconds between tokens that follow one another in an answer, of all finished requests, with the request's id: the first
-    token came to its leader, and each further one when its pass on the last stage ended."""
-    first = {task.id: task.first_token for task in served if task.outcome == "finished" and len(task.output) > 1}
-    before = {task: token for task, token in first.items() if token is not None}
-    ends = ((span.end, span.task) for span in spans if span.kind == "serve" and span.stage == last_stage)
-    for end, task in sorted(ends):
-        if end > before.get(task, math.inf):
-            yield task, end - before[task]
-            before[task] = end
+class BetweenTokens:
+    """Seconds between tokens that follow one another in an answer, of all finished requests: the first token came to its
+    leader, and each further one when its pass on the last stage ended."""
+
+    def __init__(self, served: AtHand, last_stage: int) -> None:
+        self._served = served
+        self._last_stage = last_stage
+        self._at: Recent[str, float] = Recent()
+
+    def add(self, stretch: Stretch) -> Iterator[tuple[ServiceClass, float]]:
+        """The next work in the order of starts: what its tokens came after, with the class of their requests."""
+        if stretch.kind != "serve" or stretch.stage != self._last_stage:
+            return
+        for task in stretch.members:
+            known = self._served.get(task, stretch.start)
+            if known is None or not known.finished or known.tokens < 2 or known.first_token is None:
+                continue
+            before = self._at.get(task, known.first_token)
+            if stretch.end > before:
+                yield known.service, stretch.end - before
+                self._at[task] = stretch.end
 
 
-def stage_shares(
-    served: Iterable[ServedTask], spans: Sequence[Span], available: float
-) -> dict[str, float] | dict[str, None]:
-    """Time of all stages in each kind of `WORK` / `available` stage seconds, 0..1; None if there are none.
+class StageShares:
+    """Seconds of all stages in each kind of `WORK`. A batch is all `prefill` if any request in it had no token before."""
 
-    A batch counts once, and whole as `prefill` if any request in it had no token before.
-    """
-    if available <= 0:
-        return dict.fromkeys(WORK)
-    first = {task.id: math.inf if task.first_token is None else task.first_token for task in served}
-    seconds = dict.fromkeys(WORK, 0.0)
-    batches: dict[tuple[int, int, int], tuple[float, bool]] = defaultdict(lambda: (0.0, False))
-    for span in spans:
-        if span.kind == "serve":
-            place = span.node, span.stage, span.batch
-            prefills = span.end <= first.get(span.task, math.inf)
-            batches[place] = span.end - span.start, batches[place][1] or prefills
-        elif span.kind in seconds:
-            seconds[span.kind] += span.end - span.start
-    for duration, prefills in batches.values():
-        seconds["prefill" if prefills else "decode"] += duration
-    return {kind: time / available for kind, time in seconds.items()}
+    def __init__(self, served: AtHand) -> None:
+        self._served = served
+        self._seconds = dict.fromkeys(WORK, 0.0)
+
+    def add(self, stretch: Stretch) -> None:
+        """The next work in the order of starts."""
+        if stretch.kind == "serve":
+            prefills = any(stretch.end <= self._first_token(task, stretch.start) for task in stretch.members)
+            self._seconds["prefill" if prefills else "decode"] += stretch.end - stretch.start
+        elif stretch.kind in self._seconds:
+            self._seconds[stretch.kind] += stretch.end - stretch.start
+
+    def of(self, available: float) -> dict[str, float] | dict[str, None]:
+        """Shares of so many stage seconds, 0..1; None if there are none."""
+        if available <= 0:
+            return dict.fromkeys(WORK)
+        return {kind: time / available for kind, time in self._seconds.items()}
+
+    def _first_token(self, task: str, now: float) -> float:
+        known = self._served.get(task, now)
+        return math.inf if known is None or known.first_token is None else known.first_token

@@ -70,8 +70,8 @@ class Simulated:
     def write(self, run_dir: Path) -> None:
         """Write the files of a run, and its report."""
         recorder = Recorder(run_dir)
-        for span in self.records.spans:
-            recorder.span(span)
+        for stretch in self.records.stretches():
+            recorder.work(stretch)
         for served in self.records.served:
             recorder.task(served)
         for trained in self.records.trained:

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import settings
 
 from lemix_hpc.records.schema import RunFacts, ServedTask, Span, TaskRecord, TrainedTask
+from lemix_hpc.records.stretches import stretches_of
 from lemix_hpc.records.writer import Recorder
 
 # Time limits per example would fail on a busy machine.
@@ -47,8 +48,8 @@ def write_run(tmp_path: Path) -> RunBuilder:
 
     def write(facts: RunFacts, spans: Sequence[Span] = (), tasks: Sequence[TaskRecord] = ()) -> Path:
         recorder = Recorder(tmp_path)
-        for span in spans:
-            recorder.span(span)
+        for stretch in stretches_of(spans):
+            recorder.work(stretch)
         for task in tasks:
             recorder.task(task)
         recorder.facts(facts)

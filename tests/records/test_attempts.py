@@ -10,6 +10,7 @@ from lemix_hpc.records.attempts import Attempt, AttemptEnd, AttemptStart, attemp
 from lemix_hpc.records.event_log import read_events
 from lemix_hpc.records.reader import directory_at, is_complete, read_run
 from lemix_hpc.records.schema import Progress, Span, TaskRecord
+from lemix_hpc.records.stretches import stretches_of
 from lemix_hpc.records.writer import Recorder
 from tests.records.conftest import EXAMPLE_FACTS, EXAMPLE_SPANS, EXAMPLE_TASKS
 
@@ -73,8 +74,8 @@ def written(
     start(attempt, inherits, clock)
     recorder = Recorder(attempt.path)
     recorder.inherited(tasks)
-    for span in spans:
-        recorder.span(span)
+    for stretch in stretches_of(spans):
+        recorder.work(stretch)
     recorder.facts(EXAMPLE_FACTS)
     recorder.progress(Progress("running"))
     recorder.close()

@@ -3,7 +3,9 @@
 import pytest
 
 from lemix_hpc.records.schema import ServedTask, Span
-from lemix_hpc.report.between_passes import handed_on, next_token
+from lemix_hpc.report.between_passes import HandedOn, NextToken
+from lemix_hpc.report.recent import AtHand
+from tests.report.work import work
 
 
 def serve(stage: int, batch: int, start: float, end: float, *tasks: str) -> list[Span]:
@@ -30,20 +32,30 @@ SERVED = [
 ]
 
 
+def handed_on(spans: list[Span]) -> list[float]:
+    waits = HandedOn()
+    return [wait for stretch in work(spans) if (wait := waits.add(stretch)) is not None]
+
+
+def next_token(served: list[ServedTask], spans: list[Span], last_stage: int) -> list[float]:
+    waits = NextToken(AtHand(served), last_stage)
+    return [wait for stretch in work(spans) if (wait := waits.add(stretch)) is not None]
+
+
 def test_a_batch_is_handed_on_when_it_is_there_and_the_stage_is_free() -> None:
-    assert list(handed_on(SPANS)) == pytest.approx([0.25, 0.25, 0.5])
+    assert handed_on(SPANS) == pytest.approx([0.25, 0.25, 0.5])
 
 
 def test_the_next_token_waits_for_the_one_before_and_for_the_stage() -> None:
-    assert list(next_token(SERVED, SPANS, last_stage=1)) == pytest.approx([0.125])
+    assert next_token(SERVED, SPANS, last_stage=1) == pytest.approx([0.125])
 
 
 def test_on_a_single_stage_the_next_token_follows_the_same_one() -> None:
     spans = [*serve(0, 1, 0.0, 1.0, "a"), *serve(0, 2, 1.5, 2.0, "a")]
     served = [ServedTask("a", "finished", 0.0, 1, first_token=1.0)]
-    assert list(next_token(served, spans, last_stage=0)) == [0.5]
-    assert list(handed_on(spans)) == []
+    assert next_token(served, spans, last_stage=0) == [0.5]
+    assert handed_on(spans) == []
 
 
 def test_nothing_ran() -> None:
-    assert list(handed_on([])) == list(next_token([], [], last_stage=0)) == []
+    assert handed_on([]) == next_token([], [], last_stage=0) == []

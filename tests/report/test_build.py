@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from lemix_hpc.policy.drift import Drift
-from lemix_hpc.records.schema import SAMPLES, Outcome, PostedSample, RunFacts, ServedTask, Span, TrainedTask
-from lemix_hpc.report.build import build_report, by_key
+from lemix_hpc.records.schema import SAMPLES, Outcome, PostedSample, RunFacts, ServedTask, Span, TaskRecord, TrainedTask
+from lemix_hpc.report.build import KeyUses, build_report
 
 RunBuilder = Callable[..., Path]
 
@@ -124,7 +124,11 @@ def test_what_was_done_for_each_key() -> None:
     ]
     posted = [PostedSample("s0", "b"), PostedSample("s1", "c"), PostedSample("s2", "c"), PostedSample("s3")]
     trained = [TrainedTask("posted0", "finished", 0.0, 8, samples=["s0", "s2"])]
-    assert {key: list(use.values()) for key, use in by_key(tasks, posted, trained).items()} == {
+    uses = KeyUses()
+    records: list[TaskRecord] = [*tasks, *trained]
+    for task in records:
+        uses.add(task)
+    assert {key: list(use.values()) for key, use in uses.figures(posted).items()} == {
         "a": [2, 1, 20, 2, 0, 0],
         "b": [1, 1, 10, 1, 1, 1],
         "c": [0, 0, 0, 0, 2, 1],

@@ -3,7 +3,9 @@
 import pytest
 
 from lemix_hpc.records.schema import ServedTask, Span
-from lemix_hpc.report.token_times import between_tokens, stage_shares
+from lemix_hpc.report.recent import AtHand
+from lemix_hpc.report.token_times import BetweenTokens, StageShares
+from tests.report.work import work
 
 
 def serve(stage: int, batch: int, start: float, end: float, *tasks: str) -> list[Span]:
@@ -31,11 +33,14 @@ SERVED = [
 
 
 def test_tokens_follow_the_first_one_at_the_ends_of_passes_on_the_last_stage() -> None:
-    assert sorted(gap for _, gap in between_tokens(SERVED, SPANS, last_stage=1)) == [1.5, 1.5, 4.0]
+    between = BetweenTokens(AtHand(SERVED), last_stage=1)
+    assert sorted(gap for stretch in work(SPANS) for _, gap in between.add(stretch)) == [1.5, 1.5, 4.0]
 
 
 def test_stage_time_is_told_apart_by_what_batches_are_for() -> None:
-    shares = stage_shares(SERVED, SPANS, available=20.0)
+    shares = StageShares(AtHand(SERVED))
+    for stretch in work(SPANS):
+        shares.add(stretch)
     expected = {"prefill": 8.0, "decode": 1.0, "forward": 0.5, "backward": 1.0, "step": 0.0}
-    assert shares == pytest.approx({kind: seconds / 20.0 for kind, seconds in expected.items()})
-    assert set(stage_shares([], [], 0.0).values()) == {None}
+    assert shares.of(20.0) == pytest.approx({kind: seconds / 20.0 for kind, seconds in expected.items()})
+    assert set(shares.of(0.0).values()) == {None}

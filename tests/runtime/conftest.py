@@ -25,8 +25,11 @@ class FinishedRun:
     report: dict[str, Any]
 
     def lines(self, name: str) -> Iterator[dict[str, Any]]:
+        """The records of a file; of the work of a batch one for each request."""
         with (self.path / name).open() as file:
-            yield from map(json.loads, file)
+            for line in map(json.loads, file):
+                tasks = line.pop("tasks", None) if name == "spans.jsonl" else None
+                yield from [line] if tasks is None else [{**line, "task": task} for task in tasks]
 
     def tasks(self, kind: str) -> list[dict[str, Any]]:
         return [task for task in self.lines("tasks.jsonl") if task["kind"] == kind]

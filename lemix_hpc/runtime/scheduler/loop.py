@@ -23,7 +23,8 @@ from lemix_hpc.policy.scheduler import Scheduler
 from lemix_hpc.records.attempts import AttemptEnd
 from lemix_hpc.records.inheritance import NOTHING, Inheritance
 from lemix_hpc.records.journal import Accepted, Changed, Placed
-from lemix_hpc.records.schema import NodeMemory, ServedTask, Span
+from lemix_hpc.records.schema import NodeMemory, ServedTask, Stretch
+from lemix_hpc.records.stretches import with_members
 from lemix_hpc.records.writer import Recorder
 from lemix_hpc.run_setup.scheduler_setup import Partners
 from lemix_hpc.run_setup.training_feed import TrainingFeed
@@ -390,11 +391,9 @@ class SchedulerLoop:
             self._pass_done(number, span)
 
     def _record(self, span: m.WorkSpan) -> None:
-        """One stretch of work, for each of its tasks by their ids; for nobody's if there are none."""
-        for task in [self._names[number] for number in span.tasks] or [""]:
-            self._recorder.span(
-                Span(span.node, span.stage, task, span.kind, span.start, span.end, span.version, span.batch)
-            )
+        """One stretch of work, for all of its tasks by their ids; for nobody's if there are none."""
+        stretch = Stretch(span.node, span.stage, span.kind, span.start, span.end, span.version, span.batch)
+        self._recorder.work(with_members(stretch, [self._names[number] for number in span.tasks]))
 
     def _pass_done(self, number: int, span: m.WorkSpan) -> None:
         serving = self._serving.get(number)

@@ -27,6 +27,8 @@ from lemix_hpc.records.schema import (
     FACTS,
     LEARNED,
     PROGRESS,
+    SPANS,
+    TASKS,
     LearnedTimes,
     Progress,
     RunFacts,
@@ -70,7 +72,7 @@ from lemix_hpc.workload.api_lengths import context_of
 from lemix_hpc.workload.load import Workload, load_workload
 from lemix_hpc.workload.tasks import Request
 
-PUBLISHED = ("spans.jsonl", "tasks.jsonl", EVENTS, FACTS, PROGRESS, COEFFICIENTS, LEARNED)
+PUBLISHED = (SPANS, TASKS, EVENTS, FACTS, PROGRESS, COEFFICIENTS, LEARNED)
 FACTS_EVERY_S = 5.0
 SECURE_TIMEOUT_S = 60.0
 """How long a checkpoint does; then it is tried again."""

@@ -22,7 +22,8 @@ from lemix_hpc.policy.rules import SchedulerConfig
 from lemix_hpc.policy.scheduler import Scheduler
 from lemix_hpc.records.event_log import read_events
 from lemix_hpc.records.inheritance import NOTHING, Inheritance
-from lemix_hpc.records.schema import Progress, Span, SpanKind, TaskRecord
+from lemix_hpc.records.schema import Progress, Span, SpanKind, Stretch, TaskRecord
+from lemix_hpc.records.stretches import spans_of
 from lemix_hpc.records.writer import Recorder
 from lemix_hpc.run_setup.scheduler_setup import Partners
 from lemix_hpc.run_setup.training_feed import TrainingFeed
@@ -166,7 +167,7 @@ class Rank:
         return list(self._lines("tasks.jsonl", TaskRecord))
 
     def spans(self) -> list[Span]:
-        return list(self._lines("spans.jsonl", Span))
+        return [span for stretch in self._lines("spans.jsonl", Stretch) for span in spans_of(stretch)]
 
     def _lines(self, name: str, kind: Any) -> Iterator[Any]:
         self.recorder.progress(Progress("running"))

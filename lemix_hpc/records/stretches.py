@@ -1,0 +1,63 @@
+"""Work on stages, one record for each task or one for all of a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+import msgspec
+
+from lemix_hpc.records.schema import Span, Stretch
+
+
+def with_members(stretch: Stretch, ids: Sequence[str]) -> Stretch:
+    """The same work, for these tasks."""
+    if len(ids) > 1:
+        return msgspec.structs.replace(stretch, task="", tasks=tuple(ids))
+    return msgspec.structs.replace(stretch, task=ids[0] if ids else "", tasks=())
+
+
+def spans_of(stretch: Stretch) -> Iterator[Span]:
+    """A span for each task; one that names none if there are none."""
+    for task in stretch.members or ("",):
+        yield Span(
+            stretch.node,
+            stretch.stage,
+            task,
+            stretch.kind,
+            stretch.start,
+            stretch.end,
+            stretch.version,
+            stretch.batch,
+        )
+
+
+def stretches_of(spans: Iterable[Span]) -> Iterator[Stretch]:
+    """What the spans of a run were before each task had its own."""
+    return merged(
+        Stretch(span.node, span.stage, span.kind, span.start, span.end, span.version, span.batch, span.task)
+        for span in spans
+    )
+
+
+def merged(stretches: Iterable[Stretch]) -> Iterator[Stretch]:
+    """Those of one batch on one stage, one behind the other, become one; earlier versions wrote one for each request."""
+    last: Stretch | None = None
+    ids: list[str] = []
+    for each in stretches:
+        if last is not None and _same_work(last, each):
+            ids += each.members
+            continue
+        if last is not None:
+            yield with_members(last, ids) if ids else last
+        last, ids = each, list(each.members) if each.kind == "serve" else []
+    if last is not None:
+        yield with_members(last, ids) if ids else last
+
+
+def _same_work(one: Stretch, other: Stretch) -> bool:
+    return (
+        one.kind == other.kind == "serve"
+        and one.batch == other.batch
+        and (one.node, one.stage, one.start, one.end) == (other.node, other.stage, other.start, other.end)
+        and one.version == other.version
+    )
