@@ -308,6 +308,9 @@ class Report(Section):
     live_interval_s: float = Field(
         default=0.5, ge=0.05, le=LONGEST_S, description="seconds between updates of the live progress"
     )
+    spans: Literal["all", "sampled", "off"] = Field(
+        default="all", description="work of stages that is written down: all, that of one second in ten, or none"
+    )
 
 
 class Recipe(Section):

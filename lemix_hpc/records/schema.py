@@ -10,6 +10,7 @@ from lemix_hpc.policy.classes import ServiceClass
 from lemix_hpc.policy.drift import Drift
 from lemix_hpc.policy.memory import Memory
 from lemix_hpc.policy.recalibration import Learned
+from lemix_hpc.records.sampling import Sampling
 
 COEFFICIENTS = "coefficients.yaml"
 """The stage times that a run started from, in its directory."""
@@ -278,7 +279,7 @@ class RunFacts(msgspec.Struct, frozen=True):
     `ttft` and `tpot` that decode was paced to, if it was; `skipped_steps`: whose gradients were not finite, so that they
     changed nothing and are none of the `steps`; `training_stopped`: whether it was for that; `lost_losses`: micro-batches
     whose loss was not finite; `completion_window_s`: limit on responses of batch requests; `changes`: of the recipe, while the
-    run went on.
+    run went on; `spans`: how much of the work is in `spans.jsonl`.
     """
 
     policy: str
@@ -305,6 +306,7 @@ class RunFacts(msgspec.Struct, frozen=True):
     lost_losses: int = 0
     completion_window_s: float | None = None
     changes: list[SettingChange] = []
+    spans: Sampling = "all"
 
 
 class LearnedTimes(msgspec.Struct, frozen=True):

@@ -57,7 +57,8 @@ class NextToken:
             return None
         wait = None
         if stretch.stage == 0 and all(self._has_begun(task, stretch.start) for task in stretch.members):
-            wait = stretch.start - max(free, *(self._had.get(task, -math.inf) for task in stretch.members))
+            had = max(self._had.get(task, -math.inf) for task in stretch.members)
+            wait = stretch.start - max(free, had) if had > -math.inf else None
         if stretch.stage == self._last_stage:
             for task in stretch.members:
                 self._had[task] = stretch.end

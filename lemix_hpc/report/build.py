@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,6 +13,7 @@ import msgspec
 from lemix_hpc.policy.classes import ServiceClass
 from lemix_hpc.records.files import replace
 from lemix_hpc.records.reader import Records, stream_run
+from lemix_hpc.records.sampling import SAMPLE_S, sample_of
 from lemix_hpc.records.schema import PostedSample, RunFacts, ServedTask, TrainedTask
 from lemix_hpc.report import metrics
 from lemix_hpc.report.between_passes import HandedOn, NextToken
@@ -60,9 +62,11 @@ def summarise(run: Records) -> Section:
         keys.add(task)
     work = _Work(run, serving)
     time = work.times.so_far()
+    weight = work.weight(time.makespan)
+    time = time.times(weight)
     finished = serving.outcomes["finished"] + training.outcomes["finished"]
     available = facts.nodes * facts.stages * time.makespan
-    shares = work.shares.of(available)
+    shares = work.shares.of(available, weight)
     served_s = available * ((shares["prefill"] or 0.0) + (shares["decode"] or 0.0))
     return {
         "policy": facts.policy,
@@ -93,7 +97,11 @@ def summarise(run: Records) -> Section:
         **serving.forecast_errors(),
         "t0_ms": 1e3 * facts.t0_s,
         "pace_ms": {name: 1e3 * limit for name, limit in facts.pace_s.items()},
-        "weight_versions": {"last": work.times.last_version, "mixed_batches": work.batches.mixed},
+        "weight_versions": {
+            "last": work.times.last_version,
+            "mixed_batches": None if facts.spans == "off" else work.batches.mixed,
+        },
+        "spans": facts.spans,
         "malformed_lines": facts.malformed_lines,
         "outside_range": facts.outside_range,
         "drift": msgspec.to_builtins(facts.drift),
@@ -113,10 +121,15 @@ class _Work:
         served = AtHand(task for task in run.tasks() if isinstance(task, ServedTask))
         self.times, self.batches, self.shares = StageTimes(), ServingBatches(), StageShares(served)
         self.between = Distribution()
-        handed_on, tokens = HandedOn(), BetweenTokens(served, last_stage)
-        # Where decode is paced, first stages wait on purpose.
-        next_token = None if run.facts.pace_s else NextToken(served, last_stage)
+        self._sampled, self._samples = run.facts.spans == "sampled", 0
+        since = -math.inf
         for stretch in in_order(run.stretches()):
+            if (sample := sample_of(run.facts.spans, stretch.start)) > since:
+                since, self._samples = sample, self._samples + 1
+                # Of what came between two samples nothing is known.
+                handed_on, tokens = HandedOn(), BetweenTokens(served, last_stage, since)
+                # Where decode is paced, first stages wait on purpose.
+                next_token = None if run.facts.pace_s else NextToken(served, last_stage)
             self.times.add(stretch)
             self.batches.add(stretch)
             self.shares.add(stretch)
@@ -125,6 +138,10 @@ class _Work:
                 self.between.add(next_token.add(stretch))
             for service, gap in tokens.add(stretch):
                 serving.gap(service, gap)
+
+    def weight(self, makespan: float) -> float:
+        """For how many seconds of work each one that was written down stands."""
+        return max(1.0, makespan / (SAMPLE_S * self._samples)) if self._sampled and self._samples else 1.0
 
 
 class _Serving:

@@ -6,7 +6,7 @@ Times are in seconds since the start of the run. None: undefined.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lemix_hpc.records.schema import Stretch
 from lemix_hpc.report.recent import Recent
@@ -32,6 +32,13 @@ class StageTime:
     def makespan(self) -> float:
         """last end - first start over all spans of the run, seconds."""
         return self.window[1] - self.window[0] if self.window else 0.0
+
+    def times(self, weight: float) -> StageTime:
+        """The same if each second of work stands for `weight` of them."""
+        busy, training = (
+            {place: weight * seconds for place, seconds in each.items()} for each in (self.busy, self.training)
+        )
+        return replace(self, busy=busy, training=training)
 
 
 class StageTimes:

@@ -210,6 +210,9 @@ def _devices(report: dict[str, Any]) -> list[tuple[str, RenderableType]]:
     if versions["mixed_batches"]:
         mixed = f"{_count(versions['mixed_batches'], 'serving batch', 'serving batches')} saw different weights"
         rows.append(("warning", Text(mixed, "bold red")))
+    if (spans := report.get("spans", "all")) != "all":
+        told = "one second in ten was written down" if spans == "sampled" else "nothing was written down"
+        rows.append(("work of stages", f"{told} (report.spans)"))
     if report["malformed_lines"]:
         rows.append(("warning", Text(f"{_count(report['malformed_lines'], 'input line')} left out", "yellow")))
     if report["outside_range"]:

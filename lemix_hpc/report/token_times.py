@@ -14,9 +14,10 @@ WORK = ("prefill", "decode", "forward", "backward", "step")
 
 class BetweenTokens:
     """Seconds between tokens that follow one another in an answer, of all finished requests: the first token came to its
-    leader, and each further one when its pass on the last stage ended."""
+    leader, and each further one when its pass on the last stage ended. Of tokens that came `since` then [s]."""
 
-    def __init__(self, served: AtHand, last_stage: int) -> None:
+    def __init__(self, served: AtHand, last_stage: int, since: float = 0.0) -> None:
+        self._since = since
         self._served = served
         self._last_stage = last_stage
         self._at: Recent[str, float] = Recent()
@@ -31,7 +32,8 @@ class BetweenTokens:
                 continue
             before = self._at.get(task, known.first_token)
             if stretch.end > before:
-                yield known.service, stretch.end - before
+                if before >= self._since:
+                    yield known.service, stretch.end - before
                 self._at[task] = stretch.end
 
 
@@ -50,11 +52,11 @@ class StageShares:
         elif stretch.kind in self._seconds:
             self._seconds[stretch.kind] += stretch.end - stretch.start
 
-    def of(self, available: float) -> dict[str, float] | dict[str, None]:
-        """Shares of so many stage seconds, 0..1; None if there are none."""
+    def of(self, available: float, weight: float = 1.0) -> dict[str, float] | dict[str, None]:
+        """Shares of so many stage seconds, 0..1, if each second of work stands for `weight`; None if there are none."""
         if available <= 0:
             return dict.fromkeys(WORK)
-        return {kind: time / available for kind, time in self._seconds.items()}
+        return {kind: weight * time / available for kind, time in self._seconds.items()}
 
     def _first_token(self, task: str, now: float) -> float:
         known = self._served.get(task, now)

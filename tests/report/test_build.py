@@ -2,9 +2,11 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from lemix_hpc.policy.drift import Drift
+from lemix_hpc.records.sampling import is_kept
 from lemix_hpc.records.schema import SAMPLES, Outcome, PostedSample, RunFacts, ServedTask, Span, TaskRecord, TrainedTask
 from lemix_hpc.report.build import KeyUses, build_report
 
@@ -80,7 +82,7 @@ def test_keys_come_in_a_fixed_order(example_run: Path) -> None:
         *("policy", "engine", "nodes", "stages", "duration_s", "complete", "attempts", "serving", "training"),
         *("throughput", "stage_time", "between_passes_ms", "bubble_rate"),
         *("forecast_error_t0", "forecast_error_tenths_t0"),
-        *("forecast_error_ttft_ms", "forecast_error_tpot_ms", "t0_ms", "pace_ms", "weight_versions"),
+        *("forecast_error_ttft_ms", "forecast_error_tpot_ms", "t0_ms", "pace_ms", "weight_versions", "spans"),
         *("malformed_lines", "outside_range", "drift", "memory", "checkpoints", "across_nodes", "disk", "changes"),
     ]
 
@@ -138,3 +140,39 @@ def test_what_was_done_for_each_key() -> None:
 def test_samples_of_clients_are_counted_by_the_key_that_brought_them(example_run: Path) -> None:
     (example_run / SAMPLES).write_text('{"id":"s0","received":1.0,"text":"a","key":"eve"}\n{"id":"s1"}\n{"id":"cut')
     assert build_report(example_run)["serving"]["keys"]["eve"]["samples"] == 1
+
+
+def steady(seconds: int) -> list[Span]:
+    """One request that gets a token every 20 ms: 5 ms on each of two stages, one after the other."""
+    spans = []
+    for token in range(50 * seconds):
+        start = 0.02 * token
+        spans.append(Span(0, 0, "a", "serve", start, start + 0.005, 0, token))
+        spans.append(Span(0, 1, "a", "serve", start + 0.005, start + 0.01, 0, token))
+        spans.append(Span(0, 0, "m", "forward", start + 0.006, start + 0.01, 0))
+    return spans
+
+
+def test_a_sample_of_the_work_tells_nearly_the_same(write_run: RunBuilder) -> None:
+    served = ServedTask("a", "finished", 0.0, 4, first_token=0.011, finished=60.0, output=[1] * 3000)
+    facts = RunFacts("x", "emulated", 1, 2, [1.0], 3.0, 60.0, 0)
+    spans = steady(60)
+    whole = build_report(write_run(facts, spans, [served]))
+    some = [span for span in spans if is_kept("sampled", span.start)]
+    assert len(some) == pytest.approx(len(spans) / 10, rel=0.01)
+    sampled = build_report(write_run(msgspec.structs.replace(facts, spans="sampled"), some, [served]))
+    assert sampled["serving"]["inter_token_ms"] == pytest.approx(whole["serving"]["inter_token_ms"], rel=1e-3)
+    assert sampled["between_passes_ms"] == pytest.approx(whole["between_passes_ms"], rel=0.02, abs=1e-6)
+    for kind in ("decode", "forward"):
+        assert sampled["stage_time"][kind] == pytest.approx(whole["stage_time"][kind], rel=0.01)
+    assert sampled["bubble_rate"] == pytest.approx(whole["bubble_rate"], rel=0.01)
+    assert (whole["spans"], sampled["spans"]) == ("all", "sampled")
+
+
+def test_without_the_work_of_stages_the_rest_is_known(write_run: RunBuilder) -> None:
+    served = ServedTask("a", "finished", 0.0, 4, first_token=1.0, finished=2.0, output=[1] * 3)
+    report = build_report(write_run(RunFacts("x", "emulated", 1, 2, [1.0], 3.0, 60.0, 0, spans="off"), [], [served]))
+    assert report["serving"]["tpot_ms"]["mean"] == 500.0 and report["serving"]["inter_token_ms"]["mean"] is None
+    assert (
+        report["bubble_rate"] is report["weight_versions"]["mixed_batches"] is report["serving"]["mean_batch"] is None
+    )

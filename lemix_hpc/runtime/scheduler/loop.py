@@ -23,6 +23,7 @@ from lemix_hpc.policy.scheduler import Scheduler
 from lemix_hpc.records.attempts import AttemptEnd
 from lemix_hpc.records.inheritance import NOTHING, Inheritance
 from lemix_hpc.records.journal import Accepted, Changed, Placed
+from lemix_hpc.records.sampling import Sampling, is_kept
 from lemix_hpc.records.schema import NodeMemory, ServedTask, Stretch
 from lemix_hpc.records.stretches import with_members
 from lemix_hpc.records.writer import Recorder
@@ -54,7 +55,8 @@ class LoopSettings:
 
     `address`: of the OpenAI API, if there is one, and `keys` the file with those that it takes. `partners`: nodes that learn
     from each other, if any do. `has_losses`: whether the engine computes any. `limits_ms`: on interactive requests; `window`:
-    for batch requests to be completed [s]. `on_nan`: what follows a gradient that is not finite.
+    for batch requests to be completed [s]. `on_nan`: what follows a gradient that is not finite; `spans`: which work is
+    written down.
     """
 
     context: int | None
@@ -66,6 +68,7 @@ class LoopSettings:
     limits_ms: Mapping[str, float] = field(default_factory=dict)
     window: float = math.inf
     on_nan: Literal["stop_training", "stop", "skip"] = "skip"
+    spans: Sampling = "all"
 
 
 class SchedulerLoop:
@@ -379,7 +382,8 @@ class SchedulerLoop:
             print(f"training stops: {message}", flush=True)
 
     def _worked(self, span: m.WorkSpan) -> None:
-        self._record(span)
+        if is_kept(self._settings.spans, span.start):
+            self._record(span)
         for number in filter(self._router.carries, span.tasks):
             self._router.heard(number, self._now())
         self._live.worked(span, self._serving)

@@ -265,6 +265,7 @@ class SchedulerRank:
             limits_ms=limits_ms(recipe),
             window=recipe.slo.completion_window_s,
             on_nan=recipe.training.on_nan if recipe.training is not None else "skip",
+            spans=recipe.report.spans,
         )
         return SchedulerLoop(
             self._layout,
@@ -337,6 +338,7 @@ class SchedulerRank:
             completion_window_s=recipe.slo.completion_window_s,
             changes=[SettingChange(change.key, change.value, change.time) for change in loop.changes],
             memory=memory_use(list(loop.memory.values())),
+            spans=recipe.report.spans,
         )
 
     def _learned(self, scheduler: Scheduler) -> LearnedTimes:

@@ -22,6 +22,7 @@ from lemix_hpc.policy.rules import SchedulerConfig
 from lemix_hpc.policy.scheduler import Scheduler
 from lemix_hpc.records.event_log import read_events
 from lemix_hpc.records.inheritance import NOTHING, Inheritance
+from lemix_hpc.records.sampling import Sampling
 from lemix_hpc.records.schema import Progress, Span, SpanKind, Stretch, TaskRecord
 from lemix_hpc.records.stretches import spans_of
 from lemix_hpc.records.writer import Recorder
@@ -195,9 +196,10 @@ def start(tmp_path: Path) -> Iterator[Start]:
         partners: Partners | None = None,
         inherited: Inheritance = NOTHING,
         on_nan: Literal["stop_training", "stop", "skip"] = "skip",
+        spans: Sampling = "all",
         **changes: Any,
     ) -> Rank:
-        settings = LoopSettings(context, interval, partners=partners, on_nan=on_nan)
+        settings = LoopSettings(context, interval, partners=partners, on_nan=on_nan, spans=spans)
         config: dict[str, Any] = {"nodes": 2, "order": "fcfs", "admission": "none", "recalibrate": False} | changes
         ranks.append(Rank(tmp_path, requests, feed, server, closes, settings, SchedulerConfig(**config), inherited))
         return ranks[-1]

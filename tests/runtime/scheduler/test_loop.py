@@ -21,6 +21,7 @@ from lemix_hpc.policy.events import (
 )
 from lemix_hpc.records.inheritance import Inheritance
 from lemix_hpc.records.journal import Accepted
+from lemix_hpc.records.sampling import Sampling
 from lemix_hpc.records.schema import ServedTask, Span, TrainedTask
 from lemix_hpc.run_setup.scheduler_setup import Partners
 from lemix_hpc.runtime.http.call import ResponsePart
@@ -41,6 +42,18 @@ from tests.runtime.scheduler.conftest import (
     training,
     work,
 )
+
+
+@pytest.mark.parametrize(("spans", "starts"), [("all", [0.5, 1.0, 10.0]), ("sampled", [0.5, 10.0]), ("off", [])])
+def test_the_policy_hears_of_all_work_and_what_is_written_down_is_chosen(
+    start: Start, spans: Sampling, starts: list[float]
+) -> None:
+    rank = start(Request("r0", 0.0, 8, 3), spans=spans)
+    rank.turn(0.0)
+    for begin in (0.5, 1.0, 10.0):
+        rank.turn(begin + 0.5, work("serve", [0], 0, begin, begin + 0.5))
+    assert [span.start for span in rank.spans()] == starts
+    assert [event.start for event in rank.events() if isinstance(event, StageFinished)] == [0.5, 0.5, 0.5]
 
 
 def test_a_request_goes_when_it_is_due_to_the_leader_that_the_policy_chooses(start: Start) -> None:
