@@ -11,9 +11,11 @@ import platform
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import msgspec
+
 from lemix_hpc.config.recipe import Recipe
 from lemix_hpc.engines.model_sizes import describe
-from lemix_hpc.policy.latency import LatencyModel
+from lemix_hpc.policy.pacing import Pace
 from lemix_hpc.policy.scheduler import Scheduler, compile_policy
 from lemix_hpc.profiling.coefficients import CoefficientFile, load_coefficients, save_coefficients
 from lemix_hpc.profiling.hardware import Hardware, load_hardware
@@ -162,8 +164,12 @@ class SchedulerRank:
         router = endpoint.router(self._layout, self._mailbox, next_number, work, self._recorder.promise)
         loop = self._make_loop(work, scheduler, endpoint, router, next_number)
 
+        # What goes over all requests is asked once, not every few seconds.
+        outside = sum(not reference.covers(r.prompt_tokens + r.output_tokens) for r in work.requests)
+        constant = self._constant_facts(t0, pace, work.lines_left_out, outside)
+
         def facts(duration: float) -> RunFacts:
-            return self._facts(work, reference, loop, duration, scheduler)
+            return self._facts(constant, loop, duration, scheduler)
 
         with endpoint.open(router):
             turn = self._turn(loop, lambda now: self._write_down(facts(now), scheduler, coefficients))
@@ -309,9 +315,8 @@ class SchedulerRank:
         """When nothing may run any more [s of the run]. In an allocation the drain sees to that, by its real end."""
         return math.inf if self._drain.in_allocation else allocation_end(self._recipe)
 
-    def _facts(
-        self, work: Workload, latency: LatencyModel, loop: SchedulerLoop, duration: float, scheduler: Scheduler
-    ) -> RunFacts:
+    def _constant_facts(self, t0: float, pace: Pace | None, left_out: int, outside: int) -> RunFacts:
+        """What is known of the run from its beginning."""
         recipe = self._recipe
         return RunFacts(
             policy=placement_of(recipe),
@@ -320,25 +325,32 @@ class SchedulerRank:
             stages=self._layout.stages,
             slo_factors=list(recipe.slo.factors),
             slo_ms=limits_ms(recipe),
-            t0_s=mean_unloaded_response(latency, work.requests, recipe),
+            t0_s=t0,
+            duration_s=0.0,
+            steps=0,
+            malformed_lines=left_out,
+            outside_range=outside,
+            pace_s=pace._asdict() if pace is not None else {},
+            completion_window_s=recipe.slo.completion_window_s,
+            spans=recipe.report.spans,
+        )
+
+    def _facts(self, constant: RunFacts, loop: SchedulerLoop, duration: float, scheduler: Scheduler) -> RunFacts:
+        return msgspec.structs.replace(
+            constant,
             duration_s=duration,
             steps=loop.steps,
             skipped_steps=loop.skipped,
             training_stopped=loop.training_stopped,
             lost_losses=loop.lost_losses,
-            malformed_lines=work.lines_left_out,
-            outside_range=sum(not latency.covers(r.prompt_tokens + r.output_tokens) for r in work.requests),
             drift=scheduler.drifts,
             across_nodes=loop.rounds.facts() if loop.rounds is not None else None,
             overhead_s=scheduler.rules.overhead,
             checkpoints=self._checkpoints.facts() if self._checkpoints is not None else None,
             refuses_after_s=scheduler.rules.end if scheduler.rules.end < math.inf else None,
             disk=self._disk.facts(),
-            pace_s=pace._asdict() if (pace := pace_of(recipe, latency, work.requests)) else {},
-            completion_window_s=recipe.slo.completion_window_s,
             changes=[SettingChange(change.key, change.value, change.time) for change in loop.changes],
             memory=memory_use(list(loop.memory.values())),
-            spans=recipe.report.spans,
         )
 
     def _learned(self, scheduler: Scheduler) -> LearnedTimes:

@@ -74,7 +74,9 @@ class Rounds:
         self._mode = partners.mode
         self._reports = len(partners.nodes) * stages
         self._open: dict[int, list[m.RingDone]] = defaultdict(list)
-        self._seconds: list[float] = []
+        self._count = 0
+        self._seconds = 0.0
+        self._longest: float | None = None
         self._nbytes = 0
 
     def add(self, done: m.RingDone) -> None:
@@ -83,10 +85,12 @@ class Rounds:
         self._nbytes += done.nbytes
         if len(self._open[done.round]) == self._reports:
             reports = self._open.pop(done.round)
-            self._seconds.append(max(each.end for each in reports) - min(each.start for each in reports))
+            seconds = max(each.end for each in reports) - min(each.start for each in reports)
+            self._count += 1
+            self._seconds += seconds
+            self._longest = seconds if self._longest is None else max(self._longest, seconds)
 
     def facts(self) -> SumsOverNodes:
         """What there is to tell of them at the end."""
-        seconds = self._seconds
-        mean = sum(seconds) / len(seconds) if seconds else None
-        return SumsOverNodes(self._mode, len(seconds), mean, max(seconds, default=None), self._nbytes)
+        mean = self._seconds / self._count if self._count else None
+        return SumsOverNodes(self._mode, self._count, mean, self._longest, self._nbytes)

@@ -129,9 +129,10 @@ class Rank:
         number = itertools.count(inherited.next_number).__next__
         post: Any = self.post
         opened: Any = server
+        self.policy = Scheduler(config, LATENCY)
         self.loop = SchedulerLoop(
             LAYOUT,
-            Scheduler(config, LATENCY),
+            self.policy,
             post,
             self.recorder,
             self.post.now,
