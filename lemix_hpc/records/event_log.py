@@ -5,17 +5,70 @@ A new scheduler with the run's recipe and coefficients makes the same decisions 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, get_args
 
 import msgspec
 
 from lemix_hpc.config.errors import UserError
-from lemix_hpc.policy.events import Event
+from lemix_hpc.policy.events import Event, StageFinished
 from lemix_hpc.records.parts import read_lines
 
 EVENTS = "events.jsonl"
+
+
+class PassFinished(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A line for the `StageFinished` of all requests of a batch, in the order of `tasks`. `starts`: of each; `last`: places in
+    `tasks` of those for which it is set."""
+
+    time: float
+    node: int
+    stage: int
+    end: float
+    tasks: list[int]
+    starts: list[float]
+    last: list[int]
+    backward: bool = False
+
+    def events(self) -> Iterator[StageFinished]:
+        last = frozenset(self.last)
+        for place, (task, start) in enumerate(zip(self.tasks, self.starts, strict=True)):
+            yield StageFinished(self.time, self.node, self.stage, task, start, self.end, self.backward, place in last)
+
+
+class EventLines:
+    """Hands events over as lines: those of one pass, which follow one another, as one."""
+
+    def __init__(self, write: Callable[[bytes], None]) -> None:
+        self._write = write
+        self._pass: list[StageFinished] = []
+
+    def add(self, event: Event) -> None:
+        """The next event; its line may still wait for more of the same pass."""
+        if not isinstance(event, StageFinished):
+            self.end()
+            self._write(encode(event))
+            return
+        if self._pass and _pass_of(self._pass[-1]) != _pass_of(event):
+            self.end()
+        self._pass.append(event)
+
+    def end(self) -> None:
+        """Let no line wait."""
+        if len(self._pass) > 1:
+            one = self._pass[0]
+            tasks, starts = [event.task for event in self._pass], [event.start for event in self._pass]
+            last = [place for place, event in enumerate(self._pass) if event.last]
+            line = PassFinished(one.time, one.node, one.stage, one.end, tasks, starts, last, one.backward)
+            self._write(msgspec.json.encode({PassFinished.__name__: line}) + b"\n")
+        elif self._pass:
+            self._write(encode(self._pass[0]))
+        self._pass.clear()
+
+
+def _pass_of(event: StageFinished) -> tuple[float, int, int, float, bool]:
+    return event.time, event.node, event.stage, event.end, event.backward
 
 
 def encode(event: Event) -> bytes:
@@ -29,11 +82,15 @@ def read_events(directory: Path) -> Iterator[Event]:
     Raises UserError if the file is missing, and at a broken line when it is reached.
     """
     path = directory / EVENTS
-    decoders = {kind.__name__: msgspec.json.Decoder(kind) for kind in get_args(Event)}
+    decoders = {kind.__name__: msgspec.json.Decoder(kind) for kind in (*get_args(Event), PassFinished)}
     line = msgspec.json.Decoder(dict[str, msgspec.Raw])
     try:
         for each in read_lines(path):
-            yield _decode(each.text, line, decoders, each.place)
+            event = _decode(each.text, line, decoders, each.place)
+            if isinstance(event, PassFinished):
+                yield from event.events()
+            else:
+                yield event
     except OSError as error:
         reason = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
         raise UserError(
@@ -46,10 +103,10 @@ def _decode(
     line: msgspec.json.Decoder[dict[str, msgspec.Raw]],
     decoders: dict[str, msgspec.json.Decoder[Any]],
     where: str,
-) -> Event:
+) -> Event | PassFinished:
     try:
         [(name, content)] = line.decode(text).items()
-        event: Event = decoders[name].decode(content)
+        event: Event | PassFinished = decoders[name].decode(content)
     except (msgspec.DecodeError, UnicodeDecodeError, ValueError, KeyError) as error:
         raise UserError(
             f"{where}: expected one event, as {{TYPE: {{...}}}} with a type out of {', '.join(decoders)}: {error}. Remove "

@@ -50,6 +50,7 @@ class Recorder:
         self._spans = PartedFile(run_dir / SPANS, MOST_KEPT)
         self._tasks = PartedFile(run_dir / TASKS)
         self._events = PartedFile(run_dir / event_log.EVENTS, MOST_KEPT)
+        self._event_lines = event_log.EventLines(self._events.write)
         self._whole: dict[str, bytes] = {}
         self._refused: OSError | None = None
 
@@ -90,7 +91,7 @@ class Recorder:
 
     def event(self, event: Event) -> None:
         """Append to `events.jsonl`."""
-        self._events.write(event_log.encode(event))
+        self._event_lines.add(event)
 
     def progress(self, progress: Progress) -> None:
         """Replace `progress.json`, and flush all lines so far."""
@@ -122,6 +123,7 @@ class Recorder:
 
     def flush(self) -> bool:
         """Hand everything to the system; False if it does not take it all."""
+        self._event_lines.end()
         lines = [file.flush() for file in (self._spans, self._tasks, self._events)]
         return self._replace() and all(lines)
 
@@ -135,6 +137,7 @@ class Recorder:
             file.close()
 
     def _all(self) -> None:
+        self._event_lines.end()
         for file in (self._spans, self._tasks, self._events):
             file.sync()
         if not self._replace():

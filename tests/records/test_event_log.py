@@ -1,6 +1,9 @@
+import tempfile
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from lemix_hpc.config.errors import UserError
 from lemix_hpc.policy.events import (
@@ -14,7 +17,7 @@ from lemix_hpc.policy.events import (
     TrainingClosed,
 )
 from lemix_hpc.policy.latency import Shape
-from lemix_hpc.records.event_log import EVENTS, encode, read_events
+from lemix_hpc.records.event_log import EVENTS, EventLines, encode, read_events
 
 TOLD: list[Event] = [
     RequestArrived(0.1 + 0.2, 0, 12, 3),
@@ -34,6 +37,33 @@ def write(directory: Path, lines: list[bytes]) -> Path:
 
 def test_events_read_back_as_they_were_told_to_the_last_bit(tmp_path: Path) -> None:
     assert list(read_events(write(tmp_path, [encode(event) for event in TOLD]))) == TOLD
+
+
+numbers = st.integers(0, 2)
+times = numbers.map(float)
+passes = st.builds(StageFinished, times, numbers, numbers, numbers, times, times, st.booleans(), st.booleans())
+
+
+@given(st.lists(st.one_of(passes, st.builds(Tick, numbers.map(float)))))
+def test_events_of_one_pass_are_one_line_and_read_back_in_order(told: list[Event]) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        written: list[bytes] = []
+        lines = EventLines(written.append)
+        for event in told:
+            lines.add(event)
+        lines.end()
+        assert list(read_events(write(Path(name), written))) == told
+
+
+def test_a_batch_is_one_line() -> None:
+    written: list[bytes] = []
+    lines = EventLines(written.append)
+    for task in range(3):
+        lines.add(StageFinished(2.0, 0, 1, task, 0.5, 1.5, last=task == 1))
+    lines.end()
+    assert written == [
+        b'{"PassFinished":{"time":2.0,"node":0,"stage":1,"end":1.5,"tasks":[0,1,2],"starts":[0.5,0.5,0.5],"last":[1]}}\n'
+    ]
 
 
 def test_events_say_in_plain_text_what_they_are() -> None:

@@ -391,21 +391,21 @@ class SchedulerLoop:
             return
         if span.kind in ("serve", "forward", "backward") and span.shape is not None:
             self._tell(PassMeasured(self._now(), span.node, span.stage, span.kind, span.shape, span.worked))
+        now = self._now()
         for number in span.tasks:
-            self._pass_done(number, span)
+            self._pass_done(number, span, now)
 
     def _record(self, span: m.WorkSpan) -> None:
         """One stretch of work, for all of its tasks by their ids; for nobody's if there are none."""
         stretch = Stretch(span.node, span.stage, span.kind, span.start, span.end, span.version, span.batch)
         self._recorder.work(with_members(stretch, [self._names[number] for number in span.tasks]))
 
-    def _pass_done(self, number: int, span: m.WorkSpan) -> None:
+    def _pass_done(self, number: int, span: m.WorkSpan, now: float) -> None:
         serving = self._serving.get(number)
         last, start = (True, span.start)
         if serving is not None:
             last, start = serving.passed(span.stage, span.start, partial=number in span.partial)
         backward = span.kind == "backward"
-        now = self._now()
         self._tell(StageFinished(now, span.node, span.stage, number, start, span.end, backward, last))
         if backward and span.stage == 0:
             self._training.ended(number, span.end)
