@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from lemix_hpc.records.schema import Stretch
-from lemix_hpc.report.recent import AtHand, Recent
+from lemix_hpc.report.recent import AtHand, Known, Recent
 
 
 class Free:
@@ -56,7 +56,7 @@ class NextToken:
         if stretch.kind != "serve":
             return None
         wait = None
-        if stretch.stage == 0 and all(self._has_begun(task, stretch.start) for task in stretch.members):
+        if stretch.stage == 0 and all(_has_begun(known, stretch.start) for known in self._served.of(stretch)):
             had = max(self._had.get(task, -math.inf) for task in stretch.members)
             wait = stretch.start - max(free, had) if had > -math.inf else None
         if stretch.stage == self._last_stage:
@@ -64,6 +64,6 @@ class NextToken:
                 self._had[task] = stretch.end
         return wait
 
-    def _has_begun(self, task: str, now: float) -> bool:
-        known = self._served.get(task, now)
-        return known is not None and known.first_token is not None and now > known.first_token
+
+def _has_begun(known: Known | None, now: float) -> bool:
+    return known is not None and known.first_token is not None and now > known.first_token

@@ -204,7 +204,7 @@ class _Serving:
         """Of interactive requests."""
         errors = self._errors.values()
         return {
-            "forecast_error_t0": Distribution(errors.tolist()).figures([95]),
+            "forecast_error_t0": Distribution(map(float, errors)).figures([95]),
             "forecast_error_tenths_t0": metrics.tenths(errors),
             "forecast_error_ttft_ms": self._first_errors.figures([95], scale=1e3),
             "forecast_error_tpot_ms": self._each_errors.figures([95], scale=1e3),

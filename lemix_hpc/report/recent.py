@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple, TypeVar
 
 from lemix_hpc.policy.classes import ServiceClass
@@ -63,6 +63,15 @@ class AtHand:
         self._most = most
         self._known: dict[str, Known] = {}
         self._ends: list[tuple[float, str]] = []
+        self._asked: Stretch | None = None
+        self._found: list[Known | None] = []
+
+    def of(self, stretch: Stretch) -> Sequence[Known | None]:
+        """Of each member of a batch; asked for by several, one after the other."""
+        if stretch is not self._asked:
+            self._asked = stretch
+            self._found = [self.get(task, stretch.start) for task in stretch.members]
+        return self._found
 
     def get(self, id: str, now: float) -> Known | None:
         """None if it is not known, as if it was lost; `now`: of its work [s], never much less than before."""

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from lemix_hpc.policy.classes import ServiceClass
 from lemix_hpc.records.schema import Stretch
-from lemix_hpc.report.recent import AtHand, Recent
+from lemix_hpc.report.recent import AtHand, Known, Recent
 
 WORK = ("prefill", "decode", "forward", "backward", "step")
 
@@ -26,8 +26,7 @@ class BetweenTokens:
         """The next work in the order of starts: what its tokens came after, with the class of their requests."""
         if stretch.kind != "serve" or stretch.stage != self._last_stage:
             return
-        for task in stretch.members:
-            known = self._served.get(task, stretch.start)
+        for task, known in zip(stretch.members, self._served.of(stretch), strict=True):
             if known is None or not known.finished or known.tokens < 2 or known.first_token is None:
                 continue
             before = self._at.get(task, known.first_token)
@@ -47,7 +46,7 @@ class StageShares:
     def add(self, stretch: Stretch) -> None:
         """The next work in the order of starts."""
         if stretch.kind == "serve":
-            prefills = any(stretch.end <= self._first_token(task, stretch.start) for task in stretch.members)
+            prefills = any(stretch.end <= _first_token(known) for known in self._served.of(stretch))
             self._seconds["prefill" if prefills else "decode"] += stretch.end - stretch.start
         elif stretch.kind in self._seconds:
             self._seconds[stretch.kind] += stretch.end - stretch.start
@@ -58,6 +57,6 @@ class StageShares:
             return dict.fromkeys(WORK)
         return {kind: weight * time / available for kind, time in self._seconds.items()}
 
-    def _first_token(self, task: str, now: float) -> float:
-        known = self._served.get(task, now)
-        return math.inf if known is None or known.first_token is None else known.first_token
+
+def _first_token(known: Known | None) -> float:
+    return math.inf if known is None or known.first_token is None else known.first_token
