@@ -48,10 +48,14 @@ def merged(stretches: Iterable[Stretch]) -> Iterator[Stretch]:
             ids += each.members
             continue
         if last is not None:
-            yield with_members(last, ids) if ids else last
-        last, ids = each, list(each.members) if each.kind == "serve" else []
+            yield _joined(last, ids)
+        last, ids = each, list(each.members)
     if last is not None:
-        yield with_members(last, ids) if ids else last
+        yield _joined(last, ids)
+
+
+def _joined(stretch: Stretch, ids: list[str]) -> Stretch:
+    return stretch if len(ids) == len(stretch.members) else with_members(stretch, ids)
 
 
 def _same_work(one: Stretch, other: Stretch) -> bool:
