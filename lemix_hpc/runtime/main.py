@@ -19,6 +19,7 @@ from lemix_hpc.runtime.leader.make_leader import AnyLeader, make_leader
 from lemix_hpc.runtime.scheduler.resume import Beginning, take_over
 from lemix_hpc.runtime.stage.links import StagePlace
 from lemix_hpc.runtime.stage.worker import StageRules, StageWorker
+from lemix_hpc.runtime.transport.clock_keeper import ClockKeeper
 from lemix_hpc.runtime.transport.doorbell import hang_doorbell
 from lemix_hpc.runtime.transport.heartbeat import heartbeats
 from lemix_hpc.runtime.transport.idle_wait import Waiter, make_waiter
@@ -48,6 +49,7 @@ def run(recipe: Recipe, attempt: Attempt, drain: Drain | None) -> AttemptEnd | N
     clock = synchronise(comm)
     host = comm.Split_type(MPI.COMM_TYPE_SHARED)
     bell = hang_doorbell(comm, host)
+    keeper = None if rank == SCHEDULER_RANK else ClockKeeper(rank, clock, Mailbox(comm, Inbox.CLOCK, bell))
     stage, node = layout.stage_of(rank), layout.node_of(rank)
     # The threads of the engine's and our own web server cannot run while the leader's loop spins.
     threads = stage is None and recipe.engine.has_scheduler
@@ -72,13 +74,13 @@ def run(recipe: Recipe, attempt: Attempt, drain: Drain | None) -> AttemptEnd | N
             limited = is_limited(recipe) or (engine.takes is not None and engine.takes.capacity is not None)
             rules = stage_rules(recipe, limited=limited)
             worker = StageWorker(place, engine, mailbox, clock, waiter, rules, across, start)
-            with heartbeats(waiter, mailbox, rank, recipe.engine.timeout_s, attempt.must_count):
+            with heartbeats(waiter, mailbox, keeper, recipe.engine.timeout_s, attempt.must_count):
                 worker.run()
             engine.close()
             return None
         mailbox = Mailbox(comm, Inbox.LEADER, bell)
         leader = make_leader(recipe, layout, node, mailbox, meeting, clock, bell.wake, start.version)
-        with heartbeats(waiter, mailbox, rank, recipe.engine.timeout_s, attempt.must_count):
+        with heartbeats(waiter, mailbox, keeper, recipe.engine.timeout_s, attempt.must_count):
             if taken_over is None:
                 _lead(leader, waiter)
                 return None

@@ -146,7 +146,7 @@ class SchedulerLoop:
             if trained.loss is not None:
                 self._live.learned(trained.loss)
         self._tick_at = scheduler.next_tick
-        self._watch = watch or Watch(math.inf, now, layout.role)
+        self._watch = watch or Watch(math.inf, now, layout, mailbox)
         self.stopped: set[tuple[int, int]] = set()
         self.memory: dict[int, NodeMemory] = {}
 
@@ -344,8 +344,8 @@ class SchedulerLoop:
                 self._withdrawn(node, numbers)
             case m.RequestDone() as done:
                 self._request_done(done)
-            case m.Alive(rank):
-                self._watch.heard(rank)
+            case m.Alive() as sign:
+                self._watch.heard(sign)
             case m.MemoryUsed(node, memory):
                 self.memory[node] = memory
             case m.Stopped(node, stage):

@@ -104,7 +104,7 @@ class SchedulerRank:
         self._leader = leader
         self._drain = drain
         self._inherited = inherited
-        self._watch = Watch(recipe.engine.timeout_s, clock.monotonic, layout.role)
+        self._watch = Watch(recipe.engine.timeout_s, clock.monotonic, layout, mailbox)
         self._endpoint = Endpoint(recipe, attempt, self._inherited, clock.now, waiter.wake, self._policy_end)
         self._journal = Journal(attempt.journal, self._endpoint.sync)
         self._recorder = Recorder(attempt.path, self._journal)
@@ -400,7 +400,7 @@ class SchedulerRank:
             arrived = self._mailbox.poll()
             for mail in arrived:
                 if isinstance(mail.message, m.Alive):
-                    self._watch.heard(mail.message.rank)
+                    self._watch.heard(mail.message)
                 else:
                     mails.append(mail)
             return bool(arrived)

@@ -1,25 +1,30 @@
-"""Who has not been heard of for too long."""
+"""Who has not been heard of for too long. Who gives a sign of life is told what time it is."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
+from lemix_hpc.runtime.transport import messages as m
 from lemix_hpc.runtime.transport.heartbeat import PER_TIMEOUT
+from lemix_hpc.runtime.transport.mailbox import Inbox, Mailbox
+from lemix_hpc.runtime.transport.rank_layout import Layout
 
 
 class Watch:
-    """Over all ranks that have sent a sign of life. `role` names one in words; `now` in seconds."""
+    """Over all ranks that have sent a sign of life. `now`: the monotonic clock that all ranks go by [s]."""
 
-    def __init__(self, timeout: float, now: Callable[[], float], role: Callable[[int], str]) -> None:
+    def __init__(self, timeout: float, now: Callable[[], float], layout: Layout, mailbox: Mailbox) -> None:
         self._timeout = timeout
         self._now = now
-        self._role = role
+        self._layout = layout
+        self._mailbox = mailbox
         self._looked = now()
         self._heard: dict[int, float] = {}
 
-    def heard(self, rank: int) -> None:
+    def heard(self, sign: m.Alive) -> None:
         """A sign of life has come."""
-        self._heard[rank] = self._now()
+        now = self._heard[sign.rank] = self._now()
+        self._mailbox.send(sign.rank, Inbox.CLOCK, m.TimeIs(sign.asked, now))
 
     def forget(self, rank: int) -> None:
         """A rank has left its loop."""
@@ -37,6 +42,6 @@ class Watch:
         rank = min(self._heard, key=self._heard.__getitem__, default=None)
         if rank is not None and now - self._heard[rank] > self._timeout:
             raise TimeoutError(
-                f"rank {rank} ({self._role(rank)}) has not been heard of for {self._timeout:g} s (engine.timeout_s); its log "
-                "may say where it hangs"
+                f"rank {rank} ({self._layout.role(rank)}) has not been heard of for {self._timeout:g} s (engine.timeout_s); "
+                "its log may say where it hangs"
             )

@@ -1,4 +1,5 @@
-"""A rank shows that its loop turns; one that hangs leaves in its log where. One that was left behind ends."""
+"""A rank shows that its loop turns, and hears what time it is; one that hangs leaves in its log where. One that was left behind
+ends."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ import faulthandler
 import time
 from collections.abc import Callable, Iterator
 
-from lemix_hpc.runtime.transport import messages as m
+from lemix_hpc.runtime.transport.clock_keeper import ClockKeeper
 from lemix_hpc.runtime.transport.idle_wait import Waiter
 from lemix_hpc.runtime.transport.mailbox import Inbox, Mailbox
 from lemix_hpc.runtime.transport.rank_layout import SCHEDULER_RANK
@@ -42,20 +43,26 @@ class Heartbeat:
 
 @contextlib.contextmanager
 def heartbeats(
-    waiter: Waiter, mailbox: Mailbox, rank: int, timeout: float, must_count: Callable[[], None]
+    waiter: Waiter, mailbox: Mailbox, keeper: ClockKeeper | None, timeout: float, must_count: Callable[[], None]
 ) -> Iterator[None]:
     """Meanwhile every turn of a loop that waits by `waiter` is a beat; `mailbox` carries signs of life to the scheduler rank,
-    which itself needs none.
+    and `keeper` takes its answers. That rank itself has no keeper, and needs no signs.
 
     `must_count` raises if the attempt was left behind. Each rank looks for itself: it may be cut off from those that know.
     """
 
     def send() -> None:
         must_count()
-        if rank != SCHEDULER_RANK:
-            mailbox.send(SCHEDULER_RANK, Inbox.SCHEDULER, m.Alive(rank))
+        if keeper is not None:
+            mailbox.send(SCHEDULER_RANK, Inbox.SCHEDULER, keeper.ask())
 
-    waiter.on_turn(Heartbeat(send, timeout).beat)
+    def turn() -> None:
+        heart.beat()
+        if keeper is not None:
+            keeper.look()
+
+    heart = Heartbeat(send, timeout)
+    waiter.on_turn(turn)
     try:
         yield
     finally:

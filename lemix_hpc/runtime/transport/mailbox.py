@@ -26,11 +26,12 @@ if TYPE_CHECKING:
 
 
 class Inbox(IntEnum):
-    """The tags of the three kinds of inbox; payloads travel under the tag plus `PAYLOAD`."""
+    """The tags of the kinds of inbox; payloads travel under the tag plus `PAYLOAD`."""
 
     SCHEDULER = 1
     LEADER = 2
     STAGE = 3
+    CLOCK = 4
 
 
 PAYLOAD = 16

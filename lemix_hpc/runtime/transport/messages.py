@@ -113,9 +113,17 @@ class ShareTime(msgspec.Struct, frozen=True, array_like=True, tag=True):
 
 
 class Alive(msgspec.Struct, frozen=True, array_like=True, tag=True):
-    """Any rank to scheduler: its loop turns."""
+    """Any rank to scheduler: its loop turns. `asked`: when, by its own monotonic clock [s], which the answer repeats."""
 
     rank: int
+    asked: float
+
+
+class TimeIs(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """Scheduler to any rank: what its monotonic clock shows [s], in answer to `Alive`."""
+
+    asked: float
+    time: float
 
 
 class Stopped(msgspec.Struct, frozen=True, array_like=True, tag=True):
@@ -439,6 +447,7 @@ AnyMessage = (
     | ShareTime
     | Stopped
     | Alive
+    | TimeIs
     | EngineReady
     | Serve
     | Forward
