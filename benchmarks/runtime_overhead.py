@@ -9,15 +9,21 @@ between two pieces of work on a stage while the second was already queued there,
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import statistics
 import subprocess
 import sys
 import tempfile
 from collections import defaultdict
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from msgspec import structs
+
+from lemix_hpc.records.reader import stream_run
+from lemix_hpc.records.stretches import spans_of
 
 RECIPE = Path(__file__).resolve().parents[1] / "recipes" / "emulated-a100.yaml"
 Span = dict[str, Any]
@@ -38,7 +44,7 @@ class Overhead:
 def measure(run: Path) -> Overhead:
     """The overhead of a finished run."""
     tasks = {task["id"]: task for task in _lines(run / "tasks.jsonl")}
-    spans = list(_lines(run / "spans.jsonl"))
+    spans = [structs.asdict(span) for stretch in stream_run(run).stretches() for span in spans_of(stretch)]
     done: dict[tuple[int, int, str, str], float] = defaultdict(float)
     stages: dict[tuple[int, int], list[Span]] = defaultdict(list)
     for span in spans:
@@ -104,7 +110,7 @@ def main() -> None:
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         overhead = measure(run)
     if arguments.json:
-        print(json.dumps(asdict(overhead)))
+        print(json.dumps(dataclasses.asdict(overhead)))
         return
     print(
         f"arrival to start on an idle stage 0: median {overhead.start_delay_ms_median:.2f} ms, "
