@@ -130,6 +130,7 @@ def _facts(progress: Progress | None) -> list[str]:
         facts.append(f"disk: {progress.disk}")
     facts += _not_finite(progress)
     facts += [f"drift: stage {d.stage} {d.kind} takes {d.ratio:.2g} x its predicted time" for d in progress.drift]
+    facts += [f"slow: node {s.node} stage {s.stage}, {s.ratio:.2g} x the others' time" for s in progress.stragglers]
     return facts
 
 

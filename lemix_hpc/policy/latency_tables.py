@@ -58,6 +58,14 @@ def make_times(latencies: Sequence[LatencyModel], kind_of: NDArray[np.int64], ta
     return Times(level, linear, np.ascontiguousarray(kind_of, dtype=np.int64))
 
 
+def with_own_kind(times: Times, node: int) -> Times:
+    """The same times, where a node is of a kind of its own, the last one: it has those of its kind until they are changed."""
+    kind, kind_of = times.kind_of[node], times.kind_of.copy()
+    kind_of[node] = len(times.linear)
+    level, linear = (np.concatenate([table, table[kind : kind + 1]]) for table in (times.level, times.linear))
+    return Times(level, linear, kind_of)
+
+
 def _levels(form: StageTime, table: int) -> list[float]:
     return [form.level(tokens) for tokens in range(table + 1)]
 

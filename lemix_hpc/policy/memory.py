@@ -29,9 +29,11 @@ class LessonMemory:
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """`lessons`: by kind of node; `overhead`: what a response takes besides its stages' work, for each token [s]; `outputs`:
-    tokens of the last answers, the oldest first."""
+    """`lessons`: by kind of node, and behind those of the nodes `apart`, which are not as fast as others of their kind;
+    `overhead`: what a response takes besides its stages' work, for each token [s]; `outputs`: tokens of the last answers, the
+    oldest first."""
 
     lessons: tuple[tuple[LessonMemory, ...], ...] = ()
     overhead: float = 0.0
     outputs: tuple[int, ...] = ()
+    apart: tuple[int, ...] = ()

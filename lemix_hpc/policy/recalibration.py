@@ -168,6 +168,19 @@ class Recalibrated:
         self._lessons[key].take(event.time, parts, event.seconds)
         return form.row(self._lessons[key].gains.values) if self._active else None
 
+    def predicted(self, event: PassMeasured) -> float:
+        """How long such a pass should take, by what was learned so far [s]."""
+        parts = self._given(event.kind)[event.stage].terms(event.shape)
+        lesson = self._lessons.get((event.stage, event.kind))
+        return sum(parts) if lesson is None else lesson.gains.seconds(parts)
+
+    def copy(self) -> Recalibrated:
+        """Another one that goes on from here."""
+        copy = Recalibrated(self._latency, active=self._active, limit=self._limit)
+        for _ in copy.recall(self.memory):
+            pass  # forecasts have these coefficients
+        return copy
+
     @property
     def memory(self) -> tuple[LessonMemory, ...]:
         """All that it goes by."""

@@ -25,11 +25,12 @@ from lemix_hpc.policy.events import (
     Tick,
 )
 from lemix_hpc.policy.latency import Affine, LatencyModel
-from lemix_hpc.policy.latency_tables import BACKWARD_PASS, FORWARD_PASS, SERVE_PASS, make_times
+from lemix_hpc.policy.latency_tables import BACKWARD_PASS, FORWARD_PASS, SERVE_PASS, make_times, with_own_kind
 from lemix_hpc.policy.memory import Memory
 from lemix_hpc.policy.recalibration import Learned, Recalibrated
 from lemix_hpc.policy.rules import Rules, SchedulerConfig, admission_code, make_rules
 from lemix_hpc.policy.state import NONE, WINDOW, State, full, grown, make_state
+from lemix_hpc.policy.stragglers import Peers, Straggler
 
 DIRECTIONS: dict[PassKind, int] = {"forward": FORWARD_PASS, "backward": BACKWARD_PASS, "serve": SERVE_PASS}
 FIRST_GUESS = 128.0
@@ -51,9 +52,16 @@ class Scheduler:
         self._recalibrated = [
             Recalibrated(model, active=config.recalibrate, limit=config.drift_limit) for model in models
         ]
+        self._kinds = list(kinds) or [0] * config.nodes
+        self._peers = [
+            Peers((node for node, of in enumerate(self._kinds) if of == kind), model.stages)
+            for kind, model in enumerate(models)
+        ]
+        self._apart: list[int] = []
+        self._learns = config.recalibrate
         self.rules: Rules = make_rules(config)
         self.state: State = make_state(
-            make_times(models, np.array(kinds or [0] * config.nodes)),
+            make_times(models, np.array(self._kinds)),
             lanes=config.lanes_in_all,
             seed=config.seed,
             expected_output=FIRST_GUESS,
@@ -65,7 +73,12 @@ class Scheduler:
     @property
     def drifts(self) -> list[Drift]:
         """Every alarm of stage times that left the given ones', by kind of node, stage and kind of pass."""
-        return [drift for recalibrated in self._recalibrated for drift in recalibrated.drifts]
+        return [drift for recalibrated in self._recalibrated[: len(self._peers)] for drift in recalibrated.drifts]
+
+    @property
+    def stragglers(self) -> list[Straggler]:
+        """Every stage that was slower than the same one of other nodes for long, by kind of node, node and stage."""
+        return [straggler for peers in self._peers for straggler in peers.stragglers]
 
     @property
     def learned(self) -> tuple[Learned, ...]:
@@ -82,11 +95,15 @@ class Scheduler:
             tuple(recalibrated.memory for recalibrated in self._recalibrated),
             float(counters["overhead"]),
             tuple(outputs.tolist()),
+            tuple(self._apart),
         )
 
     def recall(self, memory: Memory) -> None:
         """Before the first event: go on from what another scheduler has learned. What it knows of stage times must be of the
         same ones, or be left out."""
+        if memory.lessons:
+            for node in memory.apart:
+                self._set_apart(node)
         for kind, (recalibrated, lessons) in enumerate(zip(self._recalibrated, memory.lessons, strict=False)):
             for stage, pass_kind, row in recalibrated.recall(lessons):
                 self.state.times.linear[kind, DIRECTIONS[pass_kind], stage] = row
@@ -154,10 +171,20 @@ class Scheduler:
         transitions.group_offered(self.state, self.rules, event.time, first, lengths, event.rows, node)
 
     def _pass_measured(self, event: PassMeasured) -> None:
-        kind = int(self.state.times.kind_of[event.node])
+        kind, shared = int(self.state.times.kind_of[event.node]), self._kinds[event.node]
+        predicted = self._recalibrated[shared].predicted(event)
         row = self._recalibrated[kind].measured(event)
         if row is not None:
             self.state.times.linear[kind, DIRECTIONS[event.kind], event.stage] = row
+        differs = predicted > 0.0 and self._peers[shared].took(event, predicted)
+        if differs and self._learns and kind == shared and np.count_nonzero(self.state.times.kind_of == kind) > 1:
+            self._set_apart(event.node)
+
+    def _set_apart(self, node: int) -> None:
+        """From now on learn this node's stage times from its own passes alone."""
+        self._recalibrated.append(self._recalibrated[self._kinds[node]].copy())
+        self._apart.append(node)
+        self.state = self.state._replace(times=with_own_kind(self.state.times, node))
 
 
 def compile_policy() -> None:

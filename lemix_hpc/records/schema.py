@@ -10,6 +10,7 @@ from lemix_hpc.policy.classes import ServiceClass
 from lemix_hpc.policy.drift import Drift
 from lemix_hpc.policy.memory import Memory
 from lemix_hpc.policy.recalibration import Learned
+from lemix_hpc.policy.stragglers import Straggler
 from lemix_hpc.records.sampling import Sampling
 
 COEFFICIENTS = "coefficients.yaml"
@@ -272,14 +273,15 @@ class RunFacts(msgspec.Struct, frozen=True):
 
     `slo_factors`: limits on responses, in T0; `steps`: optimizer steps over all nodes; `slo_ms`: those limits on `ttft`,
     `tpot` and `response` that the recipe gives, ms; `malformed_lines`: lines of input files that were left out;
-    `outside_range`: requests longer than the coefficient file's range; `drift`: alarms on stage times; `memory`: None if it
-    has no limit; `across_nodes`: None if every node keeps its own updates; `overhead_s`: what forecasts added, at the start,
-    to the stage times of each pass of a response; `checkpoints`: None if nothing is saved; `refuses_after_s`: when the policy
-    let nothing run any more, None if that was not limited; `disk`: None if it took everything; `pace_s`: the limits on
-    `ttft` and `tpot` that decode was paced to, if it was; `skipped_steps`: whose gradients were not finite, so that they
-    changed nothing and are none of the `steps`; `training_stopped`: whether it was for that; `lost_losses`: micro-batches
-    whose loss was not finite; `completion_window_s`: limit on responses of batch requests; `changes`: of the recipe, while the
-    run went on; `spans`: how much of the work is in `spans.jsonl`.
+    `outside_range`: requests longer than the coefficient file's range; `drift`: alarms on stage times; `stragglers`: stages
+    that were slower than those of other nodes; `memory`: None if it has no limit; `across_nodes`: None if every node keeps its
+    own updates; `overhead_s`: what forecasts added, at the start, to the stage times of each pass of a response;
+    `checkpoints`: None if nothing is saved; `refuses_after_s`: when the policy let nothing run any more, None if that was not
+    limited; `disk`: None if it took everything; `pace_s`: the limits on `ttft` and `tpot` that decode was paced to, if it was;
+    `skipped_steps`: whose gradients were not finite, so that they changed nothing and are none of the `steps`;
+    `training_stopped`: whether it was for that; `lost_losses`: micro-batches whose loss was not finite; `completion_window_s`:
+    limit on responses of batch requests; `changes`: of the recipe, while the run went on; `spans`: how much of the work is in
+    `spans.jsonl`.
     """
 
     policy: str
@@ -294,6 +296,7 @@ class RunFacts(msgspec.Struct, frozen=True):
     malformed_lines: int = 0
     outside_range: int = 0
     drift: list[Drift] = []
+    stragglers: list[Straggler] = []
     memory: MemoryUse | None = None
     across_nodes: SumsOverNodes | None = None
     overhead_s: float = 0.0
@@ -371,6 +374,7 @@ class Progress(msgspec.Struct, frozen=True):
     left_s: float | None = None
     stage_busy: list[list[float]] = []
     drift: list[Drift] = []
+    stragglers: list[Straggler] = []
     disk: str | None = None
     skipped: int = 0
     training_stopped: bool = False

@@ -105,6 +105,7 @@ def summarise(run: Records) -> Section:
         "malformed_lines": facts.malformed_lines,
         "outside_range": facts.outside_range,
         "drift": msgspec.to_builtins(facts.drift),
+        "stragglers": msgspec.to_builtins(facts.stragglers),
         "memory": msgspec.to_builtins(facts.memory),
         "checkpoints": msgspec.to_builtins(facts.checkpoints),
         "across_nodes": msgspec.to_builtins(facts.across_nodes),

@@ -223,6 +223,7 @@ def _devices(report: dict[str, Any]) -> list[tuple[str, RenderableType]]:
     if report.get("disk"):
         rows.append(("warning", Text(_disk(report["disk"]), "yellow")))
     rows += [("warning", Text(_drift(drift), "yellow")) for drift in report["drift"]]
+    rows += [("warning", Text(_straggler(straggler), "yellow")) for straggler in report.get("stragglers", [])]
     return rows
 
 
@@ -253,9 +254,18 @@ def _disk(disk: dict[str, Any]) -> str:
 
 
 def _drift(drift: dict[str, Any]) -> str:
-    until = "on" if drift["until_s"] is None else f"to {number(drift['until_s'])} s"
     took = f"stage {drift['stage']} {drift['kind']} took {number(drift['ratio'])} x the coefficients' time"
-    return f"{took} from {number(drift['since_s'])} s {until}"
+    return f"{took} {_while(drift)}"
+
+
+def _straggler(straggler: dict[str, Any]) -> str:
+    where = f"node {straggler['node']} stage {straggler['stage']}"
+    return f"{where} took {number(straggler['ratio'])} x the time of other nodes {_while(straggler)}"
+
+
+def _while(alarm: dict[str, Any]) -> str:
+    until = "on" if alarm["until_s"] is None else f"to {number(alarm['until_s'])} s"
+    return f"from {number(alarm['since_s'])} s {until}"
 
 
 def _count(count: int, one: str, many: str | None = None) -> str:

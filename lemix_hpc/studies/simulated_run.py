@@ -14,9 +14,9 @@ import numpy as np
 
 from lemix_hpc.config.recipe import Recipe
 from lemix_hpc.engines.model_sizes import describe
-from lemix_hpc.policy.drift import Drift
 from lemix_hpc.policy.events import Event
 from lemix_hpc.policy.pacing import Pace
+from lemix_hpc.policy.scheduler import Scheduler
 from lemix_hpc.profiling.coefficients import CoefficientFile, save_coefficients
 from lemix_hpc.profiling.hardware import Hardware, load_hardware
 from lemix_hpc.records.reader import RunRecords
@@ -124,7 +124,7 @@ def simulate_workload(
         make_believed_times(recipe, hardware),
     )
     records = RunRecords(
-        _facts(recipe, work, hardware, t0, cluster, scheduler.drifts, pace, memory),
+        _facts(recipe, work, hardware, t0, cluster, scheduler, pace, memory),
         result.spans(cluster, [request.id for request in requests] + names),
         rejected + result.served(cluster, requests),
         result.trained(cluster, names, config.rows),
@@ -208,7 +208,7 @@ def _facts(
     hardware: Hardware,
     t0: float,
     cluster: ClusterState,
-    drifts: list[Drift],
+    scheduler: Scheduler,
     pace: Pace | None,
     memory: list[list[StageRoom]],
 ) -> RunFacts:
@@ -226,7 +226,8 @@ def _facts(
         steps=int(cluster.run["steps"][0]),
         malformed_lines=len(work.left_out),
         outside_range=sum(any(not latency.covers(length) for latency in latencies) for length in lengths),
-        drift=drifts,
+        drift=scheduler.drifts,
+        stragglers=scheduler.stragglers,
         memory=memory_use(used(memory, cluster.memory)) if memory else None,
         refuses_after_s=end if end < math.inf else None,
         pace_s=pace._asdict() if pace else {},

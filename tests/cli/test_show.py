@@ -13,6 +13,7 @@ from rich.table import Table
 from lemix_hpc.cli.show import print_wide, progress_line, progress_panel, render_report
 from lemix_hpc.launch.rundir import RunDir
 from lemix_hpc.policy.drift import Drift
+from lemix_hpc.policy.stragglers import Straggler
 from lemix_hpc.records.schema import Progress, RunFacts
 from lemix_hpc.records.writer import Recorder
 from lemix_hpc.report.build import build_report
@@ -63,6 +64,7 @@ BROKEN = "more steps skipped: their gradients are not finite"
         ({"measured": 3, "to_measure": 20, "left_s": 61.4}, "3/20 points, 61 s left"),
         ({"left_s": 0.2}, "0 s left"),
         ({"drift": [Drift(1, "serve", 2.96, since_s=1.0)]}, "drift: stage 1 serve takes 3 x its predicted time"),
+        ({"stragglers": [Straggler(3, 1, 1.62, since_s=60.0)]}, "slow: node 3 stage 1, 1.6 x the others' time"),
     ],
 )
 def test_each_fact_that_is_there_is_told(facts: dict[str, Any], told: str) -> None:

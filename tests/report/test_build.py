@@ -6,6 +6,7 @@ import msgspec
 import pytest
 
 from lemix_hpc.policy.drift import Drift
+from lemix_hpc.policy.stragglers import Straggler
 from lemix_hpc.records.sampling import is_kept
 from lemix_hpc.records.schema import SAMPLES, Outcome, PostedSample, RunFacts, ServedTask, Span, TaskRecord, TrainedTask
 from lemix_hpc.report.build import KeyUses, build_report
@@ -68,6 +69,15 @@ def test_the_file_holds_what_is_returned(example_run: Path) -> None:
     assert not list(example_run.glob("*.partial"))
 
 
+def test_stragglers_are_reported_as_they_were_seen(write_run: RunBuilder) -> None:
+    slow = [Straggler(3, 1, 1.6, 60.0), Straggler(0, 0, 2.0, 70.0, 200.0)]
+    report = build_report(write_run(RunFacts("fill", "torch", 4, 2, [1.0], 0.1, 300.0, 0, stragglers=slow)))
+    assert report["stragglers"] == [
+        {"node": 3, "stage": 1, "ratio": 1.6, "since_s": 60.0, "until_s": None},
+        {"node": 0, "stage": 0, "ratio": 2.0, "since_s": 70.0, "until_s": 200.0},
+    ]
+
+
 def test_drift_is_reported_as_it_was_seen(write_run: RunBuilder) -> None:
     drift = [Drift(1, "serve", 2.5, 3.0), Drift(0, "backward", 0.4, 1.0, 2.0)]
     report = build_report(write_run(RunFacts("separate", "torch", 2, 1, [1.0], 0.1, 3.0, 0, drift=drift)))
@@ -83,7 +93,8 @@ def test_keys_come_in_a_fixed_order(example_run: Path) -> None:
         *("throughput", "stage_time", "between_passes_ms", "bubble_rate"),
         *("forecast_error_t0", "forecast_error_tenths_t0"),
         *("forecast_error_ttft_ms", "forecast_error_tpot_ms", "t0_ms", "pace_ms", "weight_versions", "spans"),
-        *("malformed_lines", "outside_range", "drift", "memory", "checkpoints", "across_nodes", "disk", "changes"),
+        *("malformed_lines", "outside_range", "drift", "stragglers", "memory", "checkpoints", "across_nodes"),
+        *("disk", "changes"),
     ]
 
 

@@ -57,6 +57,7 @@ def test_warns(example_run: Path) -> None:
         {"stage": 1, "kind": "serve", "ratio": 2.5, "since_s": 3.0, "until_s": None},
         {"stage": 0, "kind": "backward", "ratio": 0.4, "since_s": 1.0, "until_s": 20.0},
     ]
+    report["stragglers"] = [{"node": 3, "stage": 1, "ratio": 1.6, "since_s": 60.0, "until_s": None}]
     text = printed(report)
     assert "1 serving batch saw different weights" in text
     assert "4 steps skipped, since their gradients were not finite; training stopped there" in " ".join(text.split())
@@ -65,6 +66,7 @@ def test_warns(example_run: Path) -> None:
     assert "3 requests beyond the range of the coefficients" in text
     assert "stage 1 serve took 2.50 x the coefficients' time from 3.00 s on" in text
     unwrapped = " ".join(text.split())
+    assert "node 3 stage 1 took 1.60 x the time of other nodes from 60.0 s on" in unwrapped
     assert "stage 0 backward took 0.4 x the coefficients' time from 1.00 s to 20.0 s" in unwrapped
 
 

@@ -435,6 +435,7 @@ class SchedulerLoop:
             now,
             self._serving.values(),
             self._scheduler.drifts,
+            self._scheduler.stragglers,
             received=self._requests - self._arrivals.left,
             requests=self._requests,
             checkpoint=self._checkpoints.last_step if self._checkpoints is not None else None,

@@ -7,6 +7,7 @@ from collections import Counter, deque
 from collections.abc import Iterable, Mapping
 
 from lemix_hpc.policy.drift import Drift
+from lemix_hpc.policy.stragglers import Straggler
 from lemix_hpc.records.schema import Outcome, Progress, ServedTask
 from lemix_hpc.records.writer import Recorder
 from lemix_hpc.runtime.http.metrics import Figures, KeyUse
@@ -123,6 +124,7 @@ class LiveView:
         now: float,
         serving: Iterable[ServingTask],
         drifts: list[Drift],
+        stragglers: list[Straggler],
         *,
         received: int,
         requests: int,
@@ -133,8 +135,8 @@ class LiveView:
     ) -> Figures:
         """Replace the picture, and return the figures of this moment.
 
-        `received` of `requests` have come so far, `serving` are under way; `drifts`: alarms so far; `checkpoint`: step
-        of the newest, `failure`: why one could not be saved; `disk`: why it does not take everything.
+        `received` of `requests` have come so far, `serving` are under way; `drifts` and `stragglers`: alarms so far;
+        `checkpoint`: step of the newest, `failure`: why one could not be saved; `disk`: why it does not take everything.
         """
         self._shown = now
         training, loss = self._training, self._figures.loss
@@ -158,6 +160,7 @@ class LiveView:
                 checkpoint_failure=failure,
                 stage_busy=self._figures.look(now),
                 drift=[drift for drift in drifts if drift.until_s is None],
+                stragglers=[straggler for straggler in stragglers if straggler.until_s is None],
                 disk=disk,
                 keys=self._keys,
                 classes=self._classes.figures(),

@@ -344,6 +344,7 @@ class SchedulerRank:
             training_stopped=loop.training_stopped,
             lost_losses=loop.lost_losses,
             drift=scheduler.drifts,
+            stragglers=scheduler.stragglers,
             across_nodes=loop.rounds.facts() if loop.rounds is not None else None,
             overhead_s=scheduler.rules.overhead,
             checkpoints=self._checkpoints.facts() if self._checkpoints is not None else None,
