@@ -33,9 +33,9 @@ def learned_file(
     """The file that a run with so many stages started from, with the times that it learned.
 
     Forwards are those of serving, or of training where nothing was served. Kinds that did not run keep the file's times.
-    Residuals and points are left out: they belong to the old times. So are step times and memory per layer.
+    Residuals and points are left out: they belong to the old times. So are step times per layer.
     """
-    latency = file.latency(stages)
+    latency, held = file.latency(stages), file.memory(stages)
     gains = {(lesson.stage, lesson.kind): lesson.gains for lesson in learned}
 
     def corrected(form: StageTime, stage: int, *kinds: PassKind) -> StageTime:
@@ -53,7 +53,7 @@ def learned_file(
                 forward=block(corrected(forward, stage, "serve", "forward")),
                 backward=factor if factor and not measured else block(corrected(backward, stage, "backward")),
                 step_s=given.step_s if file.stages else None,
-                memory=given.memory if file.stages else None,
+                memory=held[stage] if held is not None else given.memory,
             )
         )
     changes = {"per_layer": None, "stages": times, "points": None, "provenance": provenance}

@@ -42,6 +42,12 @@ def test_what_was_learned_goes_into_the_stages_of_the_new_file() -> None:
     assert new.provenance == {"source": "a run"}
 
 
+def test_what_stages_hold_stays_as_it_was() -> None:
+    layer = {"weights_bytes": 3, "optimizer_bytes": 5, "activation_bytes_per_token": 2.5, "kv_bytes_per_token": 1.5}
+    file = made(per_layer={"forward": block(AFFINE), "memory": layer})
+    assert learned_file(file, 2, [lesson(0, "serve", 2, 3, 4, 5)], {}).memory(2) == file.memory(2)
+
+
 def test_training_forwards_count_where_nothing_was_served() -> None:
     new = learned_file(made(stages=[{"forward": block(AFFINE)}]), 1, [lesson(0, "forward", 2, 2, 2, 2)], {})
     assert new.latency(1).forward == (AFFINE.scaled(2),)
