@@ -148,7 +148,8 @@ class StageEngine(Protocol):
     The first stage gets no `hidden`, the last returns results instead of activations. With one stage both hold. `hidden` and
     its gradient have the shape that the engine's own stages agree on, such as (1, tokens, hidden) for a serving batch and
     (rows, length, hidden) for a micro-batch. Whatever a method raises ends the run, with the words of the exception; but for
-    `lemix_hpc.engines.meter.DeviceMemoryError` from `serve` and `forward`, which are called again once there is more memory.
+    `lemix_hpc.engines.meter.DeviceMemoryError` from `serve`, `forward` and `backward`, which are called again once
+    there is more memory.
     """
 
     def serve(self, batch: ServeBatch, hidden: Payload | None) -> Work[Payload | list[SequenceResult] | None]:
@@ -170,7 +171,8 @@ class StageEngine(Protocol):
 
     def backward(self, micro_batch: int, grad: Payload | None) -> Work[Payload | None]:
         """Backward of the forward of the micro-batch with this id; returns the gradient for the previous stage, None on the
-        first. `grad` comes from the next stage, None on the last: there the loss counts with 1 / `group_size`.
+        first. `grad` comes from the next stage, None on the last: there the loss counts with 1 / `group_size`. Called again
+        after a DeviceMemoryError it goes on where that was; no weights change in between.
 
         Raises KeyError for a micro-batch whose forward did not run here.
         """

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from lemix_hpc.config.recipe import Recipe
 from lemix_hpc.engines.emulated import EmulatedStage
@@ -228,3 +229,40 @@ def test_a_device_that_is_full_lets_training_move_aside_and_runs_the_pass_again(
     first, second = node.leader._gate._stages
     assert (first.room.limit, second.room.limit) == (285, 1000)
     assert (first.offloads, second.offloads) == (2, 0), "for the pass that failed, and for the next micro-batch"
+
+
+@pytest.mark.parametrize("alone", [False, True], ids=["others rest", "nothing else rests"])
+def test_a_backward_without_memory_goes_on_once_others_have_moved(alone: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a device whose memory ends in the middle of a graph: the weights become those of a run with enough of it."""
+    grad, failures = torch.autograd.grad, iter([False] * 3 + [True])
+
+    def full(*arguments: Any) -> Any:
+        gradients = grad(*arguments)
+        if next(failures, False):
+            raise torch.OutOfMemoryError("full")
+        return gradients
+
+    weights = []
+    for disturbed in (False, True):
+        node = torch_node(1.0, "offload")
+        with monkeypatch.context() as patch:
+            if disturbed:
+                patch.setattr(torch.autograd, "grad", full)
+            train(node, 1 if alone else 8)
+        weights.append([bytes(payload.data) for worker in node.workers for payload in worker._engine.read_weights()])
+        stages = node.leader._gate._stages
+        assert bool(sum(stage.offloads for stage in stages)) == (disturbed and not alone)
+        assert (min(stage.room.limit for stage in stages) < 1e7) == disturbed, "it counts on less from now on"
+        assert all(stage.activations == stage.back == 0 for stage in stages)
+    assert weights[0] == weights[1]
+
+
+def train(node: Node, size: int) -> None:
+    """One step of a group of so many micro-batches, on both stages."""
+    draw = np.random.default_rng(0)
+    for number in range(size):
+        tokens = draw.integers(0, 257, (2, 64), dtype=np.int32).tobytes()
+        node.tell(m.Train(MicroBatch(number, 0, number, size, 2, 64, tokens, tokens)))
+    while any(worker._updates.version < 1 for worker in node.workers) or node.leader._gate._held_by:
+        node.turn()
+        assert node.time < 200, "nothing goes on any more"

@@ -13,7 +13,8 @@ T = TypeVar("T")
 
 
 def may_be_repeated(work: Work[T]) -> Work[T]:
-    """The same work. Raises DeviceMemoryError if it does not fit, and leaves nothing of it in the device's memory."""
+    """The same work. Raises DeviceMemoryError if it does not fit, and leaves nothing of the piece that failed in the device's
+    memory."""
     try:
         return (yield from work)
     except torch.OutOfMemoryError as error:

@@ -6,8 +6,10 @@ has a backward of its own, and the work can stop between any two.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 
@@ -23,11 +25,18 @@ Collect = Callable[[torch.Tensor, torch.Tensor], None]
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """One piece's graph, from its detached input (None where that is tokens) to its output."""
+    """One piece's graph, from its detached input (None where that is tokens) to its output. `run` makes the output from the
+    input."""
 
     input: torch.Tensor | None
     output: torch.Tensor
     parameters: list[torch.Tensor]
+    run: Callable[[], torch.Tensor]
+
+    def made_again(self) -> Segment:
+        """With a new graph, in place of one that was used in part. Under the same weights it is the same."""
+        with torch.enable_grad():
+            return replace(self, output=self.run())
 
 
 def forward(
@@ -44,22 +53,20 @@ def forward(
     """
     keep = segments is not None
     positions = torch.arange(entry.shape[1], device=entry.device).unsqueeze(0)
-    arguments = None
+    arguments = functools.cache(functools.partial(module.layer_arguments, positions))
     hidden = entry
     for index, block in enumerate(module.blocks):
         parameters: list[torch.Tensor] = list(block.parameters())
+        if index == 0 and module.first:
+            start = None
+            parameters += module.embedding_parameters
+        else:
+            start = hidden.detach().requires_grad_(keep)
+        run = functools.partial(_run_block, module, block, start, entry, positions, arguments)
         with torch.set_grad_enabled(keep):
-            if index == 0 and module.first:
-                start = None
-                hidden = module.embed(entry, positions)
-                parameters += module.embedding_parameters
-            else:
-                start = hidden = hidden.detach().requires_grad_(keep)
-            if arguments is None:
-                arguments = module.layer_arguments(positions, hidden.dtype)
-            hidden = module.run_block(block, hidden, arguments, attend_within_rows)
+            hidden = run()
         if segments is not None:
-            segments.append(Segment(start, hidden, parameters))
+            segments.append(Segment(start, hidden, parameters, run))
         yield
     if labels is None:
         return hidden.detach()
@@ -72,50 +79,93 @@ def forward(
     return loss
 
 
+def _run_block(
+    module: StageModule,
+    block: torch.nn.Module,
+    start: torch.Tensor | None,
+    entry: torch.Tensor,
+    positions: torch.Tensor,
+    arguments: Callable[[torch.dtype], Any],
+) -> torch.Tensor:
+    """A block's output from its input, or from the stage's tokens where it has none."""
+    hidden = module.embed(entry, positions) if start is None else start
+    return module.run_block(block, hidden, arguments(hidden.dtype), attend_within_rows)
+
+
 def _loss(
     module: StageModule, hidden: torch.Tensor, labels: Labels, segments: list[Segment | HeadGradients] | None
 ) -> torch.Tensor:
     """Mean NLL of the labelled tokens, 0 if there is none. Logits are made for labelled positions only."""
     keep = segments is not None
+    start = hidden.detach().requires_grad_(keep)
+    run = functools.partial(_whole_loss, module, start, labels)
     with torch.set_grad_enabled(keep):
-        start = hidden.detach().requires_grad_(keep)
-        predicting = start.flatten(0, 1)[labels.in_rows(start.shape[1])]
-        loss = summed_loss(module, predicting, labels.targets) / max(len(labels.targets), 1)
+        loss = run()
     if segments is not None:
-        segments.append(Segment(start, loss, module.head_parameters))
+        segments.append(Segment(start, loss, module.head_parameters, run))
     return loss.detach()
 
 
-def backward(
-    segments: list[Segment | HeadGradients], grad: torch.Tensor, collect: Collect
-) -> Work[torch.Tensor | None]:
-    """Backpropagate `grad`, the gradient of the last segment's output, and free the graph on the way. Where the gradient of the
-    loss was taken at once, it goes on from that.
+def _whole_loss(module: StageModule, hidden: torch.Tensor, labels: Labels) -> torch.Tensor:
+    predicting = hidden.flatten(0, 1)[labels.in_rows(hidden.shape[1])]
+    return summed_loss(module, predicting, labels.targets) / max(len(labels.targets), 1)
+
+
+def backward(segments: list[Segment | HeadGradients], course: Backward, collect: Collect) -> Work[torch.Tensor | None]:
+    """Backpropagate the gradient of the last segment's output, and free the graph on the way. Where the gradient of the loss
+    was taken at once, it goes on from that.
 
     Hands every parameter's gradient to `collect` (more than once for a parameter that several segments use) and returns
-    the gradient of the first segment's input, None where that is tokens.
+    the gradient of the first segment's input, None where that is tokens. After an error for want of memory the same call goes
+    on from there.
     """
-    flowing: torch.Tensor | None = grad
+    course.settle(collect)
     while segments:
-        segment = segments.pop()
+        segment = segments[-1]
         if isinstance(segment, HeadGradients):
-            flowing = segment.hidden
-            for parameter, value in zip(segment.parameters, segment.of_parameters, strict=True):
-                collect(parameter, value)
+            pairs = list(zip(segment.parameters, segment.of_parameters, strict=True))
+            course.flowing, course.uncollected = segment.hidden, pairs
+            segments.pop()
         else:
-            flowing = _backward_segment(segment, flowing, collect)
+            course.through(segments)
+        course.settle(collect)
         if segments:
             yield
-    return flowing
+    return course.flowing
 
 
-def _backward_segment(segment: Segment, grad: torch.Tensor | None, collect: Collect) -> torch.Tensor | None:
-    # `autograd.grad` instead of `backward`: the gradients come out as values and may belong to any group, whatever else
-    # is under way.
-    inputs = list(segment.parameters)
-    if segment.input is not None:
-        inputs.append(segment.input)
-    grads = torch.autograd.grad(segment.output, inputs, grad)
-    for parameter, parameter_grad in zip(segment.parameters, grads, strict=False):
-        collect(parameter, parameter_grad)
-    return None if segment.input is None else grads[-1]
+@dataclass(slots=True)
+class Backward:
+    """How far a backward has come: the gradient that goes on (`flowing`), and those of the last piece that are not summed yet.
+    `damaged`: autograd has given up in the middle of the next piece's graph, which cannot be used again."""
+
+    flowing: torch.Tensor | None
+    uncollected: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
+    damaged: bool = False
+
+    def through(self, segments: list[Segment | HeadGradients]) -> None:
+        """Through the last segment, which is gone then."""
+        segment = segments[-1]
+        assert isinstance(segment, Segment), "others have their gradients"
+        if self.damaged:
+            segments[-1] = segment = segment.made_again()
+            self.damaged = False
+        # `autograd.grad` instead of `backward`: the gradients come out as values and may belong to any group, whatever else
+        # is under way.
+        inputs = list(segment.parameters)
+        if segment.input is not None:
+            inputs.append(segment.input)
+        try:
+            grads = torch.autograd.grad(segment.output, inputs, self.flowing)
+        except torch.OutOfMemoryError:
+            self.damaged = True
+            raise
+        segments.pop()
+        self.flowing = None if segment.input is None else grads[-1]
+        self.uncollected = list(zip(segment.parameters, grads, strict=False))
+
+    def settle(self, collect: Collect) -> None:
+        """Hand over what is not yet: each gradient once, whatever fails in between."""
+        while self.uncollected:
+            collect(*self.uncollected[-1])
+            self.uncollected.pop()

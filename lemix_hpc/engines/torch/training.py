@@ -17,7 +17,7 @@ from lemix_hpc.engines.torch.chunked_loss import HeadGradients
 from lemix_hpc.engines.torch.gradients import GroupGradients
 from lemix_hpc.engines.torch.labels import Labels
 from lemix_hpc.engines.torch.memory_errors import may_be_repeated
-from lemix_hpc.engines.torch.micro_batch import Segment
+from lemix_hpc.engines.torch.micro_batch import Backward, Segment
 from lemix_hpc.engines.torch.module import StageModule
 from lemix_hpc.engines.torch.offloading import KeptMemory, Mover, mover_for
 from lemix_hpc.engines.torch.optimizer import StageOptimizer
@@ -38,6 +38,7 @@ class _Pass:
     segments: list[Segment | HeadGradients] = field(default_factory=list)
     recompute: bool = False
     kept: KeptMemory = field(default_factory=KeptMemory)
+    backward: Backward | None = None
 
 
 class StageTraining:
@@ -80,7 +81,9 @@ class StageTraining:
 
     def backward(self, micro_batch: int, grad: Payload | None) -> Work[Payload | None]:
         work = self._backward(micro_batch, grad)
-        return self._queue.work(work, lambda result: None if result is None else self._wire.payload(result))
+        return may_be_repeated(
+            self._queue.work(work, lambda result: None if result is None else self._wire.payload(result))
+        )
 
     def offload(self, micro_batch: int) -> Transfer:
         return self._moves.to_host(self._passes[micro_batch].kept)
@@ -132,21 +135,28 @@ class StageTraining:
 
     def _backward(self, micro_batch: int, grad: Payload | None) -> Work[torch.Tensor | None]:
         current = self._passes[micro_batch]
-        group, done = current.micro_batch.group, False
+        group, done, goes_on = current.micro_batch.group, False, False
         try:
-            if current.recompute:
-                yield from self._run(current, keep=True)
-                yield
+            if current.backward is None:
+                if current.recompute:
+                    current.segments.clear()  # of a try that had no memory for all of them
+                    yield from self._run(current, keep=True)
+                    yield
+                current.backward = Backward(self._output_grad(current.micro_batch, grad))
             result = yield from passes.backward(
                 current.segments,
-                self._output_grad(current.micro_batch, grad),
+                current.backward,
                 lambda parameter, value: self._gradients.add(group, parameter, value),
             )
             done = True
+        except torch.OutOfMemoryError:
+            goes_on = True  # in the next call
+            raise
         finally:
-            del self._passes[micro_batch]
-            if not done:  # a part of a gradient is of no use
-                self._gradients.drop(group)
+            if not goes_on:
+                del self._passes[micro_batch]
+                if not done:  # a part of a gradient is of no use
+                    self._gradients.drop(group)
         return result
 
     def seal(self, group: int, tied: Payload | None) -> GroupGradient:

@@ -179,8 +179,8 @@ class MemoryGate:
                 self._asked = asked
             case m.Moved() as moved:
                 self._moved(moved)
-            case m.OutOfMemory(stage):
-                self._out_of_memory(stage)
+            case m.OutOfMemory(stage, begun):
+                self._out_of_memory(stage, begun)
 
     def worked(self, spans: Sequence[m.WorkSpan]) -> None:
         """Passes have ended: activations rest until their backward, or are gone."""
@@ -198,11 +198,14 @@ class MemoryGate:
         stages = [stage.peaks for stage in self._stages]
         return NodeMemory(stages, *waits[0], *waits[1], self._preemptions, self._recomputed)
 
-    def _out_of_memory(self, at: int) -> None:
+    def _out_of_memory(self, at: int, begun: int) -> None:
         """A stage has less memory than the accounts say: count on less from now on, and let one micro-batch make room."""
         stage = self._stages[at] if self._stages else None
         if stage is not None:
             held = stage.cache + stage.activations
+            # What its backward has begun with stays, also where it has been told to leave.
+            stage.movable.pop(begun, None)
+            stage.leaving.pop(begun, None)
             stage.room = replace(stage.room, limit=min(stage.room.limit, round(SAFE_PART * held)))
             print(
                 f"stage {at} ran out of memory: tasks get {stage.room.limit / 1e9:.3g} GB there from now on", flush=True

@@ -9,7 +9,7 @@ from typing import Any
 from lemix_hpc.engines.protocol import MicroBatch, Payload, StageEngine
 from lemix_hpc.policy.latency import Shape
 from lemix_hpc.runtime.stage.links import StageLinks
-from lemix_hpc.runtime.stage.micro_batch_tracker import MicroBatchTracker
+from lemix_hpc.runtime.stage.micro_batch_tracker import Gradient, MicroBatchTracker
 from lemix_hpc.runtime.stage.resting_activations import RestingActivations
 from lemix_hpc.runtime.stage.weight_updates import WeightUpdates
 from lemix_hpc.runtime.stage.work_items import Arrived, Pass
@@ -101,8 +101,11 @@ class Passes:
     def backward(self) -> Pass:
         """Backward of the next micro-batch whose gradient is there."""
         gradient = self.groups.take_gradient()
+        self.resting.begins(gradient.micro_batch.id)
+        return self._backward(gradient)
+
+    def _backward(self, gradient: Gradient) -> Pass:
         micro_batch = gradient.micro_batch
-        self.resting.begins(micro_batch.id)
 
         def done(result: Any) -> None:
             self.groups.backward_done(micro_batch)
@@ -114,7 +117,8 @@ class Passes:
                 self._on_group_done(micro_batch.group)
 
         work = self._engine.backward(micro_batch.id, gradient.grad)
-        return Pass("backward", work, done, [micro_batch.id], shape=_shape(micro_batch))
+        shape = _shape(micro_batch)
+        return Pass("backward", work, done, [micro_batch.id], shape=shape, again=lambda: self._backward(gradient))
 
     def whole(self, group: int) -> None:
         """A group's gradient has everything that belongs to it on this stage."""

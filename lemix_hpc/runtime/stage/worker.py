@@ -334,7 +334,8 @@ class StageWorker:
             self._urgent = None
         again.tries, again.worked = failed.tries + 1, failed.worked
         self._retry = again
-        self._links.to_leader(m.OutOfMemory(self._place.stage))
+        begun = next((each for each in (failed, self._training) if each and each.kind == "backward"), None)
+        self._links.to_leader(m.OutOfMemory(self._place.stage, begun.tasks[0] if begun else -1))
 
     def _try_again(self) -> None:
         if self._retry is not None and self._retry.kind == "serve":

@@ -63,9 +63,11 @@ class Moved(msgspec.Struct, frozen=True, array_like=True, tag=True):
 
 
 class OutOfMemory(msgspec.Struct, frozen=True, array_like=True, tag=True):
-    """Stage to leader: a pass did not fit into the device's memory, whatever the accounts say, and is to run again."""
+    """Stage to leader: a pass did not fit into the device's memory, whatever the accounts say, and is to run again. `begun`:
+    the micro-batch whose backward has begun there, -1 for none: it stays."""
 
     stage: int
+    begun: int = -1
 
 
 class TryAgain(msgspec.Struct, frozen=True, array_like=True, tag=True):

@@ -65,7 +65,7 @@ def trained(module: StageModule, labels: torch.Tensor) -> tuple[float, dict[str,
         name = names[id(parameter)]
         grads[name] = grads[name] + grad.float() if name in grads else grad.float()
 
-    drive(passes.backward(segments, torch.tensor(SHARE), collect))
+    drive(passes.backward(segments, passes.Backward(torch.tensor(SHARE)), collect))
     module.logits = logits  # type: ignore[method-assign]
     return float(loss), grads, seen
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -9,9 +10,10 @@ import pytest
 import torch
 
 from lemix_hpc.config.recipe import Recipe
-from lemix_hpc.engines.meter import finish
+from lemix_hpc.engines.meter import DeviceMemoryError, finish
 from lemix_hpc.engines.protocol import MicroBatch
 from lemix_hpc.engines.torch.build import build_stage
+from lemix_hpc.engines.torch.gradients import GroupGradients
 from lemix_hpc.engines.torch.stage import TorchStage
 from tests.runtime.conftest import tiny_llama
 
@@ -74,3 +76,64 @@ def test_a_stage_that_offloads_nothing_keeps_no_list_and_says_so() -> None:
     assert not first._passes[0].kept.storages
     with pytest.raises(ValueError, match="offloads nothing"):
         first.offload(0)
+
+
+class Short:
+    """A device that is out of memory at chosen moments of a backward: in the middle of a piece's graph, or while what came out
+    of it is summed."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, at: int, summing: bool) -> None:
+        self._left = at
+        self._grad, self._add = torch.autograd.grad, GroupGradients.add
+        if summing:
+            # A bound method would not be given the object.
+            monkeypatch.setattr(GroupGradients, "add", lambda *arguments: self._adding(*arguments))  # noqa: PLW0108
+        else:
+            monkeypatch.setattr(torch.autograd, "grad", self._in_the_graph)
+
+    @property
+    def came(self) -> bool:
+        return self._left < 0
+
+    def _is_now(self) -> bool:
+        self._left -= 1
+        return self._left == -1
+
+    def _in_the_graph(self, *arguments: Any) -> Any:
+        gradients = self._grad(*arguments)  # which frees the graph
+        if self._is_now():
+            raise torch.OutOfMemoryError("full")
+        return gradients
+
+    def _adding(self, *arguments: Any) -> None:
+        if self._is_now():
+            raise torch.OutOfMemoryError("full")
+        self._add(*arguments)
+
+
+def backward(stage: TorchStage, number: int, grad: Any) -> Any:
+    """It is called again if there is no memory for it."""
+    try:
+        return finish(stage.backward(number, grad))
+    except DeviceMemoryError:
+        return finish(stage.backward(number, grad))
+
+
+def test_a_backward_without_memory_goes_on_where_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    for release, summing in itertools.product(("sync", "async"), (False, True)):
+        undisturbed, at = gradients(stages(release), moved=False), 0
+        while True:
+            first, last = stages(release)
+            for number in (0, 1):
+                hidden: Any = finish(first.forward(micro_batch(number), None))
+                finish(last.forward(micro_batch(number), hidden))
+            with monkeypatch.context() as patch:
+                short = Short(patch, at=at, summing=summing)
+                for number in (0, 1):
+                    backward(first, number, backward(last, number, None))
+            found = [gradient for stage in (first, last) for gradient in stage._gradients.take(0)]
+            assert all(map(torch.equal, found, undisturbed)), (release, summing, at)
+            if not short.came:
+                break
+            at += 7 if summing else 1
+        assert at > 8, "every piece has failed once"

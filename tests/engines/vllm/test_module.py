@@ -69,7 +69,7 @@ def run(module: Any, entry: torch.Tensor, labels: torch.Tensor | None) -> tuple[
 
     torch.manual_seed(5)
     flowing = torch.tensor(1.0) if labels is not None else torch.randn_like(output)
-    entry_grad = finish(passes.backward(segments, flowing, collect))
+    entry_grad = finish(passes.backward(segments, passes.Backward(flowing), collect))
     return output, grads | ({} if entry_grad is None else {"entry": entry_grad})
 
 
