@@ -21,11 +21,11 @@ from lemix_hpc.workload.tasks import Request
 from lemix_hpc.workload.training import stream
 
 
-def replay(run_dir: Path, recipe: Recipe) -> tuple[RunRecords, Simulated]:
+def replay(run_dir: Path, recipe: Recipe, *, messages: float = 1.0) -> tuple[RunRecords, Simulated]:
     """What a run has recorded, and the same load simulated with a recipe that differs in its policy.
 
     Arrivals and lengths are the recorded ones, stage times those that the run learned, what passes wait for messages is what it
-    was in the mean, T0 and with it the limits are the run's.
+    was in the mean, or `messages` times that, T0 and with it the limits are the run's.
     Raises UserError for records that are missing or broken.
     """
     records = read_run(run_dir)
@@ -34,7 +34,7 @@ def replay(run_dir: Path, recipe: Recipe) -> tuple[RunRecords, Simulated]:
     known = [task for task in records.served if task.number is not None]
     refused = [task for task in records.served if task.number is None]
     requests = _requests(run_dir, known)
-    emulated = _with_its_messages(_with_as_much_training(recipe, len(records.served)), records)
+    emulated = _with_its_messages(_with_as_much_training(recipe, len(records.served)), records, messages)
 
     def run(recipe: Recipe) -> Simulated:
         batches = stream(recipe.training, None, recipe.seed) if recipe.training else None
@@ -55,12 +55,12 @@ def _with_as_much_training(recipe: Recipe, received: int) -> Recipe:
     return recipe.model_copy(update={"engine": engine, "training": training})
 
 
-def _with_its_messages(recipe: Recipe, records: RunRecords) -> Recipe:
-    """The recipe with as long waits between passes as a real run had; a simulated one had those of its recipe."""
+def _with_its_messages(recipe: Recipe, records: RunRecords, times: float) -> Recipe:
+    """The recipe with so many times as long waits between passes as a real run had; a simulated one had those of its recipe."""
     between = summarise(records)["between_passes_ms"]["mean"]
     if between is None or records.facts.engine == "simulated":
         return recipe
-    simulate = recipe.simulate.model_copy(update={"between_passes_ms": max(0.0, between)})
+    simulate = recipe.simulate.model_copy(update={"between_passes_ms": max(0.0, times * between)})
     return recipe.model_copy(update={"simulate": simulate})
 
 
