@@ -6,6 +6,8 @@
     python benchmarks/policy_study.py kinds
     python benchmarks/policy_study.py conversations
     python benchmarks/policy_study.py bounds
+    python benchmarks/policy_study.py in-flight
+    python benchmarks/policy_study.py memory
     python benchmarks/policy_study.py day
     python benchmarks/policy_study.py trace --azure conv.csv
 
@@ -15,6 +17,7 @@ Each row is the mean over the seeds of simulations of recipes/policy-study.yaml 
 from __future__ import annotations
 
 import argparse
+import itertools
 import statistics
 import tempfile
 from collections.abc import Sequence
@@ -129,7 +132,8 @@ def ablations(folder: Path) -> list[Case]:
 
 
 def sync_gpipe() -> tuple[str, ...]:
-    return ("training.release=sync", "training.schedule=gpipe", "training.micro_batches_per_step=4")
+    group = ("training.micro_batches_per_step=4", "training.in_flight=null")
+    return ("training.release=sync", "training.schedule=gpipe", *group)
 
 
 def paper_form() -> dict[str, Any]:
@@ -218,6 +222,68 @@ def bounds(seeds: int, tasks: int) -> None:
         )
 
 
+def in_flight(seeds: int, tasks: int, stages: int) -> None:
+    """Tasks/makespan by micro-batches in flight; of chat lengths, and all equal."""
+    numbers = [times * stages for times in (1, 2, 4, 8)]
+    nodes = (f"nodes.stages={stages}", f"nodes.count={8 // stages}")
+    lengths = {"chat lengths": (), "770 tokens each": ("training.lengths=null", "training.sequence_length=770")}
+    print("| micro-batches | training | placement |" + "".join(f" {number} |" for number in numbers))
+    print("|---|---|---|" + "---|" * len(numbers))
+    for (name, changes), share, placement in itertools.product(
+        lengths.items(), (0.5, 0.9), ("least-completion", "separate")
+    ):
+        common = (*nodes, *changes, f"training.share={share}", f"serving.source.requests={round((1 - share) * tasks)}")
+        cells = []
+        for number in numbers:
+            case = (*common, "serving.source.rate=100", f"policy.placement={placement}", f"training.in_flight={number}")
+            cells.append(statistics.mean(throughput((*case, f"seed={seed}")) for seed in range(seeds)))
+        print(f"| {name} | {100 * share:g} % | `{placement}` |" + "".join(f" {cell:.1f} |" for cell in cells))
+
+
+def memory(seeds: int, requests: int) -> None:
+    """Memory awareness off, in part, and on, on stages of 80 GB, and without an end for comparison."""
+    generates = (
+        "serving.mode=generate",
+        "engine.max_batch_requests=64",
+        "policy.pace=none",
+        "serving.max_new_tokens=400",
+    )
+    long = ("training.lengths=null", "training.sequence_length=4096", "training.in_flight=4")
+    loads = {
+        "scored, 100/s": ("serving.source.rate=100", "training.in_flight=8"),
+        "generated, 24/s": (*generates, "serving.source.rate=24", "training.in_flight=8"),
+        "long, generated, 8/s": (*generates, *long, "serving.source.rate=8", "serving.source.lengths=azure-conv"),
+    }
+    print("| | `mode` | SLO(5) % | tasks/s | waits | mean s | offloads | caches lost | fullest stage % | unfinished |")
+    print("|---|---|---|---|---|---|---|---|---|---|")
+    for (name, load), mode in itertools.product(loads.items(), ("ignore", "wait", "offload")):
+        limit = f"policy.memory={{mode: {mode}, capacity_gb: 80, offload_gb_per_s: 20}}"
+        changes = (*load, limit, f"serving.source.requests={requests}")
+        rows = [memory_figures((*changes, f"seed={seed}")) for seed in range(seeds)]
+        means = [statistics.mean(column) for column in zip(*rows, strict=True)]
+        cells = (f"{value:,.{digits}f}" for value, digits in zip(means, (1, 1, 0, 2, 0, 0, 0, 0), strict=True))
+        print(f"| {name} | `{mode}` | " + " | ".join(cells) + " |", flush=True)
+
+
+def memory_figures(changes: tuple[str, ...]) -> list[float]:
+    """SLO(5) %, tasks/s, waits for memory, seconds of one in the mean, offloads, caches lost, the most that a stage would have
+    held in % of its memory, and tasks that did not end."""
+    report = simulate(load_recipe(RECIPE, changes)).summary
+    serving, training, used = report["serving"], report["training"], report["memory"]
+    waits = [used["serving_waits"], used["training_waits"]]
+    count = sum(each["count"] for each in waits)
+    return [
+        100 * serving["slo"]["5"],
+        report["throughput"]["per_makespan"],
+        count,
+        sum(each["count"] * (each["mean_s"] or 0.0) for each in waits) / max(count, 1),
+        used["offloads"],
+        used["preemptions"],
+        100 * max(stage["peak"] for stage in used["stages"]),
+        serving["received"] - serving["finished"] + training["released"] - training["finished"],
+    ]
+
+
 def throughput(changes: tuple[str, ...]) -> float:
     """Tasks per second of makespan."""
     return float(simulate(load_recipe(RECIPE, changes)).summary["throughput"]["per_makespan"])
@@ -258,11 +324,12 @@ def day(hours: float) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    names = ("ablations", "scores", "bursts", "kinds", "conversations", "bounds", "day", "trace")
+    names = ("ablations", "scores", "bursts", "kinds", "conversations", "bounds", "in-flight", "memory", "day", "trace")
     parser.add_argument("table", choices=names)
     parser.add_argument("--rates", type=float, nargs="+", default=[50.0, 100.0, 140.0])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--requests", type=int, default=2000, help="and as many micro-batches")
+    parser.add_argument("--stages", type=int, default=2, help="of `in-flight`: 8 / stages nodes")
     parser.add_argument("--hours", type=float, default=24.0, help="of `day`")
     parser.add_argument("--azure", type=Path, help="conv.csv of the Azure LLM inference trace 2023, for `trace`")
     args = parser.parse_args()
@@ -281,6 +348,10 @@ def main() -> None:
                 table(conversations(), loads(args.rates, args.requests), args.seeds)
             case "bounds":
                 bounds(args.seeds, 2 * args.requests)
+            case "in-flight":
+                in_flight(args.seeds, 2 * args.requests, args.stages)
+            case "memory":
+                memory(args.seeds, args.requests)
             case "day":
                 day(args.hours)
             case "trace":

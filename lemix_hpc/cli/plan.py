@@ -51,11 +51,14 @@ def plan(
 def _plans(recipe: Recipe, *, cuda: bool) -> Sequence[StagePlan]:
     from lemix_hpc.engines.memory_plan import plan_from_file, plan_memory
     from lemix_hpc.profiling.coefficients import load_coefficients
+    from lemix_hpc.run_setup.in_flight import planned_in_flight
+    from lemix_hpc.run_setup.memory_limits import micro_batch_tokens
 
     coefficients = recipe.engine.coefficients
     if recipe.engine.computes or coefficients is None:
         return plan_memory(recipe, cuda=cuda)
-    return plan_from_file(recipe, load_coefficients(coefficients))
+    file = load_coefficients(coefficients)
+    return plan_from_file(recipe, file, planned_in_flight(recipe), micro_batch_tokens(recipe))
 
 
 def _capacity(capacity_gb: float | None, host: Gpus | None) -> float | None:

@@ -330,6 +330,7 @@ class Recipe(Section):
 
     @property
     def in_flight(self) -> int:
-        """Micro-batches of a node between the first stage's forward and its backward, at most."""
+        """Micro-batches of a node between the first stage's forward and its backward, as far as the recipe says it: what it
+        gives, or one for each stage."""
         given = self.training.in_flight if self.training is not None else None
         return given or self.nodes.stages

@@ -39,7 +39,8 @@ class Training(Section):
     schedule: Literal["1f1b", "gpipe"] = Field(default="1f1b", description="order within a `sync` group")
     micro_batches_per_step: int = Field(default=1, gt=0, le=100_000)
     in_flight: PositiveInt | None = Field(
-        default=None, description="micro-batches of a node between forward and backward; default one for each stage"
+        default=None,
+        description="micro-batches of a node between forward and backward; default what helps and fits, at least one a stage",
     )
     learning_rate: PositiveFloat = 1e-4
     learning_rate_schedule: Literal["constant", "linear", "cosine"] = "constant"

@@ -66,8 +66,9 @@ def plan_memory(recipe: Recipe, *, cuda: bool) -> list[StagePlan]:
     return [_plan(recipe, sizes, stage, layers, cuda=cuda) for stage, layers in enumerate(ranges)]
 
 
-def plan_from_file(recipe: Recipe, file: CoefficientFile) -> list[StagePlan]:
-    """As `plan_memory`, of an engine without weights: what the coefficient file says of those that it stands for.
+def plan_from_file(recipe: Recipe, file: CoefficientFile, in_flight: int, tokens: int) -> list[StagePlan]:
+    """As `plan_memory`, of an engine without weights: what the coefficient file says of those that it stands for. With so many
+    micro-batches `in_flight`, of `tokens` each.
 
     Raises UserError for a file that does not say it.
     """
@@ -78,9 +79,8 @@ def plan_from_file(recipe: Recipe, file: CoefficientFile) -> list[StagePlan]:
     for stage, (memory, layers) in enumerate(zip(memories, file.layers_of(stages), strict=True)):
         device: dict[str, float] = {"weights": memory.weights_bytes}
         if recipe.training is not None:
-            tokens = recipe.training.micro_batch_size * recipe.training.sequence_length
             device["optimizer and gradients"] = memory.optimizer_bytes
-            device["activations"] = (recipe.in_flight - stage) * tokens * (memory.activation_bytes_per_token or 0.0)
+            device["activations"] = (in_flight - stage) * tokens * (memory.activation_bytes_per_token or 0.0)
         if recipe.serving is not None:
             requests = recipe.engine.max_batch_requests * longest_request(recipe, USUAL_CONTEXT)
             device[CACHE] = requests * (memory.kv_bytes_per_token or 0.0)

@@ -59,28 +59,31 @@ def rooms_of(recipe: Recipe, hardware: Hardware, node: int) -> list[StageRoom]:
 
     Raises UserError for a file that does not say what work takes, and for work that would never fit.
     """
-    capacity, trains = capacities(recipe)[node], _trains(recipe, node)
+    capacity, is_trained = capacities(recipe)[node], trains(recipe, node)
     stages = [
-        _Stage(recipe, f"stage {stage} of node {node}", memory, capacity, trains)
+        _Stage(recipe, f"stage {stage} of node {node}", memory, capacity, is_trained)
         for stage, memory in enumerate(_of(recipe, hardware.real[hardware.kinds[node]]))
     ]
-    for stage in stages if trains else ():
+    for stage in stages if is_trained else ():
         stage.check_training()
     return [stage.room for stage in stages]
 
 
 def room_of(recipe: Recipe, node: int, stage: int, takes: StageTakes) -> StageRoom:
-    """The memory of a stage that computes. Raises UserError if nothing is left for tasks."""
-    memory, given, trains = recipe.policy.memory, capacities(recipe)[node], _trains(recipe, node)
+    """The memory of a stage that computes. Raises UserError if nothing is left for tasks, or not enough for one."""
+    memory, given = recipe.policy.memory, capacities(recipe)[node]
     capacity = takes.capacity if given is None else round(1e9 * given)
-    back = micro_batch_tokens(recipe) * takes.activation_bytes if offloads(recipe) and trains else 0
+    back = micro_batch_tokens(recipe) * takes.activation_bytes if offloads(recipe) and trains(recipe, node) else 0
     resting = takes.resting + takes.working
     limit = NO_LIMIT
     if capacity is not None and memory.mode != "ignore":
         limit = memory_rules.room(capacity, memory.kappa, resting, back)
     room = StageRoom(limit, takes.cache_bytes, takes.activation_bytes, resting, capacity)
+    place = f"stage {stage} of node {node}"
     if limit < 0:
-        _refuse(recipe, room, f"stage {stage} of node {node}", "what a pass takes")
+        _refuse(recipe, room, place, "what a pass takes")
+    if trains(recipe, node):
+        _check_training(recipe, room, place)
     return room
 
 
@@ -147,7 +150,8 @@ def _serves(recipe: Recipe, node: int) -> bool:
     return not recipe.policy.splits or node in Split.of(recipe.nodes.count, training_nodes(recipe)).serving
 
 
-def _trains(recipe: Recipe, node: int) -> bool:
+def trains(recipe: Recipe, node: int) -> bool:
+    """Whether training goes to this node."""
     if not recipe.policy.splits:
         return recipe.training is not None
     return node in Split.of(recipe.nodes.count, training_nodes(recipe)).training
@@ -170,8 +174,7 @@ class _Stage:
         self._recipe, self._place = recipe, place
         resting = memory.weights_bytes + (memory.optimizer_bytes if trains else 0)
         activation_bytes = math.ceil(memory.activation_bytes_per_token or 0.0) if trains else 0
-        self._micro_batch = micro_batch_tokens(recipe) * activation_bytes
-        back = self._micro_batch if offloads(recipe) else 0
+        back = micro_batch_tokens(recipe) * activation_bytes if offloads(recipe) else 0
         limit, whole = NO_LIMIT, None if capacity is None else 1e9 * capacity
         if whole is not None and limits.mode != "ignore":
             limit = memory_rules.room(round(whole), limits.kappa, resting, back)
@@ -182,16 +185,20 @@ class _Stage:
             _refuse(recipe, self.room, place, "weights, optimizer state" + room)
 
     def check_training(self) -> None:
-        training = self._recipe.training
-        together = 1
-        if training is not None and training.release == "sync" and training.schedule == "gpipe":
-            # All forwards of a group come before its backwards; what was offloaded is not there meanwhile.
-            together = 1 if offloads(self._recipe) else training.micro_batches_per_step
-        if together * self._micro_batch > self.room.limit:
-            what = "a training micro-batch" if together == 1 else f"the {together} micro-batches of a group under gpipe"
-            what += " (training.micro_batch_size x the longest sequence = "
-            what += f"{micro_batch_tokens(self._recipe)} tokens each)"
-            _refuse(self._recipe, self.room, self._place, what, together * self._micro_batch)
+        _check_training(self._recipe, self.room, self._place)
+
+
+def _check_training(recipe: Recipe, room: StageRoom, place: str) -> None:
+    """Raises UserError if the largest micro-batch would never fit, with those that have to be there at the same time."""
+    training, tokens, together = recipe.training, micro_batch_tokens(recipe), 1
+    if training is not None and training.release == "sync" and training.schedule == "gpipe":
+        # All forwards of a group come before its backwards; what was offloaded is not there meanwhile.
+        together = 1 if offloads(recipe) else training.micro_batches_per_step
+    nbytes = together * tokens * room.activation_bytes
+    if nbytes > room.limit:
+        what = "a training micro-batch" if together == 1 else f"the {together} micro-batches of a group under gpipe"
+        what += f" (training.micro_batch_size x the longest sequence = {tokens} tokens each)"
+        _refuse(recipe, room, place, what, nbytes)
 
 
 def _refuse(recipe: Recipe, room: StageRoom, place: str, what: str, nbytes: int = 0) -> None:

@@ -13,6 +13,7 @@ from lemix_hpc.config.recipe import Recipe
 from lemix_hpc.engines.build import build_engine, check_sharing, choose_device
 from lemix_hpc.engines.host_files import own_directory
 from lemix_hpc.records.attempts import Attempt
+from lemix_hpc.run_setup.in_flight import planned_in_flight
 from lemix_hpc.run_setup.memory_limits import is_limited
 from lemix_hpc.run_setup.scheduler_setup import is_paced, partners, split
 from lemix_hpc.runtime.leader.make_leader import AnyLeader, make_leader
@@ -130,5 +131,5 @@ def stage_rules(recipe: Recipe, *, limited: bool) -> StageRules:
         minimum_training_share=policy.minimum_training_share,
         paced=is_paced(recipe),
         limited=limited,
-        in_flight=recipe.in_flight,
+        in_flight=planned_in_flight(recipe),
     )

@@ -8,6 +8,7 @@ from lemix_hpc.config.recipe import Recipe
 from lemix_hpc.policy.latency_tables import Times, make_times
 from lemix_hpc.policy.pacing import AS_SOON_AS_POSSIBLE, Pace
 from lemix_hpc.profiling.hardware import Hardware
+from lemix_hpc.run_setup.in_flight import planned_in_flight
 from lemix_hpc.run_setup.memory_limits import is_limited, offloads
 from lemix_hpc.run_setup.scheduler_setup import split
 from lemix_hpc.simulate.cluster_state import SimulationConfig
@@ -57,5 +58,5 @@ def make_config(
         pace=pace or AS_SOON_AS_POSSIBLE,
         between=recipe.simulate.between_passes_ms / 1e3,
         batch_share=recipe.policy.batch_share,
-        in_flight=recipe.in_flight,
+        in_flight=planned_in_flight(recipe),
     )
