@@ -32,6 +32,7 @@ SHORTER = {
     "benchmarks/recalibration.py": "--tasks 20 --rate 20",
     "lemix compare recipes/policy-study.yaml": "--seeds 0 --rates 50 --set serving.source.requests=50",
     "benchmarks/generate_agreement.py": "--placements fill --rates 8 --paces none --seconds 3 --outputs 20 --stretch 1",
+    "benchmarks/memory_agreement.py": "--modes offload --parts 0.9 --seeds 1 --seconds 3",
     "benchmarks/pass_gap.py": "--only unpaced --rate 10 --requests 10",
     "lemix compare recipes/emulated-a100.yaml": "--seeds 0 --rates 8 --set serving.source.requests=20",
     "lemix capacity recipes/policy-study.yaml": "--seeds 0 --tolerance 0.5 --set serving.source.requests=200",

@@ -18,6 +18,8 @@ from lemix_hpc.config.text_file import why_no_file
 from lemix_hpc.engines.host_files import place_for_sockets
 
 if TYPE_CHECKING:
+    from lemix_hpc.config.recipe import Recipe
+    from lemix_hpc.workload.load import Workload
     from lemix_hpc.workload.training import MicroBatchStream
 
 
@@ -32,10 +34,17 @@ def preflight(loaded: LoadedRecipe, cluster: str, run_dir: Path | None = None) -
     from lemix_hpc.workload.load import load_workload
 
     work = load_workload(loaded.recipe)
+    _check_memory(loaded.recipe, work)
     if work.batches is None:
         return work.notices
     next(work.batches)
     return (*work.notices, *_changed_data(work.batches, run_dir))
+
+
+def _check_memory(recipe: Recipe, work: Workload) -> None:
+    from lemix_hpc.run_setup.memory_check import check_memory
+
+    check_memory(recipe, work.requests)
 
 
 def _changed_data(batches: MicroBatchStream, run_dir: Path | None) -> Sequence[str]:

@@ -245,3 +245,23 @@ def test_keys_of_clients_are_looked_at_before_a_run_starts(write: Write, tmp_pat
     assert "do: chmod 600 keys" in problem and "secret" not in problem
     (tmp_path / "keys").chmod(0o600)
     preflight(write(*lines), "slurm")
+
+
+# Memory
+
+
+@pytest.mark.parametrize("engine", [EMULATED, COMPUTES], ids=["emulated", "torch"])
+def test_a_task_that_no_stage_can_ever_hold_costs_no_allocation(write: Write, tmp_path: Path, engine: str) -> None:
+    (tmp_path / "text.jsonl").write_text('{"text": "a b c d e f g"}\n' * 500)
+    data = "" if engine == EMULATED else "data: {path: text.jsonl}, "
+    trained = f"training: {{{data}micro_batches: 2, sequence_length: 128, micro_batch_size: 40, release: sync}}"
+    resting = 51.9 if engine == EMULATED else 0.02
+    common = ("nodes: {stages: 2}", engine, trained)
+
+    def limit(capacity_gb: float) -> str:
+        return f"policy: {{memory: {{capacity_gb: {capacity_gb}, kappa: 1.0, mode: wait}}}}"
+
+    [reason] = refused(write(*common, limit(resting)))
+    assert "a training micro-batch" in reason or "what a pass takes" in reason
+    assert "never fits on stage 0 of node 0" in reason
+    preflight(write(*common, limit(400.0)), "local")
