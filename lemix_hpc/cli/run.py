@@ -68,7 +68,7 @@ def run(
     """Start a run, show its progress, and print its report. Exit code 1 if it fails."""
     ready, kind = _prepare(recipe, overrides, cluster, out)
     if dry_run:
-        _show_dry_run(ready, kind)
+        _show_dry_run(ready, kind, out)
         return
     from lemix_hpc.cli.follow import follow
     from lemix_hpc.launch.start import start
@@ -88,7 +88,7 @@ def submit(
     """Start a run and return at once. Follow it with `lemix ps`, `lemix logs` and `lemix report`."""
     ready, kind = _prepare(recipe, overrides, cluster, out)
     if dry_run:
-        _show_dry_run(ready, kind)
+        _show_dry_run(ready, kind, out)
         return
     from lemix_hpc.launch.start import start
 
@@ -147,8 +147,8 @@ def _prepare(
     path: Path, overrides: list[str] | None, cluster: ClusterChoice | None, out: Path | None
 ) -> tuple[Recipe, ClusterKind]:
     from lemix_hpc.config.load import read_recipe
+    from lemix_hpc.launch.place import runs_root
     from lemix_hpc.launch.preflight import preflight
-    from lemix_hpc.launch.rundir import runs_root
     from lemix_hpc.launch.start import choose_cluster
     from lemix_hpc.launch.visibility import unseen
 
@@ -161,11 +161,12 @@ def _prepare(
     return loaded.recipe, kind
 
 
-def _show_dry_run(recipe: Recipe, kind: ClusterKind) -> None:
+def _show_dry_run(recipe: Recipe, kind: ClusterKind, out: Path | None) -> None:
     from lemix_hpc.config.load import resolved_yaml
-    from lemix_hpc.launch.rundir import runs_root
+    from lemix_hpc.launch.place import check_place, runs_root
 
-    run_dir = runs_root().absolute() / f"{recipe.name}-DATE"
+    check_place(recipe.name, out, for_slurm=kind == "slurm")
+    run_dir = (out or runs_root() / f"{recipe.name}-DATE").absolute()
     typer.echo(f"# recipe.yaml\n{resolved_yaml(recipe)}")
     if recipe.engine.computes:
         from lemix_hpc.cli.plan import print_stages

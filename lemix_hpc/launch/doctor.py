@@ -17,8 +17,8 @@ from lemix_hpc.config.load import read_recipe
 from lemix_hpc.config.recipe import Cluster, Recipe
 from lemix_hpc.launch.check import Check
 from lemix_hpc.launch.local import environment, mpiexec_command
+from lemix_hpc.launch.place import runs_root
 from lemix_hpc.launch.preflight import preflight
-from lemix_hpc.launch.rundir import runs_root
 from lemix_hpc.launch.start import choose_cluster, slurm_answers
 from lemix_hpc.launch.survival_checks import parse_config, parse_partition, survival_checks
 from lemix_hpc.launch.visibility import prove

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lemix_hpc.config.errors import UserError
-from lemix_hpc.launch.rundir import RunDir, runs_root
+from lemix_hpc.launch.place import runs_root
+from lemix_hpc.launch.rundir import RunDir
 from lemix_hpc.records.files import PASSING
 
 _THERE = PASSING | {errno.EACCES, errno.EPERM}

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import errno
-import os
-import secrets
 import shutil
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -17,6 +13,7 @@ from lemix_hpc.config.errors import UserError
 from lemix_hpc.config.load import resolved_yaml
 from lemix_hpc.config.recipe import Recipe
 from lemix_hpc.config.text_file import read_bytes
+from lemix_hpc.launch.place import cannot_be_made, new_place
 from lemix_hpc.records.attempts import ATTEMPTS, Attempt, attempts
 from lemix_hpc.records.files import replace
 from lemix_hpc.records.key_file import keep_key
@@ -170,18 +167,9 @@ def create_run_dir(recipe: Recipe, out: Path | None, *, for_slurm: bool = False)
 
     Raises UserError if `out` has content, or the directory cannot be made or has a name that others cannot use.
     """
-    path = (runs_root() / _new_id(recipe.name) if out is None else out).absolute()
-    if why := _why_unusable(str(path), for_slurm=for_slurm):
-        raise UserError(f"{str(path)!r}: {why}; choose another directory with --out, or LEMIX_RUNS")
+    path = new_place(recipe.name, out, for_slurm=for_slurm)
+    there = path.exists()
     run = RunDir(path)
-    try:
-        there = path.exists()
-        if out is not None and there and (not path.is_dir() or any(path.iterdir())):
-            raise UserError(
-                f"--out {out}: is not an empty directory; give a new one, so that no earlier run is overwritten"
-            )
-    except OSError as error:
-        raise UserError(cannot_be_made(path, error)) from error
     try:
         run.logs.mkdir(parents=True, exist_ok=out is not None)
         # What clients ask and are told is in there, and the key that lets them in.
@@ -196,31 +184,3 @@ def create_run_dir(recipe: Recipe, out: Path | None, *, for_slurm: bool = False)
             path.mkdir(exist_ok=True)
         raise UserError(cannot_be_made(path, error)) from error
     return run
-
-
-def cannot_be_made(path: Path, error: OSError) -> str:
-    """Why there cannot be a run in a directory, and the way out."""
-    room = "make room, or " if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
-    return f"{path}: the run directory cannot be made: {error.strerror}; {room}choose another with --out"
-
-
-def _why_unusable(path: str, *, for_slurm: bool) -> str | None:
-    """Why a run cannot be in a directory of this name: it stands in text files, of ours and of Slurm's."""
-    try:
-        path.encode()
-    except UnicodeEncodeError:
-        return "has bytes that are no UTF-8"
-    if any(ord(char) < ord(" ") for char in path):
-        return "has a line break or another control character"
-    if for_slurm and "%" in path:
-        return "has a %, behind which Slurm puts in something else"
-    return None
-
-
-def runs_root() -> Path:
-    """Where runs go by default: ./runs, or the directory that LEMIX_RUNS names."""
-    return Path(os.environ.get("LEMIX_RUNS") or "runs").expanduser()
-
-
-def _new_id(name: str) -> str:
-    return f"{name}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"

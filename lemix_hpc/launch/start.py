@@ -19,9 +19,10 @@ from lemix_hpc import __version__
 from lemix_hpc.config.errors import UserError
 from lemix_hpc.config.recipe import Recipe
 from lemix_hpc.launch.launchers import make_launcher, world_size
+from lemix_hpc.launch.place import cannot_be_made
 from lemix_hpc.launch.process import start_time
 from lemix_hpc.launch.registry import register
-from lemix_hpc.launch.rundir import RunDir, RunRecord, cannot_be_made, create_run_dir
+from lemix_hpc.launch.rundir import RunDir, RunRecord, create_run_dir
 from lemix_hpc.launch.states import FINAL, run_state
 from lemix_hpc.records.attempts import attempts
 

@@ -38,8 +38,8 @@ def test_a_full_file_system_is_told_at_the_start(disk: SmallDisk, recipe: Path, 
     if disk.prefix:
         pytest.skip("it is in a namespace of its own")
     disk.fill()
-    for command in ("run", "submit"):
-        done = lemix(command, recipe, "--cluster", "local", "--out", disk.path / "run")
+    for command in (["run"], ["submit"], ["run", "--dry-run"]):
+        done = lemix(*command, recipe, "--cluster", "local", "--out", disk.path / "run")
         assert done.returncode == 2
         assert done.stderr.startswith(
             f"{disk.path}/run: the run directory cannot be made: No space left on device; make room"

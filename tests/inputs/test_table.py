@@ -31,6 +31,23 @@ def test_an_input_is_refused_as_the_table_says(row: Row, tmp_path: Path, inside:
     assert not (tmp_path / "runs").exists(), "nothing was started"
 
 
+OUTS = [row for row in ROWS if row.name.startswith("`--out")]
+
+
+@pytest.mark.parametrize("row", OUTS, ids=[row.name for row in OUTS])
+def test_a_dry_run_refuses_the_same_directories(row: Row, tmp_path: Path, inside: Command) -> None:
+    arguments = [*row.make(tmp_path), "--dry-run"]
+    before = sorted(tmp_path.rglob("*"))
+    with bound_by_modes():
+        done = inside(*arguments)
+    assert (done.returncode, done.stdout) == (2, "")
+    # Nobody may write to /proc, and of what would be asked first a look does not know.
+    message = row.message if "/proc" not in row.name else "/proc/run: the run directory cannot be made: ..."
+    printed = done.stderr.replace(f"{tmp_path}{os.sep}", "")
+    assert Row(row.section, row.name, message, 2).is_in(printed), printed
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 def test_every_case_is_in_the_table() -> None:
     assert {row.name for row in ROWS} >= CASES.keys()
     assert len(ROWS) > 150

@@ -11,8 +11,9 @@ import pytest
 from lemix_hpc.config.errors import UserError
 from lemix_hpc.config.load import load_recipe
 from lemix_hpc.config.recipe import Recipe
+from lemix_hpc.launch.place import runs_root
 from lemix_hpc.launch.registry import find_run, known_runs, register, registry_dir
-from lemix_hpc.launch.rundir import RunDir, RunRecord, create_run_dir, runs_root
+from lemix_hpc.launch.rundir import RunDir, RunRecord, create_run_dir
 from lemix_hpc.launch.states import run_state
 
 
