@@ -34,16 +34,15 @@ class TextFields(Section):
 
     @property
     def names(self) -> frozenset[str]:
-        """All fields that a line may have."""
-        return frozenset(
-            (
-                self.text or "text",
-                self.messages or "messages",
-                self.tools or "tools",
-                self.prompt or "prompt",
-                self.completion or "completion",
-            )
-        )
+        """The fields of a line that are looked at: those that are mapped, or all that it may have."""
+        if self.text is not None:
+            return frozenset((self.text,))
+        if self.prompt is not None and self.completion is not None:
+            return frozenset((self.prompt, self.completion))
+        tools = self.tools or "tools"
+        if self.messages is not None:
+            return frozenset((self.messages, tools))
+        return frozenset(("text", "messages", tools, "prompt", "completion"))
 
 
 class TextData(Section):

@@ -18,6 +18,7 @@ from tests.inputs.files import (
     cut,
     file_of,
     gigabyte,
+    parquet,
     pipe,
     pipe_for,
     recipe_of,
@@ -83,6 +84,8 @@ def _out(name: str) -> Callable[[Path], Arguments]:
 
 TEXT = set_to("training.data", "{path: other.jsonl}", "torch")
 PROMPTS = set_to("serving.prompts", "{path: other.jsonl}", "torch")
+TABLE = set_to("training.data", "{path: table.parquet}", "torch")
+TABLE_OF_PROMPTS = set_to("serving.prompts", "{path: table.parquet}", "torch")
 BATCH = set_to("serving.source", "{kind: openai-batch, path: other.jsonl}", "torch")
 BUSY = "".join(f"{10_000 + tenth / 10},5,5\n" for tenth in range(10_000))
 
@@ -184,6 +187,12 @@ CASES: dict[str, Callable[[Path], Arguments]] = {
     "training text with a line of 256 MB in a `.gz` of 256 KB": file_of(
         "other.gz", gzip.compress(bytes(1 << 24)) * 16, set_to("training.data", "{path: other.gz}", "torch")
     ),
+    "a Parquet file with a cell of 1 GB": parquet({"text": ["x"]}, TABLE, cell=1 << 30),
+    "the same as prompts": parquet({"text": ["x"]}, TABLE_OF_PROMPTS, cell=1 << 30),
+    "a Parquet file that is none": file_of("table.parquet", b"PAR1" + b"\xff" * 64 + b"PAR1", TABLE),
+    "a Parquet file that was cut short": parquet({"text": ["x"]}, TABLE, then=cut("table.parquet")),
+    "a Parquet file without a column of text": parquet({"body": ["x"]}, TABLE),
+    "a Parquet file whose text are numbers": parquet({"text": [1]}, TABLE),
     "training text nested 100,000 levels deep": file_of("other.jsonl", "[" * 100_000, TEXT),
     "prompts with a number for text": file_of("other.jsonl", '{"text": 1}\n', PROMPTS),
     # Traces

@@ -8,8 +8,10 @@ import os
 import socket
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
 from safetensors.numpy import save_file
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -76,6 +78,43 @@ def file_of(name: str, content: bytes | str, then: Callable[[Path], Arguments]) 
         return arguments
 
     return make
+
+
+def parquet(
+    columns: dict[str, list[Any]],
+    arguments: Callable[[Path], Arguments],
+    *,
+    cell: int | None = None,
+    then: Callable[[Path], None] = lambda _: None,
+) -> Callable[[Path], Arguments]:
+    """`table.parquet`. `cell`: the bytes that its only cell has by the file's footer, which is what is looked at."""
+
+    def make(directory: Path) -> Arguments:
+        table, writer = pytest.importorskip("pyarrow").table, pytest.importorskip("pyarrow.parquet")
+        path = directory / "table.parquet"
+        if cell is None:
+            writer.write_table(table(columns), path)
+        else:
+            writer.write_table(table({name: ["x" * 40_000] for name in columns}), path, compression="zstd")
+            size = writer.ParquetFile(path).metadata.row_group(0).column(0).total_uncompressed_size
+            content = path.read_bytes()
+            length = int.from_bytes(content[-8:-4], "little")
+            footer = content[-8 - length : -8].replace(_varint(size), _varint(cell))
+            path.write_bytes(content[: -8 - length] + footer + len(footer).to_bytes(4, "little") + b"PAR1")
+            assert writer.ParquetFile(path).metadata.row_group(0).column(0).total_uncompressed_size == cell
+        then(directory)
+        return arguments(directory)
+
+    return make
+
+
+def _varint(number: int) -> bytes:
+    """As Thrift writes a signed one that is not negative."""
+    left, parts = 2 * number, []
+    while left > 127:
+        parts.append(left & 127 | 128)
+        left >>= 7
+    return bytes([*parts, left])
 
 
 def pipe(name: str, then: Callable[[Path], Arguments]) -> Callable[[Path], Arguments]:

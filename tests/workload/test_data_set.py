@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from lemix_hpc.config.errors import UserError
 from lemix_hpc.config.training_section import Training
 from lemix_hpc.config.workload_section import TextData
-from lemix_hpc.workload import compressed_files, data_files
+from lemix_hpc.workload import compressed_files, data_files, parquet_files
 from lemix_hpc.workload.data_set import DataSet, open_files, read_all
 from lemix_hpc.workload.texts import Document
 from lemix_hpc.workload.tokenizer import ByteTokenizer
@@ -264,3 +264,41 @@ def test_conversations_in_a_table(tmp_path: Path) -> None:
         UserError, match="expected some of the columns completion, messages, prompt, text, tools, found body"
     ):
         read_all(TextData(path=tmp_path / "b.parquet"))
+
+
+def test_row_groups_that_do_not_fit_are_told_with_their_column(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    monkeypatch.setattr(parquet_files, "LARGEST_GROUP", 1 << 20)
+    path = tmp_path / "a.parquet"
+    messages = [[{"role": "assistant", "content": "x"}], [{"role": "assistant", "content": "y" * (2 << 20)}]]
+    table = pyarrow.table({"messages": messages, "text": [None, "short"], "image": ["z" * (3 << 20), ""]})
+    parquet.write_table(table, path, row_group_size=1, compression="zstd", use_dictionary=False)
+    with pytest.raises(UserError, match=r"row group 1 has 2 MiB, most of them in the column messages, and at most 1 "):
+        DataSet(TextData(path=path), seed=0)
+    # Columns that are not read do not count.
+    only_text = TextData.model_validate({"path": path, "fields": {"text": "text"}})
+    assert [document_text(only_text)] == ["short"]
+
+
+def document_text(data: TextData) -> str:
+    return text(read_all(data).document(0))
+
+
+def test_row_groups_that_become_large_in_memory_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    monkeypatch.setattr(parquet_files, "LARGEST_GROUP", 1 << 20)
+    path = tmp_path / "a.parquet"
+    parquet.write_table(pyarrow.table({"text": ["x" * 10_000] * 1000}), path)
+    assert path.stat().st_size < 100_000
+    with pytest.raises(UserError, match=r"row group 0 has 1 MiB or more as text, and at most 1 are read at once"):
+        read_all(TextData(path=path))
+
+
+def test_a_row_that_is_too_long_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parquet_files, "LONGEST", 1 << 10)
+    monkeypatch.setattr("lemix_hpc.workload.data_set.LONGEST", 1 << 10)
+    window = read_all(TextData(path=write(tmp_path / "a", ["short", "x" * 5000, "last"], "parquet")))
+    assert [text(window.document(index)) for index in range(len(window))] == ["short", "last"]
+    [message] = window.malformed
+    assert message == f"{tmp_path / 'a.parquet'}, row 2: longer than 0 MiB"
+    assert max(len(line) for part in window.parts for line in part.lines) == (1 << 10) + 1
