@@ -1,7 +1,7 @@
 """The node's server at the death of its engine; all else of it is tested in runs, since it needs stages."""
 
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -53,4 +53,31 @@ def test_what_is_answered_by_a_dead_engine_is_no_answer(tmp_path: Path) -> None:
     server.call(1, "POST", "/dies", [], b"", 0)
     with pytest.raises(RuntimeError, match="vLLM's engine has failed"):
         events(server, 1)
+    server.close()
+
+
+class Engine:
+    """Generates what it is asked, and keeps with which settings. `errored`: as vLLM's."""
+
+    errored = False
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[int | None, int | None]] = []
+
+    async def generate(self, _: Any, sampling: Any, *__: Any, **___: Any) -> AsyncIterator[Any]:
+        self.asked.append((sampling.logprobs, sampling.prompt_logprobs))
+        yield SimpleNamespace(prompt_token_ids=[1], prompt_logprobs=[None])
+
+
+def test_the_first_request_that_generates_asks_for_log_probabilities(tmp_path: Path) -> None:
+    """It is of the warm-up: nobody waits while vLLM compiles what they need."""
+    server = Server(Recipe(), tmp_path, time.monotonic, lambda: None)
+    engine: Any = Engine()
+    server.call(0, "POST", "/lives", [], b"", 0)
+    events(server, 2)
+    server._llm = engine
+    for task, output in ((1, 0), (2, 4), (3, 4), (4, 0)):
+        server.generate(task, [1], output, 0.0, 0, 0.0)
+        events(server, 1)
+    assert engine.asked == [(None, 0), (1, None), (None, None), (None, 0)]
     server.close()

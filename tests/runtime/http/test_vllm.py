@@ -27,7 +27,8 @@ LINES = 6
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Open]:
-    """It begins with a batch, keeps a pace, and ends well when it is told to, with a report of both classes."""
+    """It begins with a batch, keeps a pace, and ends well when it is told to, with a report of both classes. Nothing is left to
+    compile when clients come, not even for log-probabilities."""
     directory = tmp_path_factory.mktemp("vllm")
     batch = directory / "batch.jsonl"
     lines = [
@@ -61,20 +62,30 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Open]:
     (directory / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     out = directory / "run"
     command = [str(Path(sys.executable).with_name("lemix")), "run", str(directory / "recipe.yaml"), "--out", str(out)]
-    own = environment() | {"XDG_STATE_HOME": str(directory), "OMP_NUM_THREADS": "1"}
+    own = environment() | {"XDG_STATE_HOME": str(directory), "OMP_NUM_THREADS": "1", "TORCH_LOGS": "dynamo"}
     log = out / "logs" / "attempt-0" / "rank-0.log"
     with (directory / "log").open("w") as file:
         process = subprocess.Popen(
             [*command, "--cluster", "local"], env=own, stdout=file, stderr=subprocess.STDOUT, text=True
         )
         try:
-            yield (endpoint := opened_by(process, out, log))
+            endpoint = opened_by(process, out, log)
+            compiled = compiled_in(out)
+            assert compiled.count("batched_count_greater_than") == 2, "for log-probabilities, on both nodes"
+            yield endpoint
             endpoint.close()
+            assert compiled_in(out) == compiled
             check_classes(endpoint)
         finally:
             if process.poll() is None:
                 process.send_signal(signal.SIGINT)
                 process.wait(60)
+
+
+def compiled_in(run: Path) -> list[str]:
+    """The functions that ranks have compiled with torch so far."""
+    logs = sorted((run / "logs" / "attempt-0").glob("rank-*.log"))
+    return [name for log in logs for name in re.findall(r"start tracing (\w+)", log.read_text(errors="replace"))]
 
 
 def check_classes(run: Open) -> None:
