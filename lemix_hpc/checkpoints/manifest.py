@@ -8,9 +8,12 @@ from typing import Any
 import msgspec
 
 from lemix_hpc.config.errors import UserError
+from lemix_hpc.config.text_file import BROKEN_JSON, read_bytes
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
+LARGEST = 64 << 20
+"""Bytes. It has some 200 for each stage of each node."""
 
 
 class SavedFile(msgspec.Struct, frozen=True):
@@ -77,7 +80,7 @@ def read_manifest(directory: Path) -> Manifest:
     """
     path = directory / MANIFEST
     try:
-        content = path.read_bytes()
+        content = read_bytes(path, most=LARGEST)
     except FileNotFoundError:
         raise UserError(
             f"{directory}: no checkpoint: it has no {MANIFEST}; give a directory such as RUN/checkpoints/step-00000100"
@@ -91,7 +94,7 @@ def read_manifest(directory: Path) -> Manifest:
                 f"{path}: has schema {schema}, and this version knows {SCHEMA}; read it with a newer lemix-hpc"
             )
         return msgspec.json.decode(content, type=Manifest)
-    except msgspec.DecodeError as error:
+    except BROKEN_JSON as error:
         raise UserError(f"{path}: damaged: {error}; take another checkpoint") from error
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lemix_hpc.cli.run import RunName
+from lemix_hpc.config.text_file import BROKEN_JSON
 
 if TYPE_CHECKING:
     from lemix_hpc.launch.rundir import RunDir
@@ -63,7 +64,7 @@ def _read_learned(run: RunDir) -> LearnedTimes:
         told = msgspec.json.decode(path.read_bytes(), type=LearnedTimes)
     except FileNotFoundError:
         raise UserError(f"{run.id} has no {LEARNED}; a run writes it when it ends") from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except BROKEN_JSON as error:
         raise UserError(f"{path}: not a file that a run wrote: {error}") from error
     if not told.learned:
         raise UserError(f"{run.id} learned no stage times: no pass of it was measured")

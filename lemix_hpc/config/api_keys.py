@@ -12,6 +12,7 @@ from pydantic import Field, PositiveFloat, StringConstraints, ValidationError, f
 from lemix_hpc.config.document import parse_document
 from lemix_hpc.config.errors import UserError
 from lemix_hpc.config.section import Section
+from lemix_hpc.config.text_file import LARGEST_TEXT
 
 Right = Literal["serve", "train", "metrics"]
 RIGHTS: tuple[Right, ...] = get_args(Right)
@@ -57,9 +58,11 @@ def read_keys(path: Path) -> list[ApiKey]:
             mode = os.fstat(file.fileno()).st_mode
             if not stat.S_ISREG(mode):
                 raise UserError(f"{path}: the keys must be in an ordinary file")
-            content = file.read()
+            content = file.read(LARGEST_TEXT + 1)
     except OSError as error:
         raise UserError(f"{path}: the keys cannot be read: {error.strerror}") from error
+    if len(content) > LARGEST_TEXT:
+        raise UserError(f"{path}: has more than {LARGEST_TEXT >> 20} MB, which no file of keys needs")
     if mode & (stat.S_IRWXG | stat.S_IRWXO):
         raise UserError(f"{path}: others than its owner can get at the keys; do: chmod 600 {path}")
     try:

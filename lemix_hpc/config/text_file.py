@@ -5,10 +5,15 @@ from __future__ import annotations
 import stat
 from pathlib import Path
 
+import msgspec
+
 from lemix_hpc.config.errors import UserError
 
 LARGEST_TEXT = 1 << 20
 """Bytes of a recipe, a coefficient file or a model's config. They have some thousand; YAML of a MB takes 10 s to read."""
+
+BROKEN_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What decoding the JSON in a file raises if it is damaged, or nested too deep."""
 
 
 def why_no_file(path: Path) -> str | None:

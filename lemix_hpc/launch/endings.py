@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import msgspec
 
+from lemix_hpc.config.text_file import BROKEN_JSON
 from lemix_hpc.launch.deaths import Death, first_death
 from lemix_hpc.launch.entry import EXIT_EARLY, GAVE_UP, SCHEDULER_RANK
 from lemix_hpc.records.attempts import Attempt, AttemptEnd, EndReason
@@ -100,7 +101,7 @@ def _done(attempt: Attempt) -> int:
     """Requests served, micro-batches trained and points measured until its end, by it and those before it."""
     try:
         progress = msgspec.json.decode((attempt.path / "progress.json").read_bytes(), type=Progress)
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError):
+    except (OSError, *BROKEN_JSON):
         return 0
     return progress.served + progress.trained + progress.measured
 

@@ -16,6 +16,7 @@ from lemix_hpc.config.load import LoadedRecipe
 from lemix_hpc.config.problem import Problem
 from lemix_hpc.config.text_file import why_no_file
 from lemix_hpc.engines.host_files import place_for_sockets
+from lemix_hpc.records.key_file import key_of_environment
 
 if TYPE_CHECKING:
     from lemix_hpc.config.recipe import Recipe
@@ -30,6 +31,8 @@ def preflight(loaded: LoadedRecipe, cluster: str, run_dir: Path | None = None) -
     will be left out, and warnings of what is most likely not meant. `run_dir`: of a run that is to go on.
     """
     problems = [*check_recipe(loaded.recipe), *_split(loaded), *_keys(loaded), *_ranks(loaded, cluster)]
+    if run_dir is None and _has_one_key(loaded):
+        key_of_environment()
     loaded.reject([*problems, *_files(loaded, problems), *_device(loaded, cluster)])
     from lemix_hpc.workload.load import load_workload
 
@@ -96,6 +99,12 @@ def _keys(loaded: LoadedRecipe) -> Iterator[Problem]:
         read_keys(serving.http.api_key_file)
     except UserError as error:
         yield Problem(("serving", "http", "api_key_file"), str(error))
+
+
+def _has_one_key(loaded: LoadedRecipe) -> bool:
+    """Whether the run's only key is from the environment, or made, when it begins."""
+    http = None if loaded.recipe.serving is None else loaded.recipe.serving.http
+    return http is not None and http.api_key_file is None and http.api_key is None
 
 
 def _coefficients(loaded: LoadedRecipe) -> Iterator[Problem]:

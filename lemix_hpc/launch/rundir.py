@@ -12,7 +12,7 @@ import msgspec
 from lemix_hpc.config.errors import UserError
 from lemix_hpc.config.load import resolved_yaml
 from lemix_hpc.config.recipe import Recipe
-from lemix_hpc.config.text_file import read_bytes
+from lemix_hpc.config.text_file import BROKEN_JSON, read_bytes
 from lemix_hpc.launch.place import cannot_be_made, new_place
 from lemix_hpc.records.attempts import ATTEMPTS, Attempt, attempts
 from lemix_hpc.records.files import replace
@@ -153,7 +153,7 @@ class RunDir:
             raise UserError(f"{self.path}: not a run directory: it has no run.json") from None
         except OSError as error:
             raise UserError(f"{self.record}: cannot be read: {error.strerror}") from None
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except BROKEN_JSON as error:
             raise UserError(
                 f"{self.record}: not a record that this version can read: {error}{made_by(self.record)}"
             ) from None
@@ -177,10 +177,12 @@ def create_run_dir(recipe: Recipe, out: Path | None, *, for_slurm: bool = False)
         if recipe.serving is not None and (http := recipe.serving.http) is not None and http.api_key_file is None:
             keep_key(path, http.api_key)
         run.recipe.write_text(resolved_yaml(recipe), encoding="utf-8")
-    except OSError as error:
+    except (OSError, UserError) as error:
         # An empty directory that was there may be given again.
         shutil.rmtree(path, ignore_errors=True)
         if there:
             path.mkdir(exist_ok=True)
+        if isinstance(error, UserError):
+            raise
         raise UserError(cannot_be_made(path, error)) from error
     return run

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from lemix_hpc.config.errors import UserError
-from lemix_hpc.config.text_file import read_bytes
+from lemix_hpc.config.text_file import BROKEN_JSON, read_bytes
 from lemix_hpc.launch.job_states import job_states
 from lemix_hpc.launch.process import is_alive
 from lemix_hpc.launch.rundir import RunDir, RunRecord
@@ -113,7 +113,7 @@ def read_progress(run: RunDir) -> Progress | None:
             return msgspec.json.decode(read_bytes(run.progress), type=Progress)
         except (OSError, UserError):
             return None
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except BROKEN_JSON:
             continue  # on a full disk it is written over in place
     return None
 
@@ -122,7 +122,7 @@ def read_report(run: RunDir) -> dict[str, Any]:
     """The written report. Raises UserError if it is damaged."""
     try:
         return msgspec.json.decode(read_bytes(run.report, most=LARGEST_REPORT), type=dict[str, Any])
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (OSError, *BROKEN_JSON) as error:
         raise UserError(
             f"{run.report}: not a report that can be read: {error}{made_by(run.report)}; remove it, and one is made again"
         ) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from lemix_hpc.config.errors import UserError
+from lemix_hpc.config.text_file import read_text
 from lemix_hpc.policy.latency import Shape
 
 Kind = Literal["forward", "backward"]
@@ -19,6 +21,8 @@ KNOWN = ("batch", "length", "context", "kind", "stage", *TIMES)
 ALSO_PROFILED = ("ms_low", "ms_high", "repeats", "peak_bytes", "took_s")
 OUT_OF_MEMORY = "oom"
 SHOWN_MISTAKES = 10
+LARGEST = 64 << 20
+"""Bytes of a table: a million points."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,17 +122,15 @@ def _read(path: Path) -> PointTable:
 def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
     """The lines that are not blank, each with its number."""
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, strict=True)
-            for cells in reader:
-                if any(cell.strip() for cell in cells):
-                    yield reader.line_num, cells
-    except csv.Error as error:
-        raise UserError(f"{path}:{reader.line_num}: not a line of CSV: {error}") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not a text file in UTF-8: {error.reason} at byte {error.start}") from None
+        reader = csv.reader(io.StringIO(read_text(path, most=LARGEST), newline=""), strict=True)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); name an existing table of points") from None
+    try:
+        for cells in reader:
+            if any(cell.strip() for cell in cells):
+                yield reader.line_num, cells
+    except csv.Error as error:
+        raise UserError(f"{path}:{reader.line_num}: not a line of CSV: {error}") from None
 
 
 def _check_header(path: Path, header: Sequence[str]) -> str:

@@ -14,7 +14,7 @@ from typing import Literal, TypeVar
 import msgspec
 
 from lemix_hpc.config.errors import UserError
-from lemix_hpc.config.text_file import read_bytes
+from lemix_hpc.config.text_file import BROKEN_JSON, read_bytes
 from lemix_hpc.records.files import replace
 from lemix_hpc.records.made_by import made_by
 
@@ -185,7 +185,7 @@ def _read(path: Path, kind: type[T]) -> T | None:
         return None
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except BROKEN_JSON as error:
         raise UserError(f"{path}: not a file that this version can read: {error}{made_by(path)}") from error
 
 

@@ -12,6 +12,7 @@ from typing import Any, get_args
 import msgspec
 
 from lemix_hpc.config.errors import UserError
+from lemix_hpc.config.text_file import BROKEN_JSON
 from lemix_hpc.policy.events import Event, StageFinished
 from lemix_hpc.records.parts import read_lines
 
@@ -107,7 +108,7 @@ def _decode(
     try:
         [(name, content)] = line.decode(text).items()
         event: Event | PassFinished = decoders[name].decode(content)
-    except (msgspec.DecodeError, UnicodeDecodeError, ValueError, KeyError) as error:
+    except (*BROKEN_JSON, ValueError, KeyError) as error:
         raise UserError(
             f"{where}: expected one event, as {{TYPE: {{...}}}} with a type out of {', '.join(decoders)}: {error}. Remove "
             "this line and all later ones to read the rest."

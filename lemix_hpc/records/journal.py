@@ -18,6 +18,7 @@ from pathlib import Path
 
 import msgspec
 
+from lemix_hpc.config.text_file import BROKEN_JSON
 from lemix_hpc.policy.classes import ServiceClass
 from lemix_hpc.records.files import RETRY_S, sync_directory
 from lemix_hpc.records.schema import ServedTask, TrainedTask
@@ -277,7 +278,7 @@ def read_journal(path: Path, length: int | None = None) -> JournalContent:
             damage.append(f"{path}: {_some(number - expected)} before byte {start} cannot be read")
         try:
             records.append(decoder.decode(content[start + _FRAME.size : after]))
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except BROKEN_JSON as error:
             damage.append(f"{path}: the record at byte {start} is of another version: {error}")
         expected, end = number + 1, after
     if content[end:].strip(b"\0"):

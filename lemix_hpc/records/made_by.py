@@ -8,7 +8,7 @@ import msgspec
 
 from lemix_hpc import __version__
 from lemix_hpc.config.errors import UserError
-from lemix_hpc.config.text_file import read_bytes
+from lemix_hpc.config.text_file import BROKEN_JSON, read_bytes
 
 RECORD = "run.json"
 """How a run was started, in its directory."""
@@ -23,7 +23,7 @@ def made_by(path: Path) -> str:
     for directory in path.parents[:3]:  # files of attempts are two levels deeper
         try:
             version = msgspec.json.decode(read_bytes(directory / RECORD), type=_Made).version
-        except (OSError, UserError, msgspec.DecodeError, UnicodeDecodeError):
+        except (OSError, UserError, *BROKEN_JSON):
             continue
         other = version != __version__
         return f" (lemix {version[:40]} made this run, and this is lemix {__version__})" if other else ""

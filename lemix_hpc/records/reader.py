@@ -11,7 +11,7 @@ from typing import Protocol, TypeVar
 import msgspec
 
 from lemix_hpc.config.errors import UserError
-from lemix_hpc.config.text_file import read_bytes, why_no_file
+from lemix_hpc.config.text_file import BROKEN_JSON, read_bytes, why_no_file
 from lemix_hpc.records.attempts import lineage
 from lemix_hpc.records.made_by import made_by
 from lemix_hpc.records.parts import read_lines
@@ -141,7 +141,7 @@ def is_complete(run_dir: Path) -> bool:
         return end.reason == "finished"
     try:
         shown = msgspec.json.decode(read_bytes(line[-1].path / PROGRESS), type=Progress)
-    except (FileNotFoundError, UserError, msgspec.DecodeError, UnicodeDecodeError):
+    except (FileNotFoundError, UserError, *BROKEN_JSON):
         return False
     return shown.state == "finished"
 
@@ -188,7 +188,7 @@ def read_facts(directory: Path) -> RunFacts:
         content = path.read_bytes()
     try:
         return msgspec.json.decode(content, type=RunFacts)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except BROKEN_JSON as error:
         raise UserError(
             f"{path} does not hold the facts of a run: {error}{made_by(path)}. It is written when a run starts."
         ) from error
@@ -214,7 +214,7 @@ def _read_lines(path: Path, decode: Callable[[bytes], T]) -> Iterator[T]:
     for line in lines:
         try:
             record = decode(line.text)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except BROKEN_JSON as error:
             raise UserError(
                 f"{line.place}: expected one whole JSON record: {error}{made_by(path)}. Remove this line to make the "
                 "report from the rest."

@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 
+from lemix_hpc.config.text_file import BROKEN_JSON
 from lemix_hpc.records.attempts import Attempt
 from lemix_hpc.records.files import replace
 from lemix_hpc.records.fold import Fold
@@ -57,7 +58,7 @@ def newest(line: Sequence[Attempt]) -> tuple[Fold, int, list[str]]:
             fold = _read(path, line[place - 1].number, start.journal_bytes)
         except FileNotFoundError:
             continue
-        except (ValueError, msgspec.DecodeError) as error:
+        except (ValueError, *BROKEN_JSON) as error:
             problems.append(f"{path}: {error}; the journals before it are read instead")
             continue
         return fold, place, problems

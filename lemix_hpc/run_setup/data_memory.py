@@ -12,6 +12,7 @@ import msgspec
 from lemix_hpc.checkpoints.resumption import Resumption
 from lemix_hpc.checkpoints.store import Checkpoint
 from lemix_hpc.config.errors import UserError
+from lemix_hpc.config.text_file import BROKEN_JSON
 from lemix_hpc.records.files import replace
 from lemix_hpc.records.inheritance import inherit
 from lemix_hpc.run_setup.training_feed import BEGINNING, TextStart, text_left
@@ -69,7 +70,7 @@ def read_memory(run_dir: Path) -> DataMemory | None:
     """None if the run has noted nothing that can be read."""
     try:
         return msgspec.json.decode((run_dir / DATA).read_bytes(), type=DataMemory)
-    except (OSError, msgspec.DecodeError):
+    except (OSError, *BROKEN_JSON):
         return None
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import msgspec
 
+from lemix_hpc.config.text_file import BROKEN_JSON
 from lemix_hpc.policy.memory import Memory
 from lemix_hpc.profiling.hardware import Hardware
 from lemix_hpc.records.schema import MEMORY, RECALLED, SchedulerMemory
@@ -40,6 +41,6 @@ def _read(path: Path) -> SchedulerMemory | None:
         return msgspec.json.decode(path.read_bytes(), type=SchedulerMemory)
     except FileNotFoundError:
         return None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except BROKEN_JSON as error:
         print(f"damaged: {path}: {error}; what it had learned is learned anew", flush=True)
         return None

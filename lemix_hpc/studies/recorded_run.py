@@ -10,6 +10,7 @@ import msgspec
 from lemix_hpc.config.errors import UserError
 from lemix_hpc.config.load import load_recipe
 from lemix_hpc.config.recipe import Recipe
+from lemix_hpc.config.text_file import BROKEN_JSON
 from lemix_hpc.profiling.coefficients import CoefficientFile, load_coefficients
 from lemix_hpc.profiling.hardware import Hardware, load_hardware
 from lemix_hpc.profiling.learned import learned_file
@@ -37,7 +38,7 @@ def real_hardware(run_dir: Path, recipe: Recipe) -> Hardware:
     if path.exists():
         try:
             told = msgspec.json.decode(path.read_bytes(), type=LearnedTimes)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except BROKEN_JSON as error:
             raise UserError(f"{path}: not a file that a run wrote: {error}") from error
         if told.learned:
             file = learned_file(file, recipe.nodes.stages, told.learned, {"source": f"learned by run {run_dir.name}"})

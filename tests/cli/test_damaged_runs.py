@@ -26,6 +26,7 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
     "empty": lambda path: path.write_bytes(b""),
     "cut short": lambda path: path.write_bytes(b'{"id": "so'),
     "not UTF-8": lambda path: path.write_bytes(b'{"id": "\xff"}'),
+    "nested too deep": lambda path: path.write_bytes(b'{"id": ' + b"[" * 100_000),
     "of another type": lambda path: path.write_bytes(b"[1]"),
     "a directory": Path.mkdir,
     "a pipe": os.mkfifo,

@@ -43,6 +43,7 @@ def test_several_have_names_rights_and_limits(tmp_path: Path) -> None:
     [
         ("", "an empty key would let everybody in"),
         (" \n", "an empty key would let everybody in"),
+        pytest.param("x" * ((1 << 20) + 1), "has more than 1 MB", id="long"),
         ("tab\there", "one line of printable characters"),
         (b"a\x00b", "characters that cannot be printed"),
         (b"\xff\xfe", "not a text file in UTF-8"),

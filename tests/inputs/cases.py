@@ -22,7 +22,9 @@ from tests.inputs.files import (
     pipe,
     pipe_for,
     recipe_of,
+    resume,
     set_to,
+    sparse,
     trace,
     unix_socket,
     with_tokenizer,
@@ -84,6 +86,7 @@ def _out(name: str) -> Callable[[Path], Arguments]:
 
 TEXT = set_to("training.data", "{path: other.jsonl}", "torch")
 PROMPTS = set_to("serving.prompts", "{path: other.jsonl}", "torch")
+FIT: Callable[[Path], Arguments] = lambda _: ["fit", "points.csv"]  # noqa: E731
 TABLE = set_to("training.data", "{path: table.parquet}", "torch")
 TABLE_OF_PROMPTS = set_to("serving.prompts", "{path: table.parquet}", "torch")
 BATCH = set_to("serving.source", "{kind: openai-batch, path: other.jsonl}", "torch")
@@ -147,6 +150,14 @@ CASES: dict[str, Callable[[Path], Arguments]] = {
     "`--out /proc/run`": _out("/proc/run"),
     "`--out` in a closed directory": closed(_out("closed/run")),
     "`--cluster mars`": lambda d: [*_emulated(d), "--cluster", "mars"],
+    # Tables of `lemix fit`
+    "a pipe as table": pipe("points.csv", FIT),
+    "`/dev/zero` as table": lambda _: ["fit", "/dev/zero"],
+    "a table of 1 GB": gigabyte("points.csv", FIT),
+    "a table in binary": file_of("points.csv", b"\xff\x00" * 99, FIT),
+    "a table with a quote that never ends": file_of("points.csv", 'batch,length,ms\n"1,2,3\n', FIT),
+    "a table with an infinite time": file_of("points.csv", "batch,length,ms\n1,2,inf\n", FIT),
+    "a table with a batch of 1e400": file_of("points.csv", "batch,length,ms\n1e400,2,3\n", FIT),
     # Coefficients
     "a pipe as coefficients": pipe("other.yaml", TIMES),
     "`/dev/zero` as coefficients": _given("--set", "engine.coefficients=/dev/zero"),
@@ -206,6 +217,7 @@ CASES: dict[str, Callable[[Path], Arguments]] = {
     ),
     "an Azure trace with a time of day alone": trace("azure", AZURE + "18:15:46.1234567,5,5\n"),
     "an Azure trace with the second 60": trace("azure", AZURE + "2016-12-31 23:59:60,5,5\n"),
+    "a trace whose requests have no tokens": trace("azure", AZURE + "2023-11-16 00:00:00,0,0\n"),
     "an Azure trace without a column": trace("azure", "TIMESTAMP,ContextTokens\n2023-11-16,1\n"),
     "a trace with 1e13 tokens": trace("azure", AZURE + "2023-11-16 00:00:00,10000000000000,1\n"),
     "a trace with a token count of 40 digits": trace("burstgpt", BURST + f"0,{'9' * 40},1\n"),
@@ -252,6 +264,12 @@ CASES: dict[str, Callable[[Path], Arguments]] = {
     "a closed directory as model": closed(set_to("model", "{path: closed}", "torch")),
     "`training.resume` of a closed directory": closed(set_to("training.resume", "closed", "torch")),
     "`training.resume` in a closed directory": closed(set_to("training.resume", "closed/run", "torch")),
+    "`training.resume` of a manifest that is a pipe": resume(pipe_for("manifest.json")),
+    "`training.resume` of a manifest that was cut short": resume(writes("manifest.json", b'{"schema": 1, ')),
+    "`training.resume` of a manifest nested 100,000 levels deep": resume(
+        writes("manifest.json", b'{"schema": 1, "model": ' + b"[" * 100_000)
+    ),
+    "`training.resume` of a manifest of 1 GB": resume(sparse("manifest.json")),
     "a missing shard": checkpoint(index=True, then=without("b.safetensors")),
     "a shard that was cut short": checkpoint(index=True, then=cut("b.safetensors")),
     "an index that is a list": checkpoint(index=[]),

@@ -225,6 +225,28 @@ def cut(name: str) -> Callable[[Path], None]:
     return do
 
 
+def sparse(name: str) -> Callable[[Path], None]:
+    """1 GB, which takes no room on the disk."""
+
+    def do(directory: Path) -> None:
+        with (directory / name).open("wb") as file:
+            file.truncate(1 << 30)
+
+    return do
+
+
+def resume(then: Callable[[Path], None]) -> Callable[[Path], Arguments]:
+    """`training.resume` of a directory with what `then` makes there."""
+
+    def make(directory: Path) -> Arguments:
+        (directory / "saved").mkdir()
+        (directory / "saved" / "manifest.json").touch()
+        then(directory / "saved")
+        return set_to("training.resume", "saved", "torch")(directory)
+
+    return make
+
+
 def without(name: str) -> Callable[[Path], None]:
     return lambda model: (model / name).unlink()
 

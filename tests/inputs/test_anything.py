@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
+from lemix_hpc.checkpoints.manifest import MANIFEST, read_manifest
 from lemix_hpc.cli.runs import _print_rows, _row
 from lemix_hpc.cli.show import render_report
 from lemix_hpc.config.errors import UserError
@@ -30,6 +31,7 @@ from lemix_hpc.launch.preflight import preflight
 from lemix_hpc.launch.rundir import RunDir, RunRecord
 from lemix_hpc.launch.states import read_progress, read_report, run_state
 from lemix_hpc.profiling.coefficients import load_coefficients
+from lemix_hpc.profiling.points import read_points
 from lemix_hpc.records.attempts import attempts
 from lemix_hpc.records.reader import RunRecords
 from lemix_hpc.records.schema import RunFacts, ServedTask
@@ -133,6 +135,34 @@ def _traces(path: Path) -> None:
         list(read_openai_batch(path, Findings(), tokenizer=None, default_output_tokens=1, answer=True))
     with suppress(UserError):
         read_all(TextData(path=path))
+
+
+MAGIC = {".gz": b"\x1f\x8b\x08", ".zst": b"\x28\xb5\x2f\xfd", ".parquet": b"PAR1"}
+
+
+@given(st.sampled_from(sorted(MAGIC)), BYTES, st.booleans())
+def test_any_bytes_are_no_compressed_text_and_no_table(ending: str, content: bytes, begins_well: bool) -> None:
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / f"file{ending}"
+        path.write_bytes(MAGIC[ending] + content + MAGIC[ending] if begins_well else content)
+        with pytest.raises(UserError):
+            read_all(TextData(path=path))
+
+
+@given(BYTES | VALUES.map(lambda value: json.dumps(value).encode()))
+def test_any_bytes_are_no_checkpoint_to_resume(content: bytes) -> None:
+    with tempfile.TemporaryDirectory() as directory:
+        (Path(directory) / MANIFEST).write_bytes(content)
+        with pytest.raises(UserError):
+            read_manifest(Path(directory))
+
+
+@given(st.sampled_from(["", "batch,length,ms\n", "batch,context,kind,stage,ms\n"]), BYTES)
+def test_any_bytes_are_a_table_of_points_or_none(header: str, content: bytes) -> None:
+    with tempfile.TemporaryDirectory() as directory, suppress(UserError):
+        path = Path(directory) / "points.csv"
+        path.write_bytes(header.encode() + content)
+        read_points([path])
 
 
 LINES = st.lists(VALUES.map(json.dumps) | st.text(max_size=30), max_size=4).map("\n".join)

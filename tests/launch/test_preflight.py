@@ -247,6 +247,14 @@ def test_keys_of_clients_are_looked_at_before_a_run_starts(write: Write, tmp_pat
     preflight(write(*lines), "slurm")
 
 
+def test_a_key_of_the_environment_that_no_client_could_send(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LEMIX_API_KEY", "secret\nsecret")
+    lines = ("engine: {kind: vllm}", f"model: {{{LLAMA}}}")
+    (problem,) = refused(write(*lines, "serving: {http: {port: 0}}"))
+    assert problem == "LEMIX_API_KEY: a key is one line of printable characters; give another one, or none"
+    preflight(write(*lines, "serving: {http: {port: 0, api_key: mine}}"), "slurm")
+
+
 # Memory
 
 

@@ -233,10 +233,12 @@ def test_test_only_hands_on_what_slurm_says(fake_slurm: FakeSlurm) -> None:
 @pytest.mark.usefixtures("fake_slurm")
 def test_any_option_of_sbatch(recipe: Recipe, tmp_path: Path) -> None:
     given = {"mem-per-cpu": "2G", "comment": "it's mine", "exclusive": True, "hint": False, "nice": 3}
+    given |= {"mail-user": "me@site", "mail-type": "END,FAIL", "dependency": "afterok:1"}
     wide = with_cluster(recipe, sbatch=given, reservation="friday")
     found = flags(slurm.script(wide, tmp_path))
     assert found.items() >= {"mem-per-cpu": "2G", "comment": "it's mine", "exclusive": "", "nice": "3"}.items()
     assert found["reservation"] == "friday"
+    assert (found["mail-user"], found["mail-type"], found["dependency"]) == ("me@site", "END,FAIL", "afterok:1")
     assert "hint" not in found
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from lemix_hpc.config.text_file import BROKEN_JSON
 from lemix_hpc.records.attempts import Attempt
 from lemix_hpc.records.files import patiently
 from lemix_hpc.records.line_file import LineFile
@@ -132,6 +133,6 @@ def body_in_json(body: bytes) -> msgspec.Raw | str:
     """The body of an answer as it came; one that is not JSON as a string."""
     try:
         msgspec.json.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except BROKEN_JSON:
         return body.decode(errors="replace")
     return msgspec.Raw(body)

@@ -133,3 +133,8 @@ def test_the_key_of_a_run_is_for_its_owner_alone_and_stays(tmp_path: Path, monke
     (tmp_path / "environment").mkdir()
     monkeypatch.setenv(VARIABLE, " theirs ")
     assert keep_key(tmp_path / "environment", None).read_text() == "theirs\n"
+    (tmp_path / "odd").mkdir()
+    monkeypatch.setenv(VARIABLE, "a\nb")
+    with pytest.raises(UserError, match="LEMIX_API_KEY: a key is one line of printable characters"):
+        keep_key(tmp_path / "odd", None)
+    assert list((tmp_path / "odd").iterdir()) == []
