@@ -40,11 +40,13 @@ def read_body(body: bytes) -> dict[str, Any]:
 
 
 def check_costs(content: dict[str, Any]) -> None:
-    """Raises ValueError for a call that asks for more than one call may."""
+    """Raises ValueError for a call that asks for more than one call may, or for what vLLM's server fails in."""
     if (count := sequences(content)) > MOST_SEQUENCES:
         raise ValueError(
             f"The call asks for {count} answers, `n` for each of its prompts; the most is {MOST_SEQUENCES}. Send several calls."
         )
+    if not isinstance(content.get("structured_outputs"), dict | None):
+        raise ValueError("`structured_outputs` is not an object.")
     for name in _CONSTRAINTS:
         if name in content and (length := len(msgspec.json.encode(content[name]))) > LONGEST_CONSTRAINT:
             raise ValueError(f"`{name}` has {length} bytes; the most is {LONGEST_CONSTRAINT}.")

@@ -61,6 +61,8 @@ REFUSED = [
     (body(prompt=["hi"] * 10_000), "asks for 10000 answers"),
     (body(prompt=[[1]] * 65, n=2), "asks for 130 answers"),
     (body(structured_outputs={"regex": "a" * 70_000}), "`structured_outputs` has 70012 bytes; the most is 65536"),
+    (body(structured_outputs="a"), "`structured_outputs` is not an object"),
+    (body(structured_outputs=[]), "`structured_outputs` is not an object"),
     (body(response_format={"type": "json_schema", "x": ["a"] * 20_000}), "`response_format` has"),
     (body(guided_grammar="a" * 70_000), "`guided_grammar` has"),
 ]
