@@ -13,6 +13,7 @@ from pydantic_core import ErrorDetails
 from lemix_hpc.config.document import KeyPath
 from lemix_hpc.config.plain_values import visible
 from lemix_hpc.config.problem import Problem
+from lemix_hpc.config.vllm_args import NO_TENSOR_PARALLELISM
 
 _EXPECTED = {
     "string": "text",
@@ -67,6 +68,8 @@ def _expectation(error: ErrorDetails) -> str:
 
 def _unknown_key(path: KeyPath, data: Any, model: type[BaseModel]) -> str:
     key, section = str(path[-1]), section_at(path[:-1], data, model)
+    if key.startswith(("tensor_parallel", "tp_size")):
+        return f"unknown key; {NO_TENSOR_PARALLELISM}"
     valid = field_names(section)
     near = difflib.get_close_matches(key, valid, n=1)
     suggestions = near or _elsewhere(key, model)

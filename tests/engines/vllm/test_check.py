@@ -6,6 +6,7 @@ import shlex
 
 import pytest
 
+from lemix_hpc.config import vllm_args
 from lemix_hpc.config.document import parse_document
 from lemix_hpc.config.errors import UserError
 from lemix_hpc.config.recipe import Engine, Recipe, Vllm
@@ -39,3 +40,9 @@ def test_vllm_is_asked_in_a_process_of_its_own() -> None:
     refused = refusal(Recipe(engine=engine_of(ROWS[0])))
     assert refused is not None and ROWS[0].is_in(refused)
     assert refusal(Recipe(engine=Engine(kind="vllm"))) is None, "nothing to ask"
+
+
+def test_what_is_refused_by_name_are_arguments_of_vllm() -> None:
+    known = vars(given_args(Engine(kind="vllm"), "model"))
+    beginnings = [beginning for names, _ in vllm_args.NOT_BUILT for beginning in names]
+    assert [beginning for beginning in beginnings if not any(name.startswith(beginning) for name in known)] == []
