@@ -77,10 +77,10 @@ def gpu(device: str, report: Report) -> None:
 def mpi(report: Report) -> None:
     from mpi4py import MPI
 
-    from lemix_hpc.engines.torch.devices import mpi_sends_device_memory
+    from lemix_hpc.engines.torch.device_buffers import library_takes_device_memory
 
     report.figure("mpi", MPI.Get_library_version().partition(",")[0].strip())
-    report.figure("mpi_says_it_sends_device_memory", mpi_sends_device_memory())
+    report.figure("mpi_says_it_sends_device_memory", library_takes_device_memory())
 
 
 def version(name: str) -> str | None:

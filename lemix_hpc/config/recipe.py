@@ -234,6 +234,10 @@ class Engine(Section):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     share_devices: bool = Field(default=False, description="several stage ranks may use one GPU")
+    device_buffers: Literal["auto", "on", "off"] = Field(
+        default="auto",
+        description="MPI sends a GPU's memory; by default if it says so and a transfer at the start works",
+    )
     max_batch_requests: PositiveInt = 8
     max_batch_tokens: Tokens = 4096
     wait: Literal["auto", "spin", "backoff"] = "auto"

@@ -6,12 +6,16 @@ import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lemix_hpc.config.engine_kinds import ENGINE_KINDS
 from lemix_hpc.config.errors import UserError
 from lemix_hpc.config.recipe import Recipe
 from lemix_hpc.engines.meter import HostMeter, Meter
 from lemix_hpc.engines.protocol import StageEngine
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +50,28 @@ def check_sharing(recipe: Recipe, devices: Sequence[Device | None]) -> None:
             f"{len(gpus)} stage ranks on this host share {len(set(gpus))} GPUs; ask for one GPU per stage "
             "(cluster.gpus_per_node), or set engine.share_devices: true for a trial"
         )
+
+
+def settle_device_buffers(recipe: Recipe, device: Device | None, stages: MPI.Comm) -> Recipe:
+    """The recipe with `engine.device_buffers` on or off where it is auto and stages compute on GPUs: a transfer shows it.
+
+    Collective over `stages`, the ranks of all stages of a run, or of all others, without a device.
+    """
+    if device is None or recipe.engine.device_buffers != "auto" or not all(stages.allgather(device.gpu is not None)):
+        return recipe
+    import torch
+
+    from lemix_hpc.engines.torch import devices
+    from lemix_hpc.engines.torch.device_buffers import why_not_by_device
+
+    place = torch.device(device.name)
+    devices.take(place)  # MPI asks which device is the current one
+    reason = why_not_by_device(stages, place)
+    if stages.Get_rank() == 0:
+        way = "as it is" if reason is None else f"through pinned host memory: {reason}"
+        print(f"engine.device_buffers: auto: MPI sends the memory of GPUs {way}", flush=True)
+    settled = recipe.engine.model_copy(update={"device_buffers": "on" if reason is None else "off"})
+    return recipe.model_copy(update={"engine": settled})
 
 
 def build_engine(recipe: Recipe, *, node: int, stage: int, device: Device, meeting: Path | None = None) -> StageEngine:

@@ -9,7 +9,7 @@ import msgspec
 
 from lemix_hpc.config.errors import UserError
 from lemix_hpc.config.recipe import Recipe
-from lemix_hpc.engines.build import build_engine, build_meter, check_sharing, choose_device
+from lemix_hpc.engines.build import build_engine, build_meter, check_sharing, choose_device, settle_device_buffers
 from lemix_hpc.measure.passes import StagePasses
 from lemix_hpc.measure.profiler import Profiler
 from lemix_hpc.measure.result import write_result
@@ -48,6 +48,7 @@ def profile(recipe: Recipe, run_dir: Path, order: ProfileOrder) -> None:
     stages_before = sum(host.allgather(stage is not None)[: host.Get_rank()])
     device = choose_device(recipe, stages_before) if stage is not None else None
     check_sharing(recipe, host.allgather(device))
+    recipe = settle_device_buffers(recipe, device, comm.Split(stage is not None))
     hardware = [name for name in comm.allgather(device and hardware_name(recipe, device)) if name]
     hosts = comm.allgather(platform.node())
     subject = subject_of(recipe, on_gpu=any(comm.allgather(device is not None and device.gpu is not None)))

@@ -87,7 +87,7 @@ BROKEN = {
     "unknown key with a near one": (
         "engine:\n  kinds: torch\n",
         "recipe.yaml:2: engine.kinds: unknown key; did you mean 'kind'? (valid: kind, coefficients, device, dtype, "
-        "share_devices, max_batch_requests, max_batch_tokens, wait, timeout_s, vllm)",
+        "share_devices, device_buffers, max_batch_requests, max_batch_tokens, wait, timeout_s, vllm)",
     ),
     "key of another section": (
         "partition: gpu\n",

@@ -13,7 +13,8 @@ from lemix_hpc.config.recipe import Model, Recipe
 from lemix_hpc.engines.memory_plan import stage_takes
 from lemix_hpc.engines.model_sizes import describe, model_config
 from lemix_hpc.engines.torch import attention
-from lemix_hpc.engines.torch.devices import device_bytes, mpi_sends_device_memory, take
+from lemix_hpc.engines.torch.device_buffers import sends_device_memory
+from lemix_hpc.engines.torch.devices import device_bytes, take
 from lemix_hpc.engines.torch.gpt2 import GPT2Stage
 from lemix_hpc.engines.torch.kv_cache import KeyValueCache
 from lemix_hpc.engines.torch.llama import LlamaStage
@@ -44,7 +45,7 @@ def build_stage(recipe: Recipe, *, stage: int, device: str) -> TorchStage:
     return TorchStage(
         module,
         _cache(config, layers, dtype, place),
-        Wire(place, device_buffers=place.type == "cuda" and mpi_sends_device_memory()),
+        Wire(place, device_buffers=sends_device_memory(recipe.engine, place)),
         None if training is None else StageOptimizer(module, training),
         seed=recipe.seed,
         keep_graphs=training is not None and training.release == "sync",

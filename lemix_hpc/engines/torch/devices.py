@@ -1,9 +1,6 @@
-"""Which device a stage rank computes on, and whether MPI can send its memory."""
+"""Which device a stage rank computes on."""
 
 from __future__ import annotations
-
-import ctypes
-from pathlib import Path
 
 import torch
 
@@ -50,18 +47,3 @@ def device_bytes(engine: Engine, device: torch.device) -> int | None:
 def gpu_id(device: str) -> str | None:
     """What tells this GPU from all others of the host, whatever number it has for this rank; None for a CPU."""
     return str(torch.cuda.get_device_properties(device).uuid) if device != "cpu" else None
-
-
-def mpi_sends_device_memory() -> bool:
-    """Whether this process's MPI library takes pointers to CUDA memory, as Open MPI builds with CUDA do.
-
-    Other MPI libraries have no common way to ask; tensors then go through pinned host memory, which always works.
-    """
-    library = next((line.split()[-1] for line in _memory_map() if "/libmpi.so" in line), None)
-    query = getattr(ctypes.CDLL(library), "MPIX_Query_cuda_support", None) if library else None
-    return query is not None and bool(query())
-
-
-def _memory_map() -> list[str]:
-    path = Path("/proc/self/maps")
-    return path.read_text().splitlines() if path.exists() else []

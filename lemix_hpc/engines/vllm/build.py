@@ -15,7 +15,8 @@ from lemix_hpc.engines.host_files import forget_shared_by
 from lemix_hpc.engines.memory_plan import stage_takes
 from lemix_hpc.engines.model_sizes import describe
 from lemix_hpc.engines.torch.build import hugging_face_config, weight_source
-from lemix_hpc.engines.torch.devices import mpi_sends_device_memory, take
+from lemix_hpc.engines.torch.device_buffers import sends_device_memory
+from lemix_hpc.engines.torch.devices import take
 from lemix_hpc.engines.torch.optimizer import StageOptimizer
 from lemix_hpc.engines.torch.partition import layer_ranges
 from lemix_hpc.engines.torch.payloads import Wire
@@ -63,7 +64,7 @@ def build_stage(recipe: Recipe, *, stage: int, device: str, meeting: Path) -> Vl
         socket,
         worker,
         module,
-        Wire(place, device_buffers=place.type == "cuda" and mpi_sends_device_memory()),
+        Wire(place, device_buffers=sends_device_memory(recipe.engine, place)),
         optimizer,
         CopiedWeights(served, module) if copied else None,
         keep_graphs=training is not None and training.release == "sync",

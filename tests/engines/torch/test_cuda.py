@@ -45,7 +45,7 @@ def test_the_same_scores_and_tokens_as_on_the_cpu(
 ) -> None:
     recipe = tiny_recipe(family, 2)
     known = pipeline(recipe)
-    monkeypatch.setattr(build, "mpi_sends_device_memory", lambda: cuda_aware)
+    monkeypatch.setattr(build, "sends_device_memory", lambda _engine, _device: cuda_aware)
     node = pipeline(recipe, GPU)
     expected = [result.nll for result in known.score(*prompts)]
     assert [result.nll for result in node.score(*prompts)] == pytest.approx(expected, rel=1e-3)
