@@ -1,11 +1,17 @@
-"""Which device a stage rank computes on."""
+"""Which device a stage rank computes on, and the cores near it."""
 
 from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
 
 import torch
 
 from lemix_hpc.config.errors import UserError
 from lemix_hpc.config.recipe import Engine
+
+PCI_DEVICES = Path("/sys/bus/pci/devices")
 
 
 def choose_device(engine: Engine, local_stage: int) -> str:
@@ -13,6 +19,8 @@ def choose_device(engine: Engine, local_stage: int) -> str:
 
     A rank to which Slurm shows one GPU of its own takes that one. Raises UserError if a GPU is asked for and none is there.
     """
+    if engine.device != "cpu":
+        _see_one_instance(local_stage)
     count = torch.cuda.device_count() if engine.device != "cpu" else 0
     if count:
         return f"cuda:{local_stage % count}"
@@ -24,17 +32,57 @@ def choose_device(engine: Engine, local_stage: int) -> str:
     return "cpu"
 
 
+def _see_one_instance(local_stage: int) -> None:
+    """Of several instances of a GPU (MIG) CUDA shows a process the first one alone, so each stage rank is left with its own."""
+    instances = _visible()
+    if len(instances) > 1 and all(name.startswith("MIG-") for name in instances):
+        os.environ["CUDA_VISIBLE_DEVICES"] = instances[local_stage % len(instances)]
+
+
+def _visible() -> list[str]:
+    return [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+
+
 def take(device: torch.device) -> None:
-    """Compute on this device from here on; on a GPU in a stream that goes before all others, such as training's."""
+    """Compute on this device from here on; on a GPU on the cores near it, and in a stream that goes before all others, such as
+    training's."""
     if device.type != "cuda":
         return
     torch.cuda.set_device(device)
+    _stay_near(device)
     current = torch.cuda.current_stream(device)
     if current == torch.cuda.default_stream(device):
         _, first = current.priority_range()
         stream = torch.cuda.Stream(device, priority=first)  # type: ignore[no-untyped-call]
         stream.wait_stream(current)
         torch.cuda.set_stream(stream)
+
+
+def _stay_near(device: torch.device) -> None:
+    """Leave out those of this rank's cores that are on another NUMA node than its GPU: pinned memory would be there, too."""
+    found: Any = torch.cuda.get_device_properties(device)
+    address = f"{found.pci_domain_id:04x}:{found.pci_bus_id:02x}:{found.pci_device_id:02x}.0"
+    listed = PCI_DEVICES / address / "local_cpulist"
+    near = cores_in(listed.read_text(encoding="ascii")) if listed.exists() else set()
+    allowed = os.sched_getaffinity(0)
+    if near & allowed:
+        os.sched_setaffinity(0, near & allowed)
+    elif near:
+        print(
+            f"warning: none of this rank's cores ({_short(allowed)}) is near its GPU {address} ({_short(near)}); let Slurm "
+            "choose them by cluster.sbatch: {gres-flags: enforce-binding}",
+            flush=True,
+        )
+
+
+def cores_in(listed: str) -> set[int]:
+    """Of a list of Linux, such as `0-3,8`."""
+    ends = [part.partition("-") for part in listed.strip().split(",") if part]
+    return {core for first, _, last in ends for core in range(int(first), int(last or first) + 1)}
+
+
+def _short(cores: set[int]) -> str:
+    return f"{len(cores)} from {min(cores)} to {max(cores)}"
 
 
 def device_bytes(engine: Engine, device: torch.device) -> int | None:
@@ -45,5 +93,9 @@ def device_bytes(engine: Engine, device: torch.device) -> int | None:
 
 
 def gpu_id(device: str) -> str | None:
-    """What tells this GPU from all others of the host, whatever number it has for this rank; None for a CPU."""
-    return str(torch.cuda.get_device_properties(device).uuid) if device != "cpu" else None
+    """What tells this GPU, or this instance of one, from all others of the host, whatever number it has for this rank; None for
+    a CPU."""
+    if device == "cpu":
+        return None
+    instances = [name for name in _visible() if name.startswith("MIG-")]
+    return instances[0] if instances else str(torch.cuda.get_device_properties(device).uuid)
