@@ -217,7 +217,9 @@ def _import_deepspeed(device: torch.device) -> Any:
     if get_accelerator().device_name() != device.type:  # chosen by whoever came first; it would move the module there
         kind = cpu_accelerator.CPU_Accelerator if device.type == "cpu" else cuda_accelerator.CUDA_Accelerator
         set_accelerator(kind())
-    # Only collectives between several processes of one host would use it, and it takes a compiler 45 s to build.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    if device.type == "cpu":
+        # Only collectives between several processes of one host would use it, and it takes a compiler 45 s to build. Asking for
+        # the table makes DeepSpeed try all its operators, on a GPU with compilers that may be missing.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     return deepspeed

@@ -15,7 +15,7 @@ from torch import nn
 from torch.optim import lr_scheduler
 
 from lemix_hpc.config.training_section import Training
-from lemix_hpc.engines.torch.optimizer import StageOptimizer
+from lemix_hpc.engines.torch.optimizer import StageOptimizer, _import_deepspeed
 
 MODES = [
     pytest.param(dtype, zero, offload, id=f"{dtype}-zero-{zero}{'-offload' * offload}".removeprefix("torch."))
@@ -185,6 +185,17 @@ def test_the_module_stays_on_its_device_whatever_deepspeed_computed_on_before(op
     step(optimizer(module, 1, False), module, gradients(module, 0))
     assert accelerators.get_accelerator().device_name() == "cpu"
     assert {parameter.device.type for parameter in module.parameters()} == {"cpu"}
+
+
+def test_on_a_gpu_deepspeed_is_not_made_to_try_its_compilers(monkeypatch: pytest.MonkeyPatch) -> None:
+    ops = importlib.import_module("deepspeed.ops")
+    monkeypatch.delitem(vars(ops), "__compatible_ops__", raising=False)
+    monkeypatch.setattr(ops, "_probe_compatible_ops", lambda: pytest.fail("it tries them all"))
+    try:
+        _import_deepspeed(torch.device("cuda:0"))
+    finally:
+        monkeypatch.undo()
+        _import_deepspeed(torch.device("cpu"))
 
 
 def test_deepspeed_waits_for_no_other_rank_of_a_shared_world(tmp_path: Path) -> None:
