@@ -18,6 +18,7 @@ from lemix_hpc.engines.build import Device
 from lemix_hpc.engines.model_sizes import describe, model_config
 from lemix_hpc.profiling.coefficients import load_coefficients
 
+TIMEOUT_S = 30
 LIBRARIES = ("torch", "transformers", "deepspeed", "mpi4py", "numpy")
 
 
@@ -73,10 +74,22 @@ def provenance(command: Sequence[str], hosts: Sequence[str]) -> dict[str, Any]:
         "python": platform.python_version(),
         "kernel": platform.release(),
         "driver": _text(Path("/proc/driver/nvidia/version")).partition("\n")[0],
+        "clocks": _clocks(),
         "mpi": MPI.Get_library_version().partition(",")[0].strip(),
         "libraries": {name: importlib.metadata.version(name) for name in LIBRARIES},
     }
     return {key: value for key, value in facts.items() if value}
+
+
+def _clocks() -> list[str]:
+    """Of each NVIDIA GPU of this host, right after measuring: they may have been lowered by heat, or by somebody."""
+    fields = "index,clocks.sm,clocks.max.sm,clocks.mem,power.limit,clocks_event_reasons.active"
+    command = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader"]
+    try:
+        told = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return [f"{fields}: {line}" for line in told.splitlines() if line]
 
 
 def slug(name: str) -> str:

@@ -1,4 +1,4 @@
-"""Measuring work on a GPU by its own events and its allocator's counters."""
+"""Measuring work on a GPU by its own events, its allocator's counters, and what its driver says is taken."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ class CudaMeter:
 
     def __init__(self, device: str) -> None:
         self._device = torch.device(device)
+        self._others = 0
 
     def time(self, work: Work[T]) -> tuple[T, float]:
         return self._timed(lambda: finish(work))
@@ -33,9 +34,16 @@ class CudaMeter:
     def reset_peak(self) -> None:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(self._device)
+        self._others = self._outside()
 
     def peak(self) -> int:
-        return torch.cuda.max_memory_allocated(self._device)
+        """What the allocator has taken from the device at most, in part by fragments, and what is outside of it: the context,
+        captured graphs, buffers of libraries, and other processes on this GPU."""
+        return torch.cuda.max_memory_reserved(self._device) + max(self._others, self._outside())
+
+    def _outside(self) -> int:
+        free, total = torch.cuda.mem_get_info(self._device)
+        return total - free - torch.cuda.memory_reserved(self._device)
 
     def copy_times(self, nbytes: int) -> dict[str, float]:
         host = torch.ones(nbytes, dtype=torch.uint8, pin_memory=True)
