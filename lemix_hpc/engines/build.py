@@ -20,13 +20,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """What a stage computes on: torch's name for it, and what tells a GPU from all others of the host.
+    """What a stage computes on: torch's name for it, what tells a GPU from all others of the host, and its `model`.
 
     A stage that computes nothing has the engine's name here.
     """
 
     name: str
     gpu: str | None = None
+    model: str = ""
 
 
 def choose_device(recipe: Recipe, local_stage: int) -> Device:
@@ -39,7 +40,7 @@ def choose_device(recipe: Recipe, local_stage: int) -> Device:
     from lemix_hpc.engines.torch import devices
 
     name = devices.choose_device(recipe.engine, local_stage)
-    return Device(name, devices.gpu_id(name))
+    return Device(name, devices.gpu_id(name), devices.gpu_model(name))
 
 
 def check_sharing(recipe: Recipe, devices: Sequence[Device | None]) -> None:

@@ -57,6 +57,7 @@ def run(recipe: Recipe, attempt: Attempt, drain: Drain | None) -> AttemptEnd | N
     waiter = make_waiter(host, bell, "backoff" if threads else recipe.engine.wait)
     stages_before = sum(host.allgather(stage is not None)[: host.Get_rank()])
     device = choose_device(recipe, stages_before) if stage is not None else None
+    devices = comm.gather("" if device is None else device.model, SCHEDULER_RANK)
     # A checkpoint is read in full here, while stages load what they compute with.
     taken_over = take_over(recipe, attempt) if rank == SCHEDULER_RANK else None
     check_sharing(recipe, host.allgather(device))
@@ -88,10 +89,15 @@ def run(recipe: Recipe, attempt: Attempt, drain: Drain | None) -> AttemptEnd | N
                 return None
             # It loads the policy's compiler, which other ranks do without.
             from lemix_hpc.runtime.scheduler.rank import SchedulerRank
+            from lemix_hpc.runtime.scheduler.warm_up import kinds_of
 
-            assert drain is not None, "the scheduler rank has one"
+            assert drain is not None and devices is not None, "the scheduler rank has them"
             mailbox = Mailbox(comm, Inbox.SCHEDULER, bell)
-            return SchedulerRank(recipe, layout, attempt, taken_over[1], mailbox, clock, waiter, leader, drain).run()
+            kinds = kinds_of(layout.by_node(devices))
+            scheduler = SchedulerRank(
+                recipe, layout, attempt, taken_over[1], mailbox, clock, waiter, leader, drain, kinds
+            )
+            return scheduler.run()
 
 
 def _lead(leader: AnyLeader, waiter: Waiter) -> None:

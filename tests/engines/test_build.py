@@ -60,7 +60,8 @@ def test_a_gpu_is_known_by_its_own_number(monkeypatch: pytest.MonkeyPatch) -> No
 
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _name: Properties)
-    assert choose_device(recipe("torch", engine={"device": "auto"}), 3) == Device("cuda:1", "0123-45")
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _name: "NVIDIA H100")
+    assert choose_device(recipe("torch", engine={"device": "auto"}), 3) == Device("cuda:1", "0123-45", "NVIDIA H100")
 
 
 @pytest.mark.parametrize("device", ["auto", "cpu", "cuda"])

@@ -99,3 +99,8 @@ def gpu_id(device: str) -> str | None:
         return None
     instances = [name for name in _visible() if name.startswith("MIG-")]
     return instances[0] if instances else str(torch.cuda.get_device_properties(device).uuid)
+
+
+def gpu_model(device: str) -> str:
+    """The product name of a GPU; nothing for a CPU: those of a run are taken to be alike."""
+    return torch.cuda.get_device_name(device) if device != "cpu" else ""

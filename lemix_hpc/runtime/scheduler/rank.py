@@ -63,7 +63,7 @@ from lemix_hpc.runtime.scheduler.loop import LoopSettings, SchedulerLoop
 from lemix_hpc.runtime.scheduler.pace_orders import send_pace
 from lemix_hpc.runtime.scheduler.resume import DISK_TIMEOUT_S, poisonous, without_lost
 from lemix_hpc.runtime.scheduler.save_plan import save_plan
-from lemix_hpc.runtime.scheduler.warm_up import ProbeTimes, probes
+from lemix_hpc.runtime.scheduler.warm_up import Probe, ProbeTimes, warm_up
 from lemix_hpc.runtime.scheduler.watch import Watch
 from lemix_hpc.runtime.transport import messages as m
 from lemix_hpc.runtime.transport.idle_wait import ALONE_ON_HOST_S, Waiter
@@ -94,8 +94,11 @@ class SchedulerRank:
         waiter: Waiter,
         leader: AnyLeader,
         drain: Drain,
+        kinds: tuple[int, ...],
     ) -> None:
+        """`kinds`: that of each node, by its devices."""
         self._recipe = recipe
+        self._kinds = kinds
         self._layout = layout
         self._attempt = attempt
         self._mailbox = mailbox
@@ -139,7 +142,7 @@ class SchedulerRank:
             self._checkpoints.clear()
         self._collect(engines_in(self._recipe))
         times = self._warm_up(work.requests) if self._recipe.engine.computes else None
-        overhead = 0.0 if times is None else times.overhead
+        overhead = 0.0 if times is None else max(kind.overhead for kind in times)
         hardware = self._hardware(times)
         patiently(
             lambda: save_coefficients(hardware.believed[0], self._attempt.path / COEFFICIENTS),
@@ -363,14 +366,14 @@ class SchedulerRank:
         """The coefficient file that forecasts start from."""
         return self._recipe.policy.coefficients or self._recipe.engine.coefficients
 
-    def _hardware(self, times: ProbeTimes | None) -> Hardware:
-        """Stage times of emulated nodes by their files. Nodes that compute are all alike; T0 is a property of the hardware,
-        and goes by the engine's own file, whatever forecasts start from."""
+    def _hardware(self, times: Sequence[ProbeTimes] | None) -> Hardware:
+        """Stage times of emulated nodes by their files, of nodes that compute by what their kind took. T0 is a property of the
+        hardware, and goes by the engine's own file, whatever forecasts start from."""
         if times is None:
             return load_hardware(self._recipe)
-        believed, own = self._coefficients(times), self._recipe.engine.coefficients
-        reference = believed if own is None else load_coefficients(own)
-        return Hardware(reference, (reference,), (believed,), (0,) * self._layout.nodes)
+        believed, own = tuple(map(self._coefficients, times)), self._recipe.engine.coefficients
+        real = believed if own is None else (load_coefficients(own),) * len(times)
+        return Hardware(real[0], real, believed, self._kinds)
 
     def _tell(self, message: str) -> None:
         self._recorder.progress(Progress("starting", message=message))
@@ -409,19 +412,20 @@ class SchedulerRank:
         self._turn_until(lambda: len(mails) >= count, turn)
         return [mail.message for mail in mails]
 
-    def _warm_up(self, requests: Sequence[Request]) -> ProbeTimes:
+    def _warm_up(self, requests: Sequence[Request]) -> list[ProbeTimes]:
         """Run ordinary requests that nobody waits for."""
         self._tell("warming up")
-        times = ProbeTimes(self._layout.stages)
-        for probe in probes(self._recipe, requests, self._context):
-            sent = self._clock.now()
+        if max(self._kinds):
+            print(f"nodes have {max(self._kinds) + 1} kinds of devices; each is measured for itself", flush=True)
+        return warm_up(self._recipe, requests, self._context, self._kinds, self._run_probes)
+
+    def _run_probes(self, together: Sequence[Probe]) -> tuple[float, Sequence[m.WorkSpan]]:
+        sent, messages = self._clock.now(), 0
+        for probe in together:
             self._mailbox.send(self._layout.leader(probe.node), Inbox.LEADER, probe.request)
-            passes = self._layout.stages * max(1, probe.request.output)
-            reports = self._collect(passes + 1)
-            times.add(
-                probe, sent, [span for report in reports if isinstance(report, m.SpanReport) for span in report.spans]
-            )
-        return times
+            messages += self._layout.stages * max(1, probe.request.output) + 1
+        reports = self._collect(messages)
+        return sent, [span for report in reports if isinstance(report, m.SpanReport) for span in report.spans]
 
     def _coefficients(self, times: ProbeTimes) -> CoefficientFile:
         """Stage times from the file that the recipe names, or those just measured."""

@@ -1,9 +1,10 @@
-"""The first seconds of a run that computes: warm every stage up, and measure what requests take on the first node."""
+"""The first seconds of a run that computes: warm every stage up, and measure what requests take on a node of each kind."""
 
 from __future__ import annotations
 
+import itertools
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from lemix_hpc.config.recipe import Recipe
@@ -31,8 +32,35 @@ class Probe:
     measured: bool
 
 
-def probes(recipe: Recipe, requests: Sequence[Request], context: int | None) -> Iterator[Probe]:
-    """Requests to run one after the other: each length once on every node, then some times on the first one alone.
+def kinds_of(devices: Sequence[Sequence[str]]) -> tuple[int, ...]:
+    """The kind of each node by the `devices` of its stages: nodes with the same ones are alike. Kinds are numbered in order."""
+    known = list(dict.fromkeys(map(tuple, devices)))
+    return tuple(known.index(tuple(stages)) for stages in devices)
+
+
+def warm_up(
+    recipe: Recipe,
+    requests: Sequence[Request],
+    context: int | None,
+    kinds: Sequence[int],
+    run: Callable[[Sequence[Probe]], tuple[float, Sequence[WorkSpan]]],
+) -> list[ProbeTimes]:
+    """What probes took, for each kind of nodes, on the first of them. `kinds`: that of each node. `run` runs probes side by
+    side, and returns when they were sent [s] and their passes."""
+    times = [ProbeTimes(recipe.nodes.stages) for _ in range(max(kinds) + 1)]
+    firsts = [kinds.index(kind) for kind in range(len(times))]
+    for together in probes(recipe, requests, context, firsts):
+        sent, spans = run(together)
+        for probe in together:
+            times[kinds[probe.node]].add(probe, sent, [span for span in spans if span.node == probe.node])
+    return times
+
+
+def probes(
+    recipe: Recipe, requests: Sequence[Request], context: int | None, measured: Sequence[int] = (0,)
+) -> Iterator[list[Probe]]:
+    """Requests to run, one list after the other, of which those of a list run side by side: each length once on all nodes, then
+    some times on the nodes to be `measured`, one at a time, so that nothing else is under way.
 
     Lengths double from `SHORTEST` to what the run will need at most, prompt and output or a micro-batch's sequence, within
     `context`, the tokens that the engine takes. Where requests generate, each probe also decodes a few tokens.
@@ -53,13 +81,19 @@ def probes(recipe: Recipe, requests: Sequence[Request], context: int | None) -> 
         lengths.append(length)
         length *= 2
     lengths.append(longest)
-    number = 0
-    for node, measured in [(n, False) for n in range(recipe.nodes.count)] + [(0, True)] * REPEATS:
-        for length in lengths:
-            number -= 1
-            tokens = [-number % DIFFERENT] * length
-            request = PlaceRequest(number, length, DECODED if generate else 0, tokens, key=0.0)
-            yield Probe(node, request, measured)
+    numbers = itertools.count(1)
+
+    def probe(node: int, length: int, *, measured: bool) -> Probe:
+        number = next(numbers)
+        tokens = [number % DIFFERENT] * length
+        request = PlaceRequest(-number, length, DECODED if generate else 0, tokens, key=0.0)
+        return Probe(node, request, measured)
+
+    for length in lengths:
+        yield [probe(node, length, measured=False) for node in range(recipe.nodes.count)]
+    for node in measured:
+        for length in lengths * REPEATS:
+            yield [probe(node, length, measured=True)]
 
 
 class ProbeTimes:
@@ -101,6 +135,6 @@ class ProbeTimes:
             "layers": layers,
             "stages": times,
             "valid": {"max_length": longest},
-            "provenance": {"source": "measured in the first seconds of this run, on its first node"},
+            "provenance": {"source": "measured in the first seconds of this run, on the first node of its kind"},
         }
         return CoefficientFile.model_validate(content)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
+
+T = TypeVar("T")
 
 SCHEDULER_RANK = 0
 
@@ -31,6 +35,10 @@ class Layout:
 
     def worker(self, node: int, stage: int) -> int:
         return self.leader(node) + 1 + stage
+
+    def by_node(self, values: Sequence[T]) -> list[Sequence[T]]:
+        """Those of each node's stages, of values of all ranks."""
+        return [values[self.worker(node, 0) : self.worker(node, self.stages)] for node in range(self.nodes)]
 
     def role(self, rank: int) -> str:
         """What a rank is, in words for logs and errors."""

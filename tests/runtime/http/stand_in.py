@@ -243,7 +243,9 @@ def main(run_dir: Path) -> None:
         drain = Drain(run_dir / "stop", recipe.policy.drain_reserve_s)
         signal.signal(signal.SIGTERM, lambda number, _: drain.heard(number))
         mailbox = Mailbox(comm, Inbox.SCHEDULER, bell)
-        SchedulerRank(recipe, layout, attempt, taken_over[1], mailbox, clock, waiter, node, drain).run()
+        SchedulerRank(
+            recipe, layout, attempt, taken_over[1], mailbox, clock, waiter, node, drain, (0,) * layout.nodes
+        ).run()
         return
     while not node.finished:
         if node.turn():
