@@ -10,10 +10,12 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from lemix_hpc.engines.compile_caches import keep_on_host
 from lemix_hpc.engines.host_files import forget_shared_memory, remove_abandoned
 from lemix_hpc.launch.log_stream import keep_on_writing
 from lemix_hpc.launch.rank_signals import end_at_once, hand_to, leave_to_scheduler, note
 from lemix_hpc.launch.rundir import RunDir
+from lemix_hpc.launch.slurm_job import job_id
 from lemix_hpc.records.attempts import Attempt, AttemptEnd, claim
 from lemix_hpc.records.files import patiently
 from lemix_hpc.records.settings import read_settings
@@ -133,6 +135,8 @@ def _redirect_output(log: Path) -> None:
 
 def _set_environment(host: MPI.Comm) -> None:
     os.environ["HF_HUB_OFFLINE"] = "1"
+    if job_id() is not None:
+        keep_on_host(os.environ)
     ranks, cores = host.Get_size(), len(os.sched_getaffinity(0))
     # A rank bound to its own cores by Slurm sees only those; an unbound one sees, and shares, all cores of the host.
     bound = cores <= int(os.environ.get("SLURM_CPUS_PER_TASK", "0"))
