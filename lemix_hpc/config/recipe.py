@@ -84,7 +84,7 @@ class Cluster(Section):
     time: str = "01:00:00"
     gres: str | None = None
     gpus_per_node: PositiveInt | None = None
-    cpus_per_task: PositiveInt = 1
+    cpus_per_task: PositiveInt | None = Field(default=None, description="cores of each rank; default 1, with vllm 4")
     mem: str | None = None
     constraint: str | None = None
     nodelist: str | None = None
@@ -331,6 +331,11 @@ class Recipe(Section):
     simulate: Simulate = Simulate()
     report: Report = Report()
     profile: Profile = Profile()
+
+    @property
+    def cores(self) -> int:
+        """Of each rank of a job. A leader with an engine's server in it has three busy threads, and that engine's process."""
+        return self.cluster.cpus_per_task or (4 if self.engine.has_scheduler else 1)
 
     @property
     def in_flight(self) -> int:

@@ -32,7 +32,7 @@ def launcher(recipe: Recipe, run_dir: Path) -> Launcher:
         f"--nodes={hosts}",
         f"--ntasks={hosts * per_host}",
         f"--ntasks-per-node={per_host}",
-        f"--cpus-per-task={cluster.cpus_per_task}",
+        f"--cpus-per-task={recipe.cores}",
         *mpi_options(recipe),
         *cluster.container,
         *rank_command(str(run_dir)),

@@ -42,7 +42,7 @@ def fingerprint(recipe: Recipe) -> str:
         "model": recipe.model.model_dump(mode="json"),
         "engine": recipe.engine.model_dump(mode="json", exclude={"max_batch_requests", "max_batch_tokens"}),
         "stages": recipe.nodes.stages,
-        "cores": recipe.cluster.cpus_per_task,
+        "cores": recipe.cores,
         "mode": recipe.serving.mode if recipe.serving else None,
         "release": training.release if training else None,
         "repeats": (recipe.profile.warm_up, recipe.profile.repeats, recipe.profile.pause_s),

@@ -127,7 +127,7 @@ def _parameters(recipe: Recipe) -> dict[str, Any]:
         "job_name": f"lemix-{recipe.name}",
         "nodes": nodes.count // cluster.nodes_per_host,
         "ntasks_per_node": cluster.nodes_per_host * (nodes.stages + 1),
-        "cpus_per_task": cluster.cpus_per_task,
+        "cpus_per_task": recipe.cores,
         "time": math.ceil(limit / 60),
         "signal_delay_s": signal_lead(recipe.policy.drain_reserve_s, limit),
         "use_srun": False,
@@ -151,7 +151,7 @@ def _exports(recipe: Recipe) -> list[str]:
 
     exports = {
         # Since 22.05 srun does not inherit --cpus-per-task from the job.
-        "SRUN_CPUS_PER_TASK": str(recipe.cluster.cpus_per_task),
+        "SRUN_CPUS_PER_TASK": str(recipe.cores),
         "PYTHONUNBUFFERED": "1",
         "HF_HUB_OFFLINE": "1",
         **root_environment(),

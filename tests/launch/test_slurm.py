@@ -70,6 +70,20 @@ def test_shape_and_resources(recipe: Recipe, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("fake_slurm")
+@pytest.mark.parametrize(("kind", "given", "cores"), [("emulated", None, 1), ("vllm", None, 4), ("vllm", 2, 2)])
+def test_ranks_beside_vllm_have_cores_for_its_threads(
+    kind: str, given: int | None, cores: int, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = with_cluster(recipe, cpus_per_task=given)
+    told = told.model_copy(update={"engine": told.engine.model_copy(update={"kind": kind})})
+    script = slurm.script(told, tmp_path)
+    assert flags(script)["cpus-per-task"] == str(cores)
+    assert f"export SRUN_CPUS_PER_TASK={cores}\n" in script
+    monkeypatch.setenv("SLURM_JOB_ID", "1")
+    assert f"--cpus-per-task={cores}" in allocation.launcher(told, tmp_path).command
+
+
+@pytest.mark.usefixtures("fake_slurm")
 def test_a_short_job_is_warned_later_and_one_that_must_not_come_back_says_so(recipe: Recipe, tmp_path: Path) -> None:
     found = flags(slurm.script(with_cluster(recipe, time="00:02:00", requeue=False), tmp_path))
     assert found.items() >= {"no-requeue": "", "signal": "USR2@30", "time": "2"}.items()
