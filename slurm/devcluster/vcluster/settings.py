@@ -1,7 +1,8 @@
-"""The files Slurm and munge read: slurm.conf, slurmdbd.conf, the hosts table and the key."""
+"""The files Slurm and munge read: slurm.conf, gres.conf, slurmdbd.conf, the hosts table and the key."""
 
 import os
 import socket
+import stat
 from pathlib import Path
 
 from vcluster.layout import Layout
@@ -10,6 +11,8 @@ from vcluster.plan import NODES, Plan
 # Claimed by each node whatever the machine has: jobs of many small ranks shall fit.
 CPUS_PER_NODE = 32
 MEMORY_PER_NODE_MIB = 6000
+# Only counted and told to jobs: behind them is nothing.
+GPUS_PER_NODE = 4
 # Debian's own spool path: each node binds a directory of its own there, so that the sockets of Slurm's PMIx plugin
 # keep a short path wherever the state directory lies.
 SPOOL = Path("/var/lib/slurm/slurmd")
@@ -56,10 +59,16 @@ MinJobAge=300
 KillWait=10
 WaitTime=0
 SlurmdParameters=config_overrides
+GresTypes=gpu
 {nodes}
 PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP PriorityTier=1 PreemptMode=REQUEUE
 PartitionName=patient Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=1 PreemptMode=REQUEUE GraceTime=20
 PartitionName=urgent Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=10 PreemptMode=OFF
+"""
+
+GRES_CONF = """\
+AutoDetect=off
+Name=gpu File={etc}/gpu[0-{last}]
 """
 
 SLURMDBD_CONF = """\
@@ -91,8 +100,14 @@ def write_settings(layout: Layout, plan: Plan) -> None:
         "log": layout.log,
         "spool": SPOOL,
         "nodes": "\n".join(_node_line(node, plan) for node in NODES),
+        "etc": layout.etc,
+        "last": GPUS_PER_NODE - 1,
     }
     layout.slurm_conf.write_text(SLURM_CONF.format(**values))
+    (layout.etc / "gres.conf").write_text(GRES_CONF.format(**values))
+    for number in range(GPUS_PER_NODE):
+        # Slurm takes nothing but devices; this one is another /dev/null.
+        os.mknod(layout.etc / f"gpu{number}", stat.S_IFCHR | 0o600, os.makedev(1, 3))
     _write_private(layout.etc / "slurmdbd.conf", SLURMDBD_CONF.format(**values).encode())
     _write_private(layout.etc / "munge.key", os.urandom(128))
     (layout.etc / "hosts").write_text(_hosts_table(plan))
@@ -102,7 +117,7 @@ def _node_line(node: str, plan: Plan) -> str:
     return (
         f"NodeName={node} NodeHostname={node} NodeAddr={plan.address(node)} CPUs={CPUS_PER_NODE} Boards=1 "
         f"SocketsPerBoard=1 CoresPerSocket={CPUS_PER_NODE} ThreadsPerCore=1 "
-        f"RealMemory={MEMORY_PER_NODE_MIB} State=UNKNOWN"
+        f"RealMemory={MEMORY_PER_NODE_MIB} Gres=gpu:{GPUS_PER_NODE} State=UNKNOWN"
     )
 
 
