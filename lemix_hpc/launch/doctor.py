@@ -15,6 +15,7 @@ from typing import Literal
 from lemix_hpc.config.errors import UserError
 from lemix_hpc.config.load import read_recipe
 from lemix_hpc.config.recipe import Cluster, Recipe
+from lemix_hpc.launch import device_checks
 from lemix_hpc.launch.check import Check
 from lemix_hpc.launch.local import environment, mpiexec_command
 from lemix_hpc.launch.place import runs_root
@@ -37,7 +38,7 @@ def checks(recipe_path: Path | None) -> Iterator[Check]:
     yield _python()
     yield from _packages()
     yield _mpi(needed=not slurm)
-    yield _devices()
+    yield device_checks.here(_call)
     yield _run_directory()
     cluster = Cluster()
     if recipe_path is not None:
@@ -96,17 +97,6 @@ def _mpi(*, needed: bool) -> Check:
     return Check("mpi", "ok", f"two ranks started with {match[2]}")
 
 
-def _devices() -> Check:
-    if shutil.which("nvidia-smi") is None:
-        return Check("devices", "ok", "no NVIDIA driver on this host; runs use the CPU here")
-    done = _call(["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"])
-    if done.returncode:
-        return Check(
-            "devices", "warn", f"nvidia-smi fails: {_last_line(done.stdout + done.stderr)}; ask the administrators"
-        )
-    return Check("devices", "ok", ", ".join(done.stdout.split("\n")).strip(", "))
-
-
 def _run_directory() -> Check:
     root = runs_root().absolute()
     probe = root / f".doctor-{secrets.token_hex(4)}"
@@ -160,14 +150,19 @@ def _slurm_checks(cluster: Cluster) -> Iterator[Check]:
     partition = parse_partition(_call(["scontrol", "--oneliner", "show", "partition"]).stdout, cluster.partition)
     yield from survival_checks(config, partition, requeue=cluster.requeue)
     yield _shared(cluster)
+    yield from device_checks.in_job(cluster, _where(cluster), _call)
+
+
+def _where(cluster: Cluster) -> list[str]:
+    """The options of srun that say where a job goes."""
+    options = {"partition": cluster.partition, "account": cluster.account, "qos": cluster.qos}
+    return [f"--{key}={value}" for key, value in options.items() if value is not None]
 
 
 def _shared(cluster: Cluster) -> Check:
     """A file written here, and this Python, must be seen by a job."""
     name = "shared directory"
     probe = runs_root().absolute() / f".doctor-{secrets.token_hex(4)}"
-    options = {"partition": cluster.partition, "account": cluster.account, "qos": cluster.qos}
-    flags = [f"--{key}={value}" for key, value in options.items() if value is not None]
     try:
         probe.touch()
         look = [
@@ -177,7 +172,7 @@ def _shared(cluster: Cluster) -> Check:
             str(probe),
             sys.executable,
         ]
-        done = _call(["srun", "--ntasks=1", "--time=1", "--immediate=30", *flags, *look])
+        done = _call(["srun", "--ntasks=1", "--time=1", "--immediate=30", *_where(cluster), *look])
     except subprocess.TimeoutExpired:
         return Check(
             name,
