@@ -90,7 +90,7 @@ def test_probes_are_as_long_as_the_run_needs_and_the_engine_takes(
 def test_probes_of_an_engine_that_cuts_prompts_are_no_longer_than_its_batches() -> None:
     whole = recipe(1, training=True).model_copy(update={"engine": Engine(kind="vllm", max_batch_tokens=64)})
     found = list(probes(whole, [request(500, 5)], 1000))
-    assert [probe.request.prompt for probe in found if not probe.measured] == [8, 16, 32, 64]
+    assert [probe.request.prompt for [probe] in found if not probe.measured] == [8, 16, 32, 64]
 
 
 @pytest.mark.parametrize("output", [0, 5])
