@@ -69,15 +69,19 @@ def forward_limit(stage: int, in_flight: int, group_size: int, gpipe: bool) -> i
     return group_size if gpipe else in_flight - stage
 
 
-def may_form_batch(generates: bool, at_first_stage: int, in_flight: int, generating: int, stages: int) -> bool:
+def may_form_batch(
+    generates: bool, at_first_stage: int, in_flight: int, generating: int, stages: int, paced: bool
+) -> bool:
     """Whether a node's leader may form another batch, of a request that `generates` or is only scored, and others.
 
     So many batches of the node wait or run `at_first_stage`, are `in_flight` in all, and have requests that are `generating`.
-    Those come back for every token: with more batches of them than stages to fill, batches only get smaller.
+    Those come back for every token: with more batches of them than stages to fill, batches only get smaller. Where decode is
+    `paced`, training fills what time is left between as many batches as there are stages; one more would lie between each
+    request and its next token.
     """
     if at_first_stage >= AHEAD or in_flight >= MOST_IN_FLIGHT:
         return False
-    return not generates or generating <= stages
+    return not generates or generating < stages + (not paced)
 
 
 def supply_training(over: bool, exhausted: bool, offered: int, ahead: int) -> int:

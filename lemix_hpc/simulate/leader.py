@@ -83,6 +83,7 @@ def _may_form(cluster: ClusterState, config: SimulationConfig, node: int, reques
         )
     )
 
+            is_paced(config, node),
 
 @compiled
 def _form(cluster: ClusterState, config: SimulationConfig, node: int, alone: bool) -> int:

@@ -107,17 +107,19 @@ def test_later_stages_report_updates_ahead_where_no_pass_to_come_needs_the_old_w
 
 @pytest.mark.parametrize("generates", [False, True])
 def test_a_batch_waits_behind_the_one_that_runs_and_no_more(generates: bool) -> None:
-    allowed = [may_form_batch(generates, at_first, at_first, 0, stages=4) for at_first in range(AHEAD + 2)]
+    allowed = [may_form_batch(generates, at_first, at_first, 0, 4, False) for at_first in range(AHEAD + 2)]
     assert allowed == [True] * AHEAD + [False] * 2
 
 
 def test_prompts_fill_what_waits_between_stages_and_tokens_only_the_stages() -> None:
-    assert may_form_batch(False, 0, MOST_IN_FLIGHT - 1, 0, stages=2)
-    assert not may_form_batch(False, 0, MOST_IN_FLIGHT, 0, stages=2)
-    assert [may_form_batch(True, 0, generating, generating, stages=2) for generating in range(5)] == [True] * 3 + [
-        False
-    ] * 2
-    assert may_form_batch(False, 0, 3, 3, stages=2), "a prompt alone does not come back"
+    def generating(paced: bool) -> list[bool]:
+        return [may_form_batch(True, 0, batches, batches, 2, paced) for batches in range(5)]
+
+    assert may_form_batch(False, 0, MOST_IN_FLIGHT - 1, 0, 2, False)
+    assert not may_form_batch(False, 0, MOST_IN_FLIGHT, 0, 2, False)
+    assert generating(paced=False) == [True] * 3 + [False] * 2, "one runs on each stage, and one waits"
+    assert generating(paced=True) == [True] * 2 + [False] * 3, "training fills the rest, and tokens come sooner"
+    assert may_form_batch(False, 0, 3, 3, 2, False), "a prompt alone does not come back"
 
 
 @pytest.mark.parametrize(

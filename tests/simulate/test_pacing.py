@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from lemix_hpc.policy.execution_rules import SERVE
 from lemix_hpc.policy.pacing import FIRST_MARGIN, PASS_SHARE, Pace
 from tests.simulate.cluster import SimulationResult, run
 
@@ -47,7 +48,8 @@ def test_where_nothing_trains_nothing_waits_but_for_a_moment() -> None:
 
 def test_what_is_late_goes_as_soon_as_possible() -> None:
     tight = Pace(ttft=0.1, tpot=0.1)
-    requests = [(float(second), 4, 3) for second in range(8)]
+    # One batch for each stage: without a pace there might be another one.
+    requests = [(second, 4, 3) for second in (0.0, 1.0, 10.0, 11.0, 20.0)]
     paced = run(requests, [[4]] * 20, paced=True, pace=tight, max_requests=8)
     assert paced.log == run(requests, [[4]] * 20, max_requests=8).log
 
@@ -65,6 +67,24 @@ def test_a_long_prompt_is_cut_while_the_node_trains() -> None:
 
 
 def test_nodes_that_only_serve_are_not_paced() -> None:
+def test_a_prompt_that_would_be_late_in_parts_is_whole() -> None:
+    """It takes 12 s, or 16 in two parts."""
+    result = run([(3.0, 60, 2)], [[4]] * 30, per_token=0.1, paced=True, pace=PACE._replace(ttft=16.0), max_requests=8)
+    assert len([stage for stage, *_ in result.of(0) if stage == 0]) == 2, "its prompt, and its second token"
+    assert result.cluster.requests[0]["first_token"] <= 19.0
+    late = run([(3.0, 60, 2)], [[4]] * 30, per_token=0.1, paced=True, pace=PACE._replace(ttft=13.0), max_requests=8)
+    assert len([stage for stage, *_ in late.of(0) if stage == 0]) > 2, "nothing is won by it"
+
+
+def test_no_more_batches_are_under_way_than_there_are_stages() -> None:
+    result = run([(float(second), 4, 9) for second in range(9)], [[4]] * 60, paced=True, pace=Pace(0.1, 0.1))
+    spans = [span for span in result.records if span["kind"] == SERVE]
+    begun = {span["batch"]: span["start"] for span in spans if span["stage"] == 0}
+    ended = {span["batch"]: span["end"] for span in spans if span["stage"] == 1}
+    for start in begun.values():
+        assert sum(begun[batch] <= start < ended[batch] for batch in begun) <= 2
+
+
     requests = [(float(second), 4, 3) for second in range(8)]
     apart: dict[str, Any] = {"nodes": 2, "servers": 1, "max_requests": 8}
     config = {"placement": "separate", "training_nodes": 1}

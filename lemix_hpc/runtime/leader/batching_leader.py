@@ -126,7 +126,12 @@ class Leader:
             request is not None
             and not self._stopped
             and may_form_batch(
-                request.output_wanted > 0, self._at_first_stage, len(self._in_batch), self._generating, stages
+                request.output_wanted > 0,
+                self._at_first_stage,
+                len(self._in_batch),
+                self._generating,
+                stages,
+                self._pacer is not None,
             )
         )
 
