@@ -70,8 +70,10 @@ class BatchShare:
         self._interactive_in_flight = 0
         self._interactive_due = math.inf
 
-    def trained(self, seconds: float) -> None:
-        """A stage has trained for so long."""
+    def trained(self, seconds: float, now: float) -> None:
+        """A stage has trained for so long, until `now` [s]."""
+        if seconds > 0.0:
+            self._pacer.trained_at = now
         self._owed = batch_debt_after(self._owed, self._share, seconds, 0.0, self._pacer.pace.tpot)
 
     def due(self, queues: ClassQueues, now: float, at_first_stage: int, generating: int) -> float:

@@ -17,7 +17,10 @@ from lemix_hpc.policy.pacing import (
     batch_due,
     idle_due,
     longest_batch,
+    longest_in_time,
     margin_after,
+    prompts_due,
+    seconds_through,
     shared_seconds,
     token_deadline,
 )
@@ -53,7 +56,8 @@ class PacedRequest(Protocol):
 class Pacer:
     """`latency`: what the stages of the node are taken to need; how late passes come corrects it.
 
-    `idle_since`: since when nothing has run on the first stage, and no training waits [s]; inf otherwise.
+    `idle_since`: since when nothing has run on the first stage, and no training waits [s]; inf otherwise. `trained_at`: when
+    a stage of the node has trained last.
     """
 
     def __init__(self, pace: Pace, latency: LatencyModel) -> None:
@@ -61,35 +65,51 @@ class Pacer:
         self._latency = latency
         self.margin = FIRST_MARGIN * pace.tpot
         self.idle_since = math.inf
+        self.trained_at = -math.inf
 
     @property
     def idle_due(self) -> float:
         """When a batch may begin although none is due [s]."""
-        return idle_due(self.pace, self.idle_since)
+        return idle_due(self.pace, self.idle_since, self.trained_at)
 
     def due(
         self, ready: Sequence[PacedRequest], waiting: Sequence[PacedRequest], joining: Sequence[PacedRequest] = ()
     ) -> float:
         """When the next batch is due [s]: of the requests that are `ready` for another token, and of new ones, the most urgent
         first; one of both is not empty. `joining`: batch requests that would go with them."""
-        deadline = self.first_deadline([*ready, *waiting[:1]])
         here = [*ready, *waiting]
         lengths, cached = [request.next_length for request in here], [request.cached for request in here]
         seconds = self.seconds(lengths, cached)
         if joining:
             more = [request.cached for request in joining]
             seconds = shared_seconds(self.pace, seconds, self.seconds([*lengths, *[1] * len(more)], [*cached, *more]))
-        return min(batch_due(deadline, seconds, self.margin), self.idle_due)
+        due = self.idle_due
+        if ready:
+            due = min(due, batch_due(self.first_deadline(ready), seconds, self.margin))
+        if waiting:
+            decode = self.decode_seconds(ready)
+            through = seconds_through(longest_batch(self.pace, decode), decode, seconds)
+            due = min(due, prompts_due(self.pace, self.first_deadline(waiting[:1]), through, self.margin))
+        return due
 
-    def prompt_parts(self, ready: Sequence[PacedRequest]) -> PromptParts | None:
-        """How prompts are cut that join these requests in a batch; None: they are not, where they keep nobody waiting."""
+    def prompt_parts(self, ready: Sequence[PacedRequest], now: float) -> PromptParts | None:
+        """How prompts are cut that join these requests in a batch at `now` [s]; None: they are not, where they keep nobody
+        waiting. A prompt that would be late gets the time of those whose tokens are not."""
         if self.idle_since < math.inf:
             return None
-        return self.parts_within(longest_batch(self.pace, self.decode_seconds(ready)), ready)
+        decode = self.decode_seconds(ready)
+        begun = [request for request in ready if request.produced]
+        in_time = not begun or self.first_deadline(begun) > now + decode
+
+        def longest_with(request: PacedRequest, longest: float, prompts: float) -> float:
+            left = self.first_deadline([request]) - now
+            return longest_in_time(self.pace, longest, decode, prompts - decode, left) if in_time else longest
+
+        return PromptParts(longest_batch(self.pace, decode), self.seconds, ready, longest_with)
 
     def parts_within(self, longest: float, members: Sequence[PacedRequest]) -> PromptParts:
         """How prompts are cut that join the parts of these requests, so that the batch takes at most so many seconds."""
-        return PromptParts(longest, self.seconds, members)
+        return PromptParts(longest, self.seconds, members, lambda _request, longest, _seconds: longest)
 
     def seconds(self, lengths: Sequence[int], cached: Sequence[int]) -> float:
         """What a batch of so many new tokens on top of cached ones is taken to need on all stages [s]."""
@@ -119,11 +139,20 @@ class Pacer:
 
 
 class PromptParts:
-    """Cuts prompts so that a batch keeps nobody waiting for long, one prompt after the other."""
+    """Cuts prompts so that a batch keeps nobody waiting for long, one prompt after the other.
+
+    `longest_with`: how long the batch may take with the whole of another prompt in view, that could take so many `longest`
+    without it, and takes so many seconds with it.
+    """
 
     def __init__(
-        self, longest: float, seconds: Callable[[list[int], list[int]], float], members: Sequence[PacedRequest]
+        self,
+        longest: float,
+        seconds: Callable[[list[int], list[int]], float],
+        members: Sequence[PacedRequest],
+        longest_with: Callable[[PacedRequest, float, float], float],
     ) -> None:
+        self._longest_with = longest_with
         self._seconds = seconds
         self._lengths = [request.part for request in members]
         self._cached = [request.cached for request in members]
@@ -132,7 +161,9 @@ class PromptParts:
     def take(self, request: PacedRequest) -> int:
         """How many tokens of this prompt the batch takes, 0: none any more, and no other one's."""
         whole = request.next_length
-        fits = whole if self._fits(request, whole) else self._most(request, whole)
+        seconds = self._with(request, whole)
+        self._longest = self._longest_with(request, self._longest, seconds)
+        fits = whole if seconds <= self._longest else self._most(request, whole)
         if fits < min(whole, LEAST_PART):
             fits = 0 if self._lengths else min(whole, LEAST_PART)
         self._lengths.append(fits)
@@ -143,11 +174,11 @@ class PromptParts:
         fits = 0
         while too_many - fits > 1:
             middle = (fits + too_many) // 2
-            if self._fits(request, middle):
+            if self._with(request, middle) <= self._longest:
                 fits = middle
             else:
                 too_many = middle
         return fits
 
-    def _fits(self, request: PacedRequest, tokens: int) -> bool:
-        return self._seconds([*self._lengths, tokens], [*self._cached, request.cached]) <= self._longest
+    def _with(self, request: PacedRequest, tokens: int) -> float:
+        return self._seconds([*self._lengths, tokens], [*self._cached, request.cached])

@@ -7,6 +7,7 @@ compiles the same ones.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 
@@ -28,9 +29,15 @@ MARGIN_STEP = 0.2
 """How far one pass moves the margin, in `tpot`."""
 PATIENCE = 0.05
 """For so long, in `tpot`, a first stage waits for more training before a batch comes early."""
+RECENT, NO_PATIENCE = 20.0, 0.001
+"""Where nothing has trained for so long, in `tpot`, it waits for no more than so long, next to nothing."""
 PASS_SHARE, PROMPT_SHARE, LEAST_PART = 0.8, 0.1, 16
 """A batch takes up to so much of `tpot` on all stages with the prompts in it, which are cut to that: what runs on a stage when
 it comes takes the rest. Where decode alone takes that much, prompts add the second share; no part of one has fewer tokens."""
+
+
+FIRST_RESERVE = 1.0
+"""Prompts are begun so long before they have to, in `tpot`, for first tokens to be in time: training is in their way."""
 
 
 def token_deadline(pace: Pace, arrival: float, first_token: float, produced: int) -> float:
@@ -71,9 +78,37 @@ def longest_batch(pace: Pace, decode: float) -> float:
     return max(PASS_SHARE * pace.tpot, decode + PROMPT_SHARE * pace.tpot)
 
 
-def idle_due(pace: Pace, idle_since: float) -> float:
-    """When a batch may begin although none is due, as the first stage has no training [s]: nothing idles that could run."""
-    return idle_since + PATIENCE * pace.tpot
+def seconds_through(longest: float, decode: float, together: float) -> float:
+    """How long it takes until prompts are through that would take `together` seconds with everybody's next token in one batch,
+    if they are cut so that batches take the `longest` time: each has the tokens, too, which take `decode` seconds [s]."""
+    if together <= longest:
+        return together
+    prompts = together - decode
+    return prompts + decode * math.ceil(prompts / (longest - decode))
+
+
+def prompts_due(pace: Pace, deadline: float, through: float, margin: float) -> float:
+    """When to begin with prompts that are `through` in so many seconds, the first of which has this `deadline` [s]."""
+    return deadline - through - max(margin, FIRST_RESERVE * pace.tpot)
+
+
+def longest_in_time(pace: Pace, longest: float, decode: float, prompts: float, left: float) -> float:
+    """How long a batch may take [s] whose prompts, of so many seconds, are to be through in the seconds that are `left`.
+
+    That is the `longest` time as long as its parts are through then, or if nothing helps; else prompts are cut in so few parts
+    that they are. Each part comes in a batch with everybody's next token, which take `decode` seconds.
+    """
+    if decode <= 0.0 or prompts + decode > left:
+        return longest
+    parts = max(1, math.floor((left - FIRST_RESERVE * pace.tpot - prompts) / decode))
+    return max(longest, decode + prompts / parts)
+
+
+def idle_due(pace: Pace, idle_since: float, trained: float) -> float:
+    """When a batch may begin although none is due, as the first stage has no training [s]: nothing idles that could run.
+    `trained`: when a stage of the node has trained last."""
+    patience = PATIENCE if idle_since - trained <= RECENT * pace.tpot else NO_PATIENCE
+    return idle_since + patience * pace.tpot
 
 
 def margin_after(pace: Pace, margin: float, late: bool) -> float:

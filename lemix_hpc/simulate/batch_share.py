@@ -9,7 +9,7 @@ from lemix_hpc.policy.jit import compiled, inlined
 from lemix_hpc.policy.pacing import LEAST_PART
 from lemix_hpc.simulate.cluster_state import ClusterState, SimulationConfig
 from lemix_hpc.simulate.dtypes import NONE
-from lemix_hpc.simulate.pacing import deadline_of, due, idle_due, longest_batch, seconds_of, squares_of
+from lemix_hpc.simulate.pacing import deadline_of, due, idle_at, longest_batch, seconds_of, squares_of
 
 batch_debt_after = compiled(classes.batch_debt_after)
 may_fill = compiled(classes.may_fill)
@@ -21,7 +21,7 @@ next_deadline = compiled(pacing.next_deadline)
 @inlined
 def is_idle(cluster: ClusterState, config: SimulationConfig, node: int) -> bool:
     """Whether the first stage has had no training for so long that others may have its time."""
-    return idle_due(config.pace, cluster.nodes[node].idle_since) <= cluster.run[0].now
+    return idle_at(cluster, config, node) <= cluster.run[0].now
 
 
 @compiled
@@ -35,7 +35,7 @@ def fill_due(cluster: ClusterState, config: SimulationConfig, node: int) -> floa
     if may_fill(idle, leader.owed, tpot, first, in_flight, generating, config.stages):
         return now if now + _least(cluster, config, node) <= before_interactive(cluster, config, node) else math.inf
     if may_fill(True, leader.owed, tpot, first, in_flight, generating, config.stages):
-        at: float = idle_due(config.pace, leader.idle_since)
+        at: float = idle_at(cluster, config, node)
         return at
     return math.inf
 
@@ -70,6 +70,8 @@ def _least(cluster: ClusterState, config: SimulationConfig, node: int) -> float:
 def note_trained(cluster: ClusterState, config: SimulationConfig, node: int, seconds: float) -> None:
     """A stage has trained for so long."""
     leader = cluster.nodes[node]
+    if seconds > 0.0:
+        leader.trained_at = cluster.run[0].now
     leader.owed = batch_debt_after(leader.owed, config.batch_share, seconds, 0.0, config.pace.tpot)
 
 

@@ -170,6 +170,7 @@ def make_cluster(
     nodes = np.zeros(config.nodes, NODE)
     nodes["waiting"] = nodes["patient_waiting"] = NONE
     nodes["free"] = np.arange(config.nodes) * batches
+    nodes["trained_at"] = -np.inf
     nodes["margin"] = FIRST_MARGIN * config.pace.tpot
     nodes["ready_deadline"] = nodes["promotes"] = nodes["urgent_due"] = np.inf
     batch = np.zeros(config.nodes * batches, BATCH)

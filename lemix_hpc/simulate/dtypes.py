@@ -128,9 +128,10 @@ NODE = np.dtype(
         ("free", np.int64),
         ("changed", np.bool_),
         # Of a paced one: how long before their deadlines tokens are aimed at, since when the first stage is idle,
-        # what waits, and what is ready, with its first deadline (-inf: to be looked up).
+        # when a stage has trained last, what waits, and what is ready, with its first deadline (-inf: to be looked up).
         ("margin", np.float64),
         ("idle_since", np.float64),
+        ("trained_at", np.float64),
         ("waiting_requests", np.int64),
         ("waiting_tokens", np.int64),
         ("waiting_squares", np.int64),

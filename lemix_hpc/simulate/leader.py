@@ -20,9 +20,12 @@ from lemix_hpc.simulate.cluster_state import ClusterState, SimulationConfig
 from lemix_hpc.simulate.dtypes import FINISHED, NONE
 from lemix_hpc.simulate.memory import cache_fits, claim_cache, release_cache, take_cache
 from lemix_hpc.simulate.pacing import (
+    deadline_of,
     due,
     is_paced,
     longest_batch,
+    longest_in_time,
+    members_deadline,
     note_pass,
     prompt_part,
     seconds_of,
@@ -80,10 +83,10 @@ def _may_form(cluster: ClusterState, config: SimulationConfig, node: int, reques
             leader.in_flight,
             leader.generating,
             config.stages,
+            is_paced(config, node),
         )
     )
 
-            is_paced(config, node),
 
 @compiled
 def _form(cluster: ClusterState, config: SimulationConfig, node: int, alone: bool) -> int:
@@ -92,7 +95,7 @@ def _form(cluster: ClusterState, config: SimulationConfig, node: int, alone: boo
     number: int = leader.free
     batch, size, tokens, squares, cached, prefills = cluster.batches[number], 0, 0, 0, 0, 0
     generates, key, longest, paced = False, math.inf, math.inf, is_paced(config, node)
-    urgent, patient, without, room = False, False, 0.0, math.inf
+    urgent, patient, without, decode, room = False, False, 0.0, 0.0, math.inf
     while size < config.max_requests:
         task = first(cluster, config, node, alone)
         if task == NONE:
@@ -101,19 +104,17 @@ def _form(cluster: ClusterState, config: SimulationConfig, node: int, alone: boo
         if paced and is_batch(cluster, task):
             if not patient:
                 patient = True
-                if alone:
-                    room = room_alone(cluster, config, node)
-                else:
-                    without = seconds_of(cluster, config, node, tokens, squares, cached, prefills)
-                    deadline = first_deadline(cluster, config, number, size)
-                    room = room_for_batch(config.pace, without, deadline, cluster.run[0].now)
+                without = 0.0 if alone else seconds_of(cluster, config, node, tokens, squares, cached, prefills)
+                room = _room(cluster, config, node, number, size, without, alone)
             requests[task].part = _batch_part(cluster, config, node, task, room, tokens, squares, cached, prefills)
         # Where memory has an end, nothing stops half-way that nobody could take it from.
         elif paced and not config.limited and ready.head == NONE and leader.idle_since == math.inf:
             if longest == math.inf:
-                longest = longest_batch(
-                    config.pace, seconds_of(cluster, config, node, tokens, squares, cached, prefills)
-                )
+                decode = seconds_of(cluster, config, node, tokens, squares, cached, prefills)
+                longest = longest_batch(config.pace, decode)
+            longest = _longest_with(
+                cluster, config, node, number, size, task, longest, decode, tokens, squares, cached, prefills
+            )
             requests[task].part = prompt_part(cluster, config, node, task, longest, tokens, squares, cached, prefills)
         part = requests[task].part
         if part == 0 or (size > 0 and tokens + part > config.max_tokens):
@@ -141,6 +142,44 @@ def _form(cluster: ClusterState, config: SimulationConfig, node: int, alone: boo
     if paced:
         note_batch(cluster, config, node, number, without)
     return number
+
+
+@compiled
+def _room(
+    cluster: ClusterState, config: SimulationConfig, node: int, number: int, size: int, without: float, alone: bool
+) -> float:
+    """How long a batch may take with batch requests that takes `without` seconds with `size` others; or they `alone`."""
+    if alone:
+        return room_alone(cluster, config, node)
+    deadline = first_deadline(cluster, config, number, size)
+    room: float = room_for_batch(config.pace, without, deadline, cluster.run[0].now)
+    return room
+
+
+@compiled
+def _longest_with(
+    cluster: ClusterState,
+    config: SimulationConfig,
+    node: int,
+    number: int,
+    size: int,
+    task: int,
+    longest: float,
+    decode: float,
+    tokens: int,
+    squares: int,
+    cached: int,
+    prefills: int,
+) -> float:
+    """How long a batch of this shape, with `size` members, may take with another prompt in view [s]."""
+    request = cluster.requests[task]
+    new = squares + squares_of(request.length, request.cached)
+    more = prefills + (request.length > 1)
+    seconds = seconds_of(cluster, config, node, tokens + request.length, new, cached + request.cached, more)
+    left = deadline_of(cluster, config, task) - cluster.run[0].now
+    found: float = longest_in_time(config.pace, longest, decode, seconds - decode, left)
+    in_time = found == longest or members_deadline(cluster, config, number, size) > cluster.run[0].now + decode
+    return found if in_time else longest
 
 
 @compiled

@@ -18,6 +18,9 @@ idle_due = compiled(policy.idle_due)
 margin_after = compiled(policy.margin_after)
 longest_batch = compiled(policy.longest_batch)
 shared_seconds = compiled(policy.shared_seconds)
+seconds_through = compiled(policy.seconds_through)
+prompts_due = compiled(policy.prompts_due)
+longest_in_time = compiled(policy.longest_in_time)
 
 UNKNOWN = -math.inf
 """A first deadline that has to be looked up."""
@@ -77,9 +80,6 @@ def due(cluster: ClusterState, config: SimulationConfig, node: int) -> float:
         while task != NONE:
             leader.ready_deadline = min(leader.ready_deadline, deadline_of(cluster, config, task))
             task = cluster.requests[task].next
-    deadline = leader.ready_deadline
-    if leader.waiting != NONE:
-        deadline = min(deadline, deadline_of(cluster, config, leader.waiting))
     tokens, squares = leader.ready_requests + leader.waiting_tokens, leader.ready_requests + leader.waiting_squares
     cached, prefills = leader.ready_cached + leader.waiting_cached, leader.waiting_prefills
     seconds = seconds_of(cluster, config, node, tokens, squares, cached, prefills)
@@ -87,7 +87,22 @@ def due(cluster: ClusterState, config: SimulationConfig, node: int) -> float:
         more, before = leader.patient_ready, leader.patient_cached
         together = seconds_of(cluster, config, node, tokens + more, squares + more, cached + before, prefills)
         seconds = shared_seconds(config.pace, seconds, together)
-    return min(batch_due(deadline, seconds, leader.margin), idle_due(config.pace, leader.idle_since))
+    at = min(batch_due(leader.ready_deadline, seconds, leader.margin), idle_at(cluster, config, node))
+    if leader.waiting != NONE:
+        ready = leader.ready_requests
+        decode = seconds_of(cluster, config, node, ready, ready, leader.ready_cached, 0)
+        through = seconds_through(longest_batch(config.pace, decode), decode, seconds)
+        deadline = deadline_of(cluster, config, leader.waiting)
+        at = min(at, prompts_due(config.pace, deadline, through, leader.margin))
+    return at
+
+
+@inlined
+def idle_at(cluster: ClusterState, config: SimulationConfig, node: int) -> float:
+    """When a batch of a node may begin although none is due [s]."""
+    leader = cluster.nodes[node]
+    at: float = idle_due(config.pace, leader.idle_since, leader.trained_at)
+    return at
 
 
 @inlined
@@ -136,6 +151,17 @@ def prompt_part(
     if fits < min(length, LEAST_PART):
         fits = 0 if tokens > 0 else min(length, LEAST_PART)
     return fits
+
+
+@compiled
+def members_deadline(cluster: ClusterState, config: SimulationConfig, number: int, size: int) -> float:
+    """When the next token of the first `size` members of a batch is due that have begun their answers [s]."""
+    deadline = math.inf
+    for position in range(size):
+        task = cluster.members[number, position]
+        if cluster.requests[task].produced > 0:
+            deadline = min(deadline, deadline_of(cluster, config, task))
+    return deadline
 
 
 @inlined

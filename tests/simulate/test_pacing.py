@@ -62,11 +62,11 @@ def test_a_long_prompt_is_cut_while_the_node_trains() -> None:
     assert max(prompt) <= PASS_SHARE * PACE.tpot / 2 + 1e-9
     assert sum(prompt) == pytest.approx(len(prompt) * 1.0 + 60 * 0.1)
     request = result.cluster.requests[0]
+    assert request["first_token"] <= 3.0 + PACE.ttft, "it was begun early enough for its parts"
     assert request["first_token"] == max(end for stage, _, _, end in result.of(0)[: 2 * len(prompt)] if stage == 1)
     assert math.isfinite(request["finished"])
 
 
-def test_nodes_that_only_serve_are_not_paced() -> None:
 def test_a_prompt_that_would_be_late_in_parts_is_whole() -> None:
     """It takes 12 s, or 16 in two parts."""
     result = run([(3.0, 60, 2)], [[4]] * 30, per_token=0.1, paced=True, pace=PACE._replace(ttft=16.0), max_requests=8)
@@ -85,6 +85,7 @@ def test_no_more_batches_are_under_way_than_there_are_stages() -> None:
         assert sum(begun[batch] <= start < ended[batch] for batch in begun) <= 2
 
 
+def test_nodes_that_only_serve_are_not_paced() -> None:
     requests = [(float(second), 4, 3) for second in range(8)]
     apart: dict[str, Any] = {"nodes": 2, "servers": 1, "max_requests": 8}
     config = {"placement": "separate", "training_nodes": 1}

@@ -69,7 +69,7 @@ class EnginePace:
     def trained(self, seconds: float) -> None:
         """Stages have trained for so long in all."""
         if self._share is not None:
-            self._share.trained(seconds)
+            self._share.trained(seconds, self._now())
 
     def left_first_stage(self) -> None:
         """The first stage has run the batch that was sent to it first, and a stage behind goes on with it."""

@@ -39,7 +39,7 @@ def plan_step(
     """The batch that is formed `now` [s], of at most `limit` tokens; `alone`: of batch requests. It `cuts` prompts so that they
     keep nobody waiting for long, or takes them whole."""
     step = _Step(limit, cuts)
-    prompts = [] if alone else _take_interactive(step, pacer, queues.interactive)
+    prompts = [] if alone else _take_interactive(step, pacer, queues.interactive, now)
     batch = 0
     if alone or (step.members and not step.full):
         parts = share.parts(queues, step.members, now, alone=alone)
@@ -82,12 +82,12 @@ class _Step:
         return taken
 
 
-def _take_interactive(step: _Step, pacer: Pacer, queue: Interactive) -> list[Paced]:
+def _take_interactive(step: _Step, pacer: Pacer, queue: Interactive, now: float) -> list[Paced]:
     """Those that are queued and join."""
     for paced in queue.running:
         if paced.decodes:
             step.take(paced, 1)
-    parts = pacer.prompt_parts(step.members)
+    parts = pacer.prompt_parts(step.members, now)
     part_of: Callable[[Paced], int] = _whole if parts is None else parts.take
     begun = [paced for paced in queue.running if not paced.decodes]
     taken = step.take_prompts([*begun, *queue.queued], part_of)

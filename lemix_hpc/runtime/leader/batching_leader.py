@@ -157,7 +157,7 @@ class Leader:
             case m.SpanReport(spans) as work:
                 self._at_first_stage -= sum(s.kind == "serve" and s.stage == 0 and s.complete for s in spans)
                 if self._share is not None:
-                    self._share.trained(trained_seconds(spans))
+                    self._share.trained(trained_seconds(spans), self._clock.now())
                 self._gate.worked(spans)
                 self._mailbox.send(SCHEDULER_RANK, Inbox.SCHEDULER, work)
             case (m.EngineReady() | m.Loss() | m.Stepped() | m.RingDone() | m.Saved() | m.Stopped()) as report:
@@ -217,7 +217,7 @@ class Leader:
                     request.part = 0 if tokens else request.next_length
             # Where memory has an end, nothing stops half-way that nobody could take it from.
             elif self._pacer is not None and not self._queues.interactive.ready and not self._gate.limited:
-                prompts = prompts or self._pacer.prompt_parts(members)
+                prompts = prompts or self._pacer.prompt_parts(members, now)
                 if prompts is not None:
                     request.part = prompts.take(request)
             tokens += request.part

@@ -133,8 +133,9 @@ class EngineLeader:
         return priority_of(key, patient=patient)
 
     def _tell_of_training(self) -> None:
-        """What batch requests are owed grows with training. Nobody needs to know while there are none."""
-        if self._patient and self._untold > TOLD_AT_ONCE * self._tpot > 0.0:
+        """What batch requests are owed grows with training. While there are none it is enough to know that some goes on."""
+        most = TOLD_AT_ONCE if self._patient else 1.0
+        if self._untold > most * self._tpot > 0.0:
             self._server.trained(self._untold)
             self._untold = 0.0
 

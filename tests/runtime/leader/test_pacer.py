@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import pytest
 
 from lemix_hpc.engines.protocol import SequenceResult
-from lemix_hpc.policy.pacing import FIRST_MARGIN, PASS_SHARE, PATIENCE
+from lemix_hpc.policy.pacing import FIRST_MARGIN, NO_PATIENCE, PASS_SHARE, PATIENCE, RECENT
 from lemix_hpc.profiling.coefficients import CoefficientFile
 from lemix_hpc.runtime.leader.batching_leader import Leader
 from lemix_hpc.runtime.transport import messages as m
@@ -54,7 +54,7 @@ class Paced:
     clock: Clock
 
     def __post_init__(self) -> None:
-        limits = {"max_requests": 8, "max_tokens": 100}
+        limits = {"max_requests": 8, "max_tokens": 1000}
         self.leader = Leader(Layout(1, 1), 0, self.post, self.clock, **limits, temperature=0.0, memory=NO_LIMITS)  # type: ignore[arg-type]
 
     def at(self, time: float, *messages: m.AnyMessage) -> list[list[int]]:
@@ -94,13 +94,20 @@ def test_requests_wait_until_the_first_of_them_is_due_and_go_together(paced: Pac
 
 
 def test_without_training_on_the_first_stage_nothing_waits(paced: Paced) -> None:
-    assert paced.at(0.0, request(1, 0.0)) == []
+    assert paced.at(0.0, request(1, 0.0), trained(0.01)) == []
     assert paced.at(0.1, m.FirstStageIdle(0.1)) == []
-    assert paced.leader.until_due() == pytest.approx(PATIENCE * TPOT)
+    assert paced.leader.until_due() == pytest.approx(PATIENCE * TPOT), "more of it may come"
     assert paced.at(0.1 + PATIENCE * TPOT) == [[1]]
     assert paced.at(0.11, *served(1, [1], 0.11)) == [[1]]
     assert paced.at(0.12, *served(2, [1], 0.12)) == [[1]], "for as long as there is none"
     assert paced.at(0.13, m.FirstStageIdle(float("inf")), *served(3, [1], 0.13)) == []
+
+
+def test_where_nothing_has_trained_for_a_while_nothing_waits_for_it(paced: Paced) -> None:
+    later = 0.1 + RECENT * TPOT
+    assert paced.at(0.0, trained(0.01)) == []
+    assert paced.at(later, m.FirstStageIdle(later), request(1, later)) == []
+    assert paced.leader.until_due() == pytest.approx(NO_PATIENCE * TPOT)
 
 
 def test_what_is_late_goes_at_once(paced: Paced) -> None:
@@ -132,7 +139,7 @@ def test_long_prompts_are_cut_to_what_keeps_nobody_waiting_for_long() -> None:
     answer = m.Served(1, [SequenceResult(1, 0.0, 0, None)], 0, 2.1)
     leader.post.arriving = [ran(1, [1]), answer]
     leader.leader.turn()
-    assert parts(leader.post)[-1] == [(1, 30, limit, False)]
+    assert parts(leader.post)[-1] == [(1, 30, limit, False), (2, 25, 0, False)]
 
 
 def test_prompts_are_whole_where_there_is_no_training() -> None:
@@ -186,3 +193,14 @@ def test_a_batch_request_whose_window_is_nearly_over_is_due_at_once(paced: Paced
     assert paced.at(0.0, patient(1, key=7.0)) == []
     assert paced.leader.until_due() == pytest.approx(7.0)
     assert paced.at(7.0) == [[1]]
+
+
+def test_a_prompt_that_would_be_late_is_cut_in_fewer_parts() -> None:
+    leader = Paced(Post([]), Clock())
+    leader.at(0.0, keep_pace(per_token=1e-3))
+    limit = round((PASS_SHARE * TPOT - PASS) / 1e-3)
+    # In parts of that length it would take four batches, in one it is just in time.
+    leader.clock.time = TTFT - 4 * limit * 1e-3 - 2 * PASS
+    leader.post.arriving = [m.PlaceRequest(1, 4 * limit, 2, list(range(4 * limit)), 0.0, 0.0)]
+    leader.leader.turn()
+    assert parts(leader.post) == [[(1, 4 * limit, 0, False)]]
