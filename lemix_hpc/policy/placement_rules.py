@@ -12,12 +12,13 @@ import math
 import numpy as np
 
 from lemix_hpc.policy.candidates import Candidate
-from lemix_hpc.policy.decode_load import load, most_load, own_load
+from lemix_hpc.policy.decode_load import load, most_load, own_load, prompt_seconds
 from lemix_hpc.policy.estimates import UTILISATION_MEMORY
 from lemix_hpc.policy.jit import compiled, inlined
 from lemix_hpc.policy.placements import code
 from lemix_hpc.policy.rules import Rules
 from lemix_hpc.policy.state import NONE, State
+from lemix_hpc.policy.token_forecast import first_paced
 
 LEMIX, LEMIX_PAPER, LEAST_UTILISED = code("lemix"), code("lemix-paper"), code("least-utilised")
 ROUND_ROBIN, RANDOM = code("round-robin"), code("random")
@@ -27,6 +28,8 @@ LATE_MEMORY, LATE_ALLOWED = 1000.0, 0.01
 """`pack` opens another node when more than this share of about so many requests was expected to be late."""
 ROOM = 0.8
 """`pack` goes on to the next node when a request is expected to need more than this share of its limit."""
+FIRST_SHARE = 0.9
+"""`fill` goes on to another node when a first token is expected to need more than this share of its limit."""
 
 
 # Scores
@@ -41,7 +44,7 @@ def score(state: State, rules: Rules, node: int, candidate: Candidate) -> float:
         return lemix_paper(state, rules, node, candidate)
     if rules.placement == LEAST_UTILISED:
         return least_utilised(state, rules, node, candidate)
-    if candidate.serves and fills(rules):
+    if candidate.serves and fills(state, rules):
         return fill(state, rules, node, candidate)
     return least_completion(candidate)
 
@@ -81,12 +84,17 @@ def least_utilised(state: State, rules: Rules, node: int, candidate: Candidate) 
 @inlined
 def fill(state: State, rules: Rules, node: int, candidate: Candidate) -> float:
     """Where most is served, while there is room. A request costs least stage time where others are: it joins their passes."""
-    return _with_room(rules, load(state, rules, node, candidate.now) + own_load(state, rules, node, candidate.length))
+    part = load(state, rules, node, candidate.now) + own_load(state, rules, node, candidate.length)
+    return _with_room(state, rules, node, candidate.now, prompt_seconds(state, node, candidate.length), part)
 
 
 @inlined
-def _with_room(rules: Rules, part: float) -> float:
-    return part if part <= rules.knobs.fill else -part
+def _with_room(state: State, rules: Rules, node: int, now: float, work: float, part: float) -> float:
+    """The `part` of the node's time between tokens that passes would take, negative if that leaves no room for them, or for a
+    prompt that takes `work` seconds to be through in time."""
+    if part > rules.knobs.fill or first_paced(state, rules, node, now, work)[0] > FIRST_SHARE * rules.ttft:
+        return -part
+    return part
 
 
 @compiled
@@ -202,23 +210,23 @@ def packs_training(state: State, node: int) -> bool:
 
 
 @inlined
-def fills(rules: Rules) -> bool:
-    """Whether requests go by `fill`, which needs no forecast of them."""
-    return rules.placement == FILL and rules.tpot > 0.0
+def fills(state: State, rules: Rules) -> bool:
+    """Whether requests go by `fill`, which needs no forecast of them: where there is no training, nothing is won by it."""
+    return rules.placement == FILL and rules.tpot > 0.0 and state.counters[0].training > 0
 
 
 @compiled
 def filled(state: State, rules: Rules, now: float, prompt: int) -> int:
     """The node with the highest score of `fill`, of equals the first."""
-    best, best_score, kind, own = 0, -math.inf, NONE, 0.0
+    best, best_score, kind, own, work = 0, -math.inf, NONE, 0.0, 0.0
     for node in range(rules.servers):
         if state.times.kind_of[node] != kind:
             kind = state.times.kind_of[node]
-            own = own_load(state, rules, node, prompt)
+            own, work = own_load(state, rules, node, prompt), prompt_seconds(state, node, prompt)
         # Nothing that is full scores above one with room, and prompts only fade: most nodes need no look at the clock.
         if most_load(state, rules, node) + own <= best_score:
             continue
-        liking = _with_room(rules, load(state, rules, node, now) + own)
+        liking = _with_room(state, rules, node, now, work, load(state, rules, node, now) + own)
         if liking > best_score:
             best, best_score = node, liking
     return best

@@ -94,7 +94,7 @@ _ALL = (
     ),
     Placement(
         "fill",
-        "where decode is paced, of a request: L while L <= fill, else - L; otherwise - completion",
+        "paced, of a request: L while L <= fill and its first token is in time, else - L; otherwise - completion",
         knobs=("fill",),
     ),
     Placement("round-robin", "turns, requests and training counted apart (the paper's NaiveMix)", takes_turns=True),

@@ -115,6 +115,7 @@ COUNTER = np.dtype(
         ("random", "u8"),
         ("missed", "f8"),  # share of the last requests that were expected to miss their limit for having waited
         ("tick_at", "f8"),  # when the scheduler wants to be asked again
+        ("training", "i8"),  # unfinished micro-batches, those on offer included
         ("holding", "i8"),  # nodes that hold training
         ("outputs", "i8"),  # lengths seen
         ("expected_output", "f8"),
@@ -239,6 +240,7 @@ def take_slot(state: State, task: int) -> int:
 def return_slot(state: State, slot: int) -> None:
     """The task has its outcome."""
     counters = state.counters
+    counters[0].training -= state.slots[slot].training
     state.slot_of[state.slots[slot].task] = NONE
     state.free_slots[counters[0].free] = slot
     counters[0].free += 1

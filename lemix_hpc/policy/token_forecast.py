@@ -30,7 +30,10 @@ def forecast_tokens(state: State, rules: Rules, node: int, slot: int, now: float
     work = prompt_seconds(state, node, prompt)
     if rules.tpot > 0.0:
         slots[slot].plain = rules.tpot * max(1.0, own_load(state, rules, node, prompt) + here.pass_seconds / rules.tpot)
-        slots[slot].first = _first_paced(state, rules, node, now, work)
+        first, here.prompts_until = first_paced(state, rules, node, now, work)
+        # As long as a node keeps its pace, prompts are due before they are late.
+        most = max(rules.ttft, work + here.pass_seconds) if here.pass_seconds < rules.tpot else math.inf
+        slots[slot].first = min(first, most)
     else:
         slots[slot].plain = batch_seconds(state, node, batch_of(state, rules, node))
         slots[slot].first = _first_at_once(state, node, now, work, slots[slot].plain)
@@ -38,8 +41,9 @@ def forecast_tokens(state: State, rules: Rules, node: int, slot: int, now: float
 
 
 @compiled
-def _first_paced(state: State, rules: Rules, node: int, now: float, work: float) -> float:
-    """Seconds to the first token of a prompt that takes `work` seconds, on a node that keeps pace.
+def first_paced(state: State, rules: Rules, node: int, now: float, work: float) -> tuple[float, float]:
+    """Seconds to the first token of a prompt that takes `work` seconds and does not hurry, on a node that keeps pace; and when
+    the prompts there would be through with it [s].
 
     Prompts go one behind the other, in the room that passes have beside decode. As long as any wait, passes follow one another
     at their full length.
@@ -48,11 +52,15 @@ def _first_paced(state: State, rules: Rules, node: int, now: float, work: float)
     whole = longest_batch(Pace(rules.ttft, rules.tpot), decode)
     room = whole - decode
     queued = max(0.0, here.prompts_until - now) * room / whole + work
-    here.prompts_until = now + queued * whole / room
     full = math.floor(queued / room)
-    first: float = _wait_paced(state, rules, node, work, decode) + full * whole + decode + queued - full * room
-    # As long as a node keeps its pace, prompts are due before they are late.
-    return min(first, max(rules.ttft, work + decode)) if decode < rules.tpot else first
+    first = _wait_paced(state, rules, node, work, decode) + full * whole + decode + queued - full * room
+    return first, now + queued * whole / room
+
+
+@compiled
+def late_first(state: State, rules: Rules, node: int, prompt: int) -> bool:
+    """Whether a prompt takes longer than the limit on first tokens even if it is computed at once, where there is one."""
+    return rules.tpot > 0.0 and prompt_seconds(state, node, prompt) + state.nodes[node].pass_seconds > rules.ttft
 
 
 @compiled

@@ -20,7 +20,7 @@ from lemix_hpc.policy.placement_rules import PACK, filled, fills, has_room, pack
 from lemix_hpc.policy.release import admit, offer, open_groups, passed
 from lemix_hpc.policy.rules import Rules
 from lemix_hpc.policy.state import NONE, Ints, State, decide, return_slot, take_slot
-from lemix_hpc.policy.token_forecast import forecast_tokens, note_tokens
+from lemix_hpc.policy.token_forecast import forecast_tokens, late_first, note_tokens
 
 promotion = compiled(classes.promotion)
 
@@ -58,7 +58,7 @@ def request_arrived(state: State, rules: Rules, now: float, task: int, prompt: i
         return
 
     # What will be late has nothing to lose, and those behind it have: it gives way.
-    if rules.postpone > 0.0 and end - now > rules.limit:
+    if rules.postpone > 0.0 and (end - now > rules.limit or (output > 1 and late_first(state, rules, node, prompt))):
         slots[slot].key += rules.postpone
         behind = place_of_request(state, node, slots[slot].key, now, rules.serving_first)
 
@@ -128,7 +128,7 @@ def _best_node(state: State, rules: Rules, now: float, prompt: int, tokens: int)
     node = turn(state, rules, False)
     if node != NONE:
         return node
-    if fills(rules):
+    if fills(state, rules):
         return filled(state, rules, now, prompt)
     row, kind, alone = state.rows[0], NONE, 0.0
     best, best_score, best_response = 0, -math.inf, math.inf
@@ -165,6 +165,7 @@ def group_offered(state: State, rules: Rules, now: float, first: int, lengths: I
         slots[slot].training, slots[slot].key, slots[slot].alone = True, 0.0, 0.0
         slots[slot].prompt, slots[slot].output, slots[slot].rows = lengths[position], 0, rows
         slots[slot].group_size, slots[slot].node = lengths.size, node
+    state.counters[0].training += lengths.size
     offer(state, first)
     open_groups(state, rules, now)
 

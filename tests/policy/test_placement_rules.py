@@ -271,24 +271,44 @@ def test_a_split_needs_both_parts(nodes: int, training_nodes: int | None) -> Non
 # fill
 
 
+def filling(**settings: Any) -> Cluster:
+    """Paced to 1 s for each token, while all nodes train."""
+    times = LatencyModel((Affine(0.1, 0.01, 0.0),) * 2, (Affine(0.1, 0.02, 0.0),) * 2)
+    paced = cluster("fill", times, tpot=1.0, **settings)
+    for _ in range(3):
+        paced.group(0.0, 1)
+    return paced
+
+
 def test_requests_that_generate_go_where_others_do_until_that_node_has_no_room() -> None:
     """A pass takes 0.1 s and 10 ms for a token on each of two stages: paced to 1 s, so many fill 80 % of that."""
-    times = LatencyModel((Affine(0.1, 0.01, 0.0),) * 2, (Affine(0.1, 0.02, 0.0),) * 2)
-    paced = cluster("fill", times, tpot=1.0, oracle=True)
+    paced = filling(oracle=True, ttft=1e3)
     nodes = [paced.request(0.0, 10, 20) for _ in range(45)]
     filled = nodes.index(1)
     # By then decode takes 0.2 + 0.02 n a second, and prompts their 0.2 s in every 60.
     assert 0.2 + 0.02 * filled + filled * 0.2 / 60 <= 0.8 < 0.2 + 0.02 * (filled + 1) + (filled + 1) * 0.2 / 60
     assert nodes == sorted(nodes), "one after the other"
-    for task in range(filled):
+    for task in range(3, 3 + filled):
         paced.scheduler.handle(TaskFinished(1.0, 0, task, output=20))
     assert paced.request(1.0, 10, 20) == nodes[-1]
 
 
 def test_beyond_all_room_requests_go_where_least_is_served() -> None:
-    times = LatencyModel((Affine(0.1, 0.01, 0.0),) * 2, (Affine(0.1, 0.02, 0.0),) * 2)
-    paced = cluster("fill", times, tpot=1.0, knobs={"fill": 0.0})
+    paced = filling(ttft=1e3, knobs={"fill": 0.0})
     assert [paced.request(0.0, 10, 20) for _ in range(7)] == [0, 1, 2, 0, 1, 2, 0]
+
+
+def test_a_prompt_goes_on_to_the_next_node_if_it_would_wait_for_its_first_token_too_long() -> None:
+    """Passes take 0.8 s with prompts in them, of which decode with n requests takes 0.2 + 0.02 n: one of 0.3 s fits."""
+    paced = filling(oracle=True, ttft=3.0)
+    assert [paced.request(0.0, 15, 20) for _ in range(5)] == [0, 0, 0, 0, 1]
+    assert paced.request(0.0, 150, 20) == 2, "where least is served, if it is late everywhere"
+
+
+def test_without_training_fill_is_least_completion() -> None:
+    times = LatencyModel((Affine(0.1, 0.01, 0.0),) * 2, (Affine(0.1, 0.02, 0.0),) * 2)
+    one, other = cluster("fill", times, ttft=9.0, tpot=1.0), cluster("least-completion", times, ttft=9.0, tpot=1.0)
+    assert [one.request(0.0, 9, 5) for _ in range(9)] == [other.request(0.0, 9, 5) for _ in range(9)]
 
 
 def test_without_a_pace_fill_is_least_completion() -> None:
