@@ -12,6 +12,7 @@ from typing import Protocol
 from lemix_hpc.policy.latency import LatencyModel, Shape
 from lemix_hpc.policy.pacing import (
     FIRST_MARGIN,
+    LATE_FOR_PROMPTS,
     LEAST_PART,
     Pace,
     batch_due,
@@ -94,16 +95,17 @@ class Pacer:
 
     def prompt_parts(self, ready: Sequence[PacedRequest], now: float) -> PromptParts | None:
         """How prompts are cut that join these requests in a batch at `now` [s]; None: they are not, where they keep nobody
-        waiting. A prompt that would be late gets the time of those whose tokens are not."""
+        waiting. A prompt that would be late may keep them waiting, as far as they make up for it."""
         if self.idle_since < math.inf:
             return None
         decode = self.decode_seconds(ready)
         begun = [request for request in ready if request.produced]
-        in_time = not begun or self.first_deadline(begun) > now + decode
+        latest = (self.first_deadline(begun) if begun else math.inf) + LATE_FOR_PROMPTS * self.pace.tpot
 
-        def longest_with(request: PacedRequest, longest: float, prompts: float) -> float:
+        def longest_with(request: PacedRequest, longest: float, seconds: float) -> float:
             left = self.first_deadline([request]) - now
-            return longest_in_time(self.pace, longest, decode, prompts - decode, left) if in_time else longest
+            found = longest_in_time(self.pace, longest, decode, seconds - decode, left)
+            return found if now + found <= latest else longest
 
         return PromptParts(longest_batch(self.pace, decode), self.seconds, ready, longest_with)
 

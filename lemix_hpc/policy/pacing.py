@@ -36,6 +36,8 @@ PASS_SHARE, PROMPT_SHARE, LEAST_PART = 0.8, 0.1, 16
 it comes takes the rest. Where decode alone takes that much, prompts add the second share; no part of one has fewer tokens."""
 
 
+LATE_FOR_PROMPTS = 3.0
+"""By so much, in `tpot`, tokens may be late for a first token to be in time: later ones make up for it."""
 FIRST_RESERVE = 1.0
 """Prompts are begun so long before they have to, in `tpot`, for first tokens to be in time: training is in their way."""
 

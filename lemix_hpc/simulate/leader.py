@@ -6,6 +6,7 @@ import math
 
 from lemix_hpc.policy import execution_rules
 from lemix_hpc.policy.jit import compiled, inlined
+from lemix_hpc.policy.pacing import LATE_FOR_PROMPTS
 from lemix_hpc.simulate.batch_share import (
     fill_due,
     first_deadline,
@@ -178,8 +179,10 @@ def _longest_with(
     seconds = seconds_of(cluster, config, node, tokens + request.length, new, cached + request.cached, more)
     left = deadline_of(cluster, config, task) - cluster.run[0].now
     found: float = longest_in_time(config.pace, longest, decode, seconds - decode, left)
-    in_time = found == longest or members_deadline(cluster, config, number, size) > cluster.run[0].now + decode
-    return found if in_time else longest
+    if found == longest:
+        return longest
+    latest = members_deadline(cluster, config, number, size) + LATE_FOR_PROMPTS * config.pace.tpot
+    return found if cluster.run[0].now + found <= latest else longest
 
 
 @compiled
