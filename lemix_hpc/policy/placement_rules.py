@@ -223,10 +223,14 @@ def filled(state: State, rules: Rules, now: float, prompt: int) -> int:
         if state.times.kind_of[node] != kind:
             kind = state.times.kind_of[node]
             own, work = own_load(state, rules, node, prompt), prompt_seconds(state, node, prompt)
-        # Nothing that is full scores above one with room, and prompts only fade: most nodes need no look at the clock.
+        # Nothing that is full scores above one with room, and prompts only fade: most nodes need no look at the clock, and
+        # fewer one at first tokens.
         if most_load(state, rules, node) + own <= best_score:
             continue
-        liking = _with_room(state, rules, node, now, work, load(state, rules, node, now) + own)
+        part = load(state, rules, node, now) + own
+        if part <= best_score:
+            continue
+        liking = _with_room(state, rules, node, now, work, part)
         if liking > best_score:
             best, best_score = node, liking
     return best
