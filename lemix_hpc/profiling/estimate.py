@@ -140,13 +140,28 @@ def _solve_distinct(points: Sequence[Point], seconds: Floats) -> Floats:
 
 
 def _solve(columns: Floats, seconds: Floats, prior: Floats | None = None, expected: Floats | None = None) -> Floats:
-    """Non-negative x with columns @ x near `seconds`, and weakly prior @ x near `expected`: iterated reweighting."""
-    from scipy.optimize import nnls  # it takes long to import, and runs with coefficient files fit nothing
+    """Non-negative x with columns @ x near `seconds`, and weakly prior @ x near `expected`.
 
+    Reweighting ends at the minimum that is next to its start: where all errors count relative to what was measured, one point
+    measured far too short outweighs the others, and where all count the same, one measured far too long. The better one is it.
+    """
     extra, target = np.zeros((0, columns.shape[1])), np.zeros(0)
     if prior is not None and expected is not None:
         extra, target = prior / expected[:, None] * PRIOR_OF_ROOF**0.5, np.full(len(expected), PRIOR_OF_ROOF**0.5)
-    weights = 1.0 / seconds
+
+    def cost(solution: Floats) -> float:
+        errors = _errors(columns @ solution, seconds) / USUAL_ERROR
+        robust = 2.0 * USUAL_ERROR**2 * (np.sqrt(1.0 + errors**2) - 1.0).sum()
+        return float(robust + ((extra @ solution - target) ** 2).sum())
+
+    starts = (1.0 / seconds, np.full(len(seconds), 1.0 / seconds.max()))
+    return min((_reweighted(columns, seconds, extra, target, weights) for weights in starts), key=cost)
+
+
+def _reweighted(columns: Floats, seconds: Floats, extra: Floats, target: Floats, weights: Floats) -> Floats:
+    """Least squares with weights that follow from the errors before."""
+    from scipy.optimize import nnls  # it takes long to import, and runs with coefficient files fit nothing
+
     solution: Floats = np.zeros(columns.shape[1])
     for _ in range(REWEIGHTINGS):
         matrix = np.vstack([columns * weights[:, None], extra])
