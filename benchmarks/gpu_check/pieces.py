@@ -47,7 +47,9 @@ def measure(module: Any, tokens: int, device: str) -> dict[str, Any]:
             segments: list[Segment | HeadGradients] = []
             forward, launch = timed(drive, passes.forward(module, entry, None, segments), device)
             backward, _ = timed(
-                drive, passes.backward(segments, grad, lambda p, g, into=gradients: into.add(0, p, g)), device
+                drive,
+                passes.backward(segments, passes.Backward(grad), lambda p, g, into=gradients: into.add(0, p, g)),
+                device,
             )
             if repeat >= 2:
                 forwards.append(forward)

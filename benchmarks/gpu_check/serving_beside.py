@@ -81,7 +81,7 @@ def endless(module: Any, tokens: int, device: str) -> Work[None]:
     while True:
         gradients, segments = GroupGradients(list(module.parameters())), list[Segment | HeadGradients]()
         yield from passes.forward(module, entry, None, segments)
-        yield from passes.backward(segments, grad, lambda p, g, into=gradients: into.add(0, p, g))
+        yield from passes.backward(segments, passes.Backward(grad), lambda p, g, into=gradients: into.add(0, p, g))
 
 
 def trained_paced(module: Any, tokens: int, device: str) -> Iterator[int]:
