@@ -24,6 +24,7 @@ from lemix_hpc.cli import (
     run,
     runs,
     simulate,
+    trace,
 )
 from lemix_hpc.config.errors import UserError
 
@@ -45,6 +46,7 @@ app.command("set")(runs.change)
 app.command()(punish.punish)
 app.command()(runs.url)
 app.command()(runs.report)
+app.command()(trace.trace)
 app.command()(simulate.simulate)
 app.command()(compare.compare)
 app.command()(capacity.capacity)

@@ -43,7 +43,19 @@ def test_version(lemix: Command) -> None:
 
 def test_every_command_is_explained(inside: Command) -> None:
     text = inside("--help").stdout
-    for command in ("run", "submit", "ps", "logs", "cancel", "report", "doctor", "fit", "coefficients", *SIMULATED):
+    for command in (
+        "run",
+        "submit",
+        "ps",
+        "logs",
+        "cancel",
+        "report",
+        "trace",
+        "doctor",
+        "fit",
+        "coefficients",
+        *SIMULATED,
+    ):
         assert f"\n  {command} " in text
         assert inside(command, "--help").returncode == 0
 
