@@ -46,6 +46,16 @@ class Distribution:
             figures = [scale * mean, *(scale * self._percentile(q) for q in percentiles)]
         return {name: float(figure) for name, figure in zip(names, figures, strict=True)}
 
+    def __len__(self) -> int:
+        return len(self._new) + int(self._counts.sum())
+
+    def at(self, shares: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The values that these shares of all values, 0..1, are at most (linear interpolation); empty if there are none."""
+        if not self._counts.size:
+            return np.asarray(np.quantile(np.frombuffer(self._new), shares), float) if self._new else np.empty(0)
+        self._round()
+        return np.array([self._percentile(100 * share) for share in shares])
+
     def _round(self) -> None:
         values: NDArray[np.float64] = np.array(self._new)
         self._new = array("d")

@@ -77,7 +77,7 @@ class Attainment:
     def add(self, task: ServedTask) -> None:
         """The next request."""
         self._received += 1
-        met = {name: _meets(task, name, limit_ms) for name, limit_ms in self._limits_ms.items()}
+        met = {name: meets(task, name, limit_ms) for name, limit_ms in self._limits_ms.items()}
         for name in self._met:
             self._met[name] += all(met.values()) if name == "all" else met[name]
 
@@ -99,7 +99,8 @@ def attainments(served: Iterable[ServedTask], limits_ms: Mapping[str, float]) ->
 _MEASURES = {"ttft": time_to_first_token, "tpot": time_per_output_token, "response": response}
 
 
-def _meets(task: ServedTask, name: str, limit_ms: float) -> bool:
+def meets(task: ServedTask, name: str, limit_ms: float) -> bool:
+    """Whether a request kept to this limit: see `Attainment`."""
     seconds = _MEASURES[name](task)
     if seconds is None:
         return name == "tpot" and task.outcome == "finished"

@@ -46,12 +46,16 @@ def _start(stretch: Stretch) -> float:
 
 
 class Known(NamedTuple):
-    """What is asked of a request beside its work. `first_token` [s] of the run, None without one; `tokens`: of its answer."""
+    """What is asked of a request beside its work. `first_token`, `placed`, `ended` [s] of the run, None without one; `tokens`:
+    of its answer."""
 
     first_token: float | None
     tokens: int
     finished: bool
     service: ServiceClass
+    arrival: float
+    placed: float | None
+    ended: float | None
 
 
 class AtHand:
@@ -79,7 +83,10 @@ class AtHand:
             task = next(self._served, None)
             if task is None:
                 return None
-            self._known[task.id] = Known(task.first_token, len(task.output), task.outcome == "finished", task.service)
+            done = task.outcome == "finished"
+            self._known[task.id] = Known(
+                task.first_token, len(task.output), done, task.service, task.arrival, task.placed, task.finished
+            )
             heapq.heappush(self._ends, (task.finished or task.first_token or task.arrival, task.id))
         return self._known.get(id)
 
