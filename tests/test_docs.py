@@ -44,6 +44,7 @@ SHORTER = {
     "benchmarks/checkpoint_cost.py": "--seconds 8 --every 2",
     "benchmarks/journal_cost.py": "--rate 200 --rounds 1 --seconds 0.5",
     "benchmarks/resume_time.py": "--requests 500",
+    "benchmarks/html_report.py": "--spans 2000",
     "benchmarks/start_cost.py": "--repeats 1",
     "benchmarks/simulator_fidelity.py": "--policies least-completion --rates 16 --seconds 2",
 }

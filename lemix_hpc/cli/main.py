@@ -21,6 +21,7 @@ from lemix_hpc.cli import (
     profile,
     punish,
     replay,
+    report,
     run,
     runs,
     simulate,
@@ -45,7 +46,7 @@ app.command()(runs.cancel)
 app.command("set")(runs.change)
 app.command()(punish.punish)
 app.command()(runs.url)
-app.command()(runs.report)
+app.command()(report.report)
 app.command()(trace.trace)
 app.command()(simulate.simulate)
 app.command()(compare.compare)

@@ -1,4 +1,4 @@
-"""`lemix ps`, `logs`, `cancel` and `report`: runs that were started before."""
+"""`lemix ps`, `logs`, `cancel` and others: runs that were started before."""
 
 from __future__ import annotations
 
@@ -106,40 +106,6 @@ def cancel(run: RunName) -> None:
     found = find_run(run)
     cancel_run(found, found.read_record())
     typer.echo(f"Cancelled {found.id}")
-
-
-def report(run: RunName, as_json: Json = False) -> None:
-    """Print the report of a run; of one that goes on, or was cut off, what there is so far."""
-    from lemix_hpc.launch.registry import find_run
-
-    found = find_run(run)
-    content = _report(found)
-    if as_json:
-        typer.echo(json.dumps(content))
-        return
-    from rich.console import Console
-
-    from lemix_hpc.cli.show import render_report
-
-    Console().print(render_report(found, content), crop=False)
-
-
-def _report(run: RunDir) -> dict[str, Any]:
-    """The written one, or one made from the records of a run that is not complete."""
-    from lemix_hpc.config.errors import UserError
-    from lemix_hpc.launch.states import read_report, run_state
-    from lemix_hpc.records.reader import is_complete, stream_run
-    from lemix_hpc.report.build import summarise
-
-    complete = run.profile_order.exists() or is_complete(run.path)
-    if run.report.exists() and complete:
-        return read_report(run)
-    state = run_state(run, run.read_record())
-    if run.profile_order.exists() or not run.facts.exists():
-        raise UserError(f"{run.id} is {state} and has no report; `lemix logs {run.id}` shows what it did")
-    if not complete:
-        typer.echo(f"{run.id} is {state} and not complete; this is what it has done so far.", err=True)
-    return summarise(stream_run(run.path))
 
 
 def _unknown_row(run: RunDir, why: str) -> dict[str, Any]:

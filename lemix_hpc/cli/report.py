@@ -1,0 +1,156 @@
+"""`lemix report`: what a run comes to, as a table, as data, or in figures; of several runs side by side."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from lemix_hpc.cli.run import Json
+
+if TYPE_CHECKING:
+    from lemix_hpc.launch.rundir import RunDir
+    from lemix_hpc.report.shown_run import ShownRun
+
+
+def report(
+    runs: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RUN...",
+            help="Id of the run, the start of an id, or its directory. Several with --html or --png.",
+            show_default=False,
+        ),
+    ],
+    as_json: Json = False,
+    html: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write a page with figures, to look at in a browser.", show_default=False),
+    ] = None,
+    png: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write each figure as a picture.", show_default=False)
+    ] = None,
+) -> None:
+    """Print the report of a run; of one that goes on, or was cut off, what there is so far. Or compare runs in figures."""
+    from lemix_hpc.config.errors import UserError
+    from lemix_hpc.launch.registry import find_run
+
+    found = [find_run(run) for run in runs]
+    if html is not None or png is not None:
+        if as_json:
+            raise UserError("--json goes with neither --html nor --png")
+        _draw(found, html, png)
+        return
+    if len(found) > 1:
+        raise UserError("several runs are compared in figures: give --html FILE or --png DIR, or one run")
+    content = _report(found[0])
+    if as_json:
+        typer.echo(json.dumps(content))
+        return
+    from rich.console import Console
+
+    from lemix_hpc.cli.show import render_report
+
+    Console().print(render_report(found[0], content), crop=False)
+
+
+def _report(run: RunDir) -> dict[str, Any]:
+    """The written one, or one made from the records of a run that is not complete."""
+    from lemix_hpc.config.errors import UserError
+    from lemix_hpc.launch.states import read_report, run_state
+    from lemix_hpc.records.reader import is_complete, stream_run
+    from lemix_hpc.report.build import summarise
+
+    complete = run.profile_order.exists() or is_complete(run.path)
+    if run.report.exists() and complete:
+        return read_report(run)
+    state = run_state(run, run.read_record())
+    if run.profile_order.exists() or not run.facts.exists():
+        raise UserError(f"{run.id} is {state} and has no report; `lemix logs {run.id}` shows what it did")
+    if not complete:
+        typer.echo(f"{run.id} is {state} and not complete; this is what it has done so far.", err=True)
+    return summarise(stream_run(run.path))
+
+
+def _draw(runs: list[RunDir], html: Path | None, png: Path | None) -> None:
+    from lemix_hpc.config.errors import UserError
+    from lemix_hpc.report.png.write import check_pictures, write_pictures
+
+    twice = next((run for place, run in enumerate(runs) if run.path in (each.path for each in runs[:place])), None)
+    if twice is not None:
+        raise UserError(f"{twice.id}: is there twice; a run is compared with others")
+    if png is not None:
+        check_pictures()
+    ids = [run.id for run in runs]
+    # Runs of one name in different directories are told apart by these.
+    names = [run.id if ids.count(run.id) == 1 else str(run.path) for run in runs]
+    shown = [_shown(run, name) for run, name in zip(runs, names, strict=True)]
+    if html is not None:
+        _write_page(shown, html)
+    if png is not None:
+        try:
+            pictures = write_pictures({run.name: run.aggregates for run in shown}, png)
+        except OSError as error:
+            raise UserError(f"{png}: cannot be written: {error.strerror}") from error
+        typer.echo(f"Wrote {len(pictures)} pictures to {png}", err=True)
+
+
+def _write_page(shown: list[ShownRun], path: Path) -> None:
+    from lemix_hpc.config.errors import UserError
+    from lemix_hpc.records.files import replace
+    from lemix_hpc.report.html.page import render_page
+
+    content = render_page(shown).encode(errors="backslashreplace")
+    try:
+        replace(path, content)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror}") from error
+    typer.echo(f"Wrote {path}, {len(content) / 1e6:.1f} MB", err=True)
+
+
+def _shown(run: RunDir, name: str) -> ShownRun:
+    from lemix_hpc.config.errors import UserError
+    from lemix_hpc.records.reader import stream_run
+    from lemix_hpc.report.aggregates.gather import gather
+    from lemix_hpc.report.shown_run import ShownRun
+    from lemix_hpc.report.table import number
+
+    if run.profile_order.exists():
+        raise UserError(
+            f"{run.id} is a profiling job, of which there are no figures; `lemix report {run.id}` prints its result"
+        )
+    content, record = _report(run), run.read_record()
+    started = time.strftime("%Y-%m-%d %H:%M", time.localtime(record.created))
+    where = "simulated" if record.cluster == "simulated" else record.cluster
+    about = [
+        ("model", _model(run)),
+        ("policy", f"{content['policy']}, {content['engine']} engine"),
+        ("size", f"{content['nodes']} x {content['stages']} stages, {number(content['duration_s'])} s"),
+        ("where", f"{where}{f', job {record.job}' if record.job else ''}, from {record.host} on {started}"),
+        ("attempts", str(len(content["attempts"])) if len(content["attempts"]) > 1 else ""),
+        ("directory", str(run.path)),
+    ]
+    return ShownRun(name, [(what, told) for what, told in about if told], content, gather(stream_run(run.path)))
+
+
+def _model(run: RunDir) -> str:
+    """As the recipe names it, or what the stage times of an emulated run are of; empty if nobody knows."""
+    import yaml
+
+    found = []
+    for path in (run.recipe, run.path / "coefficients.yaml"):
+        try:
+            found.append(yaml.safe_load(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, yaml.YAMLError):
+            found.append(None)
+    recipe, coefficients = (each if isinstance(each, dict) else {} for each in found)
+    model = recipe.get("model")
+    model = model if isinstance(model, dict) else {}
+    if model.get("path"):
+        return str(model["path"])
+    if isinstance(model.get("config"), dict):
+        return f"{model['config'].get('model_type')}, initialised at random"
+    return f"{coefficients.get('model', '')} on {coefficients.get('hardware', '')}" if coefficients else ""
