@@ -161,10 +161,14 @@ def test_a_killed_rank_is_followed_by_another_attempt_and_then_by_none(recipe: P
     run = tmp_path / "one"
     process = following(recipe, tmp_path, "cluster.restarts=1")
     wait_for(lambda: running(run) and json.loads((run / "progress.json").read_bytes())["served"], "an answer")
+    places: set[Path] = set()
     for attempt in range(3):
         # Once more than is borne, since the first attempt had got somewhere.
         wait_for((run / "attempts" / str(attempt) / "start.json").exists, f"attempt {attempt}")
-        os.kill(int(processes_in(run)[-1].split()[0]), signal.SIGKILL)
+        rank = int(processes_in(run)[-1].split()[0])
+        places |= kept_by(rank)
+        # The second time the launcher, which then cleans up nothing.
+        os.kill(parent(rank) if attempt == 1 else rank, signal.SIGKILL)
         wait_for((run / "attempts" / str(attempt) / "end.json").exists, "its end")
     _, stderr = process.communicate(timeout=DEADLINE_S)
     assert process.returncode == 1
@@ -172,6 +176,18 @@ def test_a_killed_rank_is_followed_by_another_attempt_and_then_by_none(recipe: P
     assert re.search(r"Attempt 2: killed: rank \d on \S+ was killed by signal 9", stderr)
     assert "give up: 2 attempts in a row ended without progress" in (run / "logs/supervisor.log").read_text()
     wait_for(lambda: not processes_in(run), "the other ranks to end")
+    assert len(places) == 6 and not any(place.exists() for place in places)
+
+
+def kept_by(rank: int) -> set[Path]:
+    """Where an attempt of this rank has its temporary files and its shared memory."""
+    given = Path(f"/proc/{rank}/environ").read_bytes().split(b"\0")
+    known = dict(os.fsdecode(line).partition("=")[::2] for line in given)
+    return {Path(known["TMPDIR"]), Path(known["OMPI_MCA_btl_sm_backing_directory"])}
+
+
+def parent(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
 @pytest.mark.mpi
