@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import contextlib
 import os
-import resource
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection, Pipe, wait
-from pathlib import Path
 from time import monotonic, process_time
 from types import SimpleNamespace
 from typing import Any
+
+from lemix_hpc.workload import limited_copy
 
 CPU_S = 5
 """Processor time of all threads that compile one grammar."""
@@ -72,7 +73,7 @@ def answer_all(door: Connection, judge: Callable[[Any], str]) -> None:
                 number, params = door.recv()
             except EOFError:
                 return
-            verdict, pid = _try(judge, params)
+            verdict, pid = limited_copy.start(partial(judge, params), CPU_S, MOST_BYTES)
             trials[verdict] = Trial(number, pid, monotonic() + WALL_S)
 
 
@@ -118,44 +119,12 @@ def make_judge(config: Any) -> Callable[[Any], str]:
     return judge
 
 
-def _try(judge: Callable[[Any], str], params: Any) -> tuple[Connection, int]:
-    """Start a copy; returns where its verdict comes, and its pid."""
-    verdict, out = Pipe(duplex=False)
-    sys.stdout.flush()
-    pid = os.fork()
-    if pid:
-        out.close()
-        return verdict, pid
-    try:
-        _limit(resource.RLIMIT_CPU, CPU_S)
-        _limit(resource.RLIMIT_DATA, _data_bytes() + MOST_BYTES)
-        _limit(resource.RLIMIT_CORE, 0)
-        out.send(judge(params))
-    finally:
-        os._exit(0)
-
-
-def _limit(which: int, most: int) -> None:
-    _, hard = resource.getrlimit(which)
-    most = most if hard == resource.RLIM_INFINITY else min(most, hard)
-    resource.setrlimit(which, (most, most))
-
-
-def _data_bytes() -> int:
-    """Private memory that this process has now."""
-    return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[5]) * resource.getpagesize()
-
-
 def _ended(verdict: Connection, pid: int) -> str:
     """What a copy has found, or what its end says."""
-    found: str | None = None
-    with verdict, contextlib.suppress(EOFError):
-        found = verdict.recv()
-    _, status = os.waitpid(pid, 0)
+    found, late = limited_copy.ended(verdict, pid)
     if found is not None:
         return found
-    killed = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
-    if killed in (signal.SIGXCPU, signal.SIGKILL):
+    if late:
         return f"The grammar takes more than {CPU_S} s to compile."
     return f"The grammar cannot be compiled in {MOST_BYTES >> 20} MiB, or breaks the compiler."
 
