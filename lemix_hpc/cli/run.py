@@ -149,6 +149,7 @@ def _prepare(
     from lemix_hpc.config.load import read_recipe
     from lemix_hpc.launch.place import runs_root
     from lemix_hpc.launch.preflight import preflight
+    from lemix_hpc.launch.room import shortage
     from lemix_hpc.launch.start import choose_cluster
     from lemix_hpc.launch.visibility import unseen
 
@@ -157,6 +158,8 @@ def _prepare(
     for notice in preflight(loaded, kind):
         typer.echo(notice, err=True)
     if kind == "slurm" and (warning := unseen(loaded.recipe, out or runs_root())):
+        typer.echo(warning, err=True)
+    if warning := shortage(loaded.recipe, (out or runs_root()).absolute()):
         typer.echo(warning, err=True)
     return loaded.recipe, kind
 

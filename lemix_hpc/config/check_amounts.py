@@ -42,13 +42,23 @@ def check_ranks_here(recipe: Recipe) -> Iterator[Problem]:
         )
 
 
-def _check_requests(recipe: Recipe) -> Iterator[Problem]:
+def requests_made(recipe: Recipe) -> float | None:
+    """How many requests a generated workload has; None of another one."""
     source = recipe.serving.source if recipe.serving is not None else None
     if not isinstance(source, GeneratedSource):
+        return None
+    duration, wanted = source.duration_s, source.requests
+    by_time = math.inf if duration is None else source.rate * _share_of_time(source) * duration
+    return min(by_time, math.inf if wanted is None else wanted)
+
+
+def _check_requests(recipe: Recipe) -> Iterator[Problem]:
+    source = recipe.serving.source if recipe.serving is not None else None
+    made = requests_made(recipe)
+    if not isinstance(source, GeneratedSource) or made is None:
         return
     rate = source.rate * _share_of_time(source)
     duration, wanted = source.duration_s, source.requests
-    made = min(math.inf if duration is None else rate * duration, math.inf if wanted is None else wanted)
     if made > MOST_REQUESTS:
         how = f"{wanted} requests" if made == wanted else f"{rate:g} requests/s x {duration:g} s"
         yield Problem(

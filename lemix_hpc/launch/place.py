@@ -5,10 +5,21 @@ from __future__ import annotations
 import errno
 import os
 import secrets
+import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from lemix_hpc.config.errors import UserError
+from lemix_hpc.records.journal import RESERVE
+
+
+@dataclass(frozen=True)
+class Left:
+    """What a file system leaves to this user, in bytes and in files; None where it does not count them."""
+
+    nbytes: int | None
+    files: int | None
 
 
 def runs_root() -> Path:
@@ -35,8 +46,8 @@ def new_place(name: str, out: Path | None, *, for_slurm: bool) -> Path:
 
 
 def check_place(name: str, out: Path | None, *, for_slurm: bool) -> None:
-    """Raises UserError as a start would, from what can be seen without making anything: names, rights and free space. What
-    quotas leave is not among it."""
+    """Raises UserError as a start would, from what can be seen without making anything that stays: names, rights, free space,
+    and what a quota leaves."""
     path = new_place(name, out, for_slurm=for_slurm)
     try:
         _look(path)
@@ -52,7 +63,7 @@ def cannot_be_made(path: Path, error: OSError) -> str:
 
 def _look(path: Path) -> None:
     """Raises the OSError that making a directory at a path, and files in it, most likely would."""
-    above = next(place for place in (path, *path.parents) if os.path.lexists(place))
+    above = existing(path)
     if not above.is_dir():
         # A link to nothing is what does not exist.
         raise _os_error(errno.ENOTDIR if above.exists() else errno.EEXIST)
@@ -64,10 +75,34 @@ def _look(path: Path) -> None:
         raise _os_error(errno.EROFS)
     if not os.access(above, os.W_OK | os.X_OK, effective_ids=True):
         raise _os_error(errno.EACCES)
-    blocks, files = (disk.f_bfree, disk.f_ffree) if user == 0 else (disk.f_bavail, disk.f_favail)
-    # File systems that do not count either say that they have none in all.
-    if (disk.f_blocks and not blocks) or (disk.f_files and not files):
+    left = left_to_user(above)
+    if left.nbytes == 0 or left.files == 0:
         raise _os_error(errno.ENOSPC)
+    _write(above)
+
+
+def existing(path: Path) -> Path:
+    """The path, or the nearest directory above it that is there."""
+    return next(place for place in (path, *path.parents) if os.path.lexists(place))
+
+
+def left_to_user(directory: Path) -> Left:
+    """Raises OSError."""
+    disk = os.statvfs(directory)
+    blocks, files = (disk.f_bfree, disk.f_ffree) if os.geteuid() == 0 else (disk.f_bavail, disk.f_favail)
+    return Left(blocks * disk.f_frsize if disk.f_blocks else None, files if disk.f_files else None)
+
+
+def _write(directory: Path) -> None:
+    """As much as a run's journal reserves, in a file without a name: most quotas show in nothing else."""
+    with tempfile.TemporaryFile(dir=directory) as file:
+        try:
+            os.posix_fallocate(file.fileno(), 0, RESERVE)
+            os.fsync(file.fileno())
+        except OSError as error:
+            # Not every file system can do that; and with less room than for all of it a run would begin.
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSPC):
+                raise
 
 
 def _os_error(number: int) -> OSError:

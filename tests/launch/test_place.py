@@ -16,7 +16,16 @@ from lemix_hpc.launch.place import check_place
 from lemix_hpc.launch.rundir import create_run_dir
 from tests.inputs.permissions import bound_by_modes
 
-ROOMY = {"f_flag": 0, "f_blocks": 9, "f_bfree": 9, "f_bavail": 9, "f_files": 9, "f_ffree": 9, "f_favail": 9}
+ROOMY = {
+    "f_flag": 0,
+    "f_frsize": 1,
+    "f_blocks": 9,
+    "f_bfree": 9,
+    "f_bavail": 9,
+    "f_files": 9,
+    "f_ffree": 9,
+    "f_favail": 9,
+}
 
 
 def _file(directory: Path) -> Path:
