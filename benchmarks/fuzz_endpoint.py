@@ -3,15 +3,16 @@
     python benchmarks/fuzz_endpoint.py [--minutes 30] [--requests 10000] [--seed 0] [--url URL --key-file FILE] [--json]
 
 Starts `recipes/vllm-http.yaml` on this machine and asks its endpoint, until the time is over or the requests are sent. Half of
-the malformed ones are calls with values that nobody expects, the others broken JSON, odd samples, headers and paths, and bytes
-that are no HTTP. Each has a time limit of 30 s. With `--url` it asks a run that is there. Exit code 1 if the run dies, an
-ordinary request fails, or a malformed one gets no answer.
+the malformed ones are calls with values that nobody expects, on top or inside, the others broken JSON, odd samples, headers and
+paths, and bytes that are no HTTP. Each has a time limit of 30 s. With `--url` it asks a run that is there. Exit code 1 if the
+run dies, an ordinary request fails, or a malformed one gets no answer.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import copy
 import json
 import random
 import signal
@@ -108,6 +109,40 @@ CONSTRAINTS: list[dict[str, Any]] = [
     {"response_format": {"type": "json_object"}},
     {"response_format": {"type": "nonsense"}},
 ]
+FUNCTION = {
+    "name": "add",
+    "description": "x",
+    "parameters": {"type": "object", "properties": {"a": {"type": "integer"}}},
+}
+TALK: list[dict[str, Any]] = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": [{"type": "text", "text": "1 + 1 ="}]},
+    {"role": "assistant", "content": None, "tool_calls": [{"id": "a", "type": "function", "function": FUNCTION}]},
+    {"role": "tool", "tool_call_id": "a", "content": "2"},
+    {"role": "user", "content": "And?", "name": "eve"},
+]
+WHOLE: list[tuple[str, dict[str, Any]]] = [
+    ("/v1/chat/completions", {"messages": TALK[-1:], "tools": [{"type": "function", "function": FUNCTION}]}),
+    ("/v1/chat/completions", {"messages": TALK, "stream": True, "stream_options": {"include_usage": True}}),
+    ("/v1/chat/completions", {"messages": TALK[-1:], "logprobs": True, "top_logprobs": 2, "stop": ["a"]}),
+    (
+        "/v1/chat/completions",
+        {"messages": TALK[-1:], "chat_template_kwargs": {"a": 1}, "mm_processor_kwargs": {"a": 1}},
+    ),
+    (
+        "/v1/chat/completions",
+        {
+            "messages": TALK[-1:],
+            "response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "integer"}}},
+        },
+    ),
+    ("/v1/completions", {"prompt": ["a", "b"], "stop": ["a"], "logit_bias": {"5": 1.0}, "stop_token_ids": [7]}),
+    ("/v1/completions", {"prompt": [[1, 2], [3]], "stream": True, "stream_options": {"include_usage": True}}),
+    ("/v1/completions", {"prompt": "a", "structured_outputs": {"choice": ["yes", "no"]}, "bad_words": ["a"]}),
+    ("/v1/completions", {"prompt": "a", "structured_outputs": {"json": {"type": "integer"}}, "vllm_xargs": {"a": 1}}),
+    ("/v1/completions", {"prompt": "a", "structured_outputs": {"structural_tag": "x"}, "kv_transfer_params": {"a": 1}}),
+]
+"""Calls that have something inside."""
 GENERATING = ("/v1/completions", "/v1/chat/completions")
 PATHS = (
     *GENERATING,
@@ -138,7 +173,7 @@ def malformed(chance: random.Random, model: str) -> Malformed:
     kinds: list[Callable[[random.Random, str], Malformed]] = [
         odd_call,
         odd_call,
-        odd_call,
+        odd_inside,
         broken_json,
         odd_request,
         no_http,
@@ -167,6 +202,25 @@ def odd_call(chance: random.Random, model: str) -> Malformed:
     for _ in range(chance.choice([1, 1, 1, 2, 3])):
         content[chance.choice(FIELDS)] = value(chance)
     return Malformed(path=path, body=json.dumps(content).encode())
+
+
+def odd_inside(chance: random.Random, model: str) -> Malformed:
+    """A call with such values somewhere in what it is made of."""
+    path, whole = chance.choice(WHOLE)
+    content = {"model": model, "max_tokens": 2} | copy.deepcopy(whole)
+    for _ in range(chance.choice([1, 1, 2])):
+        places = [place for key in whole for place in inside(content, key)]
+        holder, key = chance.choice(places)
+        holder[key] = copy.deepcopy(value(chance))
+    return Malformed(path=path, body=json.dumps(content).encode())
+
+
+def inside(holder: Any, key: Any) -> Iterator[tuple[Any, Any]]:
+    """Every place from there on down."""
+    yield holder, key
+    held = holder[key]
+    for inner in held if isinstance(held, dict) else range(len(held)) if isinstance(held, list) else ():
+        yield from inside(held, inner)
 
 
 def broken_json(chance: random.Random, model: str) -> Malformed:
@@ -225,9 +279,13 @@ def no_http(chance: random.Random, model: str) -> Malformed:  # noqa: ARG001
 
 @dataclass
 class Tally:
-    """What became of all requests. `unanswered`: malformed ones without an answer in time; `failed`: ordinary ones."""
+    """What became of all requests. `unanswered`: malformed ones without an answer in time; `failed`: ordinary ones.
+
+    `broken`: how many were answered with 500 or more, and the shortest of them, by the error's words and the call's keys.
+    """
 
     statuses: Counter[int] = field(default_factory=Counter)
+    broken: dict[str, tuple[int, str]] = field(default_factory=dict)
     slowest_s: float = 0.0
     ordinary: int = 0
     unanswered: list[str] = field(default_factory=list)
@@ -242,9 +300,21 @@ def send(client: httpx.Client, request: Malformed, tally: Tally) -> None:
         else:
             answer = client.request(request.method, request.path, headers=request.headers, content=request.body)
             tally.statuses[answer.status_code] += 1
+            if answer.status_code >= 500:
+                note_broken(tally, request, answer)
     except (httpx.HTTPError, OSError) as error:
         tally.unanswered.append(f"{request!r:.300}: {error!r}")
     tally.slowest_s = max(tally.slowest_s, time.monotonic() - begin)
+
+
+def note_broken(tally: Tally, request: Malformed, answer: httpx.Response) -> None:
+    try:
+        keys = sorted(json.loads(request.body))
+    except (ValueError, TypeError):
+        keys = []
+    kind, sent = f"{answer.status_code} {answer.text:.200} {' '.join(keys)}", f"{request.path} {request.body!r}"
+    count, shortest = tally.broken.get(kind, (0, sent))
+    tally.broken[kind] = (count + 1, min(shortest, sent, key=len))
 
 
 def send_raw(client: httpx.Client, raw: bytes) -> int:
@@ -344,6 +414,7 @@ def main() -> int:
         "malformed": sent,
         "statuses": {str(status): count for status, count in sorted(tally.statuses.items())},
         "unanswered": tally.unanswered,
+        "broken": tally.broken,
         "slowest_s": tally.slowest_s,
         "ordinary": tally.ordinary,
         "failed": tally.failed,
@@ -353,6 +424,8 @@ def main() -> int:
         print(json.dumps(result))
     else:
         print(f"{sent} malformed requests, answers by status (0: hung up): {result['statuses']}")
+        for kind, (count, shortest) in sorted(tally.broken.items(), key=lambda item: -item[1][0]):
+            print(f"{count} x {kind}, such as {shortest:.300}")
         print(f"slowest answer {tally.slowest_s:.1f} s, {len(tally.unanswered)} without one")
         ordinary = f"{tally.ordinary} ordinary requests, {len(tally.failed)} failed"
         print(f"{ordinary}; the run {'lives' if alive else 'is dead'}")
