@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from lemix_hpc.config.errors import UserError
-from lemix_hpc.workload.tokenizer import TOKENIZER_FILES, ByteTokenizer
+from lemix_hpc.workload.tokenizer import ByteTokenizer
+from lemix_hpc.workload.tokenizer_files import TOKENIZER_FILES
 
 ARCHITECTURES = {
     "llama": "LlamaForCausalLM",

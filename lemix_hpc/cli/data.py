@@ -35,12 +35,14 @@ def data(
 ) -> None:
     """Show the first training sequences as the model sees them: tokens, text, and which part is learnt."""
     from lemix_hpc.config.load import load_recipe
+    from lemix_hpc.workload.model_trial import check_template
     from lemix_hpc.workload.preview import rows_of
     from lemix_hpc.workload.tokenizer import load_tokenizer
     from lemix_hpc.workload.training import MicroBatchStream
 
     ready = load_recipe(recipe, overrides or ())
     training = _training_of(ready)
+    check_template(ready.model)
     tokenizer = load_tokenizer(ready.model)
     batches = MicroBatchStream(training, tokenizer, ready.seed)
     shown = list(islice(rows_of(batches, tokenizer), rows))

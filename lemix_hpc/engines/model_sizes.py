@@ -85,9 +85,9 @@ def model_config(model: Model) -> Mapping[str, Any]:
     config = stored_config(model)
     if not model.resize:
         return config
-    from lemix_hpc.workload.tokenizer import tokens_of
+    from lemix_hpc.workload.tokenizer import own_tokenizer
 
-    return {**config, "vocab_size": max(describe_config(config).vocab, tokens_of(model))}
+    return {**config, "vocab_size": max(describe_config(config).vocab, own_tokenizer(model).vocab_size)}
 
 
 def stored_config(model: Model) -> Mapping[str, Any]:

@@ -34,6 +34,7 @@ def preflight(loaded: LoadedRecipe, cluster: str, run_dir: Path | None = None) -
     if run_dir is None and _has_one_key(loaded):
         key_of_environment()
     loaded.reject([*problems, *_files(loaded, problems), *_device(loaded, cluster)])
+    _check_model_files(loaded.recipe)
     from lemix_hpc.workload.load import load_workload
 
     work = load_workload(loaded.recipe)
@@ -42,6 +43,16 @@ def preflight(loaded: LoadedRecipe, cluster: str, run_dir: Path | None = None) -
         return work.notices
     next(work.batches)
     return (*work.notices, *_changed_data(work.batches, run_dir))
+
+
+def _check_model_files(recipe: Recipe) -> None:
+    """Before the workload goes through them."""
+    from lemix_hpc.workload.model_trial import check_generation, check_template
+
+    if recipe.engine.computes:
+        check_template(recipe.model)
+    if recipe.engine.kind == "vllm":
+        check_generation(recipe.model)
 
 
 def _check_memory(recipe: Recipe, work: Workload) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 from lemix_hpc.config.recipe import Recipe
 from lemix_hpc.policy.classes import ServiceClass
 from lemix_hpc.workload.call_body import number, sequences
+from lemix_hpc.workload.chat import EndlessTemplateError
 from lemix_hpc.workload.openai_batch import DEFAULT_OUTPUT_TOKENS
 from lemix_hpc.workload.tokenizer import ChatTokenizer, Tokenizer, model_config
 
@@ -25,6 +26,8 @@ def call_lengths(path: str, body: dict[str, Any], tokenizer: Tokenizer, context:
     `path`: one of `GENERATING`; `body`: the decoded JSON; `context`: tokens that the model takes at once. A prompt is
     at most `context`, and an answer at most what the prompt leaves of it. For a body that the server will refuse, only
     the readable parts count. Defaults are OpenAI's: 16 tokens for a completion, the rest of the context for a chat.
+
+    Raises ValueError for a chat with which the model's template does not come to its end.
     """
     prompts = [max(1, min(tokens, context)) for tokens in _prompts(body, tokenizer, context)] or [1]
     limits = [limit for name in _LIMITS if (limit := number(body.get(name))) is not None]
@@ -94,6 +97,8 @@ def _chat_tokens(messages: list[Any], tokenizer: Tokenizer, context: int) -> int
     if isinstance(tokenizer, ChatTokenizer) and text <= context:
         try:
             return len(tokenizer.encode_chat(said, answer=True))
+        except EndlessTemplateError:
+            raise  # the server would not come to its end either
         except ValueError:
             pass  # the server will say why the template refuses it
     return text

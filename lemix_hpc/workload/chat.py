@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from threading import Lock
+from types import FrameType
 from typing import Any
 
 Message = Mapping[str, Any]
 """`role`, `content`, and whatever else the template knows, such as `tool_calls`."""
+MOST_STEPS = 300_000
+"""Lines of its own that a template may run for one text; for each message it takes some dozens."""
 Span = tuple[int, int]
 """From a character of the rendered text up to, not with, another."""
 
@@ -17,6 +22,10 @@ _OWN = "{# +#}"
 """Renders to nothing. Compiled templates are shared in a process, and must not mark what vLLM renders beside us."""
 _ONE_AT_A_TIME = Lock()
 """transformers notes what is marked in the compiled template, so that it can be rendered once at a time."""
+
+
+class EndlessTemplateError(ValueError):
+    """A template has not come to its end within `MOST_STEPS`."""
 
 
 def is_marked(template: str) -> bool:
@@ -90,7 +99,7 @@ def _render(
 
     given = list(tools) or None
     try:
-        with _ONE_AT_A_TIME:
+        with _ONE_AT_A_TIME, _bounded():
             texts, spans = render_jinja_template(
                 conversations=[list(messages)],
                 tools=given,
@@ -99,7 +108,33 @@ def _render(
                 add_generation_prompt=answer,
                 **tokenizer.special_tokens_map,
             )
+    except EndlessTemplateError:
+        raise
     except Exception as error:
         # A template is a program of the model's, which may fail in any way over messages that it does not expect.
         raise ValueError(f"the chat template refuses the messages: {error}") from error
     return texts[0], spans[0] if marked else []
+
+
+@contextmanager
+def _bounded() -> Iterator[None]:
+    """Count what a template does in this thread: by its steps it is cut off at the same place wherever it runs, by time it
+    would not be."""
+    steps = 0
+
+    def of_template(frame: FrameType, event: str, argument: object) -> Any:  # noqa: ARG001
+        nonlocal steps
+        steps += 1
+        if steps > MOST_STEPS:
+            raise EndlessTemplateError(f"the chat template does not come to its end within {MOST_STEPS} steps")
+        return of_template
+
+    def of_call(frame: FrameType, event: str, argument: object) -> Any:  # noqa: ARG001
+        return of_template if frame.f_code.co_filename == "<template>" else None
+
+    before = sys.gettrace()
+    sys.settrace(of_call)
+    try:
+        yield
+    finally:
+        sys.settrace(before)

@@ -12,21 +12,12 @@ import msgspec
 from lemix_hpc.config.errors import UserError
 from lemix_hpc.config.recipe import Model
 from lemix_hpc.config.text_file import read_bytes
-from lemix_hpc.workload import chat
+from lemix_hpc.workload import chat, tokenizer_files
 
 Messages = Sequence[dict[str, str]]
 
 END = "<|end|>"
 """How the end-of-text token of the byte-level tokenizer is written."""
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "spiece.model",
-    "vocab.json",
-    "vocab.txt",
-)
-"""Any one of these in a checkpoint directory means that it brings its tokenizer."""
 
 
 class Tokenizer(Protocol):
@@ -148,15 +139,15 @@ def load_tokenizer(model: Model) -> Tokenizer:
     return tokenizer
 
 
-def tokens_of(model: Model) -> int:
-    """How many tokens the model's tokenizer has. Raises UserError if it cannot be loaded."""
-    return _own_tokenizer(model)[0].vocab_size
+def own_tokenizer(model: Model) -> Tokenizer:
+    """The model's tokenizer, whatever its embedding has room for. Raises UserError if it cannot be loaded."""
+    return _own_tokenizer(model)[0]
 
 
 def _own_tokenizer(model: Model) -> tuple[Tokenizer, str]:
     """With how messages call it."""
     path = model.path
-    if path is not None and any((path / name).is_file() for name in TOKENIZER_FILES):
+    if path is not None and tokenizer_files.has_tokenizer(path):
         return _from_checkpoint(path), f"the tokenizer in {path}"
     return ByteTokenizer(), "the byte-level tokenizer"
 
@@ -176,14 +167,8 @@ def model_config(model: Model) -> dict[str, Any]:
         raise UserError(f"model.path: {file} is not a Hugging Face config: {error}.") from error
 
 
-def _from_checkpoint(path: Path) -> Tokenizer:
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
-    except Exception as error:
-        # The libraries behind it raise anything, down to plain Exception, for a damaged file.
-        raise UserError(f"model.path: the tokenizer in {path} cannot be loaded: {error}") from error
+def _from_checkpoint(path: Path) -> HuggingFaceTokenizer:
+    tokenizer = tokenizer_files.load(path)
     eos = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.bos_token_id
     if eos is None:
         raise UserError(

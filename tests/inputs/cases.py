@@ -12,6 +12,7 @@ from tests.inputs.files import (
     BURST,
     RUN,
     Arguments,
+    beside_a_tokenizer,
     checkpoint,
     closed,
     closed_file,
@@ -97,6 +98,16 @@ def _closed_text(directory: Path) -> Arguments:
     arguments = file_of("other.jsonl", "", TEXT)(directory)
     closed_file("other.jsonl")(directory)
     return arguments
+
+
+def template(content: str | bytes) -> Callable[[Path], Arguments]:
+    """A chat template with this."""
+    text = content.encode() if isinstance(content, str) else content
+    return checkpoint(then=beside_a_tokenizer("chat_template.jinja", text))
+
+
+def generation(content: bytes) -> Callable[[Path], Arguments]:
+    return checkpoint(then=writes("generation_config.json", content), kind="vllm")
 
 
 TIMES = set_to("engine.coefficients", "other.yaml")
@@ -293,6 +304,38 @@ CASES: dict[str, Callable[[Path], Arguments]] = {
         "model.resize=true",
     ],
     "a damaged tokenizer": checkpoint(then=writes("tokenizer.json", b"{")),
+    "a tokenizer that is a pipe": checkpoint(then=pipe_for("tokenizer.json")),
+    "a tokenizer of 1 GB": checkpoint(then=sparse("tokenizer.json")),
+    "a tokenizer that its library breaks off in": checkpoint(
+        then=beside_a_tokenizer(
+            "tokenizer.json",
+            b'{"version": "1.0", "added_tokens": [], "model": {"type": "BPE", "continuing_subword_prefix": "long",'
+            b' "vocab": {"a": 0, "b": 1, "ab": 2}, "merges": ["a b"]}}',
+        )
+    ),
+    "`tokenizer_config.json` that is a list": checkpoint(then=beside_a_tokenizer("tokenizer_config.json", b"[]")),
+    "`special_tokens_map.json` nested 100,000 levels deep": checkpoint(
+        then=beside_a_tokenizer("special_tokens_map.json", b"[" * 100_000)
+    ),
+    "a tokenizer with code of its own": checkpoint(
+        then=beside_a_tokenizer(
+            "tokenizer_config.json", b'{"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": ["own.Own", null]}}'
+        )
+    ),
+    "a chat template with loops of 10^10 turns": template(
+        "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+    ),
+    "a chat template that doubles its work 60 times": template(
+        "{% macro f(n) %}{{ f(n - 1) ~ f(n - 1) if n else '' }}{% endmacro %}{{ f(60) }}"
+    ),
+    "a chat template with a text of 10^11 characters": template("{{ 'x' * 10 ** 11 }}"),
+    "a chat template without its end": template("{% for message in messages %}"),
+    "a chat template in UTF-16": template("{{ messages }}".encode("utf-16")),
+    "a chat template in `tokenizer_config.json` that is a number": checkpoint(
+        then=beside_a_tokenizer("tokenizer_config.json", b'{"eos_token": "</s>", "chat_template": 5}')
+    ),
+    "`generation_config.json` that is a list, for vLLM": generation(b"[]"),
+    "`generation_config.json` with a word for a number, for vLLM": generation(b'{"temperature": "hot"}'),
     "a quantised checkpoint": checkpoint({"quantization_config": {"quant_method": "gptq"}}),
     "a mixture of experts": checkpoint({"model_type": "mixtral", "num_local_experts": 8}),
     "a model of another type": checkpoint({"model_type": "bert"}),

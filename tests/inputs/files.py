@@ -267,8 +267,18 @@ def pipe_for(name: str) -> Callable[[Path], None]:
     """In the place of a file."""
 
     def do(model: Path) -> None:
-        (model / name).unlink()
+        (model / name).unlink(missing_ok=True)
         os.mkfifo(model / name)
+
+    return do
+
+
+def beside_a_tokenizer(name: str, content: bytes) -> Callable[[Path], None]:
+    """A tokenizer in order, and another file that has this."""
+
+    def do(model: Path) -> None:
+        with_tokenizer(257)(model)
+        (model / name).write_bytes(content)
 
     return do
 

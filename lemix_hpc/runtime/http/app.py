@@ -177,9 +177,9 @@ class _Endpoints:
         content = _read(body)
         try:
             check_costs(content)
+            lengths = call_lengths(path, content, self._context.tokenizer, self._context.context)
         except ValueError as error:
             raise bad_request(str(error)) from error
-        lengths = call_lengths(path, content, self._context.tokenizer, self._context.context)
         return lengths, sequences(content), call_class(content)
 
     def _other_over(self) -> None:
