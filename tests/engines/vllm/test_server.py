@@ -1,5 +1,6 @@
 """The node's server at the death of its engine; all else of it is tested in runs, since it needs stages."""
 
+import json
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -14,10 +15,13 @@ from vllm.v1.engine.exceptions import EngineDeadError
 
 from lemix_hpc.config.recipe import Recipe
 from lemix_hpc.engines.vllm.server import Event, NodeServer
+from tests.inputs.http_table import http_rows
 
 
 async def application(scope: Any, _receive: Callable[..., Any], send: Callable[..., Any]) -> None:
     """Answers as vLLM's does."""
+    if scope["path"] == "/fails":
+        raise KeyError("nobody thought of this")
     status = 500 if scope["path"] == "/dies" else 200
     await send({"type": "http.response.start", "status": status, "headers": []})
     await send({"type": "http.response.body", "body": b"{}"})
@@ -54,6 +58,18 @@ def test_what_is_answered_by_a_dead_engine_is_no_answer(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="vLLM's engine has failed"):
         events(server, 1)
     server.close()
+
+
+def test_what_vllm_fails_in_is_told_as_its_fault(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    row = http_rows()["an exception in vLLM's server"]
+    server = Server(Recipe(), tmp_path, time.monotonic, lambda: None)
+    for task, (path, statuses) in enumerate((("/fails", row.statuses), ("/lives", (200,)))):
+        server.call(task, "POST", path, [], b"", 0)
+        part, done = events(server, 2)
+        assert ((part.status,), part.more, done.task) == (statuses, False, task)
+        assert path == "/lives" or row.is_in(json.loads(part.body)["error"]["message"])
+    server.close()
+    assert "vLLM failed in task 0, POST /fails" in capsys.readouterr().out
 
 
 class Engine:

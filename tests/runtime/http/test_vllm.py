@@ -16,8 +16,10 @@ import pytest
 import yaml
 
 from lemix_hpc.launch.local import environment
+from tests.inputs.http_table import http_rows
 from tests.runtime.conftest import A100, SUMS, tiny_llama
 from tests.runtime.http.conftest import KEY, Open, opened_by
+from tests.runtime.http.odd_calls import ODD_VALUES
 
 pytest.importorskip("vllm")
 pytestmark = pytest.mark.mpi
@@ -196,6 +198,18 @@ def test_a_call_that_breaks_vllms_server_ends_alone(run: Open) -> None:
         assert (
             client.post("/v1/completions", json=plain | {"seed": -(1 << 63), "top_k": (1 << 63) - 1}).status_code == 200
         )
+
+
+@pytest.mark.parametrize("row", ODD_VALUES)
+def test_odd_values_are_answered_or_refused(run: Open, row: str) -> None:
+    statuses = http_rows()[row].statuses
+    with run.client() as client:
+        for given in ODD_VALUES[row]:
+            chat = "messages" in given
+            plain = {"model": "endpoint", "max_tokens": 1} | ({} if chat else {"prompt": "x"})
+            answer = client.post(f"/v1/{'chat/' * chat}completions", json=plain | given)
+            assert answer.status_code in statuses, (given, answer.text[:300])
+            assert answer.status_code == 200 or answer.json()["error"]["message"]
 
 
 def test_grammars_that_cannot_be_compiled_are_refused_and_others_are_kept_to(run: Open) -> None:
