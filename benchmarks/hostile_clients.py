@@ -135,7 +135,8 @@ def slow(target: Target, number: int) -> Callable[[Any, Any], Coroutine[Any, Any
             writer.write(b" ")
             await writer.drain()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(reader.read(100), 1.0)
+                async with asyncio.timeout(1.0):  # `wait_for` would now and then lose that it is all over
+                    await reader.read(100)
 
     return client
 
