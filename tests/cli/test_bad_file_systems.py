@@ -37,6 +37,8 @@ def disk(tmp_path: Path) -> Iterator[SmallDisk]:
 def test_a_full_file_system_is_told_at_the_start(disk: SmallDisk, recipe: Path, lemix: Command) -> None:
     if disk.prefix:
         pytest.skip("it is in a namespace of its own")
+    done = lemix("run", "--dry-run", recipe, "--cluster", "local", "--out", disk.path / "run")
+    assert done.returncode == 0 and "MB left for you, and the run will write some 17 MB of records" in done.stderr
     disk.fill()
     for command in (["run"], ["submit"], ["run", "--dry-run"]):
         done = lemix(*command, recipe, "--cluster", "local", "--out", disk.path / "run")
