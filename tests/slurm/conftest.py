@@ -57,11 +57,11 @@ def sacct_state(cluster: SlurmCluster, job: str, patience_s: float = 30) -> str:
     raise AssertionError(f"job {job} is still {state} in the accounting")
 
 
-def until(what: str, found: Callable[[], Any], timeout_s: float = PATIENCE_S) -> Any:
-    """What is found, as soon as it is."""
+def until(what: str, found: Callable[[], Any], timeout_s: float = PATIENCE_S, seen: Callable[[], str] = str) -> Any:
+    """What is found, as soon as it is. `seen` tells what there is instead, should it not be found."""
     end = time.monotonic() + timeout_s
     while not (value := found()):
-        assert time.monotonic() < end, f"{what}: not after {timeout_s} s"
+        assert time.monotonic() < end, f"{what}: not after {timeout_s} s\n{seen()}"
         time.sleep(0.2)
     return value
 
@@ -108,14 +108,14 @@ class Submitted:
             served = [path for path in self.path.glob("attempts/[0-9]*/spans.jsonl") if b'"serve"' in path.read_bytes()]
             return [number for path in served if (number := int(path.parent.name)) >= first]
 
-        answering: list[int] = until(f"an answer of attempt {first}", found)
+        answering: list[int] = until(f"an answer of attempt {first}", found, seen=self.seen)
         return max(answering)
 
     def end(self, attempt: int = 0) -> dict[str, Any]:
         """Why an attempt ended, once it has."""
         file = self.path / "attempts" / str(attempt) / "end.json"
         content: dict[str, Any] = json.loads(
-            until(f"end of attempt {attempt}", lambda: file.exists() and file.read_text())
+            until(f"end of attempt {attempt}", lambda: file.exists() and file.read_text(), seen=self.seen)
         )
         return content
 
@@ -126,8 +126,14 @@ class Submitted:
             files = sorted(self.path.glob("attempts/[0-9]*/end.json"), key=lambda path: int(path.parent.name))
             return [end for path in files if (end := json.loads(path.read_text()))["reason"] == reason]
 
-        found: dict[str, Any] = until(f"an attempt that is {reason}", ends)[0]
+        found: dict[str, Any] = until(f"an attempt that is {reason}", ends, seen=self.seen)[0]
         return found
+
+    def seen(self) -> str:
+        """What the cluster and the run's own logs say now."""
+        logs = [*sorted(self.path.glob("submitit/*_log.*")), *sorted(self.path.glob("logs/*/launcher.log"))]
+        queue = self.cluster.run("squeue", "-o", "%i %T %r %M %N")
+        return "\n".join([queue, *(f"{log.relative_to(self.path)}:\n{log.read_text()[-2000:]}" for log in logs)])
 
     def gone(self) -> None:
         """Until Slurm has nothing of the job left, and nothing of the run's processes is."""
