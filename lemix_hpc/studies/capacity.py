@@ -25,8 +25,8 @@ from lemix_hpc.studies.recipe_variants import (
 from lemix_hpc.studies.simulated_run import simulate
 from lemix_hpc.workload.load import load_workload
 
-FIRST, LOWEST, HIGHEST = 0.5, 1 / 128, 8.0
-"""The rates that are tried first, at least and at most, in parts of the bound."""
+FIRST, LOWEST, HIGHEST = 0.5, 1 / 128, 64.0
+"""The rates that are tried first, at least and at most, in parts of the bound; batches that generate do many times that."""
 
 
 @dataclass(frozen=True)
