@@ -247,7 +247,7 @@ class OneProcess:
         number: Callable[[], int] = functools.partial(next, itertools.count(self._inherited.next_number))
         feed = feed_of(recipe, work, number)
         if feed is not None:
-            feed.go_on(self._inherited.cuts, self._inherited.done)
+            feed.go_on(self._inherited.cuts, self._inherited.done, behind=self._inherited.behind)
         return SchedulerLoop(
             self._layout,
             make_scheduler(recipe, hardware, t0, **pace._asdict() if pace else {}),

@@ -16,21 +16,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lemix_hpc.config.recipe import Recipe
-from lemix_hpc.records import journal
-from lemix_hpc.records.attempts import AttemptStart, claim, lineage
+from lemix_hpc.records import journal_writer
+from lemix_hpc.records.attempts import claim, lineage
 from lemix_hpc.records.inheritance import NOTHING, Inheritance, inherit
-from lemix_hpc.records.journal import Journal, Record, Stepped, read_journal
+from lemix_hpc.records.journal import Record, Stepped
 from lemix_hpc.records.schema import ServedTask, TrainedTask
+from lemix_hpc.runtime.scheduler.resume import with_over
 from lemix_hpc.runtime.transport import messages as m
 from lemix_hpc.workload.load import load_workload
 from tests.one_process import OneProcess
+from tests.records.attempt_files import open_files, records_of, start, write
+from tests.records.attempt_files import outcomes as all_outcomes
 from tests.test_equivalence import load, scenarios
 
 
 @pytest.fixture(scope="module", autouse=True)
 def small_reserve() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(journal, "RESERVE", 4096)
+        patch.setattr(journal_writer, "RESERVE", 4096)
         yield
 
 
@@ -55,29 +58,23 @@ class Attempt:
     def run(self) -> Inheritance | None:
         """What it went on from; None if it was killed."""
         attempt = claim(self._run_dir)
-        inherited = inherit(self._run_dir, None, attempt)
+        inherited = inherit(self._run_dir, None)
         if self._back:
             versions = {node: max(0, version - self._back) for node, version in inherited.versions.items()}
             inherited = inherit(self._run_dir, versions)
-        attempt.start(
-            AttemptStart(
-                time=0.0,
-                host="h",
-                inherits=inherited.last.number if inherited.last is not None else None,
-                journal_bytes=inherited.journal_bytes,
-                clock=inherited.clock,
-                versions=inherited.versions,
-            )
-        )
+        start(attempt, inherited)
+        recorder, journal = open_files(attempt, inherited, saved=lambda: {} if self._back else None)
+        inherited = with_over(inherited, load_workload(self._recipe).requests)
         killed = False
         try:
             OneProcess(self._recipe, inherited, self._promise, self._message).run()
         except Killed:
             killed = True
-        written = Journal(attempt.journal)
         for record in self._records[: max(0, len(self._records) - self._unsafe)] if killed else self._records:
-            written.append(record)
-        written.close()
+            write(recorder, [record])
+            assert journal.flush(), "it is cut after each record, if it is to be"
+        journal.close()
+        recorder.close()
         return None if killed else inherited
 
     def _promise(self, record: Record) -> None:
@@ -95,9 +92,9 @@ class Attempt:
 
 
 def outcomes(run_dir: Path) -> tuple[list[ServedTask], list[TrainedTask]]:
-    everything = inherit(run_dir, None)
-    assert everything.damage == []
-    return everything.served, everything.trained
+    assert inherit(run_dir, None).damage == []
+    tasks = all_outcomes(run_dir)
+    return [t for t in tasks if isinstance(t, ServedTask)], [t for t in tasks if isinstance(t, TrainedTask)]
 
 
 def run_through(recipe: Recipe, kills: list[tuple[int, int]]) -> tuple[list[ServedTask], list[TrainedTask], int]:
@@ -230,7 +227,7 @@ def weights_of(run_dir: Path, steps: int) -> bytes:
 
 
 def _steps(run_dir: Path) -> dict[int, Stepped]:
-    records = [record for attempt in lineage(run_dir) for record in read_journal(attempt.journal).records]
+    records = [record for attempt in lineage(run_dir) for record in records_of(attempt)]
     return {record.version: record for record in records if isinstance(record, Stepped)}
 
 
@@ -247,7 +244,8 @@ def test_groups_of_steps_together_that_come_again_go_where_they_were(tmp_path: P
     assert {group: done.places[group] for group in before} == before
     assert (done.steps, [cut.group for cut in done.cuts]) == (5, list(range(13)))
     assert weights_of(run_dir, steps) == weights, "to the last bit, as far as it had come"
-    assert len({task.id for task in done.trained}) == 26 == len(done.trained)
+    trained = outcomes(run_dir)[1]
+    assert len({task.id for task in trained}) == 26 == len(trained)
 
 
 @pytest.mark.parametrize("kill_at", range(250, 1100, 170))

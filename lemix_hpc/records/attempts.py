@@ -17,6 +17,7 @@ from lemix_hpc.config.errors import UserError
 from lemix_hpc.config.text_file import BROKEN_JSON, read_bytes
 from lemix_hpc.records.files import replace
 from lemix_hpc.records.made_by import made_by
+from lemix_hpc.records.parts import Reach
 
 T = TypeVar("T")
 
@@ -41,8 +42,9 @@ EndReason = Literal[
 class AttemptStart(msgspec.Struct, frozen=True, kw_only=True):
     """What an attempt goes on from (`start.json`). It is written before anything else, and fences off those before it.
 
-    `inherits`: the attempt that it continues, and `journal_bytes` of that one's journal, up to which it counts; what a rank of
-    it still writes afterwards does not. `clock`: where the time of the run goes on [s]. `checkpoint`: its name, None where
+    `inherits`: the attempt that it continues; `journal_part` and `journal_bytes` of that one's journal, up to which it counts,
+    and its `tasks.jsonl` up to `tasks`. What a rank of it still writes afterwards does not. `tasks` None: there was none, or
+    an older version has copied what it had. `clock`: where the time of the run goes on [s]. `checkpoint`: its name, None where
     training starts over, and `versions` of each node's weights in it. `damage`: what could not be read and is new, for people.
     `time`: seconds since the epoch.
     """
@@ -51,7 +53,9 @@ class AttemptStart(msgspec.Struct, frozen=True, kw_only=True):
     host: str
     job: str | None = None
     inherits: int | None = None
+    journal_part: int = 0
     journal_bytes: int = 0
+    tasks: Reach | None = None
     clock: float = 0.0
     checkpoint: str | None = None
     versions: dict[int, int] = {}
@@ -79,10 +83,6 @@ class Attempt:
     @property
     def run_dir(self) -> Path:
         return self.path.parent.parent
-
-    @property
-    def journal(self) -> Path:
-        return self.path / "journal.bin"
 
     @property
     def failure(self) -> Path:

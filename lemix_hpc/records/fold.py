@@ -1,8 +1,9 @@
-"""The journals of a run's attempts, folded record by record into what they come to."""
+"""The journals of a run's attempts, folded record by record into what somebody still needs of them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import msgspec
 
@@ -20,34 +21,38 @@ from lemix_hpc.records.journal import (
     Trained,
 )
 from lemix_hpc.records.last_answers import LastAnswers
+from lemix_hpc.records.parts import Reach
 from lemix_hpc.records.schema import Outcome, ServedTask, TrainedTask
+from lemix_hpc.records.tally import Tally
+from lemix_hpc.records.training_fold import TrainingFold
 
 POISON: frozenset[EndReason] = frozenset({"error", "out-of-memory"})
 """Ends that a request may have caused. One that was on a node at two of them in a row is not tried again."""
 
 
 class Fold(msgspec.Struct, kw_only=True):
-    """The records of a lineage, one after the other.
+    """The records of a lineage, one after the other. What has its outcome is counted, and is found in `tasks.jsonl`, of which
+    that of the last attempt counts up to `reach`.
 
-    `on_nodes`: tasks that the last attempt had placed and not ended. `suspects`: those that were on a node at its end, and, if
-    it is the second crash in a row (`twice`), at the one before. `answered`: outcomes by answers, of what has no other yet.
+    `lost`: ids of requests. `answered`: outcomes by answers, of what has no other yet. `on_nodes`: requests that the last
+    attempt had placed and not ended. `suspects`: those that were on a node at its end, and, if it is the second crash in a row
+    (`twice`), at the one before.
     """
 
-    served: list[ServedTask] = []
-    trained: list[TrainedTask] = []
-    steps: list[Stepped] = []
-    cuts: dict[int, GroupCut] = {}
-    places: dict[int, int] = {}
+    reach: Reach = Reach()
+    tally: Tally = msgspec.field(default_factory=Tally)
+    lost: list[str] = []
+    training: TrainingFold = msgspec.field(default_factory=TrainingFold)
     answers: LastAnswers = msgspec.field(default_factory=LastAnswers)
     waiting: dict[int, Accepted] = {}
+    answered: dict[int, ServedTask] = {}
     next_number: int = 0
     clock: float = 0.0
-    damage: list[str] = []
     changes: list[Changed] = []
+    damage: list[str] = []
+    on_nodes: set[int] = set()
     suspects: set[int] = set()
     twice: bool = False
-    answered: dict[int, ServedTask] = {}
-    on_nodes: set[int] = set()
     crashed: bool = False
 
     @property
@@ -56,28 +61,10 @@ class Fold(msgspec.Struct, kw_only=True):
         return frozenset(self.suspects) & frozenset(self.waiting) if self.twice else frozenset()
 
     def begin(self, start: AttemptStart) -> None:
-        """An attempt goes on from here."""
-        self.cut_back(start.versions)
+        """An attempt goes on from here. It has its own `tasks.jsonl`."""
+        self.training.cut_back(start.versions)
         self.clock = max(self.clock, start.clock)
-        self.on_nodes = set()
-
-    def cut_back(self, versions: Mapping[int, int]) -> None:
-        """Training behind these versions is done again."""
-        self.steps = [step for step in self.steps if step.version <= versions.get(step.node, 0)]
-        self.trained = [
-            task
-            for task in self.trained
-            if task.node is not None and task.step is not None and task.step <= versions.get(task.node, 0)
-        ]
-
-    @property
-    def versions(self) -> dict[int, int]:
-        """The newest of each node's weights."""
-        newest: dict[int, int] = {}
-        for step in self.steps:
-            for node in step.nodes or (step.node,):
-                newest[node] = max(step.version, newest.get(node, 0))
-        return newest
+        self.reach = Reach()
 
     def add(self, record: Record) -> None:
         """What it has written down next."""
@@ -87,49 +74,52 @@ class Fold(msgspec.Struct, kw_only=True):
                 self.next_number = max(self.next_number, number + 1)
                 self.clock = max(self.clock, time)
             case Placed(number, _):
-                self.on_nodes.add(number)
+                if number in self.waiting:
+                    self.on_nodes.add(number)
                 self.next_number = max(self.next_number, number + 1)
             case Answered(number, _, _, time):
                 self.answers.add(record)
                 self.clock = max(self.clock, time)
                 if number in self.waiting:
                     self.answered[number] = _told_by(record, self.waiting[number])
-            case Ended(task):
-                self.served.append(task)
-                self.clock = max(self.clock, task.finished or task.arrival)
-                if task.number is not None:
-                    self.waiting.pop(task.number, None)
-                    self.answered.pop(task.number, None)
-                    self.on_nodes.discard(task.number)
-            case Trained(task):
-                self.trained.append(task)
+            case Ended(task, reach):
+                self.reach = reach
+                self.end_request(task)
+            case Trained(task, reach):
+                self.reach = reach
+                self.training.tell(task)
             case Stepped(time=time):
-                self.steps.append(record)
+                self.training.steps.append(record)
                 self.clock = max(self.clock, time)
             case GroupCut(group):
-                self.cuts[group] = record
+                self.training.cuts[group] = record
             case GroupPlaced(group, node):
-                self.places[group] = node
+                self.training.places[group] = node
             case Changed():
                 self.changes.append(record)
 
-    def end_answered(self) -> None:
-        """What was answered has its outcome, if no more was written down before the end, too."""
-        for number, task in self.answered.items():
-            self.served.append(task)
-            del self.waiting[number]
-        self.answered.clear()
+    def end_request(self, task: ServedTask) -> None:
+        """A request has its outcome."""
+        self.tally.add(task)
+        self.clock = max(self.clock, task.finished or task.arrival)
+        if task.outcome == "lost":
+            self.lost.append(task.id)
+        if task.number is not None:
+            self.waiting.pop(task.number, None)
+            self.answered.pop(task.number, None)
+            self.on_nodes.discard(task.number)
 
-    def told_by_steps(self) -> Iterator[TrainedTask]:
-        """Micro-batches that are in a step that counts, of which no more was written down before the end."""
-        told = {task.id for task in self.trained}
-        for step in self.steps:
-            for cut in (self.cuts[group] for group in step.groups if group in self.cuts):
-                for id, tokens in zip(cut.ids, cut.tokens, strict=True):
-                    if id not in told:
-                        yield TrainedTask(
-                            id, "finished", step.time, tokens, step.node, finished=step.time, step=step.version
-                        )
+    def end_answered(self) -> Iterator[ServedTask]:
+        """What was answered has its outcome, if no more was written down before the end, too."""
+        for task in list(self.answered.values()):
+            self.end_request(task)
+            yield task
+
+    def end_training(self) -> Iterator[TrainedTask]:
+        """Micro-batches that are in a step that counts have their outcome, if no more was written down before the end, too."""
+        for task in list(self.training.untold()):
+            self.training.tell(task)
+            yield task
 
     def end(self, attempt: Attempt) -> None:
         """What was on a node at two ends in a row that it may have caused is a suspect."""
@@ -138,6 +128,32 @@ class Fold(msgspec.Struct, kw_only=True):
         self.twice = crashed and self.crashed
         self.suspects = self.suspects & self.on_nodes if self.twice else set(self.on_nodes)
         self.crashed = crashed
+        self.on_nodes = set()
+
+    def forget(self, saved: Mapping[int, int] | None) -> None:
+        """Training never goes back behind these versions of the weights; None: it never goes back at all."""
+        self.training.forget(self.training.versions if saved is None else saved)
+
+
+def encode(fold: Fold) -> msgspec.Raw:
+    return msgspec.Raw(msgspec.msgpack.encode(fold, enc_hook=_to_list))
+
+
+def decode(content: msgspec.Raw) -> Fold:
+    """Raises one of BROKEN_JSON for that of another version."""
+    return msgspec.msgpack.decode(content, type=Fold, dec_hook=_from_list)
+
+
+def _to_list(answers: Any) -> list[Answered]:
+    assert isinstance(answers, LastAnswers), "all else are records"
+    return list(answers)
+
+
+def _from_list(kind: type, content: Any) -> LastAnswers:  # noqa: ARG001
+    answers = LastAnswers()
+    for answer in msgspec.convert(content, list[Answered]):
+        answers.add(answer)
+    return answers
 
 
 def _told_by(answer: Answered, accepted: Accepted) -> ServedTask:

@@ -1,18 +1,16 @@
 """The journal of an attempt: what was promised and what came of it, safe on the disk while the attempt goes on.
 
-A record is framed by its length, a checksum and its number, so that a torn end or a damaged record is found and the others
-are read. Records are written in groups by a thread, which waits for the disk; whoever appends does not. The file's space is
-reserved ahead, so that a full disk does not stop it at once.
+It is cut into parts, `journal.000001.bin` and so on, the last two of which are there. Each begins with what all records before
+it come to, of the attempts before this one, too. A record is framed by its length, a checksum and its number in the part, so
+that a torn end or a damaged record is found and the others are read.
 """
 
 from __future__ import annotations
 
-import errno
-import os
+import re
 import struct
-import threading
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +18,7 @@ import msgspec
 
 from lemix_hpc.config.text_file import BROKEN_JSON
 from lemix_hpc.policy.classes import ServiceClass
-from lemix_hpc.records.files import RETRY_S, sync_directory
+from lemix_hpc.records.parts import Reach
 from lemix_hpc.records.schema import ServedTask, TrainedTask
 
 _FRAME = struct.Struct("<IIQ")
@@ -28,11 +26,8 @@ _FRAME = struct.Struct("<IIQ")
 _NUMBER = struct.Struct("<Q")
 _LONGEST = 1 << 30
 
-RESERVE = 16 << 20
-"""Bytes that are reserved ahead of what is written."""
-GATHER_S = 0.025
-"""How long records gather before they are written. Each group takes the interpreter's lock from the scheduler a few times, so
-there should not be a group for every record."""
+UNKNOWN = Reach(0, 0)
+"""Of a line whose place nobody has written down."""
 
 
 class Accepted(msgspec.Struct, frozen=True, array_like=True, tag=True):
@@ -67,15 +62,17 @@ class Answered(msgspec.Struct, frozen=True, array_like=True, tag=True):
 
 
 class Ended(msgspec.Struct, frozen=True, array_like=True, tag=True):
-    """A request has its outcome: the line of `tasks.jsonl`."""
+    """A request has its outcome: the line of `tasks.jsonl`, which is the last one `at` this reach."""
 
     task: ServedTask
+    at: Reach = UNKNOWN
 
 
 class Trained(msgspec.Struct, frozen=True, array_like=True, tag=True):
-    """A micro-batch is in a step that was committed: the line of `tasks.jsonl`."""
+    """A micro-batch is in a step that was committed: the line of `tasks.jsonl`, as in `Ended`."""
 
     task: TrainedTask
+    at: Reach = UNKNOWN
 
 
 class GroupCut(msgspec.Struct, frozen=True, array_like=True, tag=True):
@@ -123,136 +120,33 @@ class Changed(msgspec.Struct, frozen=True, array_like=True, tag=True):
 Record = Accepted | Placed | Answered | Ended | Trained | GroupCut | GroupPlaced | Stepped | Changed
 
 
-class Journal:
-    """Writes `path`, which must not exist. `append` never waits for the disk; what cannot be written is kept, and tried again.
+class Folded(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """What all records before a part come to: a `Fold`. The first record of each part."""
 
-    In the writing thread `first` is called before each group is written, to make safe what the records count on (it may
-    raise OSError). Raises OSError if the file cannot be made.
-    """
+    fold: msgspec.Raw
 
-    def __init__(self, path: Path, first: Callable[[], None] = lambda: None) -> None:
-        self._path = path
-        self._first = first
-        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
-        self._encoder = msgspec.msgpack.Encoder()
-        self._offset = 0
-        self._reserved = 0
-        self._appended = 0
-        self._waiting: list[bytes] = []
-        self._changed = threading.Condition()
-        self._closing = False
-        self._hurry = False
-        self.synced = 0
-        """How many records are safe on the disk."""
-        self.trouble: str | None = None
-        """Why the disk does not take more, None while it does."""
-        self.full = False
-        """Whether it does not even take what is waiting: nothing can be promised then."""
-        self._reserve()
-        sync_directory(path.parent)
-        self._thread = threading.Thread(target=self._write_all, name="journal", daemon=True)
-        self._thread.start()
 
-    def append(self, record: Record) -> int:
-        """Hand a record over. Returns how many there are with it: it is safe once `synced` is as large."""
-        content = self._encoder.encode(record)
-        with self._changed:
-            number = _NUMBER.pack(self._appended)
-            checksum = zlib.crc32(content, zlib.crc32(number))
-            self._waiting.append(_FRAME.pack(len(content), checksum, self._appended) + content)
-            self._appended += 1
-            if len(self._waiting) == 1:
-                self._changed.notify_all()
-            return self._appended
+def frame(content: bytes, number: int) -> bytes:
+    """A record as it is in the file."""
+    checksum = zlib.crc32(content, zlib.crc32(_NUMBER.pack(number)))
+    return _FRAME.pack(len(content), checksum, number) + content
 
-    @property
-    def waiting(self) -> int:
-        """How many records are not safe yet."""
-        return self._appended - self.synced
 
-    def flush(self, timeout_s: float | None = None) -> bool:
-        """Wait until all records so far are safe; False if that takes longer than `timeout_s`."""
-        with self._changed:
-            wanted, self._hurry = self._appended, True
-            self._changed.notify_all()
-            return self._changed.wait_for(lambda: self.synced >= wanted, timeout_s)
+def journal_part(directory: Path, number: int) -> Path:
+    """A part of the journal of the attempt in a directory, from 1 on. Part 0: the whole, of a version that did not cut it."""
+    return directory / (f"journal.{number:06d}.bin" if number else "journal.bin")
 
-    def close(self, timeout_s: float | None = None) -> None:
-        """Write what is left, give unused space back and close the file.
 
-        Raises OSError if the disk does not take it in `timeout_s`.
-        """
-        with self._changed:
-            self._closing = True
-            self._changed.notify_all()
-        self._thread.join(timeout_s)
-        if self._thread.is_alive():
-            raise OSError(errno.EIO, f"not all of it could be written: {self.trouble}", str(self._path))
-        os.ftruncate(self._file, self._offset)
-        os.close(self._file)
-
-    def _write_all(self) -> None:
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._waiting or self._closing)
-                self._changed.wait_for(lambda: self._hurry or self._closing, GATHER_S)
-                group, self._hurry = list(self._waiting), False
-                if not group:
-                    return
-            while not self._written(b"".join(group)):
-                with self._changed:
-                    self._changed.wait(RETRY_S)
-            with self._changed:
-                del self._waiting[: len(group)]
-                self.synced += len(group)
-                self._changed.notify_all()
-
-    def _written(self, content: bytes) -> bool:
-        """Put a group of records onto the disk; False, and why in `trouble`, if it does not take it."""
-        try:
-            self._first()
-            done = 0
-            while done < len(content):
-                done += os.pwrite(self._file, content[done:], self._offset + done)
-            os.fdatasync(self._file)
-        except OSError as error:
-            self._failed(error)
-            return False
-        self._offset += len(content)
-        self.full = False
-        self._reserve()
-        return True
-
-    def _failed(self, error: OSError) -> None:
-        self.full, self.trouble = True, error.strerror or str(error)
-        if error.errno in (errno.ESTALE, errno.EBADF):
-            # The file server has forgotten the open file.
-            try:
-                file = os.open(self._path, os.O_WRONLY)
-            except OSError as again:
-                self.trouble = again.strerror or str(again)
-                return
-            os.dup2(file, self._file)
-            os.close(file)
-
-    def _reserve(self) -> None:
-        """Keep space for some more. A file system that has none left, or cannot do that, is found when it is written to."""
-        if self._reserved - self._offset >= RESERVE // 2:
-            self.trouble = None
-            return
-        try:
-            os.posix_fallocate(self._file, self._reserved, self._offset + RESERVE - self._reserved)
-        except OSError as error:
-            self.trouble = None if error.errno in (errno.EOPNOTSUPP, errno.EINVAL) else error.strerror
-            return
-        self.trouble = None
-        self._reserved = self._offset + RESERVE
+def journal_parts(directory: Path) -> list[int]:
+    """The numbers of the parts that are there, in order. Raises OSError."""
+    found = (re.fullmatch(r"journal(?:\.(\d{6,}))?\.bin", path.name) for path in directory.iterdir())
+    return sorted(int(match[1] or 0) for match in found if match)
 
 
 @dataclass(frozen=True, slots=True)
 class JournalContent:
-    """`records` in order, without those that cannot be read; `damage`: what is wrong, for people. `length`: bytes up to the
-    end of the last record."""
+    """A part. `records` in order, without those that cannot be read; `damage`: what is wrong, for people. `length`: bytes up to
+    the end of the last record."""
 
     records: list[Record]
     damage: list[str]
@@ -260,16 +154,13 @@ class JournalContent:
 
 
 def read_journal(path: Path, length: int | None = None) -> JournalContent:
-    """Read a journal, or its first `length` bytes; a missing one is empty. Raises OSError if it cannot be read.
+    """Read a part, or its first `length` bytes, without the fold at its beginning. Raises OSError if it cannot be read.
 
     A record behind the last one that was safe may be torn: then nothing but zeros, or too little, follows, and that is no
     damage. Where a record is damaged, the search goes on for the next one that is whole.
     """
-    try:
-        content = path.read_bytes()[:length]
-    except FileNotFoundError:
-        return JournalContent([], [], 0)
-    decoder = msgspec.msgpack.Decoder(Record)
+    content = path.read_bytes()[:length]
+    decoder = msgspec.msgpack.Decoder(Record | Folded)
     records: list[Record] = []
     damage: list[str] = []
     expected = end = 0
@@ -277,13 +168,33 @@ def read_journal(path: Path, length: int | None = None) -> JournalContent:
         if number != expected:
             damage.append(f"{path}: {_some(number - expected)} before byte {start} cannot be read")
         try:
-            records.append(decoder.decode(content[start + _FRAME.size : after]))
+            record = decoder.decode(content[start + _FRAME.size : after])
+            if not isinstance(record, Folded):
+                records.append(record)
         except BROKEN_JSON as error:
             damage.append(f"{path}: the record at byte {start} is of another version: {error}")
         expected, end = number + 1, after
     if content[end:].strip(b"\0"):
         damage.append(f"{path}: what follows byte {end} is torn, and was never safe on the disk")
     return JournalContent(records, damage, end)
+
+
+def read_fold(path: Path, length: int | None = None) -> msgspec.Raw | None:
+    """What a part, or its first `length` bytes, begins with; None if that is not whole. Raises OSError if it cannot be read,
+    and one of BROKEN_JSON if another version wrote it."""
+    with path.open("rb") as file:
+        head = file.read(_FRAME.size)
+        if len(head) < _FRAME.size:
+            return None
+        size, _, number = _FRAME.unpack(head)
+        after = _FRAME.size + size
+        if number or size > _LONGEST or (length is not None and after > length):
+            return None
+        content = file.read(size)
+    if head + content != frame(content, 0):
+        return None
+    first = msgspec.msgpack.decode(content, type=Record | Folded)
+    return first.fold if isinstance(first, Folded) else None
 
 
 def _some(count: int) -> str:

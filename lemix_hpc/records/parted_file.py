@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 from pathlib import Path
 
+from lemix_hpc.records.files import sync_directory
 from lemix_hpc.records.line_file import LineFile
-from lemix_hpc.records.parts import compress, compressed, part, parts
+from lemix_hpc.records.parts import Reach, compress, compressed, part, parts
 
 PART = 64 << 20
 """Bytes of a part, about: it ends with a line."""
@@ -30,6 +32,7 @@ class PartedFile:
         self._file = LineFile(path, most)
         self._parts = 0
         self._written = 0
+        self._lines = 0
         self._left_out = 0
         self._compression: threading.Thread | None = None
 
@@ -43,10 +46,16 @@ class PartedFile:
         """How many lines."""
         return self._left_out + self._file.left_out
 
+    @property
+    def reach(self) -> Reach:
+        """All lines so far."""
+        return Reach(self._parts + 1, self._lines)
+
     def write(self, line: bytes) -> None:
         """Append a line, which ends with a line end."""
         self._file.write(line)
         self._written += len(line)
+        self._lines += 1
         if self._written >= self._part and self._file.trouble is None:
             self._written = 0
             if self._file.flush():
@@ -62,6 +71,19 @@ class PartedFile:
         if self._compression is not None:
             self._compression.join()
         self._compress_all()
+
+    def settle(self) -> None:
+        """Wait until all lines so far are on the disk, and compress nothing. From any thread. Raises OSError."""
+        self._file.sync()
+        # What was cut off meanwhile, or before.
+        for each in parts(self._path):
+            with contextlib.suppress(FileNotFoundError):  # It has just been compressed, and is on the disk.
+                file = os.open(each, os.O_RDONLY)
+                try:
+                    os.fsync(file)
+                finally:
+                    os.close(file)
+        sync_directory(self._path.parent)
 
     def close(self) -> None:
         """Close the file. What the disk has not taken by now is gone."""
@@ -83,6 +105,7 @@ class PartedFile:
         self._file.close()
         self._file = new
         self._parts += 1
+        self._lines = 0
         if self._compression is None or not self._compression.is_alive():
             self._compression = threading.Thread(target=self._compress, name=f"compress {self._path.name}", daemon=True)
             self._compression.start()

@@ -8,6 +8,7 @@ import re
 import shutil
 import zlib
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -15,6 +16,13 @@ from lemix_hpc.config.errors import UserError
 from lemix_hpc.records.files import sync_directory
 
 _BLOCK = 1 << 20
+
+
+class Reach(NamedTuple):
+    """How much of a file of lines counts: all parts before `part`, from 1, and so many `lines` of that."""
+
+    part: int = 1
+    lines: int = 0
 
 
 class Line(NamedTuple):
@@ -65,14 +73,14 @@ def compress(path: Path) -> None:
     path.unlink()
 
 
-def read_lines(path: Path) -> Iterator[Line]:
+def read_lines(path: Path, reach: Reach | None = None) -> Iterator[Line]:
     """The lines of all parts of a file in order, read one by one, without lines that were cut off at the end of a part.
 
-    Lines may be added meanwhile. Raises OSError if there is no such file or it cannot be read, before the first line; UserError
-    at a part that is damaged.
+    `reach`: no more than these. Lines may be added meanwhile. Raises OSError if there is no such file or it cannot be read,
+    before the first line; UserError at a part that is damaged.
     """
     older, newest = _open_all(path)
-    return _lines(older, newest, path)
+    return _lines(older, newest, path, reach)
 
 
 def _open_all(path: Path) -> tuple[list[Path], BinaryIO | None]:
@@ -91,15 +99,30 @@ def _open_all(path: Path) -> tuple[list[Path], BinaryIO | None]:
             newest.close()
 
 
-def _lines(older: list[Path], newest: BinaryIO | None, path: Path) -> Iterator[Line]:
+def _lines(older: list[Path], newest: BinaryIO | None, path: Path, reach: Reach | None) -> Iterator[Line]:
     try:
+        last = 0
         for each in older:
-            yield from _lines_of_part(each)
+            last = _number(each)
+            yield from islice(_lines_of_part(each), _most(last, reach))
         if newest is not None:
-            yield from _whole_lines(newest, path)
+            # Parts before it may have been removed.
+            number = last + 1 if reach is None or last >= reach.part else reach.part
+            yield from islice(_whole_lines(newest, path), _most(number, reach))
     finally:
         if newest is not None:
             newest.close()
+
+
+def _number(part: Path) -> int:
+    return int(part.stem.rpartition(".")[2])
+
+
+def _most(number: int, reach: Reach | None) -> int | None:
+    """How many lines of a part count, None for all."""
+    if reach is None or number < reach.part:
+        return None
+    return reach.lines if number == reach.part else 0
 
 
 def _lines_of_part(path: Path) -> Iterator[Line]:

@@ -14,7 +14,7 @@ from lemix_hpc.config.errors import UserError
 from lemix_hpc.config.text_file import BROKEN_JSON, read_bytes, why_no_file
 from lemix_hpc.records.attempts import lineage
 from lemix_hpc.records.made_by import made_by
-from lemix_hpc.records.parts import read_lines
+from lemix_hpc.records.parts import Reach, read_lines
 from lemix_hpc.records.schema import (
     FACTS,
     PROGRESS,
@@ -32,6 +32,7 @@ from lemix_hpc.records.schema import (
     TrainedTask,
 )
 from lemix_hpc.records.stretches import merged, spans_of, stretches_of
+from lemix_hpc.records.task_chain import TaskFile, chain
 
 T = TypeVar("T")
 
@@ -85,11 +86,12 @@ class RunRecords:
 class RunStream:
     """The records of one run, read anew from its files each time that they are asked for: see `Records`.
 
-    Tasks are as the last attempt has them, work is that of all. A line that was cut off at the end of a file is left out.
+    Tasks are those that count, work is that of all attempts. A line that was cut off at the end of a file is left out.
     Raises UserError if a file is missing, unreadable or broken, when that is come to.
     """
 
     directories: list[Path]
+    files: list[TaskFile]
     facts: RunFacts
     complete: bool
     attempts: tuple[AttemptFacts, ...]
@@ -104,7 +106,7 @@ class RunStream:
         return merged(_of_one_run(_read_lines(each / SPANS, decode) for each in self.directories))
 
     def tasks(self) -> Iterator[TaskRecord]:
-        return _read_lines(self.directories[-1] / TASKS, _decode_task(msgspec.json.Decoder(TaskRecord)))
+        return read_tasks(self.files)
 
 
 def stream_run(run_dir: Path) -> RunStream:
@@ -114,7 +116,8 @@ def stream_run(run_dir: Path) -> RunStream:
         raise UserError(f"There is no run directory {run_dir}. Give the directory of a run.")
     directories = record_directories(run_dir)
     facts = read_facts(directories[-1])
-    return RunStream(directories, facts, is_complete(run_dir), tuple(_attempt_facts(run_dir)))
+    files = task_files(run_dir, directories[-1])
+    return RunStream(directories, files, facts, is_complete(run_dir), tuple(_attempt_facts(run_dir)))
 
 
 def read_run(run_dir: Path) -> RunRecords:
@@ -164,6 +167,20 @@ def record_directories(run_dir: Path) -> list[Path]:
     return [path for path in paths if (path / FACTS).exists()] or paths[-1:]
 
 
+def task_files(run_dir: Path, last: Path) -> list[TaskFile]:
+    """The files with the tasks of a run, of which `last` is the last directory of records."""
+    line = lineage(run_dir)
+    until = [place for place, attempt in enumerate(line) if attempt.path == last]
+    return chain(line[: until[0] + 1]) if until else [TaskFile(last / TASKS)]
+
+
+def read_tasks(files: Iterable[TaskFile]) -> Iterator[TaskRecord]:
+    """Tasks in order, read one by one. Raises UserError if a file is missing, unreadable or broken, when that is come to."""
+    decode = _decode_task(msgspec.json.Decoder(TaskRecord))
+    for file in files:
+        yield from filter(file.has, _read_lines(file.path, decode, file.reach))
+
+
 def directory_at(run_dir: Path, time: float) -> Path:
     """Where the records of a moment of the run lie; `time` in seconds since its start."""
     began = [attempt for attempt in lineage(run_dir) if (start := attempt.started) and start.clock <= time]
@@ -208,9 +225,9 @@ def _readable(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _read_lines(path: Path, decode: Callable[[bytes], T]) -> Iterator[T]:
+def _read_lines(path: Path, decode: Callable[[bytes], T], reach: Reach | None = None) -> Iterator[T]:
     with _readable(path):
-        lines = read_lines(path)
+        lines = read_lines(path, reach)
     for line in lines:
         try:
             record = decode(line.text)

@@ -11,8 +11,10 @@ import msgspec
 from lemix_hpc.policy.events import Event
 from lemix_hpc.records import event_log
 from lemix_hpc.records.files import overwrite, patiently, replace
-from lemix_hpc.records.journal import Ended, Journal, Record, Trained
+from lemix_hpc.records.journal import Ended, Record, Trained
+from lemix_hpc.records.journal_writer import Journal
 from lemix_hpc.records.parted_file import PartedFile
+from lemix_hpc.records.parts import Reach
 from lemix_hpc.records.schema import (
     FACTS,
     LEARNED,
@@ -39,13 +41,14 @@ class Recorder:
 
     Spans, tasks and events are appended as JSON lines, flushed with every progress update and at the end; older parts of their
     files are compressed. Progress, facts
-    and what was learned are files that are replaced as a whole. With a `journal`, what was promised and what came of it goes
-    there, too. What the disk does not take is kept and tried again: see `trouble`.
+    and what was learned are files that are replaced as a whole. What the disk does not take is kept and tried again: see
+    `trouble`.
     """
 
-    def __init__(self, run_dir: Path, journal: Journal | None = None) -> None:
+    def __init__(self, run_dir: Path) -> None:
+        self.journal: Journal | None = None
+        """Where what is promised and what comes of it goes, too, if there is one."""
         self._dir = run_dir
-        self._journal = journal
         self._encoder = msgspec.json.Encoder()
         self._spans = PartedFile(run_dir / SPANS, MOST_KEPT)
         self._tasks = PartedFile(run_dir / TASKS)
@@ -73,21 +76,28 @@ class Recorder:
     def task(self, task: TaskRecord) -> None:
         """Append to `tasks.jsonl`: a task has its outcome."""
         self._tasks.write(self._encoder.encode(task) + b"\n")
-        self.promise(Ended(task) if isinstance(task, ServedTask) else Trained(task))
+        at = self._tasks.reach
+        self.promise(Ended(task, at) if isinstance(task, ServedTask) else Trained(task, at))
 
-    def inherited(self, tasks: Iterable[TaskRecord], timeout_s: float = 0.0) -> None:
-        """Begin `tasks.jsonl` with what earlier attempts have done, on the disk when this returns.
+    def inherited(self, tasks: Iterable[TaskRecord], timeout_s: float = 0.0) -> Reach:
+        """Begin `tasks.jsonl` with what earlier attempts have done and have not there, on the disk when this returns how far it
+        reaches.
 
         Raises OSError if the disk does not take it in `timeout_s`.
         """
         for task in tasks:
             self._tasks.write(self._encoder.encode(task) + b"\n")
         patiently(self._tasks.sync, timeout_s)
+        return self._tasks.reach
+
+    def settle(self) -> None:
+        """Wait until all lines of `tasks.jsonl` so far are on the disk. From any thread. Raises OSError."""
+        self._tasks.settle()
 
     def promise(self, record: Record) -> None:
         """Append to the journal, if there is one."""
-        if self._journal is not None:
-            self._journal.append(record)
+        if self.journal is not None:
+            self.journal.append(record)
 
     def event(self, event: Event) -> None:
         """Append to `events.jsonl`."""

@@ -90,7 +90,7 @@ def _start_behind(path: Path, identity: DataIdentity) -> tuple[TextStart, str]:
         inherited = inherit(other, Resumption(checkpoint, continued=True).versions(checkpoint.manifest.nodes))
     except (UserError, OSError) as error:
         return BEGINNING, f"training data: from their beginning; {error}"
-    left = text_left(inherited.cuts, inherited.done)
+    left = text_left(inherited.cuts, inherited.done, inherited.behind)
     start = left.start if left is not None else TextStart(memory.micro_batch, memory.position)
     return start, f"training data: from micro-batch t{start.micro_batch} on, where {path.name} of {other} has stopped"
 

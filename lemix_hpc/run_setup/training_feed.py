@@ -11,6 +11,7 @@ from typing import NamedTuple, Protocol
 from lemix_hpc.config.recipe import Recipe
 from lemix_hpc.engines.protocol import MicroBatch
 from lemix_hpc.records.journal import GroupCut
+from lemix_hpc.records.training_fold import Behind
 from lemix_hpc.workload.load import Workload
 from lemix_hpc.workload.samples import Sample, SampleQueue
 from lemix_hpc.workload.tasks import TrainingBatch
@@ -33,6 +34,7 @@ class TextStart(NamedTuple):
 
 
 BEGINNING = TextStart(0, (0, 0))
+NOWHERE = Behind()
 
 
 class TextLeft(NamedTuple):
@@ -42,9 +44,11 @@ class TextLeft(NamedTuple):
     end: int
 
 
-def text_left(cuts: Sequence[GroupCut], done: Iterable[int]) -> TextLeft | None:
-    """Behind these groups, of which those `done` are in the weights; None if no text was cut."""
+def text_left(cuts: Sequence[GroupCut], done: Iterable[int], behind: Behind = NOWHERE) -> TextLeft | None:
+    """Behind these groups, of which those `done` are in the weights, and those `behind` them; None if no text was cut."""
     over = frozenset(done)
+    if behind.text is not None:
+        cuts, over = [behind.text, *cuts], over | {behind.text.group}
     text = [(index, cut) for cut in cuts for index in map(index_of, cut.ids) if index is not None]
     if not text:
         return None
@@ -111,16 +115,18 @@ class TrainingFeed:
         done: Iterable[int],
         posted: Sequence[Sample] = (),
         start: TextStart = BEGINNING,
+        behind: Behind = NOWHERE,
     ) -> None:
-        """Go on behind the groups of earlier attempts, in order; those that are not `done` come again first.
+        """Go on behind the groups of earlier attempts, in order; those that are not `done` come again first. Others, `behind`
+        them, are done.
 
         `posted`: all samples that clients have sent so far; `start`: where the run's text began. Before the first group.
         """
         over = frozenset(done)
         left = [cut for cut in cuts if cut.group not in over]
-        counts = [count for cut in cuts for count in cut.posted]
+        counts = [*behind.posted, *(count for cut in cuts for count in cut.posted)]
         batches = {} if self._samples is None else {b.id: b for b in self._samples.again(posted, counts)}
-        text = text_left(cuts, over) or TextLeft(start, start.micro_batch)
+        text = text_left(cuts, over, behind) or TextLeft(start, start.micro_batch)
         if self._text is not None and text.start != BEGINNING:
             self._text.go_to(*text.start)
         if self._text is not None:
@@ -128,8 +134,8 @@ class TrainingFeed:
                 batch.id: batch for batch in (next(self._text) for _ in range(text.start.micro_batch, text.end))
             }
         self._again.extend((cut.group, [batches[name] for name in cut.ids]) for cut in left)
-        self._groups = cuts[-1].group + 1 if cuts else 0
-        self._taken = sum(len(cut.ids) for cut in cuts)
+        self._groups = cuts[-1].group + 1 if cuts else behind.groups
+        self._taken = behind.micro_batches + sum(len(cut.ids) for cut in cuts)
 
     @property
     def total(self) -> int | None:

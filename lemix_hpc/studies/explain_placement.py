@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from lemix_hpc.policy.events import Decision, GroupOffered, Refuse, RequestArriv
 from lemix_hpc.policy.explain import Hold, NodeForecast, fed_to, hold, request_forecasts, training_forecasts
 from lemix_hpc.policy.scheduler import Scheduler
 from lemix_hpc.records.event_log import EVENTS, read_events
-from lemix_hpc.records.reader import RunRecords, directory_at, read_facts, read_run
+from lemix_hpc.records.reader import directory_at, read_facts, stream_run
 from lemix_hpc.records.schema import ServedTask, TaskRecord, TrainedTask
 from lemix_hpc.run_setup.recollection import started_with
 from lemix_hpc.run_setup.scheduler_setup import make_scheduler
@@ -36,8 +36,7 @@ class Explained:
 def explain(run_dir: Path, recipe: Recipe, name: str) -> Explained:
     """Explain the placement of the task with this id or number. Raises UserError where the records are missing, or do not
     lead to the decision that was recorded."""
-    records = read_run(run_dir)
-    task = _find(records, name)
+    task = _find(stream_run(run_dir).tasks(), name)
     if task.number is None:
         raise UserError(f"{name} was rejected before it reached the policy: it is too long for the model")
     # Every attempt has a scheduler of its own, with what was known when it started.
@@ -62,16 +61,14 @@ def explain(run_dir: Path, recipe: Recipe, name: str) -> Explained:
     return found
 
 
-def _find(records: RunRecords, name: str) -> TaskRecord:
-    tasks: list[TaskRecord] = [*records.served, *records.trained]
+def _find(tasks: Iterable[TaskRecord], name: str) -> TaskRecord:
+    some: list[str] = []
     for task in tasks:
         if task.id == name or str(task.number) == name:
             return task
-    raise UserError(f"{name}: tasks.jsonl has no task of this id or number; ids are such as {_some(tasks)}")
-
-
-def _some(tasks: list[TaskRecord]) -> str:
-    return " and ".join(task.id for task in (tasks[0], tasks[-1])) if tasks else "r0, but it has none at all"
+        some[1:] = [task.id]
+    such = " and ".join(some) or "r0, but it has none at all"
+    raise UserError(f"{name}: tasks.jsonl has no task of this id or number; ids are such as {such}")
 
 
 def _request(run_dir: Path, scheduler: Scheduler, task: ServedTask, number: int) -> Explained:

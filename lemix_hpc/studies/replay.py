@@ -10,7 +10,7 @@ from pathlib import Path
 from lemix_hpc.config.recipe import Recipe
 from lemix_hpc.policy.events import RequestArrived
 from lemix_hpc.records.event_log import read_events
-from lemix_hpc.records.reader import RunRecords, read_run, record_directories
+from lemix_hpc.records.reader import Records, RunRecords, RunStream, record_directories, stream_run
 from lemix_hpc.records.schema import ServedTask
 from lemix_hpc.report.build import summarise
 from lemix_hpc.run_setup.training_feed import amount
@@ -21,20 +21,17 @@ from lemix_hpc.workload.tasks import Request
 from lemix_hpc.workload.training import stream
 
 
-def replay(run_dir: Path, recipe: Recipe, *, messages: float = 1.0) -> tuple[RunRecords, Simulated]:
+def replay(run_dir: Path, recipe: Recipe, *, messages: float = 1.0) -> tuple[RunStream, Simulated]:
     """What a run has recorded, and the same load simulated with a recipe that differs in its policy.
 
     Arrivals and lengths are the recorded ones, stage times those that the run learned, what passes wait for messages is what it
     was in the mean, or `messages` times that, T0 and with it the limits are the run's.
     Raises UserError for records that are missing or broken.
     """
-    records = read_run(run_dir)
+    records = stream_run(run_dir)
     hardware = real_hardware(run_dir, recipe)
-    # Requests too long for the model never came to the policy.
-    known = [task for task in records.served if task.number is not None]
-    refused = [task for task in records.served if task.number is None]
-    requests = _requests(run_dir, known)
-    emulated = _with_its_messages(_with_as_much_training(recipe, len(records.served)), records, messages)
+    requests, refused = _requests(run_dir, records)
+    emulated = _with_its_messages(_with_as_much_training(recipe, len(requests) + len(refused)), records, messages)
 
     def run(recipe: Recipe) -> Simulated:
         batches = stream(recipe.training, None, recipe.seed) if recipe.training else None
@@ -55,7 +52,7 @@ def _with_as_much_training(recipe: Recipe, received: int) -> Recipe:
     return recipe.model_copy(update={"engine": engine, "training": training})
 
 
-def _with_its_messages(recipe: Recipe, records: RunRecords, times: float) -> Recipe:
+def _with_its_messages(recipe: Recipe, records: Records, times: float) -> Recipe:
     """The recipe with so many times as long waits between passes as a real run had; a simulated one had those of its recipe."""
     between = summarise(records)["between_passes_ms"]["mean"]
     if between is None or records.facts.engine == "simulated":
@@ -68,20 +65,26 @@ def _with(records: RunRecords, refused: list[ServedTask]) -> RunRecords:
     return dataclasses.replace(records, served=refused + records.served)
 
 
-def _requests(run_dir: Path, tasks: list[ServedTask]) -> tuple[Request, ...]:
-    """In order of arrival. Those without an answer ask for as many tokens as the policy was told."""
-    unanswered = {task.number for task in tasks if task.outcome != "finished"}
-    asked = _asked(run_dir, unanswered) if unanswered else {}
-    return tuple(
-        Request(
-            task.id,
-            task.arrival,
-            task.prompt_tokens,
-            asked.get(task.number, task.answer_tokens),
-            service=task.service,
+def _requests(run_dir: Path, records: Records) -> tuple[tuple[Request, ...], list[ServedTask]]:
+    """In order of arrival, and what was too long for the model, which never came to the policy. Requests without an answer ask
+    for as many tokens as the policy was told."""
+    requests, refused = list[Request](), list[ServedTask]()
+    unanswered: dict[int | None, int] = {}
+    for task in records.tasks():
+        if not isinstance(task, ServedTask):
+            continue
+        if task.number is None:
+            refused.append(task)
+            continue
+        if task.outcome != "finished":
+            unanswered[task.number] = len(requests)
+        requests.append(
+            Request(task.id, task.arrival, task.prompt_tokens, task.answer_tokens, service=task.service)
         )
-        for task in sorted(tasks, key=lambda task: task.arrival)
-    )
+    for number, output in (_asked(run_dir, unanswered) if unanswered else {}).items():
+        place = unanswered[number]
+        requests[place] = dataclasses.replace(requests[place], output_tokens=output)
+    return tuple(sorted(requests, key=lambda request: request.arrival)), refused
 
 
 def _asked(run_dir: Path, numbers: Iterable[int | None]) -> dict[int | None, int]:

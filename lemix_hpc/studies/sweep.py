@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from lemix_hpc.config.recipe import Recipe
-from lemix_hpc.records.reader import RunRecords
+from lemix_hpc.records.reader import Records
 from lemix_hpc.studies.recipe_variants import Split, with_placement, with_rate, with_seed, with_share
 from lemix_hpc.studies.simulated_run import simulate
 
@@ -98,7 +98,7 @@ def spread(function: Callable[[Item], Answer], items: Sequence[Item], *, jobs: i
             raise
 
 
-def figures(records: RunRecords, report: dict[str, Any]) -> Figures:
+def figures(records: Records, report: dict[str, Any]) -> Figures:
     """The figures of a run that runs are compared by. SLO attainments are `slo_K` for K T0; `limits_met`: of all limits in
     milliseconds at once. Times are those of interactive requests, if there are any."""
     serving, training, throughput = report["serving"], report["training"], report["throughput"]
@@ -114,7 +114,7 @@ def figures(records: RunRecords, report: dict[str, Any]) -> Figures:
         "ttft_p99_ms": times["ttft_ms"]["p99"],
         "tpot_p99_ms": times["tpot_ms"]["p99"],
         "bubble_rate": report["bubble_rate"],
-        "active_nodes": float(len({span.node for span in records.spans})),
+        "active_nodes": float(len({stretch.node for stretch in records.stretches()})),
         "trained": float(training["finished"]),
         "training_tokens_per_s": training["tokens_per_s"],
         "tokens_per_stage_s": serving["tokens_per_stage_s"],

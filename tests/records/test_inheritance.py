@@ -4,10 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from lemix_hpc.records.attempts import AttemptEnd, AttemptStart, EndReason, claim
+from lemix_hpc.records.attempts import Attempt, AttemptEnd, EndReason, claim
 from lemix_hpc.records.inheritance import NOTHING, Inheritance, inherit
-from lemix_hpc.records.journal import Accepted, Answered, Ended, GroupCut, Journal, Placed, Record, Stepped, Trained
+from lemix_hpc.records.journal import Accepted, Answered, Ended, GroupCut, Placed, Record, Stepped, Trained
+from lemix_hpc.records.parts import Reach
 from lemix_hpc.records.schema import ServedTask, TrainedTask
+from tests.records.attempt_files import newest_part, outcomes, start, write_all
 
 
 class Run:
@@ -22,21 +24,8 @@ class Run:
         """Go on from the versions of a checkpoint, and be cut off. Returns what the attempt went on from."""
         inherited = inherit(self.path, versions or {})
         attempt = claim(self.path)
-        journal = Journal(attempt.journal)
-        before = inherited.last.number if inherited.last is not None else None
-        attempt.start(
-            AttemptStart(
-                time=0.0,
-                host="h",
-                inherits=before,
-                journal_bytes=inherited.journal_bytes,
-                clock=inherited.clock,
-                versions=inherited.versions,
-            )
-        )
-        for record in records:
-            journal.append(record)
-        journal.close()
+        start(attempt, inherited)
+        write_all(attempt, inherited, records)
         if end is not None:
             attempt.end(AttemptEnd(end, "", 0.0))
         return inherited
@@ -52,7 +41,7 @@ def served(id: str, number: int | None, finished: float = 1.0) -> Ended:
 
 
 def trained(id: str, node: int, step: int) -> Trained:
-    return Trained(TrainedTask(id, "finished", 0.5, 8, node=node, step=step))
+    return Trained(TrainedTask(id, "finished", 0.5, 8, node=node, finished=1.0, step=step))
 
 
 def cut(group: int) -> GroupCut:
@@ -70,7 +59,9 @@ def test_requests_without_an_outcome_are_waiting(run: Run) -> None:
     assert inherited.waiting == {4: Accepted(4, "b", 0.75, 3)}
     assert (inherited.next_number, inherited.clock) == (5, 2.5)
     again = run.attempt()
-    assert [task.id for task in again.served] == ["a", "b"] and not again.waiting
+    assert [task.id for task in again.served] == ["b"] and not again.waiting
+    assert (again.tally.total, again.tasks) == (1, Reach(1, 1)), "the first line is in the file of the second attempt"
+    assert [task.id for task in outcomes(run.path)] == ["a", "b"]
 
 
 def test_a_request_that_never_became_a_task_has_its_outcome_too(run: Run) -> None:
@@ -88,7 +79,8 @@ def test_what_was_answered_has_its_outcome_and_is_known_again(run: Run) -> None:
     assert inherited.served[1:] == [ServedTask("bad", "rejected", 0.75, 4, finished=3.0, number=1)]
     assert inherited.clock == 3.0
     again = run.attempt()
-    assert (again.answers, again.served) == (inherited.answers, inherited.served)
+    assert (again.answers, again.served) == (inherited.answers, [])
+    assert outcomes(run.path) == inherited.served
 
 
 def test_training_behind_the_checkpoint_is_done_again(run: Run) -> None:
@@ -100,7 +92,8 @@ def test_training_behind_the_checkpoint_is_done_again(run: Run) -> None:
     assert (inherited.steps, inherited.done, inherited.versions) == (2, frozenset({0, 1}), {0: 2})
     assert [each.group for each in inherited.cuts] == list(range(6))
     again = run.attempt(versions={0: 3})
-    assert [task.id for task in again.trained] == ["t0", "t1", "t2"], "the first attempt's t2 and t3 were dropped"
+    assert [task.id for task in outcomes(run.path)] == ["t0", "t1", "t2"], "the first attempt's t2 and t3 were dropped"
+    assert [task.id for task in again.trained] == ["t2"] and again.trained_before == 2
     assert again.done == frozenset({0, 1, 2})
 
 
@@ -127,13 +120,14 @@ def test_what_was_written_behind_the_fence_does_not_count(run: Run) -> None:
     run.attempt(Accepted(0, "a", 0.5, 3))
     run.attempt()
     # The ranks of the first attempt are still there, on a host that Slurm has lost.
-    written = (run.path / "attempts" / "0" / "journal.bin").read_bytes()
+    path = newest_part(Attempt(run.path / "attempts" / "0"))
+    written = path.read_bytes()
     late = Run(run.path / "late")
     late.path.mkdir()
     late.attempt(Accepted(0, "a", 0.5, 3), served("a", 0))
-    content = (late.path / "attempts" / "0" / "journal.bin").read_bytes()
+    content = newest_part(Attempt(late.path / "attempts" / "0")).read_bytes()
     assert content.startswith(written)
-    (run.path / "attempts" / "0" / "journal.bin").write_bytes(content)
+    path.write_bytes(content)
     assert list(inherit(run.path, {}).waiting) == [0]
 
 
@@ -156,8 +150,8 @@ def test_what_was_on_a_node_at_two_errors_in_a_row_is_not_tried_again(
 
 def test_damage_is_named(run: Run) -> None:
     run.attempt(Placed(0, 0), Placed(1, 0))
-    path = run.path / "attempts" / "0" / "journal.bin"
+    path = newest_part(Attempt(run.path / "attempts" / "0"))
     content = bytearray(path.read_bytes())
     content[3] ^= 1
     path.write_bytes(content)
-    assert "attempts/0/journal.bin" in inherit(run.path, {}).damage[0]
+    assert "attempts/0/journal.000001.bin" in inherit(run.path, {}).damage[0]

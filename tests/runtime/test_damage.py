@@ -21,6 +21,7 @@ from lemix_hpc.launch.punish import ranks
 from lemix_hpc.launch.rundir import RunDir
 from lemix_hpc.launch.states import read_progress
 from lemix_hpc.records.journal import read_journal
+from tests.records.attempt_files import newest_part, outcomes
 from tests.runtime.conftest import sums_training, tiny_llama
 
 pytestmark = pytest.mark.mpi
@@ -56,8 +57,9 @@ def tear_and_flip(run: RunDir) -> tuple[Path, Path, Path]:
     checkpoint before it."""
     attempt = run.last_attempt
     assert attempt is not None
-    length = read_journal(attempt.journal).length
-    with attempt.journal.open("r+b") as file:
+    journal = newest_part(attempt)
+    length = read_journal(journal).length
+    with journal.open("r+b") as file:
         file.seek(length - 3)
         file.write(bytes(3))
     older, newest = complete_paths(run.path / "checkpoints")[-2:]
@@ -65,7 +67,7 @@ def tear_and_flip(run: RunDir) -> tuple[Path, Path, Path]:
     content = bytearray(weights.read_bytes())
     content[len(content) // 2] ^= 1
     weights.write_bytes(content)
-    return attempt.journal, weights, older
+    return journal, weights, older
 
 
 def test_a_run_goes_on_from_what_is_whole_and_says_what_is_not(tmp_path: Path) -> None:
@@ -98,7 +100,7 @@ def test_a_run_goes_on_from_what_is_whole_and_says_what_is_not(tmp_path: Path) -
     before, after = (attempt["damage"] for attempt in report["attempts"])
     assert before == [] and any(str(weights) in each for each in after) and any(str(journal) in each for each in after)
     assert f"{weights.name}: its checksum is not the one" in lemix(tmp_path, "report", "run").replace("\n", "")
-    tasks = [json.loads(line)["id"] for line in (run.path / "tasks.jsonl").read_text().splitlines()]
+    tasks = [task.id for task in outcomes(run.path)]
     assert len(tasks) == REQUESTS + MICRO_BATCHES and max(Counter(tasks).values()) == 1, "each outcome once"
     assert (run.path / "attempts" / "1" / "recalled.json").exists(), "what the first one had learned goes on"
     assert any(path.name.startswith("damaged-") for path in (run.path / "checkpoints").iterdir())

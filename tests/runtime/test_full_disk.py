@@ -19,8 +19,9 @@ from lemix_hpc.cli.show import progress_line
 from lemix_hpc.launch.rundir import RunDir
 from lemix_hpc.launch.states import read_progress
 from lemix_hpc.records.attempts import Attempt, attempts
-from lemix_hpc.records.journal import Ended, read_journal
+from lemix_hpc.records.journal import Ended
 from lemix_hpc.records.schema import Progress
+from tests.records.attempt_files import records_of
 from tests.runtime.conftest import A100, sums_training, tiny_llama
 from tests.small_disk import SmallDisk, small_disk
 
@@ -84,9 +85,7 @@ class Running:
 
 def outcomes(run: RunDir) -> int:
     """How many requests have an outcome that is safe on the disk."""
-    return sum(
-        isinstance(record, Ended) for record in read_journal(Attempt(run.path / "attempts" / "0").journal).records
-    )
+    return sum(isinstance(record, Ended) for record in records_of(Attempt(run.path / "attempts" / "0")))
 
 
 @pytest.mark.slow

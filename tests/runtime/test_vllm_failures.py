@@ -15,6 +15,7 @@ import psutil
 import pytest
 import yaml
 
+from tests.records.attempt_files import outcomes
 from tests.runtime.conftest import tiny_llama
 
 pytestmark = pytest.mark.mpi
@@ -111,7 +112,7 @@ def rank_of(processes: list[psutil.Process], log: Path) -> psutil.Process:
 
 
 def answers(directory: Path) -> int:
-    return (directory / "run" / "tasks.jsonl").read_text().count('"finished"')
+    return sum(task.outcome == "finished" for task in outcomes(directory / "run"))
 
 
 def gone(processes: list[psutil.Process]) -> bool:
@@ -141,6 +142,6 @@ def test_an_engine_process_takes_no_signal_of_the_run_and_neither_its_death_nor_
     # A stage may notice the end of its engine before mpiexec that of the leader.
     assert [end["reason"] for end in ends] in (["killed", "error", "finished"], ["error", "error", "finished"])
     assert "engine" in ends[1]["message"]
-    tasks = [json.loads(line) for line in (tmp_path / "run/tasks.jsonl").read_text().splitlines()]
-    assert [task["outcome"] for task in tasks] == ["finished"] * 150
-    assert len({task["id"] for task in tasks}) == 150
+    tasks = outcomes(tmp_path / "run")
+    assert [task.outcome for task in tasks] == ["finished"] * 150
+    assert len({task.id for task in tasks}) == 150

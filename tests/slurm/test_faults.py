@@ -1,6 +1,5 @@
 """Whatever is killed on the real cluster, or cut off: the run goes on, and each request and micro-batch counts once."""
 
-import json
 import os
 import signal
 from collections.abc import Iterator
@@ -9,7 +8,9 @@ from typing import Any
 
 import pytest
 
+from lemix_hpc.records.schema import ServedTask, TrainedTask
 from tests.conftest import SlurmCluster
+from tests.records.attempt_files import outcomes as tasks_of
 from tests.slurm.conftest import Submit, Submitted, sacct_state, until
 
 pytestmark = pytest.mark.slurm
@@ -27,10 +28,10 @@ def whole_again(slurm_cluster: SlurmCluster) -> Iterator[None]:
 
 def outcomes(run: Submitted, kind: str) -> list[str]:
     """The ids of its requests (`serving`) or micro-batches (`training`), one for each outcome; all have finished."""
-    tasks = [json.loads(line) for line in (run.path / "tasks.jsonl").read_text().splitlines()]
-    wanted = [task for task in tasks if task["kind"] == kind]
-    assert {task["outcome"] for task in wanted} == {"finished"}
-    return [task["id"] for task in wanted]
+    of_kind = ServedTask if kind == "serving" else TrainedTask
+    wanted = [task for task in tasks_of(run.path) if isinstance(task, of_kind)]
+    assert {task.outcome for task in wanted} == {"finished"}
+    return [task.id for task in wanted]
 
 
 def finished_each_once(run: Submitted, requests: int) -> None:

@@ -6,7 +6,7 @@ import contextlib
 import math
 import os
 import platform
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from lemix_hpc.config.recipe import Recipe
@@ -100,14 +100,16 @@ class Endpoint:
         number: Callable[[], int],
         work: Workload,
         promise: Callable[[Record], None],
+        over: Container[str] = (),
     ) -> CallRouter:
-        """What carries the calls. `number` gives tasks their numbers; `promise` writes down what clients may count on."""
+        """What carries the calls. `number` gives tasks their numbers; `promise` writes down what clients may count on; `over`:
+        ids of requests of the workload that have their outcome."""
         self._answers.promise = promise
         self._taken.update(request.id for request in work.requests)
         if any(request.call is not None for request in work.requests):
             self._results = BatchResults(self._attempt, work.bad_calls)
             if self._inherited.last is not None:
-                self._results.inherit(self._inherited.last, {task.id for task in self._inherited.served})
+                self._results.inherit(self._inherited.last, over)
         http = self._recipe.serving.http if self._recipe.serving is not None else None
         lasts = http.duration_s if http is not None else None
         return CallRouter(
@@ -199,7 +201,7 @@ class Endpoint:
         from lemix_hpc.runtime.http.batches.file_store import FileStore
 
         files, store = FileStore(self._attempt.run_dir), BatchStore(self._attempt, self._inherited.last)
-        lost = {task.id for task in self._inherited.served if task.outcome == "lost"}
+        lost = set(self._inherited.lost)
         tokenizer = load_tokenizer(self._recipe.model)
         runner = BatchRunner(store, files, server, tokenizer, context_of(self._recipe), self._now, lost)
         return BatchApi(guard, lambda: server.refusal, files, store, runner)

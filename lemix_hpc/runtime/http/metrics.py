@@ -4,20 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+
+from lemix_hpc.records.tally import KeyUse
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-
-
-class KeyUse(NamedTuple):
-    """What was done for one key: requests with an outcome, tokens of their prompts and generated ones."""
-
-    requests: int = 0
-    prompt_tokens: int = 0
-    output_tokens: int = 0
-
-    def with_request(self, prompt_tokens: int, output_tokens: int) -> KeyUse:
-        return KeyUse(self.requests + 1, self.prompt_tokens + prompt_tokens, self.output_tokens + output_tokens)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from lemix_hpc.records.journal import Journal
+from lemix_hpc.records.journal_writer import Journal
 from lemix_hpc.records.schema import DiskFacts
 from lemix_hpc.records.writer import Recorder
 

@@ -104,8 +104,8 @@ class SchedulerLoop:
         self._mailbox = mailbox
         self._recorder = recorder
         self._now = now
-        known = frozenset(request.id for request in requests)
-        self._requests = len(requests) + sum(task.id not in known for task in inherited.served)
+        # Those that clients sent are known by their outcomes alone.
+        self._requests = len(requests) + inherited.tally.total + len(inherited.served) - len(inherited.over)
         self._arrivals = Arrivals(remaining(requests, inherited))
         self._accepted = {accepted.id: accepted for accepted in inherited.waiting.values()}
         self._router = router
@@ -116,7 +116,7 @@ class SchedulerLoop:
         self._names = TaskNames()
         partners = settings.partners
         together = StepsTogether(partners.nodes) if partners is not None and partners.mode == "sync" else None
-        done = len(inherited.trained)
+        done = inherited.trained_before + len(inherited.trained)
         self._training = TrainingTasks(
             feed,
             self._names,
@@ -129,7 +129,8 @@ class SchedulerLoop:
             broken=inherited.skipped > 0 and settings.on_nan == "stop_training",
         )
         self.rounds = Rounds(partners, layout.stages) if partners is not None else None
-        classes = LiveClasses(settings.limits_ms, settings.window, layout.stages - 1)
+        tally = inherited.tally.copy()
+        classes = LiveClasses(settings.limits_ms, settings.window, layout.stages - 1, tally)
         self._live = LiveView(
             recorder,
             layout,
@@ -139,6 +140,7 @@ class SchedulerLoop:
             settings.address,
             settings.keys,
             has_losses=settings.has_losses,
+            lost_losses=inherited.lost_losses,
         )
         for task in inherited.served:
             self._live.ended(task)

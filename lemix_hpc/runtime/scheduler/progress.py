@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterable, Mapping
 
 from lemix_hpc.policy.drift import Drift
 from lemix_hpc.policy.stragglers import Straggler
-from lemix_hpc.records.schema import Outcome, Progress, ServedTask
+from lemix_hpc.records.schema import Progress, ServedTask
 from lemix_hpc.records.writer import Recorder
-from lemix_hpc.runtime.http.metrics import Figures, KeyUse
+from lemix_hpc.runtime.http.metrics import Figures
 from lemix_hpc.runtime.scheduler.live_classes import LiveClasses
 from lemix_hpc.runtime.scheduler.task_table import ServingTask
 from lemix_hpc.runtime.scheduler.training_tasks import TrainingTasks
@@ -65,7 +65,7 @@ class LiveFigures:
 
 class LiveView:
     """Counts what happens. `interval`: seconds between two pictures; `address`: of the OpenAI API, if there is one, and `keys`
-    the file with those that it takes; `has_losses`: not so of emulated micro-batches."""
+    the file with those that it takes; `has_losses`: not so of emulated micro-batches; `lost_losses`: so many before."""
 
     def __init__(
         self,
@@ -78,6 +78,7 @@ class LiveView:
         keys: str | None = None,
         *,
         has_losses: bool = True,
+        lost_losses: int = 0,
     ) -> None:
         self._has_losses = has_losses
         self._recorder = recorder
@@ -86,10 +87,9 @@ class LiveView:
         self._interval = interval
         self._address = address
         self._keys = keys
-        self._by_key: dict[str, KeyUse] = {}
         self._shown = -interval
         self._figures = LiveFigures(layout.nodes, layout.stages)
-        self._outcomes: Counter[Outcome] = Counter()
+        self._figures.lost_losses = lost_losses
         self._versions = [0] * layout.nodes
 
     def worked(self, span: WorkSpan, serving: Mapping[int, ServingTask]) -> None:
@@ -108,11 +108,7 @@ class LiveView:
 
     def ended(self, task: ServedTask) -> None:
         """A request has its outcome."""
-        self._outcomes[task.outcome] += 1
         self._classes.ended(task)
-        if task.key is not None:
-            before = self._by_key.get(task.key, KeyUse())
-            self._by_key[task.key] = before.with_request(task.prompt_tokens, len(task.output))
         if task.outcome == "finished" and task.finished is not None:
             self._figures.responded(task.finished - task.arrival)
 
@@ -147,7 +143,7 @@ class LiveView:
                 address=self._address,
                 received=received,
                 requests=requests,
-                served=self._outcomes["finished"],
+                served=self._classes.tally.outcomes.get("finished", 0),
                 trained=training.trained,
                 training_total=training.total,
                 steps=training.steps - training.skipped,
@@ -168,7 +164,7 @@ class LiveView:
         )
         lengths = [task.request.prompt_tokens + task.request.output_tokens for task in serving]
         return Figures(
-            requests=dict(self._outcomes.items()),
+            requests=dict(self._classes.tally.outcomes.items()),
             in_flight=len(lengths),
             tokens_in_flight=sum(lengths),
             weight_versions=tuple(self._versions),
@@ -176,5 +172,5 @@ class LiveView:
             trained=training.trained,
             samples_waiting=training.samples_waiting,
             loss=loss,
-            keys=dict(self._by_key),
+            keys=dict(self._classes.tally.keys),
         )

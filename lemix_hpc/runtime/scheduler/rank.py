@@ -8,7 +8,7 @@ import importlib
 import itertools
 import math
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -23,7 +23,7 @@ from lemix_hpc.records.attempts import Attempt, AttemptEnd
 from lemix_hpc.records.event_log import EVENTS
 from lemix_hpc.records.files import patiently
 from lemix_hpc.records.inheritance import Inheritance
-from lemix_hpc.records.journal import Journal
+from lemix_hpc.records.journal_writer import Journal
 from lemix_hpc.records.schema import (
     COEFFICIENTS,
     FACTS,
@@ -36,6 +36,7 @@ from lemix_hpc.records.schema import (
     RunFacts,
     SchedulerMemory,
     SettingChange,
+    TaskRecord,
 )
 from lemix_hpc.records.writer import Recorder
 from lemix_hpc.run_setup import recollection
@@ -61,7 +62,7 @@ from lemix_hpc.runtime.scheduler.drain import Drain, EndedEarlyError
 from lemix_hpc.runtime.scheduler.live_settings import LiveSettings
 from lemix_hpc.runtime.scheduler.loop import LoopSettings, SchedulerLoop
 from lemix_hpc.runtime.scheduler.pace_orders import send_pace
-from lemix_hpc.runtime.scheduler.resume import DISK_TIMEOUT_S, poisonous, without_lost
+from lemix_hpc.runtime.scheduler.resume import DISK_TIMEOUT_S, oldest_versions, poisonous, with_over, without_lost
 from lemix_hpc.runtime.scheduler.save_plan import save_plan
 from lemix_hpc.runtime.scheduler.warm_up import Probe, ProbeTimes, warm_up
 from lemix_hpc.runtime.scheduler.watch import Watch
@@ -109,12 +110,15 @@ class SchedulerRank:
         self._inherited = inherited
         self._watch = Watch(recipe.engine.timeout_s, clock.monotonic, layout, mailbox)
         self._endpoint = Endpoint(recipe, attempt, self._inherited, clock.now, waiter.wake, self._policy_end)
-        self._journal = Journal(attempt.journal, self._endpoint.sync)
-        self._recorder = Recorder(attempt.path, self._journal)
+        self._recorder = Recorder(attempt.path)
+        # Only when these lines are safe may the journal begin with a fold that has not got them.
+        tasks: list[TaskRecord] = [*self._inherited.served, *self._inherited.trained]
+        fold = msgspec.structs.replace(self._inherited.fold, reach=self._recorder.inherited(tasks, DISK_TIMEOUT_S))
+        self._journal = Journal(attempt.path, fold, self._endpoint.sync, self._settle, self._saved)
+        self._recorder.journal = self._journal
         self._disk = DiskWatch(
             self._recorder, self._journal, lambda: self._endpoint.trouble, self._endpoint.hold, clock.monotonic
         )
-        self._recorder.inherited([*self._inherited.served, *self._inherited.trained], DISK_TIMEOUT_S)
         attempt.publish(*PUBLISHED)
         attempt.make_current()
         plan = save_plan(recipe, attempt.run_dir, inherited.steps)
@@ -132,7 +136,7 @@ class SchedulerRank:
         work = load_workload(self._recipe)
         for notice in work.notices:
             print(notice, flush=True)
-        self._give_up()
+        self._look_back(work.requests)
         self._tell("building the engines")
         # While others build theirs; once the run has started, everybody would wait for it.
         compile_policy()
@@ -164,7 +168,9 @@ class SchedulerRank:
         self._order(m.Go(start_time), range(self._layout.nodes))
         self._clock.start(start_time)
         next_number = functools.partial(next, itertools.count(self._inherited.next_number))
-        router = endpoint.router(self._layout, self._mailbox, next_number, work, self._recorder.promise)
+        router = endpoint.router(
+            self._layout, self._mailbox, next_number, work, self._recorder.promise, self._inherited.over
+        )
         loop = self._make_loop(work, scheduler, endpoint, router, next_number)
 
         # What goes over all requests is asked once, not every few seconds.
@@ -241,16 +247,29 @@ class SchedulerRank:
         """Before a checkpoint counts, the disk must know what is in it; nobody may build on one of an attempt that was left
         behind. Raises OSError. In a thread."""
         if not self._journal.flush(SECURE_TIMEOUT_S):
-            raise OSError(errno.EIO, self._journal.trouble, str(self._attempt.journal))
+            raise OSError(errno.EIO, self._journal.trouble, str(self._attempt.path))
+        self._must_count()
+
+    def _settle(self) -> None:
+        """Before the journal is cut, the disk must have the outcomes in it; one of an attempt that was left behind stays as it
+        is. Raises OSError. In a thread."""
+        self._recorder.settle()
+        self._must_count()
+
+    def _must_count(self) -> None:
         if self._attempt.superseded:
             raise OSError(errno.ESTALE, "a later attempt goes on with the run", str(self._attempt.path))
 
-    def _give_up(self) -> None:
-        """Do not try again what may have broken the attempts before."""
+    def _saved(self) -> Mapping[int, int] | None:
+        """The versions of the oldest weights that training may go back to; None if it never does. In a thread."""
+        return oldest_versions(self._recipe, self._attempt.run_dir)
+
+    def _look_back(self, requests: Sequence[Request]) -> None:
+        """Do not try again what may have broken the attempts before, and find out what is over."""
         gone = poisonous(self._inherited)
         for task in gone:
             self._recorder.task(task)
-        self._inherited = without_lost(self._inherited, gone)
+        self._inherited = with_over(without_lost(self._inherited, gone), requests)
 
     def _make_loop(
         self,
@@ -263,7 +282,8 @@ class SchedulerRank:
         recipe = self._recipe
         feed = feed_of(recipe, work, next_number, endpoint.samples)
         if feed is not None:
-            feed.go_on(self._inherited.cuts, self._inherited.done, endpoint.posted, self._recall_data(work))
+            recalled, behind = self._recall_data(work), self._inherited.behind
+            feed.go_on(self._inherited.cuts, self._inherited.done, endpoint.posted, recalled, behind)
         settings = LoopSettings(
             self._context,
             recipe.report.live_interval_s,

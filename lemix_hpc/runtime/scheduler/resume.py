@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
 from pathlib import Path
 
 from lemix_hpc.checkpoints.resumption import NodeStart, Resumption, check_model, find_checkpoint
 from lemix_hpc.checkpoints.store import CHECKPOINTS, Checkpoint, complete_paths, newest_whole
+from lemix_hpc.config.errors import UserError
 from lemix_hpc.config.recipe import Recipe
 from lemix_hpc.engines.model_sizes import model_config
 from lemix_hpc.records.attempts import Attempt, AttemptStart, lineage
 from lemix_hpc.records.files import patiently
 from lemix_hpc.records.inheritance import Inheritance, inherit
 from lemix_hpc.records.journal import Accepted
+from lemix_hpc.records.reader import read_tasks
 from lemix_hpc.records.schema import ServedTask
+from lemix_hpc.records.task_chain import chain
 from lemix_hpc.workload.tasks import Request
 
 DISK_TIMEOUT_S = 600.0
@@ -48,7 +51,7 @@ def take_over(recipe: Recipe, attempt: Attempt) -> tuple[Beginning, Inheritance]
     """
     line = lineage(attempt.run_dir)
     own, problems = _own_checkpoint(recipe, attempt) if line else (None, [])
-    inherited = inherit(attempt.run_dir, _versions(recipe, own) if recipe.engine.computes else None, attempt)
+    inherited = inherit(attempt.run_dir, _versions(recipe, own) if recipe.engine.computes else None)
     told = {message for before in line if (start := before.started) is not None for message in start.damage}
     damage = [message for message in (*problems, *inherited.damage) if message not in told]
     for message in damage:
@@ -58,7 +61,9 @@ def take_over(recipe: Recipe, attempt: Attempt) -> tuple[Beginning, Inheritance]
         host=socket.gethostname(),
         job=os.environ.get("SLURM_JOB_ID"),
         inherits=inherited.last.number if inherited.last is not None else None,
+        journal_part=inherited.journal_part,
         journal_bytes=inherited.journal_bytes,
+        tasks=inherited.tasks,
         clock=inherited.clock,
         checkpoint=own.path.name if own is not None else None,
         versions=inherited.versions,
@@ -105,27 +110,35 @@ def _own_checkpoint(recipe: Recipe, attempt: Attempt) -> tuple[Checkpoint | None
     return newest, [f"{problem}; {taken}" for problem in problems]
 
 
+def oldest_versions(recipe: Recipe, run_dir: Path) -> dict[int, int] | None:
+    """The weight version of each node behind which the run's training never goes back, unless it starts over; None if there are
+    no weights that it could go back to."""
+    if not recipe.engine.computes:
+        return None
+    oldest = next(iter(complete_paths(run_dir / CHECKPOINTS)), None)
+    try:
+        return _versions(recipe, None if oldest is None else Checkpoint.read(oldest))
+    except UserError:
+        return {}  # It is damaged: nothing is known.
+
+
 def _versions(recipe: Recipe, own: Checkpoint | None) -> dict[int, int]:
     """The weight version of each node in a checkpoint."""
-    if own is None:
-        return {}
-    resumption = Resumption(own, continued=True)
-    return {node: resumption.start(node).version for node in range(recipe.nodes.count)}
+    return {} if own is None else Resumption(own, continued=True).versions(recipe.nodes.count)
 
 
 def remaining(requests: Sequence[Request], inherited: Inheritance) -> Iterator[Request]:
     """The requests that have no outcome yet. Those that came before keep their arrival; the next turn of a conversation comes
     when its author has thought since the answer."""
-    over = {task.id: task for task in inherited.served}
+    over = inherited.over
     came = {accepted.id: accepted.time for accepted in inherited.waiting.values()}
     for request in requests:
         if request.id in over:
             continue
-        before = over.get(request.after) if request.after is not None else None
         if request.id in came:
             yield dataclasses.replace(request, arrival=came[request.id], after=None)
-        elif before is not None:
-            yield dataclasses.replace(request, arrival=_turn(request, before), after=None)
+        elif request.after is not None and request.after in over:
+            yield dataclasses.replace(request, arrival=_turn(request, over[request.after]), after=None)
         else:
             yield request
 
@@ -145,8 +158,20 @@ def without_lost(inherited: Inheritance, lost: Sequence[ServedTask]) -> Inherita
     """The inheritance once these have their outcome."""
     gone = {task.number for task in lost}
     waiting = {number: accepted for number, accepted in inherited.waiting.items() if number not in gone}
-    return dataclasses.replace(inherited, served=list(chain(inherited.served, lost)), waiting=waiting)
+    return dataclasses.replace(inherited, served=[*inherited.served, *lost], waiting=waiting)
 
 
-def _turn(request: Request, before: ServedTask) -> float:
-    return request.arrival if before.finished is None else before.finished + request.think_s
+def with_over(inherited: Inheritance, requests: Sequence[Request]) -> Inheritance:
+    """The inheritance once it knows which requests have their outcome: what it has itself is not yet in each `tasks.jsonl`.
+    Raises UserError if one of these is missing or broken."""
+    if inherited.last is None or not requests:
+        return inherited
+    run_dir = inherited.last.run_dir
+    ids = {request.id for request in requests}
+    tasks = itertools.chain(read_tasks(chain(lineage(run_dir))), inherited.served)
+    over = {task.id: task.finished for task in tasks if isinstance(task, ServedTask) and task.id in ids}
+    return dataclasses.replace(inherited, over=over)
+
+
+def _turn(request: Request, finished: float | None) -> float:
+    return request.arrival if finished is None else finished + request.think_s

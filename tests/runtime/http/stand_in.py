@@ -20,7 +20,7 @@ from lemix_hpc.checkpoints.manifest import SavedFile
 from lemix_hpc.checkpoints.resumption import NodeStart
 from lemix_hpc.checkpoints.stage_state import StageState, file_name, write_state
 from lemix_hpc.config.load import load_recipe
-from lemix_hpc.records import journal
+from lemix_hpc.records import journal_writer
 from lemix_hpc.records.attempts import claim
 from lemix_hpc.runtime.scheduler.drain import Drain
 from lemix_hpc.runtime.scheduler.rank import SchedulerRank
@@ -222,7 +222,7 @@ def save(order: m.SaveNext, node: int, stage: int, steps: int) -> m.Saved:
 
 def main(run_dir: Path) -> None:
     # A journal's reserved space that few calls use up.
-    journal.RESERVE = int(os.environ.get("STAND_IN_RESERVE", journal.RESERVE))
+    journal_writer.RESERVE = int(os.environ.get("STAND_IN_RESERVE", journal_writer.RESERVE))
     recipe = load_recipe(run_dir / "recipe.yaml")
     layout = Layout(recipe.nodes.count, recipe.nodes.stages)
     comm = MPI.COMM_WORLD.Dup()

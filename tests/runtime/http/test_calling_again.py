@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from lemix_hpc.records.inheritance import inherit
+from lemix_hpc.records.schema import ServedTask, TrainedTask
+from tests.records.attempt_files import outcomes
 from tests.runtime.http.conftest import Open, opened, recipe_of
 
 pytestmark = pytest.mark.mpi
@@ -58,7 +60,7 @@ def test_answers_and_acknowledgements_outlive_the_ranks(tmp_path: Path) -> None:
         run.until(
             lambda: (
                 {"sample0", "sample1", "sample2", "sample3"}
-                <= {name for task in run.lines("tasks.jsonl") for name in task.get("samples", [])}
+                <= {name for task in outcomes(tmp_path) if isinstance(task, TrainedTask) for name in task.samples}
             )
         )
         # Of its two lines one was answered, and goes on to be.
@@ -69,10 +71,10 @@ def test_answers_and_acknowledgements_outlive_the_ranks(tmp_path: Path) -> None:
         [answer] = map(json.loads, client.get(f"/v1/files/{told['output_file_id']}/content").text.splitlines())
         assert (answer["custom_id"], told["request_counts"]["completed"]) == ("hi", 1)
         run.close()
-    tasks = [json.loads(line) for line in (tmp_path / "tasks.jsonl").read_text().splitlines()]
-    served = Counter(task["id"] for task in tasks if task["kind"] == "serving")
+    tasks = outcomes(tmp_path)
+    served = Counter(task.id for task in tasks if isinstance(task, ServedTask))
     # The other line may have been cancelled before it was asked again.
     assert served.pop(f"{batch}-2", 1) == 1
     assert served == {f"{batch}-1": 1, "stream": 1, "whole": 1}
-    trained = [name for task in tasks for name in task.get("samples", [])]
+    trained = [name for task in tasks if isinstance(task, TrainedTask) for name in task.samples]
     assert sorted(trained) == [f"sample{n}" for n in range(4)], "each is trained on once"

@@ -4,6 +4,7 @@ import pytest
 
 from lemix_hpc.policy.classes import ServiceClass
 from lemix_hpc.records.schema import ServedTask
+from lemix_hpc.records.tally import Tally
 from lemix_hpc.runtime.scheduler.live_classes import LiveClasses
 from lemix_hpc.runtime.scheduler.task_table import ServingTask
 from lemix_hpc.runtime.transport.messages import WorkSpan
@@ -29,7 +30,7 @@ def done(number: int, service: ServiceClass, arrival: float, finished: float) ->
 
 
 def test_each_class_is_told_by_itself() -> None:
-    live = LiveClasses({"ttft": 600.0, "tpot": 400.0}, window_s=10.0, last_stage=1)
+    live = LiveClasses({"ttft": 600.0, "tpot": 400.0}, window_s=10.0, last_stage=1, tally=Tally())
     assert live.figures() == {}
     serving = {
         0: ServingTask(Request("r0", 0.0, 4, 3)),

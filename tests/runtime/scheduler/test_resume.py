@@ -18,10 +18,11 @@ from lemix_hpc.config.recipe import Engine, Model, Nodes, Recipe
 from lemix_hpc.config.training_section import Training
 from lemix_hpc.records.attempts import Attempt, AttemptEnd, EndReason, claim
 from lemix_hpc.records.inheritance import Inheritance
-from lemix_hpc.records.journal import Accepted, Ended, GroupCut, Journal, Placed, Record, Stepped, Trained
+from lemix_hpc.records.journal import Accepted, Ended, GroupCut, Placed, Record, Stepped, Trained
 from lemix_hpc.records.schema import ServedTask, TrainedTask
-from lemix_hpc.runtime.scheduler.resume import Beginning, poisonous, remaining, take_over, without_lost
+from lemix_hpc.runtime.scheduler.resume import Beginning, poisonous, remaining, take_over, with_over, without_lost
 from lemix_hpc.workload.tasks import Request
+from tests.records.attempt_files import newest_part, write_all
 from tests.runtime.conftest import tiny_llama
 
 MODEL = tiny_llama(2)
@@ -49,10 +50,7 @@ class Run:
         """Take over, write these records, and end."""
         attempt = claim(self.path)
         beginning, inherited = take_over(recipe, attempt)
-        journal = Journal(attempt.journal)
-        for record in records:
-            journal.append(record)
-        journal.close()
+        write_all(attempt, inherited, records)
         if end is not None:
             attempt.end(AttemptEnd(end, "", 0.0))
         return attempt, beginning, inherited
@@ -90,7 +88,7 @@ def cut(group: int) -> GroupCut:
 
 
 def step(node: int, group: int, version: int) -> list[Record]:
-    task = TrainedTask(f"t{group}", "finished", 0.5, 64, node=node, step=version)
+    task = TrainedTask(f"t{group}", "finished", 0.5, 64, node=node, finished=1.0, step=version)
     return [cut(group), Stepped(node, (group,), version, 1.0 + group), Trained(task)]
 
 
@@ -136,7 +134,7 @@ def test_training_goes_on_from_the_newest_checkpoint_of_the_run_itself(run: Run,
     start = attempt.started
     assert start is not None
     assert (start.inherits, start.checkpoint, start.versions) == (before.number, saved.path.name, {0: 1, 1: 2})
-    assert start.journal_bytes == before.journal.stat().st_size and start.clock == 4.0
+    assert start.journal_bytes == newest_part(before).stat().st_size and start.clock == 4.0
 
 
 def test_damaged_checkpoints_are_put_aside_and_told_once(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
@@ -168,13 +166,14 @@ def test_without_any_whole_checkpoint_training_starts_over(run: Run, capsys: pyt
 
 def test_a_damaged_record_is_told_once_too(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     first, _, _ = run.attempt(Placed(0, 0), Accepted(1, "a", 0.5, 3))
-    content = bytearray(first.journal.read_bytes())
+    path = newest_part(first)
+    content = bytearray(path.read_bytes())
     content[3] ^= 1
-    first.journal.write_bytes(content)
+    path.write_bytes(content)
     second, _, inherited = run.attempt()
     assert list(inherited.waiting) == [1]
     assert second.started is not None and len(second.started.damage) == 1
-    assert f"damaged: {first.journal}: 1 record before byte" in capsys.readouterr().out
+    assert f"damaged: {path}: 1 record before byte" in capsys.readouterr().out
     third, _, inherited = run.attempt()
     assert list(inherited.waiting) == [1] and third.started is not None and third.started.damage == []
 
@@ -194,7 +193,7 @@ def test_what_those_before_still_write_does_not_count(run: Run) -> None:
     whole = Run(run.path / "late")
     whole.path.mkdir()
     late, _, _ = whole.attempt(Accepted(0, "a", 0.5, 3), Ended(ServedTask("a", "finished", 0.5, 3, number=0)))
-    first.journal.write_bytes(late.journal.read_bytes())
+    newest_part(first).write_bytes(newest_part(late).read_bytes())
     _, _, inherited = run.attempt()
     assert list(inherited.waiting) == [0] and not inherited.served
 
@@ -212,7 +211,9 @@ def test_what_broke_two_attempts_is_lost_and_the_rest_is_served_under_its_number
     requests = [Request(f"r{number}", 0.0, 3, 0) for number in range(4)]
     requests.append(Request("turn", 9.0, 3, 0, after="r1", think_s=0.5))
     requests.append(Request("later", 9.0, 3, 0, after="r3", think_s=0.5))
-    assert [(request.id, request.arrival, request.after) for request in remaining(requests, left)] == [
+    assert [
+        (request.id, request.arrival, request.after) for request in remaining(requests, with_over(left, requests))
+    ] == [
         ("r2", 0.25, None),
         ("r3", 0.0, None),
         ("turn", 2.5, None),
