@@ -27,7 +27,9 @@ import numpy as np
 from lemix_hpc.policy.latency import Affine, LatencyModel, Shape
 from lemix_hpc.policy.rules import SchedulerConfig
 from lemix_hpc.policy.scheduler import Scheduler, compile_policy
-from lemix_hpc.records.journal import Journal
+from lemix_hpc.records import journal_writer
+from lemix_hpc.records.journal import journal_part
+from lemix_hpc.records.journal_writer import Journal
 from lemix_hpc.records.writer import Recorder
 from lemix_hpc.runtime.http.call_router import CallRouter
 from lemix_hpc.runtime.scheduler.loop import LoopSettings, SchedulerLoop
@@ -82,10 +84,12 @@ class Rank:
     def __init__(self, directory: Path, requests: list[Request], *, journal: bool) -> None:
         directory.mkdir()
         self._time = self._since = 0.0
-        self._path = directory / "journal.bin"
+        self._path = journal_part(directory, 1)
         self.groups = 0
-        self._journal = Journal(self._path, self._group) if journal else None
-        self._recorder = Recorder(directory, self._journal)
+        self._recorder = Recorder(directory)
+        # All of it stays, to be counted.
+        journal_writer.PART = 1 << 40
+        self._journal = self._recorder.journal = Journal(directory, first=self._group) if journal else None
         self._nodes = Nodes(self._now)
         mailbox: Any = self._nodes
         layout, number = Layout(NODES, STAGES), itertools.count().__next__

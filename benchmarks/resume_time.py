@@ -28,7 +28,8 @@ from checkpoint_cost import recipe
 from lemix_hpc.launch.rundir import RunDir
 from lemix_hpc.launch.states import FINAL, run_state
 from lemix_hpc.records.attempts import Attempt, AttemptStart, claim
-from lemix_hpc.records.journal import Accepted, Ended, Journal, Placed
+from lemix_hpc.records.journal import Accepted, Ended, Placed
+from lemix_hpc.records.journal_writer import Journal
 from lemix_hpc.records.schema import FACTS, PROGRESS, Progress, ServedTask
 
 LEMIX = str(Path(sys.executable).with_name("lemix"))
@@ -117,7 +118,7 @@ def parts(run: RunDir, requests: int, directory: Path) -> dict[str, float]:
     folded.mkdir()
     attempt = claim(folded)
     attempt.start(AttemptStart(time=0.0, host="here"))
-    journal = Journal(attempt.journal)
+    journal = Journal(attempt.path)
     for number in range(requests):
         name = f"request-{number}"
         journal.append(Accepted(number, name, float(number), 64))

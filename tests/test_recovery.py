@@ -31,10 +31,22 @@ from tests.test_equivalence import load, scenarios
 
 
 @pytest.fixture(scope="module", autouse=True)
-def small_reserve() -> Iterator[None]:
+def small_parts() -> Iterator[None]:
+    """Journals are cut every few records."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(journal_writer, "RESERVE", 4096)
+        patch.setattr(journal_writer, "PART", 1000)
         yield
+
+
+@pytest.fixture
+def one_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All records of an attempt stay."""
+    monkeypatch.setattr(journal_writer, "PART", 1 << 30)
+
+
+TOGETHER = 16
+"""Records that are written at once, behind which the journal may be cut."""
 
 
 class Killed(Exception):  # noqa: N818  no error
@@ -70,9 +82,10 @@ class Attempt:
             OneProcess(self._recipe, inherited, self._promise, self._message).run()
         except Killed:
             killed = True
-        for record in self._records[: max(0, len(self._records) - self._unsafe)] if killed else self._records:
-            write(recorder, [record])
-            assert journal.flush(), "it is cut after each record, if it is to be"
+        safe = max(0, len(self._records) - self._unsafe) if killed else len(self._records)
+        for first in range(0, safe, TOGETHER):
+            write(recorder, self._records[first : min(first + TOGETHER, safe)])
+            assert journal.flush()
         journal.close()
         recorder.close()
         return None if killed else inherited
@@ -231,6 +244,7 @@ def _steps(run_dir: Path) -> dict[int, Stepped]:
     return {record.version: record for record in records if isinstance(record, Stepped)}
 
 
+@pytest.mark.usefixtures("one_part")
 @pytest.mark.parametrize("kill_at", range(250, 1100, 170))
 def test_groups_of_steps_together_that_come_again_go_where_they_were(tmp_path: Path, kill_at: int) -> None:
     recipe = together(tmp_path, "least-completion")
@@ -248,6 +262,7 @@ def test_groups_of_steps_together_that_come_again_go_where_they_were(tmp_path: P
     assert len({task.id for task in trained}) == 26 == len(trained)
 
 
+@pytest.mark.usefixtures("one_part")
 @pytest.mark.parametrize("kill_at", range(250, 1100, 170))
 def test_in_turns_nothing_shows_in_the_weights_of_a_run_that_was_killed(tmp_path: Path, kill_at: int) -> None:
     recipe = together(tmp_path, "round-robin")

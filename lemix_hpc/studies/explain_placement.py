@@ -36,7 +36,7 @@ class Explained:
 def explain(run_dir: Path, recipe: Recipe, name: str) -> Explained:
     """Explain the placement of the task with this id or number. Raises UserError where the records are missing, or do not
     lead to the decision that was recorded."""
-    task = _find(stream_run(run_dir).tasks(), name)
+    task = find_task(stream_run(run_dir).tasks(), name)
     if task.number is None:
         raise UserError(f"{name} was rejected before it reached the policy: it is too long for the model")
     # Every attempt has a scheduler of its own, with what was known when it started.
@@ -61,7 +61,7 @@ def explain(run_dir: Path, recipe: Recipe, name: str) -> Explained:
     return found
 
 
-def _find(tasks: Iterable[TaskRecord], name: str) -> TaskRecord:
+def find_task(tasks: Iterable[TaskRecord], name: str) -> TaskRecord:
     some: list[str] = []
     for task in tasks:
         if task.id == name or str(task.number) == name:

@@ -30,7 +30,7 @@ def replay(run_dir: Path, recipe: Recipe, *, messages: float = 1.0) -> tuple[Run
     """
     records = stream_run(run_dir)
     hardware = real_hardware(run_dir, recipe)
-    requests, refused = _requests(run_dir, records)
+    requests, refused = requests_of(run_dir, records)
     emulated = _with_its_messages(_with_as_much_training(recipe, len(requests) + len(refused)), records, messages)
 
     def run(recipe: Recipe) -> Simulated:
@@ -65,7 +65,7 @@ def _with(records: RunRecords, refused: list[ServedTask]) -> RunRecords:
     return dataclasses.replace(records, served=refused + records.served)
 
 
-def _requests(run_dir: Path, records: Records) -> tuple[tuple[Request, ...], list[ServedTask]]:
+def requests_of(run_dir: Path, records: Records) -> tuple[tuple[Request, ...], list[ServedTask]]:
     """In order of arrival, and what was too long for the model, which never came to the policy. Requests without an answer ask
     for as many tokens as the policy was told."""
     requests, refused = list[Request](), list[ServedTask]()
@@ -78,9 +78,7 @@ def _requests(run_dir: Path, records: Records) -> tuple[tuple[Request, ...], lis
             continue
         if task.outcome != "finished":
             unanswered[task.number] = len(requests)
-        requests.append(
-            Request(task.id, task.arrival, task.prompt_tokens, task.answer_tokens, service=task.service)
-        )
+        requests.append(Request(task.id, task.arrival, task.prompt_tokens, task.answer_tokens, service=task.service))
     for number, output in (_asked(run_dir, unanswered) if unanswered else {}).items():
         place = unanswered[number]
         requests[place] = dataclasses.replace(requests[place], output_tokens=output)

@@ -221,7 +221,8 @@ def save(order: m.SaveNext, node: int, stage: int, steps: int) -> m.Saved:
 
 
 def main(run_dir: Path) -> None:
-    # A journal's reserved space that few calls use up.
+    # A journal's reserved space that few calls use up, and parts that few fill.
+    journal_writer.PART = int(os.environ.get("STAND_IN_PART", journal_writer.PART))
     journal_writer.RESERVE = int(os.environ.get("STAND_IN_RESERVE", journal_writer.RESERVE))
     recipe = load_recipe(run_dir / "recipe.yaml")
     layout = Layout(recipe.nodes.count, recipe.nodes.stages)

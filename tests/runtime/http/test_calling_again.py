@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from lemix_hpc.records.inheritance import inherit
+from lemix_hpc.records.journal import journal_parts
 from lemix_hpc.records.schema import ServedTask, TrainedTask
 from tests.records.attempt_files import outcomes
 from tests.runtime.http.conftest import Open, opened, recipe_of
@@ -26,7 +27,16 @@ def killed(run: Open) -> None:
     assert run.process.wait(60) != 0
 
 
-def test_answers_and_acknowledgements_outlive_the_ranks(tmp_path: Path) -> None:
+def ended(run_dir: Path) -> int:
+    """Requests whose outcome is safe on the disk."""
+    inherited = inherit(run_dir, None)
+    return inherited.tally.total + len(inherited.served)
+
+
+def test_answers_and_acknowledgements_outlive_the_ranks_and_the_parts_of_the_journal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STAND_IN_PART", "300")
     recipe = recipe_of(training={"sequence_length": 16, "micro_batch_size": 2, "micro_batches": 40})
     with opened(recipe, tmp_path) as run, run.client() as client:
         first = {
@@ -42,7 +52,8 @@ def test_answers_and_acknowledgements_outlive_the_ranks(tmp_path: Path) -> None:
         batch = client.post("/v1/batches", json=asked).json()["id"]
         run.until(lambda: client.get(f"/v1/batches/{batch}").json()["request_counts"]["completed"] == 1)
         # On the disk when the next one has an outcome.
-        run.until(lambda: len(inherit(tmp_path, None).served) == 3)
+        run.until(lambda: ended(tmp_path) == 3)
+        run.until(lambda: journal_parts(tmp_path / "attempts" / "0")[-1] > 2)
         killed(run)
         (tmp_path / "log").unlink()
     with opened(recipe, tmp_path) as run, run.client() as client:
