@@ -32,6 +32,28 @@ def read(path: Path) -> list[bytes]:
     return [line.text for line in read_lines(path)]
 
 
+@given(texts, st.integers(1, 200), st.data())
+def test_so_much_is_read_as_was_there_at_some_time(lines: list[bytes], size: int, data: st.DataObject) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        path = Path(name) / "x.jsonl"
+        file = PartedFile(path, size=size)
+        reaches = [file.reach]
+        for line in lines:
+            file.write(line)
+            reaches.append(file.reach)
+        file.settle()
+        assert read(path) == lines, "on the disk, in whichever part"
+        file.sync()
+        file.close()
+        count = data.draw(st.integers(0, len(lines)))
+        assert [line.text for line in read_lines(path, reaches[count])] == lines[:count]
+        if len(parts(path)) > 1 and reaches[count].part > 2:
+            compressed(part(path, 1)).unlink(missing_ok=True)
+            part(path, 1).unlink(missing_ok=True)
+            first = sum(reach.part == 1 for reach in reaches)
+            assert [line.text for line in read_lines(path, reaches[count])] == lines[first:count]
+
+
 @pytest.fixture
 def directory() -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as name:

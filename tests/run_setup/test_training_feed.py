@@ -9,6 +9,9 @@ from hypothesis import strategies as st
 
 from lemix_hpc.config.training_section import Training
 from lemix_hpc.config.workload_section import TextData
+from lemix_hpc.records.journal import Stepped
+from lemix_hpc.records.schema import TrainedTask
+from lemix_hpc.records.training_fold import TrainingFold
 from lemix_hpc.run_setup.training_feed import FedGroup, TrainingFeed, amount
 from lemix_hpc.workload.samples import Sample, SampleQueue
 from lemix_hpc.workload.texts import Document
@@ -89,6 +92,7 @@ TEXTS = st.lists(st.text("abc ", min_size=6, max_size=30), min_size=1, max_size=
     done=st.sets(st.integers(0, 3)),
     total=st.none() | st.integers(7, 14),
     block=st.sampled_from([4, 20, 1 << 20]),
+    forgets=st.booleans(),
 )
 def test_an_attempt_goes_on_with_the_very_groups(
     tmp_path_factory: pytest.TempPathFactory,
@@ -98,8 +102,11 @@ def test_an_attempt_goes_on_with_the_very_groups(
     done: set[int],
     total: int | None,
     block: int,
+    *,
+    forgets: bool,
 ) -> None:
-    """Those that are not done come again, byte by byte, and then what would have come next."""
+    """Those that are not done come again, byte by byte, and then what would have come next; also if only sums are known of the
+    first ones that are."""
     path = tmp_path_factory.mktemp("text") / "text.jsonl"
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     training = Training(data=TextData(path=path), sequence_length=4, micro_batch_size=1, packing=packing)
@@ -119,7 +126,16 @@ def test_an_attempt_goes_on_with_the_very_groups(
         queue.add(samples)
         cut += groups(first, 1)
     again, other_queue = new()
-    again.go_on([group.cut for group in cut], done, came)
+    fold = TrainingFold({group.number: group.cut for group in cut})
+    for version, number in enumerate(sorted(done & fold.cuts.keys()), 1):
+        fold.steps.append(Stepped(0, (number,), version, 0.0))
+        for id in fold.cuts[number].ids:
+            fold.tell(TrainedTask(id, "finished", 0.0, 4, 0, finished=0.0, step=version))
+    if forgets:
+        fold.forget(fold.versions)
+        assert not fold.cuts or min(fold.cuts) not in done, "the first ones are forgotten"
+    assert fold.behind.micro_batches + len(fold.told) == sum(len(g.cut.ids) for g in cut if g.number in done)
+    again.go_on(list(fold.cuts.values()), done, came, behind=fold.behind)
     assert other_queue.pending == queue.pending
     left = [group for group in cut if group.number not in done]
     assert contents(groups(again, len(left))) == contents(left)
