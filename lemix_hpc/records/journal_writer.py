@@ -183,9 +183,11 @@ class Journal:
             file = _written_file(path, content)
         except OSError:
             return
-        # Nothing is written into the old part once the new one is there.
-        os.ftruncate(self._file, self._offset)
-        os.close(self._file)
+        # Nothing is written into the old part once the new one is there. If this fails, it only keeps space.
+        with contextlib.suppress(OSError):
+            os.ftruncate(self._file, self._offset)
+        with contextlib.suppress(OSError):
+            os.close(self._file)
         self._file, self._path, self._listed = file, path, False
         self._offset, self._reserved = len(content), 0
         self._number, self._in_part, self._cut_at = self._number + 1, 1, 2 * len(content) + PART
