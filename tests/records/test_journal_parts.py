@@ -52,8 +52,6 @@ class Disk:
     patch: pytest.MonkeyPatch
 
     def __post_init__(self) -> None:
-        self.patch.setattr(os, "fdatasync", lambda file: None)  # noqa: ARG005
-        self.patch.setattr(os, "fsync", lambda file: None)  # noqa: ARG005
         write = os.pwrite
 
         def pwrite(file: int, content: bytes, offset: int) -> int:
@@ -185,18 +183,19 @@ def die(
         recorder, journal = open_files(attempt, inherited, lambda: saved)
         for record in records:
             write(recorder, [record])
-            while not journal.flush(0.005) and journal._thread.is_alive():
+            while not (safe := journal.flush(0.002)) and journal._thread.is_alive():
                 pass
-        journal._closing = True
-        with journal._changed:
-            journal._changed.notify_all()
-        journal._thread.join()
+            if not safe:
+                break
+    if journal._thread.is_alive():
+        journal.close()
     if all_lines:
         recorder.close()
     return journal.synced
 
 
-@settings(max_examples=12, deadline=None)
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@settings(max_examples=40, deadline=None)
 @given(ATTEMPTS, SAVED, st.integers(40, 600))
 def test_whatever_is_cut_comes_to_the_same(
     attempts: list[tuple[list[tuple[int, int]], int, EndReason | None, bool]],
@@ -207,6 +206,8 @@ def test_whatever_is_cut_comes_to_the_same(
     versions = None if saved is None else {node: saved.get(node, 0) + node for node in range(NODES)}
     with tempfile.TemporaryDirectory() as directory, pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "RESERVE", 4096)
+        for sync in ("fsync", "fdatasync"):  # it is not the power that fails
+            patch.setattr(os, sync, lambda file: None)  # noqa: ARG005
         cut, whole = Path(directory, "cut"), Path(directory, "whole")
         for path in (cut, whole):
             path.mkdir()
@@ -266,15 +267,15 @@ def served(path: Path, count: int) -> tuple[Attempt, Inheritance]:
 
 @pytest.mark.usefixtures("small")
 def test_a_journal_is_as_long_as_what_is_open_however_much_was_answered(tmp_path: Path) -> None:
-    for count in (100, 400):
+    for count in (50, 150):
         attempt, _ = served(tmp_path, count)
         parts = journal_parts(attempt.path)
         assert len(parts) == 2 and parts[-1] > 5, "the last two stay"
         assert sum(journal_part(attempt.path, number).stat().st_size for number in parts) < 8000
     inherited = inherit(tmp_path, None)
-    assert (inherited.tally.total + len(inherited.served), inherited.next_number) == (500, 500)
+    assert (inherited.tally.total + len(inherited.served), inherited.next_number) == (200, 200)
     assert len(inherited.served) < 40, "all others are in a file of tasks"
-    assert [task.id for task in outcomes(tmp_path)] == [f"r{number}" for number in range(500)]
+    assert [task.id for task in outcomes(tmp_path)] == [f"r{number}" for number in range(200)]
 
 
 @pytest.mark.usefixtures("small")
