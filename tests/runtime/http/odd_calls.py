@@ -69,7 +69,12 @@ ODD_VALUES: dict[str, list[dict[str, Any]]] = {
     "`logit_bias`, `allowed_token_ids`, `stop_token_ids`, prompts of tokens outside the vocabulary, negative, or 2^40": [
         given
         for token in (100_000, -1, 1 << 40)
-        for given in ({"logit_bias": {str(token): 1.0}}, {"allowed_token_ids": [token]}, {"prompt": [token]})
+        for given in (
+            {"logit_bias": {str(token): 1.0}},
+            {"allowed_token_ids": [token]},
+            {"stop_token_ids": [token]},
+            {"prompt": [token]},
+        )
     ],
     "`temperature`, `top_p`, `repetition_penalty` of 10^308 and 10^-308": [
         {name: value} for name in ("temperature", "top_p", "repetition_penalty") for value in (1e308, 1e-308)
@@ -84,8 +89,8 @@ ODD_VALUES: dict[str, list[dict[str, Any]]] = {
     "a chat template in the request that counts to 10^8": [
         _CHAT | {"chat_template": "{% for a in range(10000) %}{% for b in range(10000) %}{% endfor %}{% endfor %}"}
     ],
-    "an image, or tool calls without content, for a model of text": [
-        {"messages": [{"role": "user", "content": [_IMAGE]}]},
+    "an image for a model of text": [{"messages": [{"role": "user", "content": [_IMAGE]}]}],
+    "an answer of tool calls without content": [
         {"messages": [*_CHAT["messages"], {"role": "assistant", "content": None, "tool_calls": [_CALL]}]},
     ],
 }
