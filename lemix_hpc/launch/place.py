@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lemix_hpc.config.errors import UserError
-from lemix_hpc.records.journal import RESERVE
+from lemix_hpc.records.journal_writer import RESERVE
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from lemix_hpc.config.check_amounts import requests_made
 from lemix_hpc.config.errors import UserError
 from lemix_hpc.config.recipe import Recipe
 from lemix_hpc.launch.place import existing, left_to_user
-from lemix_hpc.records.journal import RESERVE
+from lemix_hpc.records.journal_writer import RESERVE
 from lemix_hpc.records.parted_file import PART
 
 PER_REQUEST, PER_REQUEST_COMPRESSED = 28_600, 5_300
