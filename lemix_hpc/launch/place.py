@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import secrets
 import tempfile
 import time
@@ -27,12 +28,18 @@ def runs_root() -> Path:
     return Path(os.environ.get("LEMIX_RUNS") or "runs").expanduser()
 
 
+def absolute(path: Path) -> Path:
+    """As it was written, links and all, but without `..`: a directory must not have two names."""
+    path = path.absolute()
+    return Path(os.path.realpath(path)) if ".." in path.parts else path
+
+
 def new_place(name: str, out: Path | None, *, for_slurm: bool) -> Path:
     """The directory of a new run: `out`, or a new one below `runs_root` that begins with the recipe's name.
 
     Raises UserError if `out` has content, and for a name that others cannot use.
     """
-    path = (runs_root() / _new_id(name) if out is None else out).absolute()
+    path = absolute(runs_root() / _new_id(name) if out is None else out)
     if why := _why_unusable(str(path), for_slurm=for_slurm):
         raise UserError(f"{str(path)!r}: {why}; choose another directory with --out, or LEMIX_RUNS")
     try:
@@ -124,3 +131,9 @@ def _why_unusable(path: str, *, for_slurm: bool) -> str | None:
 
 def _new_id(name: str) -> str:
     return f"{name}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+
+
+def recipe_name(run_id: str) -> str | None:
+    """The name of the recipe in an id that was made for a run; None for any other."""
+    made = re.fullmatch(r"(.+)-\d{8}-\d{6}-[0-9a-f]{4}", run_id)
+    return made[1] if made else None

@@ -5,15 +5,20 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 from lemix_hpc.config.errors import UserError
-from lemix_hpc.launch.place import runs_root
+from lemix_hpc.launch.place import absolute, recipe_name, runs_root
 from lemix_hpc.launch.rundir import RunDir
+from lemix_hpc.launch.states import next_job
 from lemix_hpc.records.files import PASSING
 
+LAST = "last"
+"""The newest run."""
+JOB = re.compile(r"\d+(_\d+)?")
 _THERE = PASSING | {errno.EACCES, errno.EPERM}
 
 
@@ -39,7 +44,8 @@ def register(run: RunDir) -> None:
 
 def known_runs() -> list[RunDir]:
     """Every run that still exists, oldest first. Entries of deleted runs are skipped, and removed."""
-    runs = {run.path: run for run in [*_registered(), *_below(runs_root())]}
+    # A link may lead to one, too.
+    runs = {os.path.realpath(run.path): run for run in [*_below(runs_root()), *_registered()]}
     return sorted(runs.values(), key=_created)
 
 
@@ -60,7 +66,8 @@ def made_at(run: RunDir) -> float:
 
 
 def find_run(name: str) -> RunDir:
-    """The run with this id, the one whose id starts so, or the one in this directory.
+    """The run in this directory or with this id; `last`: the newest; the one of this Slurm job; the newest of this recipe name;
+    or the one whose id starts so.
 
     Raises UserError for none and for several.
     """
@@ -73,14 +80,33 @@ def find_run(name: str) -> RunDir:
         why = f"what is called so cannot be looked at: {error.strerror}"
     except (ValueError, RuntimeError):
         pass  # no path can be called so
-    runs = known_runs()
-    exact = [run for run in runs if run.id == name]
-    matches = exact or [run for run in runs if run.id.startswith(name)]
+    matches = _matching(known_runs(), name)
     if len(matches) == 1:
         return matches[0]
     if not matches:
         raise UserError(f"{name}: no run has this id and {why}; `lemix ps --all` lists all runs")
     raise UserError(f"{name}: several runs match; give one of:\n" + "\n".join(f"  {run.path}" for run in matches))
+
+
+def _matching(runs: list[RunDir], name: str) -> list[RunDir]:
+    """Of runs, oldest first, those that a name can mean."""
+    if exact := [run for run in runs if run.id == name]:
+        return exact
+    if name == LAST:
+        return runs[-1:]
+    if JOB.fullmatch(name) and (of_job := [run for run in runs if name in _jobs(run)]):
+        return of_job[-1:]
+    if of_recipe := [run for run in runs if recipe_name(run.id) == name]:
+        return of_recipe[-1:]
+    return [run for run in runs if run.id.startswith(name)]
+
+
+def _jobs(run: RunDir) -> set[str | None]:
+    """Where it is, and where it goes on."""
+    try:
+        return {run.read_record().job, next_job(run)}
+    except UserError:
+        return set()
 
 
 def _registered() -> Iterator[RunDir]:
@@ -112,6 +138,6 @@ def _registered() -> Iterator[RunDir]:
 
 def _below(root: Path) -> Iterator[RunDir]:
     try:
-        yield from [RunDir(record.parent) for record in root.absolute().glob("*/run.json")]
+        yield from [RunDir(record.parent) for record in absolute(root).glob("*/run.json")]
     except OSError as error:
         print(f"{root}: {error.strerror}; runs there are not shown", file=sys.stderr)

@@ -107,3 +107,33 @@ def test_a_run_is_found_by_id_prefix_and_path(recipe: Recipe, tmp_path: Path) ->
     assert find_run(str(run.path)) == run
     with pytest.raises(UserError, match="no run has this id"):
         find_run("beta")
+
+
+def test_a_run_is_found_by_its_job_its_recipe_and_as_the_last(recipe: Recipe, tmp_path: Path) -> None:
+    old, new, other = (
+        make(recipe, tmp_path / name, created=created)
+        for name, created in (("toy-20261101-101500-ab12", 1.0), ("toy-20261102-101500-ab12", 2.0), ("toys", 3.0))
+    )
+    old.write_record(msgspec.structs.replace(old.read_record(), job="4711"))
+    new.successor.write_text("4712_3\n")
+    assert find_run("last") == other
+    assert find_run("toy") == new, "the newest of the recipe, though others begin so"
+    assert find_run("toy-20261101") == old and find_run("toys") == other
+    assert find_run("4711") == old and find_run("4712_3") == new
+    with pytest.raises(UserError, match="several runs match"):
+        find_run("to")
+    with pytest.raises(UserError, match="no run has this id"):
+        find_run("4713")
+
+
+def test_a_path_with_dots_is_no_second_run(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setenv("LEMIX_RUNS", "../runs")
+    run = make(recipe)
+    assert run.path.parent == tmp_path / "runs"
+    [known] = known_runs()
+    assert known == run == find_run(run.id) == find_run("last")
+    (tmp_path / "link").symlink_to("runs")
+    monkeypatch.setenv("LEMIX_RUNS", "../link")
+    assert known_runs() == [run]
