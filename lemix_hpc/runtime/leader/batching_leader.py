@@ -160,6 +160,8 @@ class Leader:
                     self._share.trained(trained_seconds(spans), self._clock.now())
                 self._gate.worked(spans)
                 self._mailbox.send(SCHEDULER_RANK, Inbox.SCHEDULER, work)
+                if (used := self._gate.news()) is not None:
+                    self._mailbox.send(SCHEDULER_RANK, Inbox.SCHEDULER, m.MemoryUsed(self._node, used))
             case (m.EngineReady() | m.Loss() | m.Stepped() | m.RingDone() | m.Saved() | m.Stopped()) as report:
                 self._account(report)
                 self._mailbox.send(SCHEDULER_RANK, Inbox.SCHEDULER, report)

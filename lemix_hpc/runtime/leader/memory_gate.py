@@ -18,6 +18,8 @@ from lemix_hpc.run_setup.memory_limits import StageRoom
 from lemix_hpc.runtime.leader.request_queues import NodeRequest
 from lemix_hpc.runtime.transport import messages as m
 
+TELL_EVERY_S = 2.0
+"""How often the scheduler is told of the memory in use, for those who watch."""
 SAFE_PART = 0.95
 """Of what a stage held, by the accounts, when its device had no more."""
 
@@ -107,6 +109,7 @@ class MemoryGate:
         self._preempt = preempt
         self._serving = _Claim(1)
         self._training = _Claim(2)
+        self._told = -math.inf
         self._asked: m.AskMemory | None = None
         # Of micro-batches between their forward and their backwards on all stages.
         self._tokens: dict[int, int] = {}
@@ -197,6 +200,14 @@ class MemoryGate:
         waits = [(claim.waits, claim.waited, claim.longest) for claim in (self._serving, self._training)]
         stages = [stage.peaks for stage in self._stages]
         return NodeMemory(stages, *waits[0], *waits[1], self._preemptions, self._recomputed)
+
+    def news(self) -> NodeMemory | None:
+        """What is used, now and then; None in between, and without a limit."""
+        now = self._now()
+        if not self.limited or now - self._told < TELL_EVERY_S:
+            return None
+        self._told = now
+        return self.used
 
     def _out_of_memory(self, at: int, begun: int) -> None:
         """A stage has less memory than the accounts say: count on less from now on, and let one micro-batch make room."""

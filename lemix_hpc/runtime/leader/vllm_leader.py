@@ -111,6 +111,8 @@ class EngineLeader:
             self._gate.heard(report)
         elif isinstance(report, m.SpanReport):
             self._gate.worked(report.spans)
+            if (used := self._gate.news()) is not None:
+                self._tell(m.MemoryUsed(self._node, used))
             self._untold += trained_seconds(report.spans)
         elif isinstance(report, m.Stopped):
             self._running -= 1
