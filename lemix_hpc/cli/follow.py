@@ -3,43 +3,35 @@
 from __future__ import annotations
 
 import json
+import math
 import signal
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from types import FrameType
 
 import typer
 from rich.console import Console
 from rich.live import Live
 
-from lemix_hpc.cli.show import progress_line, progress_panel, render_report
+from lemix_hpc.cli.live.lines import Lines
+from lemix_hpc.cli.live.picture import Picture, pictures
+from lemix_hpc.cli.live.screen import screen
+from lemix_hpc.cli.show import render_report
 from lemix_hpc.config.errors import UserError
 from lemix_hpc.launch.endings import failures
 from lemix_hpc.launch.logs import last_lines, launcher_logs
+from lemix_hpc.launch.rundir import RunDir
 from lemix_hpc.launch.slurm_job import how_it_ended
 from lemix_hpc.launch.start import StartedRun
-from lemix_hpc.launch.states import FINAL, read_progress, read_report, run_state
+from lemix_hpc.launch.states import read_report
 from lemix_hpc.records.attempts import AttemptEnd, attempts
 from lemix_hpc.records.files import is_full
-from lemix_hpc.records.schema import Progress
 
-LIVE_EVERY_S = 0.25
-LINE_EVERY_S = 5.0
-ASK_SLURM_EVERY_S = 5.0
-ASK_SLURM_ENDING_S = 1.0
-UNREAD_LOOKS = 240
-"""In a row, a minute, after which a run whose files cannot be read is given up; it goes on."""
+DRAW_EVERY_S = 0.5
+DRAWING_SHARE = 0.03
+"""Of a core: a large screen takes longer, and is drawn less often."""
 LOGS_SHOWN = 3
 EXIT_INTERRUPTED = 130
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A run at one moment."""
-
-    state: str
-    progress: Progress | None
 
 
 class _Interrupts:
@@ -72,13 +64,13 @@ def follow(start: Callable[[], StartedRun], *, as_json: bool) -> int:
     """Start a run and show it until it ends. Returns the exit code: 0, 1 if it failed, 130 if the user interrupted it."""
     interrupts = _Interrupts()
     started = start()
-    console = Console(stderr=True)
+    console, lines = Console(stderr=True), Lines()
     console.print(f"{started.record.id}: {started.run.path}", soft_wrap=True, highlight=False)
     asked_to_stop = False
     while True:
         try:
             interrupts.release()
-            state = _watch(started, console)
+            state = _watch(started, console, lines).state
             break
         except KeyboardInterrupt:
             if started.run.profile_order.exists():
@@ -91,47 +83,44 @@ def follow(start: Callable[[], StartedRun], *, as_json: bool) -> int:
     return EXIT_INTERRUPTED if asked_to_stop else code
 
 
-def _watch(started: StartedRun, console: Console) -> str:
-    """Returns the final state."""
-    picture = Picture("PENDING", None)
-    if not console.is_terminal:
-        shown = -LINE_EVERY_S
-        for picture in _pictures(started):
-            if time.monotonic() - shown >= LINE_EVERY_S or picture.state in FINAL:
-                console.print(progress_line(picture.state, picture.progress), soft_wrap=True, highlight=False)
-                shown = time.monotonic()
-        return picture.state
+def watch(run: RunDir) -> int:
+    """Show a run until it ends, and how it ended. Returns the exit code: 0, 1 if it failed, 130 if the user looked away."""
+    started, console = StartedRun(run, run.read_record()), Console()
+    try:
+        picture = _watch(started, console, Lines())
+    except KeyboardInterrupt:
+        typer.echo(f"{run.id} goes on", err=True)
+        return EXIT_INTERRUPTED
+    if console.is_terminal:
+        console.print(screen(picture, console.width, console.height))
+    if _tell_end(started, picture.state):
+        return 1
+    typer.echo(f"`lemix report {run.id}` prints its report", err=True)
+    return 0
+
+
+def _watch(started: StartedRun, console: Console, lines: Lines) -> Picture:
+    """`lines`: what has been said where there is no screen. Returns the picture of its end."""
+    return _on_screen(started, console) if console.is_terminal else _in_lines(started, console, lines)
+
+
+def _in_lines(started: StartedRun, console: Console, lines: Lines) -> Picture:
+    for picture in pictures(started):
+        clock = time.strftime("%H:%M:%S", time.localtime(picture.now))
+        for line in lines.news(picture):
+            console.print(f"{clock}  {line}", soft_wrap=True, highlight=False, markup=False)
+    return picture
+
+
+def _on_screen(started: StartedRun, console: Console) -> Picture:
+    due = -math.inf
     with Live(console=console, auto_refresh=False, transient=True) as live:
-        for picture in _pictures(started):
-            live.update(progress_panel(picture.state, picture.progress), refresh=True)
-    return picture.state
-
-
-def _pictures(started: StartedRun) -> Iterator[Picture]:
-    """Pictures of the run, four a second, up to and with the one of its final state."""
-    asked, state, ending, unread = -ASK_SLURM_EVERY_S, "PENDING", False, 0
-    progress: Progress | None = None
-    while True:
-        try:
-            if started.process is not None:
-                started.process.poll()
-                state = run_state(started.run, started.record)
-            elif time.monotonic() - asked >= (ASK_SLURM_ENDING_S if ending else ASK_SLURM_EVERY_S):
-                asked, state = time.monotonic(), run_state(started.run, started.record)
-            # The picture before, where this one cannot be read.
-            progress = read_progress(started.run) or progress
-            ended_itself = progress is not None and progress.state in ("finished", "failed")
-            attempt = started.run.last_attempt
-            ending, unread = ended_itself or (attempt is not None and attempt.failure.exists()), 0
-        except (UserError, OSError):
-            # A file server that was away, or a file that is written this moment: the run goes on meanwhile.
-            unread += 1
-            if unread >= UNREAD_LOOKS:
-                raise
-        yield Picture(state, progress)
-        if state in FINAL:
-            return
-        time.sleep(LIVE_EVERY_S)
+        for picture in pictures(started):
+            if time.monotonic() >= due:
+                began = time.process_time()
+                live.update(screen(picture, console.width, console.height), refresh=True)
+                due = time.monotonic() + max(DRAW_EVERY_S, (time.process_time() - began) / DRAWING_SHARE)
+    return picture
 
 
 def _stop(started: StartedRun) -> None:
@@ -163,15 +152,10 @@ def _cancelled(started: StartedRun, because: str) -> int:
 def _report(started: StartedRun, state: str, *, as_json: bool) -> int:
     end = _end_of(started)
     # Of a run that came to an end by itself there is a report in any case.
-    failed = end is not None and end.reason in ("unsaved", "diverged")
-    if state != "COMPLETED":
-        _explain_failure(started, state)
-        if not failed:
-            return 1
-    if end is not None and end.reason == "drained":
-        typer.echo(
-            f"The run ended before all was done: {end.message}. `lemix resume {started.record.id}` goes on.", err=True
-        )
+    reports = end is not None and end.reason in ("unsaved", "diverged")
+    failed = _tell_end(started, state)
+    if failed and not reports:
+        return 1
     if not started.run.report.exists():
         typer.echo(f"The run is done, but its report {started.run.report} is not visible on this host.", err=True)
         return 1
@@ -181,6 +165,18 @@ def _report(started: StartedRun, state: str, *, as_json: bool) -> int:
     else:
         Console().print(render_report(started.run, report), crop=False)
     return int(failed)
+
+
+def _tell_end(started: StartedRun, state: str) -> bool:
+    """Say what is not plain of its end. Whether the run has failed."""
+    end = _end_of(started)
+    if state != "COMPLETED":
+        _explain_failure(started, state)
+    elif end is not None and end.reason == "drained":
+        typer.echo(
+            f"The run ended before all was done: {end.message}. `lemix resume {started.record.id}` goes on.", err=True
+        )
+    return state != "COMPLETED"
 
 
 def _explain_failure(started: StartedRun, state: str) -> None:

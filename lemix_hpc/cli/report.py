@@ -21,7 +21,7 @@ def report(
         list[str],
         typer.Argument(
             metavar="RUN...",
-            help="Id of the run, the start of an id, or its directory. Several with --html or --png.",
+            help="Runs as for other commands: an id, `last` and so on. Several with --html or --png.",
             show_default=False,
         ),
     ],

@@ -53,7 +53,12 @@ Renew = Annotated[
     ),
 ]
 RunName = Annotated[
-    str, typer.Argument(metavar="RUN", help="Id of the run, the start of an id, or its directory.", show_default=False)
+    str,
+    typer.Argument(
+        metavar="RUN",
+        help="Id of the run or the start of one, its directory or Slurm job, its recipe's name for the newest, or `last`.",
+        show_default=False,
+    ),
 ]
 
 
@@ -85,7 +90,7 @@ def submit(
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
-    """Start a run and return at once. Follow it with `lemix ps`, `lemix logs` and `lemix report`."""
+    """Start a run and return at once. Follow it with `lemix watch`, `lemix logs` and `lemix report`."""
     ready, kind = _prepare(recipe, overrides, cluster, out)
     if dry_run:
         _show_dry_run(ready, kind, out)

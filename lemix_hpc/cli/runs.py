@@ -45,6 +45,14 @@ def ps(
             typer.echo(row["damage"], err=True)
 
 
+def watch(run: RunName) -> None:
+    """Show what a run does, from anywhere, until it ends or Ctrl-C; it goes on then. Exit code 1 if it fails."""
+    from lemix_hpc.cli.follow import watch as watch_run
+    from lemix_hpc.launch.registry import find_run
+
+    raise typer.Exit(watch_run(find_run(run)))
+
+
 def logs(
     run: RunName,
     rank: Annotated[int | None, typer.Option(min=0, help="Only this rank's log.")] = None,

@@ -344,15 +344,36 @@ class AttemptFacts(msgspec.Struct, frozen=True):
     damage: list[str] = []
 
 
+class StageUse(msgspec.Struct, frozen=True, array_like=True):
+    """The shares of a stage's time, 0..1, that went into each kind of work; `other`: copies and saves."""
+
+    serve: float = 0.0
+    forward: float = 0.0
+    backward: float = 0.0
+    step: float = 0.0
+    other: float = 0.0
+
+    @property
+    def idle(self) -> float:
+        return max(0.0, 1.0 - self.serve - self.forward - self.backward - self.step - self.other)
+
+
 class Progress(msgspec.Struct, frozen=True):
     """The live figures of a run (`progress.json`, replaced as a whole every `report.live_interval_s`).
 
     `address`: of its OpenAI API; `keys`: the file with the keys that it takes. `loss`: mean of the last micro-batches, nats per
-    token. `stage_busy`: busy share of every stage since the last update, 0..1, by node and stage. `measured` of `to_measure`
-    points and `left_s` seconds are for profiling jobs. `checkpoint_step`: of the newest checkpoint; `checkpoint_failure`: why
-    one could not be saved and is to be tried again. `disk`: why it does not take everything, None while it does. `skipped`:
+    token. `stages`: what each did in the last seconds, by node and stage. `measured` of `to_measure` points and `left_s` s are
+    for profiling jobs. `checkpoint_step`: of the newest checkpoint; `checkpoint_failure`: why one could not be saved and is to
+    be tried again. `disk`: why it does not take everything, None while it does. `skipped`:
     steps beside `steps` that changed nothing, since their gradients were not finite; `training_stopped`: for that;
     `lost_losses`: micro-batches whose loss was not. `classes`: of requests, by those that ended last.
+
+    While it starts: `message`: what is awaited, `since` then [s since the epoch], and `built` of `engines`. `draining`: why it
+    ends before its work is done. `requests_per_s` that finished, and `tokens_per_s` trained, in the last seconds. Of the
+    requests `under_way`, the `waiting` ones have no pass behind them; `held`: training micro-batches that are held back.
+    `losses`: their course over all of training, as means of equally many. `forecast_error`: median of |forecast - response| /
+    response; `attainment`: limits on interactive responses [s] and the shares within; both of the last requests. `versions`:
+    the newest weights of each node.
     """
 
     state: Literal["starting", "running", "finished", "failed"]
@@ -372,7 +393,7 @@ class Progress(msgspec.Struct, frozen=True):
     measured: int = 0
     to_measure: int = 0
     left_s: float | None = None
-    stage_busy: list[list[float]] = []
+    stages: list[list[StageUse]] = []
     drift: list[Drift] = []
     stragglers: list[Straggler] = []
     disk: str | None = None
@@ -381,3 +402,16 @@ class Progress(msgspec.Struct, frozen=True):
     lost_losses: int = 0
     keys: str | None = None
     classes: dict[str, ClassFigures] = {}
+    since: float | None = None
+    built: int = 0
+    engines: int = 0
+    draining: str | None = None
+    requests_per_s: float | None = None
+    tokens_per_s: float | None = None
+    under_way: int = 0
+    waiting: int = 0
+    held: int = 0
+    losses: list[float] = []
+    forecast_error: float | None = None
+    attainment: list[tuple[float, float]] = []
+    versions: list[int] = []

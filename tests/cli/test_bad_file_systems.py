@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from lemix_hpc.cli.follow import _pictures
+from lemix_hpc.cli.live.picture import pictures
 from lemix_hpc.launch import logs
 from lemix_hpc.launch.registry import register
 from lemix_hpc.launch.rundir import RunDir, RunRecord
@@ -147,13 +147,13 @@ def test_ps_shows_all_runs_whatever_look_fails(away: Away, inside: Command, tmp_
 
 
 def test_following_outlives_every_look_that_fails(away: Away, run: RunDir) -> None:
-    def pictures() -> None:
-        some = _pictures(StartedRun(run, RECORD))
+    def follow() -> None:
+        some = pictures(StartedRun(run, RECORD))
         for _ in range(3):
             next(some)
 
-    for _ in _every_single_look(away, pictures):
-        pictures()
+    for _ in _every_single_look(away, follow):
+        follow()
 
 
 @pytest.mark.parametrize("failing", range(1, 6))
@@ -193,14 +193,13 @@ def test_other_commands_name_the_file_system(away: Away, inside: Command) -> Non
         assert done.returncode in (1, 2) and "Stale file handle" in done.stderr, command
 
 
-def test_the_end_is_seen_when_the_server_is_back(away: Away, run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lemix_hpc.cli.follow.ASK_SLURM_EVERY_S", 0.0)
-    pictures = _pictures(StartedRun(run, RECORD))
-    next(pictures)
+def test_the_end_is_seen_when_the_server_is_back(away: Away, run: RunDir) -> None:
+    some = pictures(StartedRun(run, RECORD))
+    next(some)
     attempt = run.last_attempt
     assert attempt is not None
     attempt.end(AttemptEnd("finished", "all is done", 1.0))
     away.failing = lambda _: True
-    assert next(pictures).state not in FINAL
+    assert next(some).state not in FINAL
     away.failing = lambda _: False
-    assert next(pictures).state == "COMPLETED"
+    assert next(some).state == "COMPLETED"

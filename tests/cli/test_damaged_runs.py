@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from lemix_hpc.cli.follow import _pictures
+from lemix_hpc.cli.live.picture import pictures
 from lemix_hpc.launch import states
 from lemix_hpc.launch.registry import register
 from lemix_hpc.launch.rundir import RunDir, RunRecord
@@ -144,15 +144,15 @@ def test_following_goes_on_with_the_picture_before(
 ) -> None:
     run = make("sound")
     attempt = claim(run.path)
-    pictures = _pictures(StartedRun(run, RECORD))
+    some = pictures(StartedRun(run, RECORD))
     monkeypatch.setattr("time.sleep", lambda _: None)
-    monkeypatch.setattr("lemix_hpc.cli.follow.ASK_SLURM_EVERY_S", 0.0)
-    first = next(pictures)
+    first = next(some)
     assert first.progress is not None and first.progress.served == 3
     run.progress.write_bytes(b'{"state"')
     (attempt.path / "end.json").write_bytes(b"{")
-    assert next(pictures) == first
+    before = next(some)
+    assert (before.state, before.progress, before.ends) == (first.state, first.progress, first.ends)
     (attempt.path / "end.json").unlink()
     attempt.end(AttemptEnd("finished", "all is done", 1.0))
-    last = list(pictures)[-1]
+    last = list(some)[-1]
     assert (last.state, last.progress) == (states.OF_ENDS["finished"], first.progress)

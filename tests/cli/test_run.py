@@ -234,7 +234,12 @@ def test_stop_resume_and_what_ps_tells_of_both(lemix: Command, recipe: Path, tmp
     said = run / "logs/attempt-0/rank-0.log"
     wait_for(lambda: "policy.minimum_training_share is 0.2 from now on" in said.read_text(), "the changes")
     assert "one is stopping" in lemix("stop", "one").stdout
+    watched = lemix("watch", "last")
     wait_for((run / "attempts/0/end.json").exists, "the run to end")
+    lines = [line[len("00:00:00  ") :] for line in watched.stdout.splitlines()]
+    assert watched.returncode == 0 and len(set(lines)) == len(lines), watched.stdout
+    assert lines[-1] == "completed: drained: asked to stop by `lemix stop`"
+    assert re.match(r"\d+ s: serving: served \d+/100; latency: p99 of .*; training: trained \d+", lines[-2]), lines
     wait_for(lambda: not processes_in(run), "the ranks to end")
     assert lemix("stop", "one").stderr.startswith("one has already ended: it is COMPLETED")
     done = lemix("resume", "one")

@@ -1,25 +1,20 @@
-"""How the state of a run, a panel of it, and a profiling job's result look in the terminal."""
+"""How the report of a run and a profiling job's result look in the terminal."""
 
 from __future__ import annotations
 
 import io
 from pathlib import Path
-from typing import Any
 
 import pytest
 from rich.console import Console, RenderableType
 from rich.table import Table
 
-from lemix_hpc.cli.show import print_wide, progress_line, progress_panel, render_report
+from lemix_hpc.cli.show import print_wide, render_report
 from lemix_hpc.launch.rundir import RunDir
-from lemix_hpc.policy.drift import Drift
-from lemix_hpc.policy.stragglers import Straggler
-from lemix_hpc.records.schema import Progress, RunFacts
+from lemix_hpc.records.schema import RunFacts
 from lemix_hpc.records.writer import Recorder
 from lemix_hpc.report.build import build_report
 from lemix_hpc.report.table import render
-
-RUNNING = Progress("running", elapsed_s=2.0)
 
 
 def printed(shown: RenderableType, width: int = 100) -> list[str]:
@@ -29,85 +24,6 @@ def printed(shown: RenderableType, width: int = 100) -> list[str]:
     assert isinstance(console.file, io.StringIO)
     return [line.rstrip() for line in console.file.getvalue().splitlines() if line.strip()]
 
-
-def changed(**facts: Any) -> Progress:
-    return Progress("running", elapsed_s=2.0, **facts)
-
-
-# The line
-
-
-def test_a_run_that_tells_nothing_yet_has_its_state_alone() -> None:
-    assert progress_line("PENDING", None) == "pending"
-    assert progress_line("RUNNING", Progress("starting", message="building the engines")) == (
-        "running (starting), 0.0 s, building the engines"
-    )
-
-
-BROKEN = "more steps skipped: their gradients are not finite"
-
-
-@pytest.mark.parametrize(
-    ("facts", "told"),
-    [
-        ({"requests": 60, "served": 7}, "served 7/60"),
-        ({"trained": 3, "training_total": 8, "steps": 1}, "trained 3/8 in 1 steps"),
-        ({"trained": 3, "steps": 1}, "trained 3 in 1 steps"),
-        ({"training_total": 8}, "trained 0/8 in 0 steps"),
-        ({"loss": 2.5}, "loss 2.5000"),
-        ({"loss": 0.0}, "loss 0.0000"),
-        ({"skipped": 2}, f"2 {BROKEN}"),
-        ({"skipped": 1, "training_stopped": True}, f"1 {BROKEN}; training has stopped (training.on_nan)"),
-        ({"lost_losses": 3}, "the loss of 3 micro-batches is not finite"),
-        ({"response_ms_p50": 38.04}, "response p50 38.0 ms"),
-        ({"address": "http://host:8000"}, "OpenAI API at http://host:8000/v1"),
-        ({"measured": 3, "to_measure": 20, "left_s": 61.4}, "3/20 points, 61 s left"),
-        ({"left_s": 0.2}, "0 s left"),
-        ({"drift": [Drift(1, "serve", 2.96, since_s=1.0)]}, "drift: stage 1 serve takes 3 x its predicted time"),
-        ({"stragglers": [Straggler(3, 1, 1.62, since_s=60.0)]}, "slow: node 3 stage 1, 1.6 x the others' time"),
-    ],
-)
-def test_each_fact_that_is_there_is_told(facts: dict[str, Any], told: str) -> None:
-    assert progress_line("RUNNING", changed(**facts)) == f"running (running), 2.0 s, {told}"
-
-
-def test_what_is_not_there_is_not_told() -> None:
-    assert progress_line("RUNNING", RUNNING) == "running (running), 2.0 s"
-
-
-def test_the_address_of_a_run_that_is_over_is_not_told() -> None:
-    over = Progress("finished", elapsed_s=2.0, address="http://host:8000")
-    assert progress_line("COMPLETED", over) == "completed (finished), 2.0 s"
-
-
-# The panel
-
-
-@pytest.mark.parametrize("progress", [None, RUNNING])
-def test_without_stages_the_panel_is_the_line(progress: Progress | None) -> None:
-    assert progress_panel("RUNNING", progress) == progress_line("RUNNING", progress)
-
-
-def test_the_panel_has_a_bar_for_every_stage() -> None:
-    busy = changed(stage_busy=[[0.5, 1.0], [0.0, 0.074]])
-    line, *bars = printed(progress_panel("RUNNING", busy))
-    assert line == progress_line("RUNNING", busy)
-    assert [(bar[:14], bar.split()[-1]) for bar in bars] == [
-        ("node 0 stage 0", "50%"),
-        ("node 0 stage 1", "100%"),
-        ("node 1 stage 0", "0%"),
-        ("node 1 stage 1", "7%"),
-    ]
-    assert [bar.count("━") for bar in bars] == [15, 30, 0, 2], "of 30"
-
-
-def test_a_profiling_job_has_one_bar_of_its_points() -> None:
-    line, bar = printed(progress_panel("RUNNING", changed(measured=5, to_measure=20)))
-    assert line.endswith("5/20 points")
-    assert bar == 15 * "━", "of 60"
-
-
-# Reports
 
 FITTED = """\
 schema: 1

@@ -54,9 +54,9 @@ class LoopSettings:
     """`context`: the longest prompt and output together that the model takes, None without a limit. Live interval in s.
 
     `address`: of the OpenAI API, if there is one, and `keys` the file with those that it takes. `partners`: nodes that learn
-    from each other, if any do. `has_losses`: whether the engine computes any. `limits_ms`: on interactive requests; `window`:
-    for batch requests to be completed [s]. `on_nan`: what follows a gradient that is not finite; `spans`: which work is
-    written down.
+    from each other, if any do. `has_losses`: whether the engine computes any. `limits_s`, in T0, and
+    `limits_ms`: on interactive requests; `window`: for batch requests to be completed [s]. `on_nan`: what follows a gradient
+    that is not finite; `spans`: which work is written down.
     """
 
     context: int | None
@@ -65,6 +65,7 @@ class LoopSettings:
     keys: str | None = None
     partners: Partners | None = None
     has_losses: bool = True
+    limits_s: Sequence[float] = ()
     limits_ms: Mapping[str, float] = field(default_factory=dict)
     window: float = math.inf
     on_nan: Literal["stop_training", "stop", "skip"] = "skip"
@@ -139,6 +140,7 @@ class SchedulerLoop:
             settings.live_interval,
             settings.address,
             settings.keys,
+            settings.limits_s,
             has_losses=settings.has_losses,
             lost_losses=inherited.lost_losses,
         )
@@ -443,5 +445,6 @@ class SchedulerLoop:
             checkpoint=self._checkpoints.last_step if self._checkpoints is not None else None,
             failure=self._checkpoints.trouble if self._checkpoints is not None else None,
             disk=self._disk.trouble if self._disk is not None else None,
+            draining=self._ending.message if self._ending is not None else None,
             last=last,
         )

@@ -8,6 +8,7 @@ import importlib
 import itertools
 import math
 import platform
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -137,14 +138,14 @@ class SchedulerRank:
         for notice in work.notices:
             print(notice, flush=True)
         self._look_back(work.requests)
-        self._tell("building the engines")
-        # While others build theirs; once the run has started, everybody would wait for it.
+        # While others build their engines; once the run has started, everybody would wait for it.
+        self._tell("compiling the scheduler, while the engines are built")
         compile_policy()
         if self._believed_file is None and self._recipe.engine.computes:
             importlib.import_module("scipy.optimize")  # stage times are fitted to the warm-up
         if self._checkpoints is not None:
             self._checkpoints.clear()
-        self._collect(engines_in(self._recipe))
+        self._await_engines(engines_in(self._recipe))
         times = self._warm_up(work.requests) if self._recipe.engine.computes else None
         overhead = 0.0 if times is None else max(kind.overhead for kind in times)
         hardware = self._hardware(times)
@@ -171,7 +172,7 @@ class SchedulerRank:
         router = endpoint.router(
             self._layout, self._mailbox, next_number, work, self._recorder.promise, self._inherited.over
         )
-        loop = self._make_loop(work, scheduler, endpoint, router, next_number)
+        loop = self._make_loop(work, scheduler, endpoint, router, next_number, t0)
 
         # What goes over all requests is asked once, not every few seconds.
         outside = sum(not reference.covers(r.prompt_tokens + r.output_tokens) for r in work.requests)
@@ -278,6 +279,7 @@ class SchedulerRank:
         endpoint: Endpoint,
         router: CallRouter,
         next_number: Callable[[], int],
+        t0: float,
     ) -> SchedulerLoop:
         recipe = self._recipe
         feed = feed_of(recipe, work, next_number, endpoint.samples)
@@ -291,6 +293,7 @@ class SchedulerRank:
             endpoint.keys,
             partners(recipe),
             has_losses=recipe.engine.computes,
+            limits_s=[factor * t0 for factor in recipe.slo.factors],
             limits_ms=limits_ms(recipe),
             window=recipe.slo.completion_window_s,
             on_nan=recipe.training.on_nan if recipe.training is not None else "skip",
@@ -396,7 +399,14 @@ class SchedulerRank:
         return Hardware(real[0], real, believed, self._kinds)
 
     def _tell(self, message: str) -> None:
-        self._recorder.progress(Progress("starting", message=message))
+        self._recorder.progress(Progress("starting", message=message, since=time.time()))
+
+    def _await_engines(self, engines: int) -> None:
+        since, built = time.time(), 0
+        while built < engines:
+            awaited = Progress("starting", message="building the engines", since=since, built=built, engines=engines)
+            self._recorder.progress(awaited)
+            built += len(self._collect(1))
 
     def _order(self, order: m.Go | m.Stop, nodes: Sequence[int]) -> None:
         for node in nodes:

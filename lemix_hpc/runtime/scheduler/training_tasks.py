@@ -53,12 +53,19 @@ class TrainingTasks:
         self.steps = steps
         self.skipped = skipped
         self.trained = trained
+        self.tokens = 0
+        """Of the micro-batches that this attempt has trained."""
         self.broken = broken
 
     @property
     def total(self) -> int | None:
         """Micro-batches in all, None without an end."""
         return self._feed.total if self._feed is not None else 0
+
+    @property
+    def held(self) -> int:
+        """Micro-batches that were offered to the policy, and that it has not let go to a node yet."""
+        return sum(task.place is None for task in self._tasks.values())
 
     @property
     def samples_waiting(self) -> int:
@@ -178,6 +185,7 @@ class TrainingTasks:
             self._recorder.task(member.record(step))
             self._end(member.micro_batch.id)
         self.trained += len(members)
+        self.tokens += sum(member.micro_batch.rows * member.micro_batch.length for member in members)
         del self._begun[group]
 
     def _end(self, number: int) -> TrainingTask:

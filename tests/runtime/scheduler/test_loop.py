@@ -487,7 +487,9 @@ def test_progress_is_shown_every_so_often_and_at_the_end(start: Start) -> None:
     rank.turn(1.0)
     shown = rank.progress()
     assert (shown.served, shown.loss, shown.response_ms_p50) == (1, 2.5, 500.0)
-    assert shown.stage_busy == [[0.5, 0.0], [0.0, 0.0]]
+    assert (shown.requests_per_s, shown.under_way, shown.waiting, shown.held) == (1.0, 0, 0, 0)
+    assert [[stage.idle for stage in node] for node in shown.stages] == [[0.5, 1.0], [1.0, 1.0]]
+    assert shown.forecast_error is not None
     rank.loop.show(last=True)
     assert rank.progress().state == "finished"
 
