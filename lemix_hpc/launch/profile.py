@@ -25,9 +25,10 @@ from lemix_hpc.measure.main import ProfileOrder
 def for_one_node(loaded: LoadedRecipe) -> LoadedRecipe:
     """What is profiled of a recipe: one node. Stages that compute need no coefficients; they are about to be made."""
     recipe = loaded.recipe
+    gpus, per_host = recipe.cluster.gpus_per_node, recipe.cluster.nodes_per_host
     changes: dict[str, Any] = {
         "nodes": recipe.nodes.model_copy(update={"count": 1, "kinds": None}),
-        "cluster": recipe.cluster.model_copy(update={"nodes_per_host": 1}),
+        "cluster": recipe.cluster.model_copy(update={"nodes_per_host": 1, "gpus_per_node": gpus and gpus // per_host}),
         "policy": Policy(),
     }
     if recipe.engine.computes:
