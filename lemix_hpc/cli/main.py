@@ -17,6 +17,7 @@ from lemix_hpc.cli import (
     doctor,
     explain,
     fit,
+    init,
     plan,
     profile,
     punish,
@@ -36,6 +37,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+app.command()(init.init)
 app.command()(run.run)
 app.command()(run.submit)
 app.command()(run.resume)

@@ -46,3 +46,10 @@ def test_more_gpus_than_a_host_has_are_refused(client: Client) -> None:
     refused = client.start("run", *asked("cluster.gpus_per_node=5"), "--dry-run")
     _, said = refused.communicate(timeout=PATIENCE_S)
     assert refused.returncode == 2 and "allocation failure" in said
+
+
+def test_a_first_recipe_is_for_the_gpus_that_slurm_counts(client: Client, slurm_tmp_path: Path) -> None:
+    recipe = slurm_tmp_path / "first.yaml"
+    client.run("init", str(recipe))
+    assert "partition: main" in recipe.read_text()
+    assert "#SBATCH --gpus-per-node=4" in client.run("run", str(recipe), "--dry-run")
