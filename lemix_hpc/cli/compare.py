@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lemix_hpc.cli import options
+from lemix_hpc.cli.report import Html, Png, draw_sweeps
 from lemix_hpc.cli.run import Overrides, RecipePath
 from lemix_hpc.cli.simulate import Split, simulated_recipe
 from lemix_hpc.config.errors import UserError
@@ -40,6 +41,8 @@ def compare(
     overrides: Overrides = None,
     csv: Annotated[Path | None, typer.Option(metavar="FILE", help="Write one CSV row per run.")] = None,
     json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write all runs, means and ratios.")] = None,
+    html: Html = None,
+    png: Png = None,
     jobs: options.Jobs = None,
 ) -> None:
     """Simulate policies under many loads, and print means over the seeds with ratios to a baseline."""
@@ -51,15 +54,28 @@ def compare(
     )
     given_seeds, given_split = options.seeds(seeds) if seeds else [], options.split_of(split)
     from lemix_hpc.cli.show import print_wide
-    from lemix_hpc.studies.compare import as_csv, as_json, summed_up
+    from lemix_hpc.studies.compare import as_csv, as_json, as_sweep, summed_up
     from lemix_hpc.studies.sweep import Grid
 
     base = _baseline(baseline, names)
+    if png is not None:
+        _check_lines(given_rates, given_shares)
     done = _run(Grid(ready, names, given_rates, given_shares, given_seeds, given_split), options.processes(jobs))
     rows = summed_up(done, base)
     _write(csv, as_csv(done))
     _write(json, as_json(done, rows, base))
     print_wide(_table(rows, base))
+    if html is not None or png is not None:
+        draw_sweeps({ready.name: as_sweep(rows, base)}, html, png)
+
+
+def _check_lines(rates: Sequence[float], shares: Sequence[float]) -> None:
+    """Before runs are simulated for nothing. Raises UserError where no picture could be drawn."""
+    from lemix_hpc.report.png.write import check_pictures
+
+    check_pictures()
+    if len(set(rates)) < 2 and len(set(shares)) < 2:
+        raise UserError("--png: one load has no lines; give several --rates or --training-shares")
 
 
 def _baseline(asked: str | None, names: Sequence[str]) -> str:

@@ -12,8 +12,17 @@ import typer
 from lemix_hpc.cli.run import Json
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
     from lemix_hpc.launch.rundir import RunDir
     from lemix_hpc.report.shown_run import ShownRun
+    from lemix_hpc.report.sweep import Sweep
+
+Html = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Write a page with figures, to look at in a browser.", show_default=False),
+]
+Png = Annotated[Path | None, typer.Option(metavar="DIR", help="Write each figure as a picture.", show_default=False)]
 
 
 def report(
@@ -21,27 +30,28 @@ def report(
         list[str],
         typer.Argument(
             metavar="RUN...",
-            help="Runs as for other commands: an id, `last` and so on. Several with --html or --png.",
+            help="Runs as for other commands: an id, `last` and so on; or files of `lemix compare --json`. Several with "
+            "--html or --png.",
             show_default=False,
         ),
     ],
     as_json: Json = False,
-    html: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Write a page with figures, to look at in a browser.", show_default=False),
-    ] = None,
-    png: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Write each figure as a picture.", show_default=False)
-    ] = None,
+    html: Html = None,
+    png: Png = None,
 ) -> None:
     """Print the report of a run; of one that goes on, or was cut off, what there is so far. Or compare runs in figures."""
     from lemix_hpc.config.errors import UserError
     from lemix_hpc.launch.registry import find_run
 
+    if as_json and (html is not None or png is not None):
+        raise UserError("--json goes with neither --html nor --png")
+    if sweeps := [run for run in runs if run.endswith(".json") and Path(run).is_file()]:
+        if len(sweeps) < len(runs):
+            raise UserError(f"{sweeps[0]} is a comparison; give it without runs")
+        _draw_sweeps(sweeps, html, png)
+        return
     found = [find_run(run) for run in runs]
     if html is not None or png is not None:
-        if as_json:
-            raise UserError("--json goes with neither --html nor --png")
         _draw(found, html, png)
         return
     if len(found) > 1:
@@ -89,21 +99,57 @@ def _draw(runs: list[RunDir], html: Path | None, png: Path | None) -> None:
     names = [run.id if ids.count(run.id) == 1 else str(run.path) for run in runs]
     shown = [_shown(run, name) for run, name in zip(runs, names, strict=True)]
     if html is not None:
-        _write_page(shown, html)
+        from lemix_hpc.report.html.page import render_page
+
+        _write_page(render_page(shown), html)
     if png is not None:
-        try:
-            pictures = write_pictures({run.name: run.aggregates for run in shown}, png)
-        except OSError as error:
-            raise UserError(f"{png}: cannot be written: {error.strerror}") from error
-        typer.echo(f"Wrote {len(pictures)} pictures to {png}", err=True)
+        _write_pictures(lambda: write_pictures({run.name: run.aggregates for run in shown}, png), png)
 
 
-def _write_page(shown: list[ShownRun], path: Path) -> None:
+def _draw_sweeps(paths: list[str], html: Path | None, png: Path | None) -> None:
+    """Of files of `lemix compare`."""
+    from lemix_hpc.config.errors import UserError
+    from lemix_hpc.report.sweep import parts, read_sweep
+
+    if html is None and png is None:
+        raise UserError(f"{paths[0]}: a comparison is drawn; give --html FILE or --png DIR")
+    sweeps = {path: read_sweep(Path(path)) for path in paths}
+    if png is not None and not any(map(parts, sweeps.values())):
+        raise UserError(f"--png: {paths[0]} has one load only, of which there are no lines; compare several --rates")
+    draw_sweeps(sweeps, html, png)
+
+
+def draw_sweeps(sweeps: Mapping[str, Sweep], html: Path | None, png: Path | None) -> None:
+    """Comparisons by their names, as a page and as pictures."""
+    from lemix_hpc.report.png.write import check_pictures
+
+    if png is not None:
+        check_pictures()
+    if html is not None:
+        from lemix_hpc.report.html.sweep import render_sweeps
+
+        _write_page(render_sweeps(sweeps), html)
+    if png is not None:
+        from lemix_hpc.report.png.sweep import write_sweeps
+
+        _write_pictures(lambda: write_sweeps(sweeps, png), png)
+
+
+def _write_pictures(write: Callable[[], Sequence[Path]], directory: Path) -> None:
+    from lemix_hpc.config.errors import UserError
+
+    try:
+        pictures = write()
+    except OSError as error:
+        raise UserError(f"{directory}: cannot be written: {error.strerror}") from error
+    typer.echo(f"Wrote {len(pictures)} pictures to {directory}", err=True)
+
+
+def _write_page(page: str, path: Path) -> None:
     from lemix_hpc.config.errors import UserError
     from lemix_hpc.records.files import replace
-    from lemix_hpc.report.html.page import render_page
 
-    content = render_page(shown).encode(errors="backslashreplace")
+    content = page.encode(errors="backslashreplace")
     try:
         replace(path, content)
     except OSError as error:

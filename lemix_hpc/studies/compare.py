@@ -10,6 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
+
+from lemix_hpc.report.sweep import Sweep
 from lemix_hpc.studies.sweep import Done, Figures
 
 Load = tuple[float | None, float | None]
@@ -65,6 +68,11 @@ def as_json(done: Sequence[Done], rows: Sequence[Row], baseline: str) -> str:
         "runs": [_flat(one) for one in done],
     }
     return json.dumps(content, indent=2) + "\n"
+
+
+def as_sweep(rows: Sequence[Row], baseline: str) -> Sweep:
+    """The rows, to be drawn."""
+    return msgspec.convert({"baseline": baseline, "rows": [dataclasses.asdict(row) for row in rows]}, Sweep)
 
 
 def _flat(one: Done) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 from pathlib import Path
@@ -106,3 +107,28 @@ def test_the_table_does_without_the_plotting_library(
         monkeypatch.delitem(sys.modules, name)
     assert inside("report", run).returncode == 0
     assert "bokeh" not in sys.modules
+
+
+def test_a_comparison_is_drawn_and_not_beside_runs(inside: Command, run: Path, tmp_path: Path) -> None:
+    rows = [
+        {"policy": policy, "rate": rate, "training_share": None, "runs": 1, "means": {"throughput": 1.0}, "ratios": {}}
+        for policy in ("pack", "fill")
+        for rate in (1.0, 2.0)
+    ]
+    (tmp_path / "sweep.json").write_text(json.dumps({"baseline": "pack", "rows": rows, "runs": []}))
+    (tmp_path / "one.json").write_text(json.dumps({"baseline": "pack", "rows": rows[:1], "runs": []}))
+    done = inside("report", "sweep.json", "--html", "page.html", "--png", "pictures")
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+    assert "Tasks per second" in (tmp_path / "page.html").read_text()
+    assert [path.name for path in (tmp_path / "pictures").iterdir()] == ["sweep-0-0.png"]
+    for arguments, told in (
+        (["sweep.json"], "sweep.json: a comparison is drawn; give --html FILE or --png DIR"),
+        (["sweep.json", run, "--html", "other.html"], "sweep.json is a comparison; give it without runs"),
+        (
+            ["one.json", "--png", "other"],
+            "--png: one.json has one load only, of which there are no lines; compare several",
+        ),
+        (["sweep.json", "--png", "page.html"], "page.html: cannot be written: File exists"),
+    ):
+        refused = inside("report", *arguments)
+        assert refused.returncode == 2 and refused.stderr.startswith(told), refused.stderr

@@ -67,9 +67,13 @@ def test_compare_prints_writes_and_relates(inside: Command, recipe: Path, tmp_pa
     done = inside(
         *("compare", recipe, "--policies", "pack,separate", "--rates", "20,40", "--training-shares", "0.3,0.5"),
         *("--seeds", "0,1", "--jobs", "1", "--csv", "c.csv", "--json", "c.json"),
+        *("--html", "c.html", "--png", "pictures"),
     )
     assert done.returncode == 0, done.stderr
     assert "tasks/s / separate" in done.stdout
+    # Over the rates, for each share.
+    assert sorted(path.name for path in (tmp_path / "pictures").iterdir()) == ["sweep-0-0.png", "sweep-0-1.png"]
+    assert "training share 0.5" in (tmp_path / "c.html").read_text()
     lines = list(csv.DictReader((tmp_path / "c.csv").open()))
     content = json.loads((tmp_path / "c.json").read_text())
     assert len(lines) == len(content["runs"]) == 16
@@ -94,6 +98,10 @@ def test_compare_prints_writes_and_relates(inside: Command, recipe: Path, tmp_pa
         (["--seeds", "-1"], "--seeds: expected whole numbers from 0 on"),
         (["--split", "0"], "--split: expected a number of nodes above 0, or auto"),
         (["--split", "3"], "policy separate: at least one of 3 nodes must serve"),
+        (
+            ["--rates", "4", "--png", "pictures"],
+            "--png: one load has no lines; give several --rates or --training-shares",
+        ),
         (["--policies", "pack", "--baseline", "lemix"], "--baseline: lemix is not among the policies"),
         (["--policies", "lemix", "--set", "policy.tau=1"], "policy lemix: placement lemix uses `tau` with `keep`"),
         (["--set", "training=null", "--training-shares", "0.5"], "training: the recipe has no training"),

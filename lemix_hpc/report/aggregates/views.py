@@ -26,14 +26,14 @@ WORK_COLORS: dict[WorkKind, str] = {
 WAIT_COLORS = ("#999999", "#cc79a7", "#0072b2", "#e69f00", "#56b4e9", "#d55e00")
 MEMORY_COLORS = {"peak": "#888888", "resting": "#009e73", "activations": "#e69f00", "cache": "#56b4e9"}
 LIMIT = "#d0483a"
-_RUN_COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#999999")
+RUN_COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#999999")
 MOST_ROWS = 40
 """Of stages; of more, all nodes are taken together."""
 
 
 def run_color(number: int) -> str:
     """Of the lines of the run with this number."""
-    return _RUN_COLORS[number % len(_RUN_COLORS)]
+    return RUN_COLORS[number % len(RUN_COLORS)]
 
 
 def labelled(runs: Runs, name: str, what: str) -> str:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, PercentFormatter
+from matplotlib.ticker import PercentFormatter
 
 from lemix_hpc.report.aggregates.schema import LATENCIES, WAITS, WORK, Array, Latency
 from lemix_hpc.report.aggregates.views import (
@@ -26,19 +26,16 @@ from lemix_hpc.report.aggregates.views import (
     stage_shares,
     wait_parts,
 )
+from lemix_hpc.report.png.panels import Panel, panels_of, plain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.axis import Axis
-
-Panel = tuple[str, Callable[["Axes"], None]]
-"""A title, and what draws under it."""
 
 
 def latencies(runs: Runs) -> Figure | None:
     """Which share of the requests took at most how long, with the limits; batch requests dashed."""
     has = [name for name in LATENCIES if any(name in curves for run in runs.values() for curves in run.curves.values())]
-    return _panels([(TITLES[name], partial(_distribution, runs=runs, latency=name)) for name in has])
+    return panels_of([(TITLES[name], partial(_distribution, runs=runs, latency=name)) for name in has])
 
 
 def _distribution(axes: Axes, runs: Runs, latency: Latency) -> None:
@@ -51,7 +48,7 @@ def _distribution(axes: Axes, runs: Runs, latency: Latency) -> None:
     for limit in limits(runs, latency):
         axes.axvline(limit, color=LIMIT, ls=":")
     axes.set(xscale="log", xlabel="ms", ylim=(0.0, 1.02))
-    _plain(axes.xaxis)
+    plain(axes.xaxis)
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
 
 
@@ -82,7 +79,7 @@ def over_time(runs: Runs) -> Figure | None:
         for limit in limits(runs, latency):
             axes.axhline(limit, color=LIMIT, ls=":")
         axes.set(yscale="log")
-        _plain(axes.yaxis)
+        plain(axes.yaxis)
 
     has = [latency for latency in LATENCIES if any(latency in load.latencies for _, _, load in loads)]
     panels: list[Panel] = [
@@ -93,7 +90,7 @@ def over_time(runs: Runs) -> Figure | None:
     for each in has:
         title = f"{TITLES[each]} by arrival, ms: median and 99 % (dotted)"
         panels.append((title, partial(percentiles, latency=each)))
-    return _panels(panels if loads else [], "seconds of the run")
+    return panels_of(panels if loads else [], "seconds of the run")
 
 
 def training(runs: Runs) -> Figure | None:
@@ -127,7 +124,7 @@ def training(runs: Runs) -> Figure | None:
     panels += [("Tokens trained per second", tokens)] if trained else []
     if any(run.versions is not None for run in runs.values()):
         panels.append(("Weight version in use: optimizer steps so far", versions))
-    return _panels(panels, "seconds of the run")
+    return panels_of(panels, "seconds of the run")
 
 
 def forecasts(runs: Runs) -> Figure | None:
@@ -140,10 +137,10 @@ def forecasts(runs: Runs) -> Figure | None:
         ends = [min(each.measured.min() for *_, each in found), max(each.measured.max() for *_, each in found)]
         axes.plot(ends, ends, ":", color=LIMIT)
         axes.set(xscale="log", yscale="log", xlabel="predicted response, ms", ylabel="measured response, ms")
-        _plain(axes.xaxis)
-        _plain(axes.yaxis)
+        plain(axes.xaxis)
+        plain(axes.yaxis)
 
-    return _panels([("", draw)] if found else [])
+    return panels_of([("", draw)] if found else [])
 
 
 def stage_time(runs: Runs) -> Figure | None:
@@ -172,7 +169,7 @@ def memory(runs: Runs) -> Figure | None:
         axes.axvline(100.0, color=LIMIT, ls=":")
         _rows(axes, list(shares), "% of the stage's memory")
 
-    return _panels([("", draw)], height=1.2 + 0.7 * len(shares))
+    return panels_of([("", draw)], height=1.2 + 0.7 * len(shares))
 
 
 def placement(runs: Runs) -> Figure | None:
@@ -208,15 +205,7 @@ def _stacked(
             left += widths
         _rows(axes, list(rows), x)
 
-    return _panels([("", draw)], height=1.4 + 0.3 * len(rows))
-
-
-def _plain(axis: Axis) -> None:
-    """A logarithmic axis with plain numbers."""
-    low, high = axis.get_data_interval()
-    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high < 300 * low else (1.0,)))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.12g}"))
-    axis.set_minor_formatter(NullFormatter())
+    return panels_of([("", draw)], height=1.4 + 0.3 * len(rows))
 
 
 def _rows(axes: Axes, rows: list[str], x: str) -> None:
@@ -229,29 +218,3 @@ def _over_cells(axes: Axes, edges: Array, values: Array, color: str, label: str 
     """A line through the middles of cells, over those without a value."""
     there = np.isfinite(values)
     axes.plot(((edges[1:] + edges[:-1]) / 2)[there], values[there], ls, color=color, label=label)
-
-
-def _panels(panels: Sequence[Panel], x: str = "", height: float = 3.2) -> Figure | None:
-    """Two in a row; None without any. Several lines have a legend."""
-    if not panels:
-        return None
-    columns = min(2, len(panels))
-    rows = -(-len(panels) // columns)
-    figure = Figure(figsize=(12.0, height * rows))
-    figure.set_layout_engine("constrained")
-    places = figure.subplots(rows, columns, squeeze=False).ravel()
-    for axes, (title, draw) in zip(places, panels, strict=False):
-        axes.set_title(title, loc="left", fontsize="medium")
-        axes.set_xlabel(x)
-        axes.grid(axis="both", color="#dddddd", lw=0.6)
-        axes.set_axisbelow(True)
-        axes.spines[["top", "right"]].set_visible(False)
-        draw(axes)
-        handles, labels = axes.get_legend_handles_labels()
-        if len(labels) > 1 and len(panels) > 1:
-            axes.legend(fontsize="small", frameon=False, loc="best")
-        elif len(labels) > 1:
-            figure.legend(handles, labels, loc="outside upper right", ncols=6, frameon=False, fontsize="small")
-    for axes in places[len(panels) :]:
-        axes.set_visible(False)
-    return figure
