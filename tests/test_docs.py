@@ -18,7 +18,8 @@ PAGES = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted((REPO
 COMMAND = re.compile(r"^    ((?:lemix|sbatch|python benchmarks/\S+)(?: .*)?)$", re.MULTILINE)
 # What does the same whether there is a cluster or not.
 ANYWHERE = re.compile(
-    r"python benchmarks/|lemix (fit|coefficients|simulate|compare|capacity|replay|explain|plan) |lemix run .*--cluster local"
+    r"python benchmarks/|lemix (fit|coefficients|simulate|compare|study|capacity|replay|explain|plan) "
+    r"|lemix run .*--cluster local"
 )
 # Of a run with the OpenAI API, see tests/runtime/http/test_vllm.py.
 ELSEWHERE = ("lemix url RUN",)
@@ -35,6 +36,7 @@ SHORTER = {
     "benchmarks/memory_agreement.py": "--modes offload --parts 0.9 --seeds 1 --seconds 3",
     "benchmarks/pass_gap.py": "--only unpaced --rate 10 --requests 10",
     "lemix compare recipes/emulated-a100.yaml": "--seeds 0 --rates 8 --set serving.source.requests=20",
+    "lemix study": "--seeds 0 --rates 20,40 --set serving.source.requests=20",
     "lemix capacity recipes/policy-study.yaml": "--seeds 0 --tolerance 0.5 --set serving.source.requests=200",
     "benchmarks/policy_study.py": "--seeds 1 --rates 50 --requests 40 --hours 0.02",
     "benchmarks/decision_cost.py": "--nodes 4 --decisions 100",

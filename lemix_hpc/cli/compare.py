@@ -18,18 +18,14 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from lemix_hpc.studies.compare import Row
-    from lemix_hpc.studies.sweep import Done, Grid
+    from lemix_hpc.studies.sweep import Cells, Done
 
 
 def compare(
     recipe: RecipePath,
     policies: options.Policies = "all",
-    rates: Annotated[
-        str | None, typer.Option(metavar="NUMBERS", help="Requests per second. By default the recipe's.")
-    ] = None,
-    training_shares: Annotated[
-        str | None, typer.Option(metavar="NUMBERS", help="Training micro-batches / all tasks. By default the recipe's.")
-    ] = None,
+    rates: options.Rates = None,
+    training_shares: options.TrainingShares = None,
     seeds: options.Seeds = None,
     baseline: Annotated[
         str | None,
@@ -39,8 +35,8 @@ def compare(
     ] = None,
     split: Split = None,
     overrides: Overrides = None,
-    csv: Annotated[Path | None, typer.Option(metavar="FILE", help="Write one CSV row per run.")] = None,
-    json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write all runs, means and ratios.")] = None,
+    csv: options.Csv = None,
+    json: options.Json = None,
     html: Html = None,
     png: Png = None,
     jobs: options.Jobs = None,
@@ -53,23 +49,38 @@ def compare(
         options.shares(training_shares) if training_shares else [],
     )
     given_seeds, given_split = options.seeds(seeds) if seeds else [], options.split_of(split)
-    from lemix_hpc.cli.show import print_wide
-    from lemix_hpc.studies.compare import as_csv, as_json, as_sweep, summed_up
     from lemix_hpc.studies.sweep import Grid
 
     base = _baseline(baseline, names)
     if png is not None:
-        _check_lines(given_rates, given_shares)
-    done = _run(Grid(ready, names, given_rates, given_shares, given_seeds, given_split), options.processes(jobs))
-    rows = summed_up(done, base)
+        check_lines(given_rates, given_shares)
+    done = run_all(Grid(ready, names, given_rates, given_shares, given_seeds, given_split), options.processes(jobs))
+    show_grid(ready.name, done, base, csv=csv, json=json, html=html, png=png)
+
+
+def show_grid(
+    name: str,
+    done: Sequence[Done],
+    baseline: str,
+    *,
+    csv: Path | None,
+    json: Path | None,
+    html: Path | None,
+    png: Path | None,
+) -> None:
+    """Print the table of a grid that has been run, and write the files that were asked for."""
+    from lemix_hpc.cli.show import print_wide
+    from lemix_hpc.studies.compare import as_csv, as_json, as_sweep, summed_up
+
+    rows = summed_up(done, baseline)
     _write(csv, as_csv(done))
-    _write(json, as_json(done, rows, base))
-    print_wide(_table(rows, base))
+    _write(json, as_json(done, rows, baseline))
+    print_wide(_table(rows, baseline))
     if html is not None or png is not None:
-        draw_sweeps({ready.name: as_sweep(rows, base)}, html, png)
+        draw_sweeps({name: as_sweep(rows, baseline)}, html, png)
 
 
-def _check_lines(rates: Sequence[float], shares: Sequence[float]) -> None:
+def check_lines(rates: Sequence[float], shares: Sequence[float]) -> None:
     """Before runs are simulated for nothing. Raises UserError where no picture could be drawn."""
     from lemix_hpc.report.png.write import check_pictures
 
@@ -86,7 +97,7 @@ def _baseline(asked: str | None, names: Sequence[str]) -> str:
     return asked
 
 
-def _run(grid: Grid, jobs: int) -> list[Done]:
+def run_all(grid: Cells, jobs: int) -> list[Done]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
@@ -122,6 +133,8 @@ def _table(rows: Sequence[Row], baseline: str) -> Table:
         figures += ("limits_met", "training_tokens_per_s", "tokens_per_stage_s")
     if rows[0].means["batch_tokens_per_s"] is not None:
         figures += ("batch_tokens_per_s",)
+    if rows[0].means["fullest_stage"] is not None:
+        figures += ("fullest_stage",)
     compared = ("throughput", "per_active_node", aim, "p99_ms")
     table = Table(box=box.SIMPLE_HEAD, header_style="dim", pad_edge=False)
     for name in ("rate/s", "training", "policy", *map(_heading, figures)):
@@ -148,6 +161,7 @@ def _policy(row: Row) -> str:
     return f"{row.policy} ({trainers} train)" if trainers else row.policy
 
 
+SHARES = ("bubble_rate", "limits_met", "fullest_stage")
 HEADINGS = {
     "throughput": "tasks/s",
     "per_active_node": "tasks/node-s",
@@ -162,6 +176,7 @@ HEADINGS = {
     "training_tokens_per_s": "trained tokens/s",
     "tokens_per_stage_s": "tokens/serving stage-s",
     "batch_tokens_per_s": "batch tokens/s",
+    "fullest_stage": "fullest stage",
 }
 
 
@@ -172,4 +187,4 @@ def _heading(name: str) -> str:
 def _shown(name: str, value: float | None) -> str:
     from lemix_hpc.report.table import number, percent
 
-    return percent(value) if name.startswith("slo_") or name in ("bubble_rate", "limits_met") else number(value)
+    return percent(value) if name.startswith("slo_") or name in SHARES else number(value)

@@ -26,6 +26,7 @@ from lemix_hpc.cli import (
     run,
     runs,
     simulate,
+    study,
     trace,
 )
 from lemix_hpc.config.errors import UserError
@@ -53,6 +54,7 @@ app.command()(report.report)
 app.command()(trace.trace)
 app.command()(simulate.simulate)
 app.command()(compare.compare)
+app.command()(study.study)
 app.command()(capacity.capacity)
 app.command()(replay.replay)
 app.command()(explain.explain)

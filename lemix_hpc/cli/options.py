@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -18,6 +19,12 @@ Policies = Annotated[
     str | None, typer.Option(metavar="NAMES", help="Placements, such as least-completion,pack, or `all`.")
 ]
 Seeds = Annotated[str | None, typer.Option(metavar="NUMBERS", help="Seeds, such as 0,1,2. By default the recipe's.")]
+Rates = Annotated[str | None, typer.Option(metavar="NUMBERS", help="Requests per second. By default the recipe's.")]
+TrainingShares = Annotated[
+    str | None, typer.Option(metavar="NUMBERS", help="Training micro-batches / all tasks. By default the recipe's.")
+]
+Csv = Annotated[Path | None, typer.Option(metavar="FILE", help="Write one CSV row per run.")]
+Json = Annotated[Path | None, typer.Option(metavar="FILE", help="Write all runs, means and ratios.")]
 Jobs = Annotated[int | None, typer.Option(min=1, help="Number of processes. By default one per core.")]
 
 

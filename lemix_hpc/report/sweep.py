@@ -90,6 +90,7 @@ _FIGURES: list[tuple[str, str, bool]] = [
     ("tokens_per_stage_s", "Tokens served per stage-second of serving", False),
     ("batch_tokens_per_s", "Tokens of batch requests per second", False),
     ("bubble_rate", "Idle (bubbles)", True),
+    ("fullest_stage", "Fullest stage, of its memory", True),
     ("hold_mean_s", "Training held back, mean s", False),
 ]
 

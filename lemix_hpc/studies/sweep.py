@@ -7,7 +7,7 @@ import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from lemix_hpc.config.recipe import Recipe
 from lemix_hpc.records.reader import Records
@@ -38,6 +38,22 @@ class Done:
     figures: Figures
 
 
+class Cells(Protocol):
+    """The runs of a grid, and what each of them runs."""
+
+    def cells(self) -> list[Cell]: ...
+
+    def recipe_of(self, cell: Cell) -> Recipe: ...
+
+
+def cells_of(
+    policies: Sequence[str], rates: Sequence[float], shares: Sequence[float], seeds: Sequence[int]
+) -> list[Cell]:
+    """Each with each, those of the same load one behind the other; no rates or no shares: the recipe's own."""
+    loads = itertools.product(rates or (None,), shares or (None,), policies, seeds)
+    return [Cell(policy, rate, share, seed) for rate, share, policy, seed in loads]
+
+
 @dataclass(frozen=True)
 class Grid:
     """Every policy with every rate, share of training and seed; no rates or no shares: the recipe's own."""
@@ -51,10 +67,7 @@ class Grid:
 
     def cells(self) -> list[Cell]:
         """All runs, with the policies of the same load one behind the other."""
-        rates, shares = self.rates or (None,), self.shares or (None,)
-        seeds = self.seeds or (self.recipe.seed,)
-        loads = itertools.product(rates, shares, self.policies, seeds)
-        return [Cell(policy, rate, share, seed) for rate, share, policy, seed in loads]
+        return cells_of(self.policies, self.rates, self.shares, self.seeds or (self.recipe.seed,))
 
     def recipe_of(self, cell: Cell) -> Recipe:
         """Raises UserError where something does not fit the recipe."""
@@ -72,7 +85,7 @@ def run_cell(work: tuple[Cell, Recipe]) -> Done:
     return Done(cell, nodes if isinstance(nodes, int) else None, figures(simulated.records, simulated.summary))
 
 
-def run_grid(grid: Grid, *, jobs: int) -> Iterator[Done]:
+def run_grid(grid: Cells, *, jobs: int) -> Iterator[Done]:
     """All runs of a grid in the order of its cells, whatever the number of processes. Recipes are checked before the first."""
     work = [(cell, grid.recipe_of(cell)) for cell in grid.cells()]
     return spread(run_cell, work, jobs=jobs)
@@ -100,10 +113,11 @@ def spread(function: Callable[[Item], Answer], items: Sequence[Item], *, jobs: i
 
 def figures(records: Records, report: dict[str, Any]) -> Figures:
     """The figures of a run that runs are compared by. SLO attainments are `slo_K` for K T0; `limits_met`: of all limits in
-    milliseconds at once. Times are those of interactive requests, if there are any."""
+    milliseconds at once; `fullest_stage`: the most that any stage had in use of its memory, above 1 where tasks did not ask
+    for it. Times are those of interactive requests, if there are any."""
     serving, training, throughput = report["serving"], report["training"], report["throughput"]
     times = serving["classes"].get("interactive", serving)
-    duration = records.facts.duration_s
+    duration, memory = records.facts.duration_s, report["memory"]
     return {
         "throughput": throughput["per_makespan"],
         "per_active_node": throughput["per_active_node"],
@@ -124,4 +138,5 @@ def figures(records: Records, report: dict[str, Any]) -> Figures:
         "hold_mean_s": training["hold_s"]["mean"],
         "hold_max_s": training["hold_s"]["max"],
         "training_stage_share": training["stage_share"],
+        "fullest_stage": max(stage["peak"] for stage in memory["stages"]) if memory else None,
     }

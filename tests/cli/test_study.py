@@ -1,0 +1,73 @@
+"""`lemix study`: variants of a recipe side by side, and the studies that are shipped."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import REPOSITORY, Command
+
+STUDIES = sorted((REPOSITORY / "recipes" / "paper").glob("*.yaml"))
+STUDY = """\
+recipe: recipe.yaml
+rates: [20, 40]
+variants:
+  in turn: {policy.placement: round-robin}
+  two nodes: {nodes.count: 2}
+"""
+
+
+@pytest.fixture
+def study(recipe: Path, tmp_path: Path) -> Path:
+    """In a directory beside its recipe, and not in that of the command."""
+    path = tmp_path / "there" / "study.yaml"
+    path.parent.mkdir()
+    recipe.rename(path.parent / "recipe.yaml")
+    path.write_text(STUDY)
+    return path
+
+
+def test_variants_are_compared_and_drawn(inside: Command, study: Path, tmp_path: Path) -> None:
+    done = inside("study", study, "--seeds", "0,1", "--jobs", "1", "--json", "s.json", "--html", "s.html", "--png", "s")
+    assert done.returncode == 0, done.stderr
+    assert "tasks/s / in turn" in done.stdout
+    content = json.loads((tmp_path / "s.json").read_text())
+    rows = [(row["policy"], row["rate"], row["runs"]) for row in content["rows"]]
+    assert rows == [(name, rate, 2) for rate in (20.0, 40.0) for name in ("in turn", "two nodes")]
+    assert content["rows"][0]["ratios"]["throughput"] == 1.0 and content["baseline"] == "in turn"
+    assert "<h1>study</h1>" in (tmp_path / "s.html").read_text()
+    assert [path.name for path in (tmp_path / "s").iterdir()] == ["sweep-0-0.png"]
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("", "study.yaml: a study has `recipe` and `variants`, found"),
+        (STUDY.replace("variants", "variant"), "study.yaml:3: variant: unknown key; did you mean 'variants'?"),
+        (STUDY + "baseline: pack\n", "the baseline 'pack' is not among the variants: in turn, two nodes"),
+        (STUDY + "seeds: [-1]\n", "study.yaml:6: seeds.0: "),
+        (STUDY.replace("recipe.yaml", "nowhere.yaml"), "nowhere.yaml: there is no such recipe file"),
+        (STUDY.replace("nodes.count: 2", "nodes.counts: 2"), "study.yaml: variant two nodes: --set nodes.counts=2: "),
+        (STUDY.replace("20, 40", "20"), "--png: one load has no lines; give several --rates or --training-shares"),
+    ],
+)
+def test_mistakes(inside: Command, study: Path, text: str, told: str) -> None:
+    study.write_text(text)
+    done = inside("study", study, "--png", "pictures")
+    assert done.returncode == 2 and told in done.stderr, done.stderr
+
+
+def test_a_study_that_is_not_there(inside: Command) -> None:
+    done = inside("study", "none.yaml")
+    assert (done.returncode, done.stderr) == (2, "none.yaml: there is no such study\n")
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+def test_the_papers_studies_run(inside: Command, tmp_path: Path, path: Path) -> None:
+    shorter = ("--set", "serving.source.requests=12", "--rates", "20,40", "--seeds", "0", "--jobs", "1")
+    shares = ("--training-shares", "0.5") if path.stem != "generation" else ()
+    done = inside("study", path, *shorter, *shares, "--json", "s.json")
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "s.json").read_text())["rows"]
+    assert all(row["means"]["throughput"] > 0 for row in rows) and len(rows) == 2 * len({row["policy"] for row in rows})
+    assert f"lemix study recipes/paper/{path.name} --html {path.stem}.html --png {path.stem}" in path.read_text()
