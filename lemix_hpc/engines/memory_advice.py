@@ -79,8 +79,8 @@ def best(ways: Sequence[Layout]) -> Layout | None:
 
 def _layout(recipe: Recipe, gpus: Gpus, stages: int, offload: bool) -> Layout:
     changed = with_key(recipe, "nodes.stages", stages)
-    if offload:
-        changed = with_key(changed, "training.offload_optimizer", True)
+    if recipe.training is not None:
+        changed = with_key(changed, "training.offload_optimizer", offload)
     plans, replicas = plan_memory(changed, cuda=True), gpus.count // stages
     return Layout(
         stages=stages,

@@ -222,6 +222,10 @@ def test_an_8b_model_on_eight_gpus_of_80_gb() -> None:
     assert chosen is not None and (chosen.stages, chosen.replicas, chosen.offload) == (4, 2, False)
     assert best(layouts(content, Gpus.parse("2x80GB"))).offload
     assert best(layouts(content, Gpus.parse("8x2GB"))) is None
+    offloaded = recipe(
+        LLAMA_8B, 2, {"dtype": "bfloat16"}, sequence_length=2048, micro_batches_per_step=8, offload_optimizer=True
+    )
+    assert layouts(offloaded, Gpus.parse("8x80GB")) == ways, "whatever the recipe has now"
 
 
 def test_the_keys_that_are_named_do_make_it_fit() -> None:
