@@ -52,7 +52,11 @@ class Clock:
 
     def now(self) -> float:
         """A mail is taken in when it was sent: in a run, too, mails are taken in one after the other as they came."""
-        return max(self.time[0], self.busy_until) if self.reading is None else self.reading
+        return self.device() if self.reading is None else self.reading
+
+    def device(self) -> float:
+        """What a stage takes in, it acts on when it looks: between two pieces of work."""
+        return max(self.time[0], self.busy_until)
 
     def sleep(self, seconds: float) -> None:
         self.busy_until = self.now() + seconds
@@ -271,7 +275,7 @@ class OneProcess:
 
     def _make_stage(self, recipe: Recipe, node: int, stage: int) -> tuple[StageWorker, Clock]:
         clock = Clock(self._time)
-        engine = make_stage(recipe, load_hardware(recipe), node, stage, clock=clock.now, sleep=clock.sleep)
+        engine = make_stage(recipe, load_hardware(recipe), node, stage, clock=clock.device, sleep=clock.sleep)
         box = self._box(self._layout.worker(node, stage), Inbox.STAGE, clock)
         place = stage_place(recipe, self._layout, node, stage)
         run_clock: Any = clock

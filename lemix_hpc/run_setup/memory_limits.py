@@ -25,14 +25,16 @@ NO_LIMIT = sys.maxsize // 4
 
 @dataclass(frozen=True, slots=True)
 class StageRoom:
-    """Bytes on a stage: that tasks may take (`limit`), and that they take for a token in the cache and in training; and what
-    weights and optimizer state take (`resting`) of all that there is (`capacity`, None without an end)."""
+    """Bytes on a stage: that tasks may take (`limit`), and that they take for a token in the cache and in training; what
+    weights and optimizer state take (`resting`) of all that there is (`capacity`, None without an end); and the `least` that
+    tasks need for training to go on."""
 
     limit: int
     cache_bytes: int
     activation_bytes: int
     resting: int
     capacity: float | None
+    least: int = 0
 
 
 def is_limited(recipe: Recipe) -> bool:
@@ -60,41 +62,41 @@ def rooms_of(recipe: Recipe, hardware: Hardware, node: int) -> list[StageRoom]:
     Raises UserError for a file that does not say what work takes, and for work that would never fit.
     """
     capacity, is_trained = capacities(recipe)[node], trains(recipe, node)
-    stages = [
-        _Stage(recipe, f"stage {stage} of node {node}", memory, capacity, is_trained)
+    return [
+        _room_of(recipe, f"stage {stage} of node {node}", memory, capacity, is_trained)
         for stage, memory in enumerate(_of(recipe, hardware.real[hardware.kinds[node]]))
     ]
-    for stage in stages if is_trained else ():
-        stage.check_training()
-    return [stage.room for stage in stages]
 
 
 def room_of(recipe: Recipe, node: int, stage: int, takes: StageTakes) -> StageRoom:
     """The memory of a stage that computes. Raises UserError if nothing is left for tasks, or not enough for one."""
     memory, given = recipe.policy.memory, capacities(recipe)[node]
     capacity = takes.capacity if given is None else round(1e9 * given)
-    back = micro_batch_tokens(recipe) * takes.activation_bytes if offloads(recipe) and trains(recipe, node) else 0
     resting = takes.resting + takes.working
     limit = NO_LIMIT
     if capacity is not None and memory.mode != "ignore":
-        limit = memory_rules.room(capacity, memory.kappa, resting, back)
-    room = StageRoom(limit, takes.cache_bytes, takes.activation_bytes, resting, capacity)
+        limit = memory_rules.room(capacity, memory.kappa, resting)
+    least = _least(recipe, takes.activation_bytes) if trains(recipe, node) else 0
+    room = StageRoom(limit, takes.cache_bytes, takes.activation_bytes, resting, capacity, least)
     place = f"stage {stage} of node {node}"
     if limit < 0:
         _refuse(recipe, room, place, "what a pass takes")
-    if trains(recipe, node):
-        _check_training(recipe, room, place)
+    _check_training(recipe, room, place)
     return room
 
 
 def check_requests(recipe: Recipe, rooms: Sequence[StageRoom], node: int, requests: Sequence[Request]) -> None:
-    """Raises UserError if the longest of the requests that generate would never fit."""
+    """Raises UserError if the longest of the requests that generate would never fit.
+
+    With offloading it is to fit beside the room for the largest micro-batch: training that goes on never gives that back.
+    """
     longest = longest_of(requests)
     if longest is None or not _serves(recipe, node):
         return
     tokens = longest.prompt_tokens + longest.output_tokens - 1
+    back = micro_batch_tokens(recipe) if offloads(recipe) else 0
     for stage, room in enumerate(rooms):
-        if tokens * room.cache_bytes > room.limit:
+        if tokens * room.cache_bytes > room.limit - back * room.activation_bytes:
             what = f"the cache of request {longest.id} ({tokens} tokens)"
             _refuse(recipe, room, f"stage {stage} of node {node}", what, tokens * room.cache_bytes)
 
@@ -166,39 +168,42 @@ def micro_batch_tokens(recipe: Recipe) -> int:
     return training.micro_batch_size * length
 
 
-class _Stage:
-    """One stage's memory, bytes."""
+def _room_of(recipe: Recipe, place: str, memory: StageMemory, capacity: float | None, trains: bool) -> StageRoom:
+    """The memory of a stage by its coefficient file. Raises UserError if that leaves nothing, or not enough for training."""
+    limits = recipe.policy.memory
+    resting = memory.weights_bytes + (memory.optimizer_bytes if trains else 0)
+    activation_bytes = math.ceil(memory.activation_bytes_per_token or 0.0) if trains else 0
+    limit, whole = NO_LIMIT, None if capacity is None else 1e9 * capacity
+    if whole is not None and limits.mode != "ignore":
+        limit = memory_rules.room(round(whole), limits.kappa, resting)
+    cache_bytes = math.ceil(memory.kv_bytes_per_token or 0.0)
+    room = StageRoom(limit, cache_bytes, activation_bytes, resting, whole, _least(recipe, activation_bytes))
+    if limit < 0:
+        _refuse(recipe, room, place, "weights, optimizer state")
+    _check_training(recipe, room, place)
+    return room
 
-    def __init__(self, recipe: Recipe, place: str, memory: StageMemory, capacity: float | None, trains: bool) -> None:
-        limits = recipe.policy.memory
-        self._recipe, self._place = recipe, place
-        resting = memory.weights_bytes + (memory.optimizer_bytes if trains else 0)
-        activation_bytes = math.ceil(memory.activation_bytes_per_token or 0.0) if trains else 0
-        back = micro_batch_tokens(recipe) * activation_bytes if offloads(recipe) else 0
-        limit, whole = NO_LIMIT, None if capacity is None else 1e9 * capacity
-        if whole is not None and limits.mode != "ignore":
-            limit = memory_rules.room(round(whole), limits.kappa, resting, back)
-        cache_bytes = math.ceil(memory.kv_bytes_per_token or 0.0)
-        self.room = StageRoom(limit, cache_bytes, activation_bytes, resting, whole)
-        if limit < 0:
-            room = " and the room to bring activations back to" if back else ""
-            _refuse(recipe, self.room, place, "weights, optimizer state" + room)
 
-    def check_training(self) -> None:
-        _check_training(self._recipe, self.room, self._place)
+def _least(recipe: Recipe, activation_bytes: int) -> int:
+    """Bytes that a stage has to have for training to go on, whatever else there is."""
+    return _needed_together(recipe) * micro_batch_tokens(recipe) * activation_bytes
+
+
+def _needed_together(recipe: Recipe) -> int:
+    training = recipe.training
+    if training is None:
+        return 0
+    gpipe = training.release == "sync" and training.schedule == "gpipe"
+    return memory_rules.micro_batches_needed(training.micro_batches_per_step, gpipe, offloads(recipe))
 
 
 def _check_training(recipe: Recipe, room: StageRoom, place: str) -> None:
     """Raises UserError if the largest micro-batch would never fit, with those that have to be there at the same time."""
-    training, tokens, together = recipe.training, micro_batch_tokens(recipe), 1
-    if training is not None and training.release == "sync" and training.schedule == "gpipe":
-        # All forwards of a group come before its backwards; what was offloaded is not there meanwhile.
-        together = 1 if offloads(recipe) else training.micro_batches_per_step
-    nbytes = together * tokens * room.activation_bytes
-    if nbytes > room.limit:
-        what = "a training micro-batch" if together == 1 else f"the {together} micro-batches of a group under gpipe"
+    if room.least > room.limit:
+        together, tokens = _needed_together(recipe), micro_batch_tokens(recipe)
+        what = "a training micro-batch" if together == 1 else f"{together} micro-batches of a group under gpipe"
         what += f" (training.micro_batch_size x the longest sequence = {tokens} tokens each)"
-        _refuse(recipe, room, place, what, nbytes)
+        _refuse(recipe, room, place, what, room.least)
 
 
 def _refuse(recipe: Recipe, room: StageRoom, place: str, what: str, nbytes: int = 0) -> None:

@@ -80,13 +80,14 @@ class SimulationConfig(NamedTuple):
 @by_reference
 class Memory(NamedTuple):
     """The memory of each stage, two claims for each node; queues of each stage: activations that could leave, in the order of
-    their forwards, and those on their way. Empty without a limit."""
+    their forwards, those on their way, and those that have left and whose backward is not over. Empty without a limit."""
 
     stages: Records
     claims: Records
     activations: Records
     movable: Records
     leaving: Records
+    away: Records
 
 
 @by_reference
@@ -236,7 +237,7 @@ def _make_memory(config: SimulationConfig, stage_memory: Records | None) -> Memo
     claims = np.zeros(2 * nodes, CLAIM)
     claims["since"] = np.inf
     activations = np.zeros(0, ACTIVATION)
-    return Memory(stages, claims, activations, _queues(len(stages)), _queues(len(stages)))
+    return Memory(stages, claims, activations, *(_queues(len(stages)) for _ in range(3)))
 
 
 def _queues(count: int) -> Records:

@@ -164,6 +164,8 @@ STAGE = np.dtype(
         ("piece", np.float64),
         ("left", np.int64),
         ("planned", np.int64),
+        # When the stage has last seen between two pieces that a way to or from the host is to begin or over.
+        ("looked", np.float64),
         # The training pass that rests; NOTHING if there is none.
         ("resting", np.int64),
         ("resting_item", np.int64),
@@ -210,15 +212,14 @@ SPAN = np.dtype(
 
 STAGE_MEMORY = np.dtype(
     [
-        # What never changes: bytes for tasks beside the room to come back to, and bytes for each token.
+        # What never changes: bytes for tasks, and bytes for each token.
         ("limit", np.int64),
         ("cache_bytes", np.int64),
         ("activation_bytes", np.int64),
-        # What is there now. `leaving` is part of `activations`, `back` has its own room.
+        # What is there now. Of what is away, `kept` is the largest, and `back` on the device again, in the space kept for it.
         ("cache", np.int64),
         ("activations", np.int64),
-        ("movable", np.int64),
-        ("leaving", np.int64),
+        ("kept", np.int64),
         ("back", np.int64),
         ("link_free", np.float64),
         # What is to be reported.
@@ -234,8 +235,7 @@ STAGE_MEMORY = np.dtype(
     ],
     align=True,
 )
-"""The memory of a stage, bytes. `movable`: activations between forward and backward; `link_free`: when the link to the host
-is free again."""
+"""The memory of a stage, bytes. `link_free`: when the link to the host is free again."""
 
 CLAIM = np.dtype(
     [
@@ -252,8 +252,9 @@ CLAIM = np.dtype(
 """Who waits for memory on a node (two each: serving, training) since when, inf if nobody does, and the waits so far [s].
 `asked`: the first stage wants to run a forward."""
 
-ABSENT, HELD, LEAVING, AWAY, COMING, BACK = range(6)
-"""Where the activations of a micro-batch are: nowhere, on the device, on their way, on the host, on their way back, back."""
+ABSENT, HELD, BEGUN, SPARED, LEAVING, AWAY, COMING, BACK = range(8)
+"""Where the activations of a micro-batch are: nowhere, on the device, there while their backward runs, there as they were told
+to leave too late, on their way, on the host, on their way back, back."""
 
 ACTIVATION = np.dtype([("where", np.int64), ("until", np.float64), ("next", np.int64)], align=True)
 """Of a micro-batch on a stage, at micro-batch * stages + stage. `until`: when their way ends [s]."""

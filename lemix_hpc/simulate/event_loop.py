@@ -14,11 +14,12 @@ from lemix_hpc.policy.jit import compiled, inlined
 from lemix_hpc.policy.rules import Rules
 from lemix_hpc.policy.state import State, full
 from lemix_hpc.policy.transitions import next_tick
+from lemix_hpc.simulate.activations import move
 from lemix_hpc.simulate.batch_share import note_trained
 from lemix_hpc.simulate.cluster_state import ClusterState, SimulationConfig, add_span, touch
 from lemix_hpc.simulate.dtypes import FINISHED, NONE
 from lemix_hpc.simulate.leader import free_batch, next_due, supply_first_stage, take_results
-from lemix_hpc.simulate.memory import claim_activations, move, next_wake
+from lemix_hpc.simulate.memory import claim_activations, next_wake
 from lemix_hpc.simulate.pacing import is_paced, note_first_stage
 from lemix_hpc.simulate.pairing_heap import pop
 from lemix_hpc.simulate.scheduler_rank import (

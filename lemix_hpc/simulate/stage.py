@@ -12,11 +12,13 @@ from lemix_hpc.policy import execution_rules
 from lemix_hpc.policy.execution_rules import BACKWARD, COMMIT, FORWARD, NOTHING, SERVE
 from lemix_hpc.policy.jit import compiled, inlined
 from lemix_hpc.policy.latency_tables import BACKWARD_PASS, FORWARD_PASS, SERVE_PASS, stage_seconds
+from lemix_hpc.simulate.activations import activations_there, may_leave, must_stay, release_activations
 from lemix_hpc.simulate.cluster_state import ClusterState, SimulationConfig, append, take
 from lemix_hpc.simulate.dtypes import BACKWARDS, FORWARDS, NONE, STEPS
 from lemix_hpc.simulate.latency_noise import spread
-from lemix_hpc.simulate.memory import activations_there, asked_for, may_leave, must_stay, release_activations
+from lemix_hpc.simulate.memory import asked_for
 from lemix_hpc.simulate.pairing_heap import pop, push
+from lemix_hpc.simulate.pieces import ROUNDING, pieces_until
 from lemix_hpc.simulate.tournament_tree import set_timer
 from lemix_hpc.simulate.weight_updates import begin_step, commit_since, publish, ready_here, report
 
@@ -24,9 +26,6 @@ pick = compiled(execution_rules.pick)
 debt_after = compiled(execution_rules.debt_after)
 forward_limit = compiled(execution_rules.forward_limit)
 reports_ahead = compiled(execution_rules.reports_ahead)
-
-ROUNDING = 1e-9
-"""Pieces by which a time may be off a boundary and still count as on it."""
 
 
 @inlined
@@ -176,7 +175,7 @@ def _train(cluster: ClusterState, config: SimulationConfig, node: int, stage: in
     if kind == FORWARD:
         state.between += 1
     elif config.limited:
-        must_stay(cluster, config, at, stage, micro_batch)
+        must_stay(cluster, config, stage, micro_batch)
     length = cluster.lengths[micro_batch]
     tokens, squares = config.rows * length, float(config.rows) * length * length
     prefills = config.rows if length > 1 else 0
@@ -205,7 +204,7 @@ def _shorten(cluster: ClusterState, config: SimulationConfig, at: int) -> None:
     state, now = cluster.stages[at], cluster.run[0].now
     if state.piece <= 0.0:
         return
-    pieces = max(1, math.ceil((now - state.start) / state.piece - ROUNDING))
+    pieces = pieces_until(state, now)
     if state.debt > 0.0:
         pieces = max(pieces, math.ceil(state.debt / ((1.0 - config.minimum_share) * state.piece) - ROUNDING))
     if pieces < state.planned:

@@ -3,25 +3,37 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from lemix_hpc.policy.memory_rules import OFFLOAD, PREEMPT, RUN, WAIT, decide, room, spare_time
+from lemix_hpc.policy.memory_rules import (
+    OFFLOAD,
+    PREEMPT,
+    RUN,
+    WAIT,
+    decide,
+    micro_batches_needed,
+    room,
+    spare_time,
+    won_by_offloading,
+)
 
 
 @pytest.mark.parametrize(
-    ("need", "leaving", "offloadable", "preemptible", "now", "expected"),
+    ("need", "won", "to_be_won", "preemptible", "now", "expected"),
     [
         (10, 0, 5, 5, 9.0, RUN),
         (11, 0, 5, 5, 0.9, WAIT),
         (11, 0, 5, 5, 1.0, OFFLOAD),
         (11, 1, 5, 5, 1.0, WAIT),
-        (11, 0, 0, 5, 1.0, PREEMPT),
-        (11, 0, 0, 0, 1.0, WAIT),
+        (16, 0, 5, 5, 1.0, PREEMPT),
+        (16, 0, 5, 0, 1.0, WAIT),
     ],
 )
 def test_a_task_waits_until_its_deadline_then_training_makes_room_then_caches(
-    need: int, leaving: int, offloadable: int, preemptible: int, now: float, expected: int
+    need: int, won: int, to_be_won: int, preemptible: int, now: float, expected: int
 ) -> None:
-    assert decide(10, need, 5, leaving, offloadable, preemptible, now, 1.0) == expected
+    assert decide(10, need, 5, won, to_be_won, preemptible, now, 1.0) == expected
 
 
 def test_what_nobody_could_make_room_for_runs_all_the_same() -> None:
@@ -29,8 +41,33 @@ def test_what_nobody_could_make_room_for_runs_all_the_same() -> None:
 
 
 def test_room_is_what_is_left_of_the_part_of_the_capacity_that_may_be_filled() -> None:
-    assert room(100, 0.9, 40, 5) == 45
-    assert room(100, 0.5, 60, 0) == -10
+    assert room(100, 0.9, 40) == 50
+    assert room(100, 0.5, 60) == -10
+
+
+@given(st.lists(st.integers(0, 50)), st.lists(st.integers(0, 50), min_size=1))
+def test_what_is_won_is_what_leaves_beyond_the_room_for_the_largest_that_is_away(
+    away: list[int], all_: list[int]
+) -> None:
+    kept, won, held = max(away, default=0), 0, sum(all_)
+    taken = held + kept
+    for number in range(1, len(all_) + 1):
+        before, won = won, won_by_offloading(sum(all_[:number]), max(all_[:number]), kept)
+        assert won >= before, "moving one more never takes room"
+        assert taken - won == sum(all_[number:]) + max([*away, *all_[:number]])
+    assert won_by_offloading(0, 0, kept) == 0
+    if not away:
+        assert won_by_offloading(all_[0], all_[0], kept) == 0, "the first one wins nothing"
+
+
+@pytest.mark.parametrize(
+    ("in_group", "gpipe", "offloads", "expected"),
+    [(8, False, False, 1), (8, False, True, 1), (8, True, False, 8), (8, True, True, 2), (1, True, True, 1)],
+)
+def test_under_gpipe_alone_micro_batches_have_to_be_there_together(
+    in_group: int, gpipe: bool, offloads: bool, expected: int
+) -> None:
+    assert micro_batches_needed(in_group, gpipe, offloads) == expected
 
 
 def test_who_is_expected_soon_after_its_arrival_has_time_to_spare() -> None:

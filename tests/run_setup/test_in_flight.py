@@ -42,8 +42,8 @@ VARIED = {"lengths": "lmsys-chat"}
         (VARIED, {"capacity_gb": RESTING_GB + 5.5 * LARGEST_GB, "kappa": 1.0}, 5),
         (VARIED, {"capacity_gb": RESTING_GB + 1.5 * LARGEST_GB, "kappa": 1.0}, 2),
         (VARIED, {"capacity_gb": RESTING_GB + 50 * LARGEST_GB, "kappa": 1.0}, 8),
-        # One more is kept free to bring activations back.
-        (VARIED, {"capacity_gb": RESTING_GB + 5.5 * LARGEST_GB, "kappa": 1.0, "offload_gb_per_s": 20}, 4),
+        # Room to bring activations back to is only kept while some are away.
+        (VARIED, {"capacity_gb": RESTING_GB + 5.5 * LARGEST_GB, "kappa": 1.0, "offload_gb_per_s": 20}, 5),
         (VARIED, {"capacity_gb": RESTING_GB + 1.5 * LARGEST_GB, "mode": "ignore"}, 8),
     ],
     ids=["equal", "varied", "given", "as fit", "at least one a stage", "no more than help", "offloading", "ignored"],

@@ -58,22 +58,23 @@ def test_no_batch_ever_sees_two_weight_versions(lemix_run: Run) -> None:
 
 
 def test_training_takes_the_same_course_with_and_without_serving_and_enough_memory(lemix_run: Run) -> None:
+    training = sums_training(release="sync", micro_batches_per_step=4, micro_batches=48)
     recipe = {
         "name": "alone",
         "nodes": {"count": 1, "stages": 2},
         "model": {"config": tiny_llama()},
-        "training": sums_training(release="sync", micro_batches_per_step=4, micro_batches=48),
+        "training": training,
     }
     alone = lemix_run(recipe)
     loaded = load_recipe(alone.path / "recipe.yaml")
     assert loaded.training is not None
     tokens = loaded.training.micro_batch_size * loaded.training.sequence_length
     stages = [stage_takes(loaded, stage, None, cuda=False) for stage in (0, 1)]
-    # Room for a micro-batch, and to bring another one back to.
+    # Room for two micro-batches: where three are in flight, two of them leave, and room to bring one back to is kept.
     needed = max(takes.resting + takes.working + 2.1 * tokens * takes.activation_bytes for takes in stages)
     short = {"capacity_gb": needed / 1e9, "kappa": 1.0, "max_wait_s": 0.0}
     changed = {"name": "beside", "serving": poisson(rate=25, requests=60), "policy": {"memory": short}}
-    beside = lemix_run(recipe | changed)
+    beside = lemix_run(recipe | changed | {"training": training | {"in_flight": 3}})
     assert beside.report["memory"]["stages"][0]["offloads"] > 0
     assert all(stage["peak"] <= 1.0 for stage in beside.report["memory"]["stages"])
     assert len(alone.losses()) == 48

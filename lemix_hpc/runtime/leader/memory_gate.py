@@ -8,11 +8,11 @@ stages or the scheduler tell the leader anything, and when it has waited long en
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 
 from lemix_hpc.engines.protocol import StageTakes
-from lemix_hpc.policy.memory_rules import OFFLOAD, PREEMPT, RUN, decide
+from lemix_hpc.policy.memory_rules import OFFLOAD, PREEMPT, RUN, decide, won_by_offloading
 from lemix_hpc.records.schema import NodeMemory, StageMemoryPeaks
 from lemix_hpc.run_setup.memory_limits import StageRoom
 from lemix_hpc.runtime.leader.request_queues import NodeRequest
@@ -51,14 +51,15 @@ class _Claim:
 @dataclass(slots=True)
 class _Stage:
     """Bytes on a stage. `movable`, `leaving`: activations of micro-batches between forward and backward, in the order of their
-    forwards, and those on their way to the host, which are part of `activations`; `back`: those that have come back."""
+    forwards, and those on their way to the host, which are part of `activations`; `away`: those that have left, until their
+    backward is over; `back`: those of them that have come back."""
 
     room: StageRoom
     cache: int = 0
     activations: int = 0
     movable: dict[int, int] = field(default_factory=dict)
     leaving: dict[int, int] = field(default_factory=dict)
-    away: set[int] = field(default_factory=set)
+    away: dict[int, int] = field(default_factory=dict)
     back: int = 0
     lacks: int = 0
     peak: int = 0
@@ -71,7 +72,16 @@ class _Stage:
 
     @property
     def free(self) -> int:
-        return self.room.limit - self.cache - self.activations
+        return self.room.limit - self.cache - self.activations - self.kept
+
+    @property
+    def kept(self) -> int:
+        """For what is away: it comes back one micro-batch at a time."""
+        return max(self.away.values(), default=0)
+
+    def won_by(self, activations: Collection[int]) -> int:
+        """What others can take once these have left."""
+        return won_by_offloading(sum(activations), max(activations, default=0), self.kept)
 
     def note_peak(self) -> None:
         activations = self.activations + self.back
@@ -213,11 +223,12 @@ class MemoryGate:
         """A stage has less memory than the accounts say: count on less from now on, and let one micro-batch make room."""
         stage = self._stages[at] if self._stages else None
         if stage is not None:
-            held = stage.cache + stage.activations
+            held = stage.cache + stage.activations + stage.back
             # What its backward has begun with stays, also where it has been told to leave.
             stage.movable.pop(begun, None)
             stage.leaving.pop(begun, None)
-            stage.room = replace(stage.room, limit=min(stage.room.limit, round(SAFE_PART * held)))
+            safe = max(round(SAFE_PART * held), stage.room.least)
+            stage.room = replace(stage.room, limit=min(stage.room.limit, safe))
             print(
                 f"stage {at} ran out of memory: tasks get {stage.room.limit / 1e9:.3g} GB there from now on", flush=True
             )
@@ -238,7 +249,7 @@ class MemoryGate:
         del stage.leaving[report.micro_batch]
         stage.offloads += 1
         stage.offloaded += nbytes
-        stage.away.add(report.micro_batch)
+        stage.away[report.micro_batch] = nbytes
         stage.activations -= nbytes
         if report.stage in self._starved:
             self._starved.discard(report.stage)
@@ -250,7 +261,7 @@ class MemoryGate:
         stage.movable.pop(micro_batch, None)
         stage.leaving.pop(micro_batch, None)
         if micro_batch in stage.away:
-            stage.away.discard(micro_batch)
+            del stage.away[micro_batch]
             stage.back -= nbytes
         else:
             stage.activations -= nbytes
@@ -283,12 +294,14 @@ class MemoryGate:
         own = 0 if request is None else request.held * stage.room.cache_bytes
         while True:
             victim = self._victim(request) if need > stage.free else None
+            leaving = list(stage.leaving.values())
+            movable = list(stage.movable.values()) if self._limits.offloads else []
             todo = decide(
                 stage.free,
                 need,
-                stage.cache + stage.activations - own,
-                sum(stage.leaving.values()),
-                sum(stage.movable.values()) if self._limits.offloads else 0,
+                stage.cache + stage.activations + stage.kept - own,
+                stage.won_by(leaving),
+                stage.won_by(leaving + movable),
                 0 if victim is None else victim.held * stage.room.cache_bytes,
                 now,
                 deadline,
