@@ -21,9 +21,9 @@ from lemix_hpc.config.recipe import Recipe
 from lemix_hpc.policy.placements import DEFAULT, PLACEMENTS
 from lemix_hpc.profiling.hardware import load_hardware
 from lemix_hpc.run_setup.scheduler_setup import make_scheduler, mean_unloaded_response
-from lemix_hpc.simulate.cluster_state import make_requests
-from lemix_hpc.simulate.from_recipe import make_config, make_times_of
-from lemix_hpc.simulate.simulator import run_simulation
+from lemix_hpc.simulator.cluster_state import make_requests
+from lemix_hpc.simulator.from_recipe import make_config, make_times_of
+from lemix_hpc.simulator.simulator import run_simulation
 from lemix_hpc.studies.simulated_run import simulate
 from lemix_hpc.workload.load import load_workload
 

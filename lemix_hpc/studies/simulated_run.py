@@ -36,12 +36,12 @@ from lemix_hpc.run_setup.scheduler_setup import (
     placement_of,
 )
 from lemix_hpc.run_setup.training_feed import TrainingFeed, feed_of
-from lemix_hpc.simulate import to_records as result
-from lemix_hpc.simulate.cluster_state import ClusterState, follow, make_requests
-from lemix_hpc.simulate.event_trace import event_trace
-from lemix_hpc.simulate.from_recipe import make_believed_times, make_config, make_times_of
-from lemix_hpc.simulate.memory_limits import rooms, stage_memory_of, used
-from lemix_hpc.simulate.simulator import run_simulation
+from lemix_hpc.simulator import to_records as result
+from lemix_hpc.simulator.cluster_state import ClusterState, follow, make_requests
+from lemix_hpc.simulator.event_trace import event_trace
+from lemix_hpc.simulator.from_recipe import make_believed_times, make_config, make_times_of
+from lemix_hpc.simulator.memory_limits import rooms, stage_memory_of, used
+from lemix_hpc.simulator.simulator import run_simulation
 from lemix_hpc.workload.load import Workload, load_workload
 from lemix_hpc.workload.tasks import Request
 

@@ -1,8 +1,8 @@
 """The memory of a node's stages: who takes it, who waits for it, and who has to make room.
 
-The twin of `lemix_hpc.simulate.memory`. Memory is taken on all stages at once, before the first stage's forward: a started task
-never waits for it, since others behind a weight update would wait for that task. What waits is looked at again whenever the
-stages or the scheduler tell the leader anything, and when it has waited long enough for others to make room.
+The twin of `lemix_hpc.simulator.memory`. Memory is taken on all stages at once, before the first stage's forward: a started
+task never waits for it, since others behind a weight update would wait for that task. What waits is looked at again whenever
+the stages or the scheduler tell the leader anything, and when it has waited long enough for others to make room.
 """
 
 from __future__ import annotations

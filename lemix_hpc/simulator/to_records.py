@@ -7,8 +7,8 @@ from typing import Any
 
 from lemix_hpc.policy.execution_rules import BACKWARD, COMMIT, FORWARD, SERVE
 from lemix_hpc.records.schema import ServedTask, Span, SpanKind, TrainedTask
-from lemix_hpc.simulate.cluster_state import ClusterState
-from lemix_hpc.simulate.dtypes import COPY, FINISHED, NONE, Records
+from lemix_hpc.simulator.cluster_state import ClusterState
+from lemix_hpc.simulator.dtypes import COPY, FINISHED, NONE, Records
 from lemix_hpc.workload.tasks import Request
 
 KINDS: dict[int, SpanKind] = {SERVE: "serve", COMMIT: "step", BACKWARD: "backward", FORWARD: "forward", COPY: "copy"}

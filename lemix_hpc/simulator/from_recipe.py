@@ -11,7 +11,7 @@ from lemix_hpc.profiling.hardware import Hardware
 from lemix_hpc.run_setup.in_flight import planned_in_flight
 from lemix_hpc.run_setup.memory_limits import is_limited, offloads
 from lemix_hpc.run_setup.scheduler_setup import split
-from lemix_hpc.simulate.cluster_state import SimulationConfig
+from lemix_hpc.simulator.cluster_state import SimulationConfig
 
 
 def make_times_of(recipe: Recipe, hardware: Hardware) -> Times:

@@ -8,9 +8,9 @@ import pytest
 
 from lemix_hpc.policy.execution_rules import SERVE
 from lemix_hpc.policy.pacing import Pace
-from lemix_hpc.simulate.cluster_state import make_requests
-from lemix_hpc.simulate.dtypes import FINISHED
-from tests.simulate.cluster import SimulationResult, run
+from lemix_hpc.simulator.cluster_state import make_requests
+from lemix_hpc.simulator.dtypes import FINISHED
+from tests.simulator.cluster import SimulationResult, run
 
 PACE = Pace(ttft=40.0, tpot=12.0)
 

@@ -7,7 +7,7 @@ import pytest
 
 from lemix_hpc.policy.execution_rules import SERVE
 from lemix_hpc.policy.pacing import FIRST_MARGIN, PASS_SHARE, Pace
-from tests.simulate.cluster import SimulationResult, run
+from tests.simulator.cluster import SimulationResult, run
 
 PACE = Pace(ttft=40.0, tpot=12.0)
 MARGIN = FIRST_MARGIN * PACE.tpot

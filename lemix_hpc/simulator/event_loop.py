@@ -14,15 +14,15 @@ from lemix_hpc.policy.jit import compiled, inlined
 from lemix_hpc.policy.rules import Rules
 from lemix_hpc.policy.state import State, full
 from lemix_hpc.policy.transitions import next_tick
-from lemix_hpc.simulate.activations import move
-from lemix_hpc.simulate.batch_share import note_trained
-from lemix_hpc.simulate.cluster_state import ClusterState, SimulationConfig, add_span, touch
-from lemix_hpc.simulate.dtypes import FINISHED, NONE
-from lemix_hpc.simulate.leader import free_batch, next_due, supply_first_stage, take_results
-from lemix_hpc.simulate.memory import claim_activations, next_wake
-from lemix_hpc.simulate.pacing import is_paced, note_first_stage
-from lemix_hpc.simulate.pairing_heap import pop
-from lemix_hpc.simulate.scheduler_rank import (
+from lemix_hpc.simulator.activations import move
+from lemix_hpc.simulator.batch_share import note_trained
+from lemix_hpc.simulator.cluster_state import ClusterState, SimulationConfig, add_span, touch
+from lemix_hpc.simulator.dtypes import FINISHED, NONE
+from lemix_hpc.simulator.leader import free_batch, next_due, supply_first_stage, take_results
+from lemix_hpc.simulator.memory import claim_activations, next_wake
+from lemix_hpc.simulator.pacing import is_paced, note_first_stage
+from lemix_hpc.simulator.pairing_heap import pop
+from lemix_hpc.simulator.scheduler_rank import (
     DONE,
     GOING,
     MEASURE,
@@ -35,8 +35,8 @@ from lemix_hpc.simulate.scheduler_rank import (
     tell_finished,
     tell_passed,
 )
-from lemix_hpc.simulate.stage import backward_done, come, end_stretch, forward_done, last_piece, settle
-from lemix_hpc.simulate.tournament_tree import earliest, set_timer
+from lemix_hpc.simulator.stage import backward_done, come, end_stretch, forward_done, last_piece, settle
+from lemix_hpc.simulator.tournament_tree import earliest, set_timer
 
 RESOLUTION = 1e-9
 """The policy's ticks come at most once in so many seconds, whatever the rounding of their times."""

@@ -11,9 +11,9 @@ from typing import Any
 
 from lemix_hpc.policy import memory_rules as policy
 from lemix_hpc.policy.jit import compiled
-from lemix_hpc.simulate.cluster_state import ClusterState, SimulationConfig, append
-from lemix_hpc.simulate.dtypes import ABSENT, AWAY, BACK, BACKWARDS, BEGUN, COMING, HELD, LEAVING, NONE, SPARED
-from lemix_hpc.simulate.pieces import next_look
+from lemix_hpc.simulator.cluster_state import ClusterState, SimulationConfig, append
+from lemix_hpc.simulator.dtypes import ABSENT, AWAY, BACK, BACKWARDS, BEGUN, COMING, HELD, LEAVING, NONE, SPARED
+from lemix_hpc.simulator.pieces import next_look
 
 won_by_offloading = compiled(policy.won_by_offloading)
 

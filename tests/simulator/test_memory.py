@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from lemix_hpc.config.errors import UserError
 from lemix_hpc.config.load import load_recipe
 from lemix_hpc.policy.memory_rules import micro_batches_needed
-from lemix_hpc.simulate.cluster_state import make_stage_memory
-from lemix_hpc.simulate.dtypes import FINISHED, NONE
+from lemix_hpc.simulator.cluster_state import make_stage_memory
+from lemix_hpc.simulator.dtypes import FINISHED, NONE
 from lemix_hpc.studies.simulated_run import Simulated, simulate
-from tests.simulate.cluster import SimulationResult, run
+from tests.simulator.cluster import SimulationResult, run
 from tests.studies.test_simulated_run import COEFFICIENTS
 
 PATIENT = 100.0

@@ -7,9 +7,9 @@ from lemix_hpc.policy.latency import Affine, LatencyModel
 from lemix_hpc.policy.latency_tables import make_times
 from lemix_hpc.policy.rules import SchedulerConfig
 from lemix_hpc.policy.scheduler import Scheduler
-from lemix_hpc.simulate.cluster_state import make_requests
-from lemix_hpc.simulate.simulator import run_simulation
-from tests.simulate.cluster import CLUSTER
+from lemix_hpc.simulator.cluster_state import make_requests
+from lemix_hpc.simulator.simulator import run_simulation
+from tests.simulator.cluster import CLUSTER
 
 NODES, SLOW, FACTOR = 4, 2, 2.0
 EVERY_S = 0.007

@@ -13,9 +13,9 @@ from lemix_hpc.policy.latency import Affine, LatencyModel
 from lemix_hpc.policy.latency_tables import make_times
 from lemix_hpc.policy.rules import SchedulerConfig
 from lemix_hpc.policy.scheduler import Scheduler
-from lemix_hpc.simulate.cluster_state import ClusterState, SimulationConfig, make_requests
-from lemix_hpc.simulate.dtypes import Records
-from lemix_hpc.simulate.simulator import run_simulation
+from lemix_hpc.simulator.cluster_state import ClusterState, SimulationConfig, make_requests
+from lemix_hpc.simulator.dtypes import Records
+from lemix_hpc.simulator.simulator import run_simulation
 
 CLUSTER = SimulationConfig(
     nodes=1,

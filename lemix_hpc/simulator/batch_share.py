@@ -7,9 +7,9 @@ import math
 from lemix_hpc.policy import classes, pacing
 from lemix_hpc.policy.jit import compiled, inlined
 from lemix_hpc.policy.pacing import LEAST_PART
-from lemix_hpc.simulate.cluster_state import ClusterState, SimulationConfig
-from lemix_hpc.simulate.dtypes import NONE
-from lemix_hpc.simulate.pacing import deadline_of, due, idle_at, longest_batch, seconds_of, squares_of
+from lemix_hpc.simulator.cluster_state import ClusterState, SimulationConfig
+from lemix_hpc.simulator.dtypes import NONE
+from lemix_hpc.simulator.pacing import deadline_of, due, idle_at, longest_batch, seconds_of, squares_of
 
 batch_debt_after = compiled(classes.batch_debt_after)
 may_fill = compiled(classes.may_fill)

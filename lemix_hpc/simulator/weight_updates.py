@@ -9,8 +9,8 @@ import math
 
 from lemix_hpc.policy.execution_rules import COMMIT
 from lemix_hpc.policy.jit import compiled, inlined
-from lemix_hpc.simulate.cluster_state import ClusterState, SimulationConfig, add_span, take, touch
-from lemix_hpc.simulate.dtypes import COPY, NONE, STEPS
+from lemix_hpc.simulator.cluster_state import ClusterState, SimulationConfig, add_span, take, touch
+from lemix_hpc.simulator.dtypes import COPY, NONE, STEPS
 
 
 @inlined

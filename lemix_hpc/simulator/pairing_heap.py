@@ -8,8 +8,8 @@ from __future__ import annotations
 from typing import Any
 
 from lemix_hpc.policy.jit import compiled
-from lemix_hpc.simulate.cluster_state import ClusterState
-from lemix_hpc.simulate.dtypes import NONE, Records
+from lemix_hpc.simulator.cluster_state import ClusterState
+from lemix_hpc.simulator.dtypes import NONE, Records
 
 
 @compiled

@@ -9,8 +9,8 @@ from lemix_hpc.config.recipe import Recipe
 from lemix_hpc.profiling.hardware import Hardware
 from lemix_hpc.records.schema import NodeMemory, StageMemoryPeaks
 from lemix_hpc.run_setup.memory_limits import StageRoom, check_requests, is_limited, longest_of, rooms_of
-from lemix_hpc.simulate.cluster_state import Memory, make_stage_memory
-from lemix_hpc.simulate.dtypes import Records
+from lemix_hpc.simulator.cluster_state import Memory, make_stage_memory
+from lemix_hpc.simulator.dtypes import Records
 from lemix_hpc.workload.tasks import Request
 
 

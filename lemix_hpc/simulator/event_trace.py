@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from lemix_hpc.policy.event_records import OFFERED, event_of
 from lemix_hpc.policy.events import Event, GroupOffered, PassMeasured
-from lemix_hpc.simulate.cluster_state import ClusterState, SimulationConfig
+from lemix_hpc.simulator.cluster_state import ClusterState, SimulationConfig
 
 
 def event_trace(

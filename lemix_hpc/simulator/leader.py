@@ -7,7 +7,7 @@ import math
 from lemix_hpc.policy import execution_rules
 from lemix_hpc.policy.jit import compiled, inlined
 from lemix_hpc.policy.pacing import LATE_FOR_PROMPTS
-from lemix_hpc.simulate.batch_share import (
+from lemix_hpc.simulator.batch_share import (
     fill_due,
     first_deadline,
     is_idle,
@@ -17,10 +17,10 @@ from lemix_hpc.simulate.batch_share import (
     room_for_batch,
     takes_prompts,
 )
-from lemix_hpc.simulate.cluster_state import ClusterState, SimulationConfig
-from lemix_hpc.simulate.dtypes import FINISHED, NONE
-from lemix_hpc.simulate.memory import cache_fits, claim_cache, release_cache, take_cache
-from lemix_hpc.simulate.pacing import (
+from lemix_hpc.simulator.cluster_state import ClusterState, SimulationConfig
+from lemix_hpc.simulator.dtypes import FINISHED, NONE
+from lemix_hpc.simulator.memory import cache_fits, claim_cache, release_cache, take_cache
+from lemix_hpc.simulator.pacing import (
     deadline_of,
     due,
     is_paced,
@@ -32,9 +32,9 @@ from lemix_hpc.simulate.pacing import (
     seconds_of,
     squares_of,
 )
-from lemix_hpc.simulate.pairing_heap import bring_follower
-from lemix_hpc.simulate.request_queues import first, go_on, is_batch, leave, promote, wait
-from lemix_hpc.simulate.stage import come
+from lemix_hpc.simulator.pairing_heap import bring_follower
+from lemix_hpc.simulator.request_queues import first, go_on, is_batch, leave, promote, wait
+from lemix_hpc.simulator.stage import come
 
 may_form_batch = compiled(execution_rules.may_form_batch)
 

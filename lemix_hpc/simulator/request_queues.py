@@ -6,10 +6,10 @@ import math
 
 from lemix_hpc.policy import classes
 from lemix_hpc.policy.jit import compiled, inlined
-from lemix_hpc.simulate.cluster_state import ClusterState, SimulationConfig, append, take
-from lemix_hpc.simulate.dtypes import NONE
-from lemix_hpc.simulate.pacing import note_gone, note_ready, note_waiting
-from lemix_hpc.simulate.pairing_heap import pop, push
+from lemix_hpc.simulator.cluster_state import ClusterState, SimulationConfig, append, take
+from lemix_hpc.simulator.dtypes import NONE
+from lemix_hpc.simulator.pacing import note_gone, note_ready, note_waiting
+from lemix_hpc.simulator.pairing_heap import pop, push
 
 waits_as_batch = compiled(classes.waits_as_batch)
 

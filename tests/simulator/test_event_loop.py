@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lemix_hpc.policy.execution_rules import COMMIT
-from lemix_hpc.simulate.cluster_state import follow, make_requests
-from lemix_hpc.simulate.dtypes import FINISHED
+from lemix_hpc.simulator.cluster_state import follow, make_requests
+from lemix_hpc.simulator.dtypes import FINISHED
 from tests.golden.cases import golden_cases
-from tests.simulate.cluster import SimulationResult, run
+from tests.simulator.cluster import SimulationResult, run
 
 # The golden cases
 

@@ -10,7 +10,7 @@ import math
 import numpy as np
 
 from lemix_hpc.policy.jit import compiled
-from lemix_hpc.simulate.cluster_state import SimulationConfig
+from lemix_hpc.simulator.cluster_state import SimulationConfig
 
 
 @compiled

@@ -13,11 +13,11 @@ import math
 from lemix_hpc.policy import memory_rules as policy
 from lemix_hpc.policy.jit import compiled
 from lemix_hpc.policy.memory_rules import OFFLOAD, PREEMPT, RUN
-from lemix_hpc.simulate.activations import next_way, note_peak, offload, remove, won
-from lemix_hpc.simulate.cluster_state import ClusterState, SimulationConfig, touch
-from lemix_hpc.simulate.dtypes import FORWARDS, HELD, NONE
-from lemix_hpc.simulate.pacing import note_gone
-from lemix_hpc.simulate.request_queues import is_batch, wait
+from lemix_hpc.simulator.activations import next_way, note_peak, offload, remove, won
+from lemix_hpc.simulator.cluster_state import ClusterState, SimulationConfig, touch
+from lemix_hpc.simulator.dtypes import FORWARDS, HELD, NONE
+from lemix_hpc.simulator.pacing import note_gone
+from lemix_hpc.simulator.request_queues import is_batch, wait
 
 decide = compiled(policy.decide)
 spare_time = compiled(policy.spare_time)

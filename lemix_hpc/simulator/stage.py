@@ -12,15 +12,15 @@ from lemix_hpc.policy import execution_rules
 from lemix_hpc.policy.execution_rules import BACKWARD, COMMIT, FORWARD, NOTHING, SERVE
 from lemix_hpc.policy.jit import compiled, inlined
 from lemix_hpc.policy.latency_tables import BACKWARD_PASS, FORWARD_PASS, SERVE_PASS, stage_seconds
-from lemix_hpc.simulate.activations import activations_there, may_leave, must_stay, release_activations
-from lemix_hpc.simulate.cluster_state import ClusterState, SimulationConfig, append, take
-from lemix_hpc.simulate.dtypes import BACKWARDS, FORWARDS, NONE, STEPS
-from lemix_hpc.simulate.latency_noise import spread
-from lemix_hpc.simulate.memory import asked_for
-from lemix_hpc.simulate.pairing_heap import pop, push
-from lemix_hpc.simulate.pieces import ROUNDING, pieces_until
-from lemix_hpc.simulate.tournament_tree import set_timer
-from lemix_hpc.simulate.weight_updates import begin_step, commit_since, publish, ready_here, report
+from lemix_hpc.simulator.activations import activations_there, may_leave, must_stay, release_activations
+from lemix_hpc.simulator.cluster_state import ClusterState, SimulationConfig, append, take
+from lemix_hpc.simulator.dtypes import BACKWARDS, FORWARDS, NONE, STEPS
+from lemix_hpc.simulator.latency_noise import spread
+from lemix_hpc.simulator.memory import asked_for
+from lemix_hpc.simulator.pairing_heap import pop, push
+from lemix_hpc.simulator.pieces import ROUNDING, pieces_until
+from lemix_hpc.simulator.tournament_tree import set_timer
+from lemix_hpc.simulator.weight_updates import begin_step, commit_since, publish, ready_here, report
 
 pick = compiled(execution_rules.pick)
 debt_after = compiled(execution_rules.debt_after)

@@ -9,10 +9,10 @@ from lemix_hpc.policy.jit import compiled, inlined
 from lemix_hpc.policy.rules import Rules
 from lemix_hpc.policy.state import State, full
 from lemix_hpc.policy.transitions import group_offered, tell
-from lemix_hpc.simulate.cluster_state import ClusterState, SimulationConfig, append, next_event, touch
-from lemix_hpc.simulate.dtypes import FINISHED, FORWARDS, NONE, REFUSED
-from lemix_hpc.simulate.pairing_heap import bring_follower
-from lemix_hpc.simulate.request_queues import wait
+from lemix_hpc.simulator.cluster_state import ClusterState, SimulationConfig, append, next_event, touch
+from lemix_hpc.simulator.dtypes import FINISHED, FORWARDS, NONE, REFUSED
+from lemix_hpc.simulator.pairing_heap import bring_follower
+from lemix_hpc.simulator.request_queues import wait
 
 next_supply = compiled(execution_rules.supply_training)
 

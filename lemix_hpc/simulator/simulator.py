@@ -14,11 +14,11 @@ from lemix_hpc.policy.latency import Shape
 from lemix_hpc.policy.latency_tables import Times
 from lemix_hpc.policy.scheduler import Scheduler
 from lemix_hpc.policy.state import full, grown
-from lemix_hpc.simulate.cluster_state import ClusterState, SimulationConfig, make_cluster, with_groups
-from lemix_hpc.simulate.dtypes import Records
-from lemix_hpc.simulate.event_loop import advance
-from lemix_hpc.simulate.scheduler_rank import DONE, MEASURE, NEED_GROUPS, NEED_SLOTS, NEED_SPACE
-from lemix_hpc.simulate.tournament_tree import earliest
+from lemix_hpc.simulator.cluster_state import ClusterState, SimulationConfig, make_cluster, with_groups
+from lemix_hpc.simulator.dtypes import Records
+from lemix_hpc.simulator.event_loop import advance
+from lemix_hpc.simulator.scheduler_rank import DONE, MEASURE, NEED_GROUPS, NEED_SLOTS, NEED_SPACE
+from lemix_hpc.simulator.tournament_tree import earliest
 
 PASS_KINDS: dict[int, PassKind] = {SERVE: "serve", BACKWARD: "backward", FORWARD: "forward"}
 

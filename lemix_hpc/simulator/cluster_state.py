@@ -17,7 +17,7 @@ from lemix_hpc.policy.execution_rules import MOST_IN_FLIGHT, NOTHING
 from lemix_hpc.policy.jit import inlined
 from lemix_hpc.policy.latency_tables import Times
 from lemix_hpc.policy.pacing import AS_SOON_AS_POSSIBLE, FIRST_MARGIN, Pace
-from lemix_hpc.simulate.dtypes import (
+from lemix_hpc.simulator.dtypes import (
     ACTIVATION,
     AT_STAGE,
     BATCH,
@@ -36,7 +36,7 @@ from lemix_hpc.simulate.dtypes import (
     STAGE_MEMORY,
     Records,
 )
-from lemix_hpc.simulate.tournament_tree import Timers, make_timers
+from lemix_hpc.simulator.tournament_tree import Timers, make_timers
 
 
 @by_reference

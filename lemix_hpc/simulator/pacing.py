@@ -9,8 +9,8 @@ from lemix_hpc.policy.execution_rules import NOTHING
 from lemix_hpc.policy.jit import compiled, inlined
 from lemix_hpc.policy.latency_tables import SERVE_PASS, stage_seconds
 from lemix_hpc.policy.pacing import LEAST_PART
-from lemix_hpc.simulate.cluster_state import ClusterState, SimulationConfig
-from lemix_hpc.simulate.dtypes import FORWARDS, NONE
+from lemix_hpc.simulator.cluster_state import ClusterState, SimulationConfig
+from lemix_hpc.simulator.dtypes import FORWARDS, NONE
 
 token_deadline = compiled(policy.token_deadline)
 batch_due = compiled(policy.batch_due)
