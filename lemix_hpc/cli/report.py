@@ -68,21 +68,14 @@ def report(
 
 
 def _report(run: RunDir) -> dict[str, Any]:
-    """The written one, or one made from the records of a run that is not complete."""
-    from lemix_hpc.config.errors import UserError
-    from lemix_hpc.launch.states import read_report, run_state
-    from lemix_hpc.records.reader import is_complete, stream_run
-    from lemix_hpc.report.build import summarise
+    from lemix_hpc.launch.run_report import report_of
+    from lemix_hpc.launch.states import run_state
 
-    complete = run.profile_order.exists() or is_complete(run.path)
-    if run.report.exists() and complete:
-        return read_report(run)
-    state = run_state(run, run.read_record())
-    if run.profile_order.exists() or not run.facts.exists():
-        raise UserError(f"{run.id} is {state} and has no report; `lemix logs {run.id}` shows what it did")
-    if not complete:
+    content = report_of(run)
+    if not content.get("complete", True):
+        state = run_state(run, run.read_record())
         typer.echo(f"{run.id} is {state} and not complete; this is what it has done so far.", err=True)
-    return summarise(stream_run(run.path))
+    return content
 
 
 def _draw(runs: list[RunDir], html: Path | None, png: Path | None) -> None:
