@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 
 from lemix_hpc.config.recipe import Recipe
 from lemix_hpc.policy.events import Event, GroupOffered, PassMeasured, RequestArrived
-from lemix_hpc.policy.memory_rules import micro_batches_needed
 from lemix_hpc.policy.placements import PLACEMENTS
 from lemix_hpc.profiling.hardware import load_hardware
 from lemix_hpc.records.schema import MemoryUse, MemoryWaits, ServedTask, Span, TrainedTask
@@ -37,7 +36,7 @@ def times(rng: random.Random, stages: int, layers: int) -> dict[str, Any]:
             "d": rng.uniform(0.0, 1e-6),
         }
         memory = {"weights_bytes": 0, "optimizer_bytes": 0}
-        memory |= {"activation_bytes_per_token": rng.randint(50, 100), "kv_bytes_per_token": rng.randint(1, 100)}
+        memory |= {"activation_bytes_per_token": rng.randint(1, 100), "kv_bytes_per_token": rng.randint(1, 100)}
         return {"forward": forward, "backward": rng.uniform(1.0, 3.0), "memory": memory}
 
     return {
@@ -104,7 +103,7 @@ def short_of_memory(draw: st.DrawFn) -> dict[str, Any]:
     # Tasks are of few sizes here: on like nodes some would end at the same time by chance.
     others = ("other.yaml", "third.yaml")[: recipe["nodes"]["count"] - 1]
     recipe["nodes"]["kinds"] = [*({"count": 1, "coefficients": name} for name in others), {"count": 1}]
-    longest, alone, together, moves = 0, 0, 0, False
+    longest, together = 0, 0
     if "serving" in recipe:
         longest = rng.randint(100, 400)
         recipe["serving"]["max_prompt_tokens"] = longest - 20
@@ -114,27 +113,17 @@ def short_of_memory(draw: st.DrawFn) -> dict[str, Any]:
         training = recipe["training"]
         training["sequence_length"] = rng.randint(50, 400)
         del training["lengths"]
-        moves, gpipe = rng.random() < 0.6, training["release"] == "sync" and training["schedule"] == "gpipe"
-        alone = training["micro_batch_size"] * training["sequence_length"]
-        together = alone * micro_batches_needed(training["micro_batches_per_step"], gpipe, moves)
-        # Only two that rest beside what needs room are worth moving.
-        if moves and training["schedule"] == "1f1b":
-            training["in_flight"] = recipe["nodes"]["stages"] + rng.randint(1, 4)
-    stages = [stage["memory"] for file in scenario["files"].values() for stage in file["stages"]]
-    micro_batch = alone * max(stage["activation_bytes_per_token"] for stage in stages)
+        together = training["micro_batch_size"] * training["sequence_length"]
+        if training["release"] == "sync" and training["schedule"] == "gpipe":
+            together *= training["micro_batches_per_step"]
     takes = max(
-        max(longest * stage["kv_bytes_per_token"], together * stage["activation_bytes_per_token"]) for stage in stages
+        max(longest * memory["kv_bytes_per_token"], together * memory["activation_bytes_per_token"])
+        for file in scenario["files"].values()
+        for memory in (stage["memory"] for stage in file["stages"])
     )
-    capacity = rng.uniform(1.01, 2.0) * takes
-    if moves:
-        capacity = max(1.01 * takes + micro_batch, rng.uniform(1.9, 3.2) * micro_batch)
-    memory: dict[str, Any] = {"capacity_gb": capacity / 1e9, "kappa": 1.0}
+    memory = {"capacity_gb": rng.uniform(1.01, 2.0) * takes / 1e9, "kappa": 1.0}
     # With less patience, others make room at instants at which something else ends, and what is first then is open.
-    memory["max_wait_s"] = rng.choice([0.05, 1.0])
-    if moves:
-        # Less than a backward takes, which else makes room before.
-        memory |= {"max_wait_s": rng.uniform(0.002, 0.02), "offload_gb_per_s": rng.uniform(10.0, 1000.0) * takes / 1e9}
-    recipe["policy"]["memory"] = memory
+    recipe["policy"]["memory"] = memory | {"max_wait_s": rng.choice([0.05, 1.0])}
     return scenario
 
 
