@@ -13,7 +13,7 @@ demo: $(STAMP)
 test: $(STAMP) slurm-install
 	$(MAKE) --jobs 2 lint compiled
 	$(BIN)/python -m pytest --numprocesses 2 -m "not (mpi or slurm or slow)"
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "(mpi or slurm) and not slow"
+	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile -m "(mpi or slurm) and not slow"
 
 # What `test` leaves out: the same checks on more models and shapes.
 test-slow: $(STAMP)
