@@ -1,6 +1,6 @@
 """How long a run of 30 million parameters takes to go on from its checkpoint, beside its first start, and what takes it.
 
-    python benchmarks/resume_time.py [--requests 20000] [--json]
+    python benchmarks/resume_time.py [--requests 20000] [--layers 8] [--json]
 
 A run on two stages is stopped by `lemix stop`, which saves, and resumed. Seconds from a command until its attempt is there,
 knows what it goes on from, serves (engines are built and warm), has answered a request, and has made an optimizer step. Then
@@ -138,6 +138,7 @@ def parts(run: RunDir, requests: int, directory: Path) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--requests", type=int, default=20000, help="in the journal that is folded")
+    parser.add_argument("--layers", type=int, default=8, help="of the model; 30 million parameters are in 8")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -146,6 +147,7 @@ def main() -> None:
         os.environ["XDG_STATE_HOME"] = str(directory / "state")
         path, run = directory / "recipe.yaml", RunDir(directory / "run")
         content = recipe(seconds=600.0, every=1000.0, rate=5.0, engine="torch") | {"report": {"live_interval_s": 0.1}}
+        content["model"] = {"config": content["model"]["config"] | {"num_hidden_layers": args.layers}}
         path.write_text(yaml.safe_dump(content))
         first = start([LEMIX, "submit", str(path), "--cluster", "local", "--out", str(run.path)], run, 0)
         resumed = start([LEMIX, "resume", str(run.path), "--cluster", "local"], run, 1)

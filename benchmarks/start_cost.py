@@ -1,6 +1,6 @@
 """What a rank computes before it can work: processor seconds of its imports and of building its part, by kind of rank.
 
-    python benchmarks/start_cost.py [--repeats 3]
+    python benchmarks/start_cost.py [--repeats 3] [--engine torch]
 
 Each rank is a process of its own without MPI, on one thread; the least of the repeats is shown. The model is tiny.
 """
@@ -72,10 +72,15 @@ def seconds(kind: str, path: Path) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument(
+        "--engine", choices=sorted({engine["kind"] for engine in ENGINES.values()}), help="by default all"
+    )
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory, "recipe.yaml")
         for name, engine in ENGINES.items():
+            if args.engine not in (None, engine["kind"]):
+                continue
             path.write_text(yaml.safe_dump(recipe(engine)))
             for kind in KINDS:
                 least = min(seconds(kind, path) for _ in range(args.repeats))

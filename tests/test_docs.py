@@ -45,9 +45,9 @@ SHORTER = {
     "benchmarks/punished_run.py": "--kills 1 --nodes 1 --requests 60 --rate 20 --micro-batches 60",
     "benchmarks/checkpoint_cost.py": "--seconds 8 --every 2",
     "benchmarks/journal_cost.py": "--rate 200 --rounds 1 --seconds 0.5",
-    "benchmarks/resume_time.py": "--requests 500",
+    "benchmarks/resume_time.py": "--requests 500 --layers 2",
     "benchmarks/html_report.py": "--spans 2000",
-    "benchmarks/start_cost.py": "--repeats 1",
+    "benchmarks/start_cost.py": "--repeats 1 --engine emulated",
     "benchmarks/simulator_fidelity.py": "--policies least-completion --rates 16 --seconds 2",
 }
 
