@@ -20,16 +20,18 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 from mpi4py import MPI
 
 from lemix_hpc.engines.protocol import SequenceResult, ServeBatch
 from lemix_hpc.policy.latency import Affine, LatencyModel, Shape
-from lemix_hpc.policy.rules import SchedulerConfig
+from lemix_hpc.policy.rules import OrderName, SchedulerConfig
 from lemix_hpc.policy.scheduler import Scheduler, compile_policy
-from lemix_hpc.records.journal import Journal
+from lemix_hpc.records.event_log import EVENTS
+from lemix_hpc.records.journal_writer import Journal
+from lemix_hpc.records.schema import SPANS
 from lemix_hpc.records.writer import Recorder
 from lemix_hpc.runtime.http.call_router import CallRouter
 from lemix_hpc.runtime.leader.batching_leader import Leader
@@ -160,24 +162,26 @@ class Took:
     tokens: int = 0
     passes: int = 0
     messages: int = 0
+    nbytes: int = 0
 
 
 class Cluster:
     """The scheduler rank, and all that tells it something."""
 
-    def __init__(self, nodes: int, batch: int, turns: int, directory: Path) -> None:
+    def __init__(self, nodes: int, batch: int, turns: int, order: OrderName, directory: Path) -> None:
         self._layout, self._clock, self._comm = Layout(nodes, STAGES), Clock(), Comm()
         forward = Affine(0.765e-3, 6.70e-6, 0.947e-9, 2.5e-9)
         latency = LatencyModel((forward,) * STAGES, (forward.scaled(2.0),) * STAGES)
         self._nodes = [Node(self._layout, node, self._clock, batch, latency) for node in range(nodes)]
-        scheduler = Scheduler(SchedulerConfig(nodes, t0=STAGES * 0.01, batch_requests=batch), latency)
+        config = SchedulerConfig(nodes, t0=STAGES * 0.01, batch_requests=batch, order=order)
+        scheduler = Scheduler(config, latency)
         bell = Doorbell(f"benchmark-{directory.name}", SCHEDULER_RANK, frozenset(), remote=True)
         comm: Any = self._comm
         mailbox = Mailbox(comm, Inbox.SCHEDULER, bell)
         number = itertools.count().__next__
         now = self._clock.now
-        self._journal = Journal(directory / "journal.bin")
-        self._recorder = Recorder(directory, self._journal)
+        self._recorder = Recorder(directory)
+        self._journal = self._recorder.journal = Journal(directory)
         self._loop = SchedulerLoop(
             self._layout,
             scheduler,
@@ -194,6 +198,7 @@ class Cluster:
         self._arriving: list[tuple[MPI.Request, bytes]] = []
         self.profile: cProfile.Profile | None = None
         self.took = Took()
+        self._directory = directory
 
     def run(self, seconds: float) -> None:
         """So long of virtual time."""
@@ -210,6 +215,11 @@ class Cluster:
             if self._clock.time >= turn_at:
                 turn_at = self._clock.time + TURN_S
                 self._turn()
+
+    def written(self) -> int:
+        """Bytes of spans and events so far."""
+        self._recorder.flush()
+        return sum((self._directory / name).stat().st_size for name in (SPANS, EVENTS))
 
     def close(self) -> None:
         self._turn()  # nothing may be left on its way
@@ -257,15 +267,16 @@ def _requests(count: int, turns: int) -> Iterator[Request]:
             yield Request(id, 0.0, PROMPT, output, after=after)
 
 
-def measure(nodes: int, batch: int, passes: int, *, profile: bool) -> Took:
+def measure(nodes: int, batch: int, passes: int, order: OrderName, *, profile: bool) -> Took:
     """Once all requests have come and some have been answered."""
     of_each = max(passes // nodes, 8)
     with tempfile.TemporaryDirectory() as directory:
-        cluster = Cluster(nodes, batch, of_each // OUTPUT + 3, Path(directory))
+        cluster = Cluster(nodes, batch, of_each // OUTPUT + 3, order, Path(directory))
         cluster.run(8 * PERIOD_S)
-        cluster.took = Took()
+        cluster.took = Took(nbytes=-cluster.written())
         cluster.profile = cProfile.Profile() if profile else None
         cluster.run(of_each * PERIOD_S)
+        cluster.took.nbytes += cluster.written()
         cluster.close()
     if cluster.profile is not None:
         pstats.Stats(cluster.profile).sort_stats("tottime").print_stats(30)
@@ -277,19 +288,26 @@ def main() -> None:
     parser.add_argument("--nodes", type=int, nargs="+", default=[4, 64, 256])
     parser.add_argument("--batch", type=int, nargs="+", default=[8, 64], help="requests on a node, in the mean")
     parser.add_argument("--passes", type=int, default=2000, help="at least, and at least 8 of every node")
+    parser.add_argument("--order", default="deadline", choices=get_args(OrderName), help="of requests that wait")
     parser.add_argument("--profile", action="store_true", help="show where the time goes, which then is longer")
     args = parser.parse_args()
     compile_policy()
-    print(
-        f"{'nodes':>6} {'batch':>6} {'tokens/s':>9} {'us/token':>9} {'us/pass':>8} {'messages/pass':>14} {'needed/s':>9}"
+    columns = (
+        ("tokens/s", 9),
+        ("us/token", 9),
+        ("us/pass", 8),
+        ("messages/pass", 14),
+        ("bytes/pass", 11),
+        ("needed/s", 9),
     )
+    print(f"{'nodes':>6} {'batch':>6}", *(f"{name:>{width}}" for name, width in columns))
     for nodes in args.nodes:
         for batch in args.batch:
-            took = measure(nodes, batch, args.passes, profile=args.profile)
+            took = measure(nodes, batch, args.passes, args.order, profile=args.profile)
             print(
                 f"{nodes:>6} {took.tokens / took.passes:>6.1f} {took.tokens / took.seconds:>9.0f}"
                 f" {1e6 * took.seconds / took.tokens:>9.2f} {1e6 * took.seconds / took.passes:>8.1f}"
-                f" {took.messages / took.passes:>14.2f} {nodes * batch / PERIOD_S:>9.0f}",
+                f" {took.messages / took.passes:>14.2f} {took.nbytes / took.passes:>11.0f} {nodes * batch / PERIOD_S:>9.0f}",
                 flush=True,
             )
 
