@@ -48,7 +48,7 @@ class TrainingClosed:
 
 @dataclass(frozen=True, slots=True)
 class StageFinished:
-    """A stage has run a task's forward or backward; not told of requests that generate several tokens, see `AnswerPassed`."""
+    """A stage has run a task's forward or backward. For generated tokens `last` is set with the last one's pass."""
 
     time: float
     node: int
@@ -57,18 +57,7 @@ class StageFinished:
     start: float
     end: float
     backward: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class AnswerPassed:
-    """All stages of a node have run the passes of a request that generates several tokens: on each from the begin of the first
-    one to the end of the last one."""
-
-    time: float
-    node: int
-    task: int
-    starts: tuple[float, ...]
-    ends: tuple[float, ...]
+    last: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +79,7 @@ class Tick:
 
 @dataclass(frozen=True, slots=True)
 class PassMeasured:
-    """A stage has run a micro-batch of this shape in `seconds` of work, rests in between not counted."""
+    """A stage has run a batch or micro-batch of this shape in `seconds` of work, rests in between not counted."""
 
     time: float
     node: int
@@ -98,16 +87,6 @@ class PassMeasured:
     kind: PassKind
     shape: Shape
     seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class BatchMeasured:
-    """All stages of a node have run a batch of this shape, in so many `seconds` each."""
-
-    time: float
-    node: int
-    shape: Shape
-    seconds: tuple[float, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,16 +99,7 @@ class RulesChanged:
 
 
 Event = (
-    RequestArrived
-    | GroupOffered
-    | TrainingClosed
-    | StageFinished
-    | AnswerPassed
-    | TaskFinished
-    | Tick
-    | PassMeasured
-    | BatchMeasured
-    | RulesChanged
+    RequestArrived | GroupOffered | TrainingClosed | StageFinished | TaskFinished | Tick | PassMeasured | RulesChanged
 )
 
 
