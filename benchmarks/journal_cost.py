@@ -58,14 +58,13 @@ class Nodes:
     def send(self, rank: int, _inbox: Inbox, message: m.AnyMessage) -> None:
         assert isinstance(message, m.PlaceRequest), "nothing is trained"
         task, node, end = message.task, rank // (STAGES + 1), self._now()
-        free, shape = self._free[node], Shape.of([message.prompt])
+        free, shape, starts = self._free[node], Shape.of([message.prompt]), []
         for stage in range(STAGES):
-            start = max(end, free[stage])
-            end = free[stage] = start + PASS_S
-            span = m.WorkSpan(
-                node, stage, "serve", [task], start, end, 0, task, complete=True, shape=shape, worked=PASS_S
-            )
-            self._report(end, m.SpanReport([span]))
+            starts.append(max(end, free[stage]))
+            end = free[stage] = starts[-1] + PASS_S
+            self._report(end, m.NodeReport(node, [m.Passed(stage, task, starts[-1], end)]))
+        ran = m.BatchRan(task, [task], [], 0, shape, starts, [s + PASS_S for s in starts], [PASS_S] * STAGES)
+        self._report(end, m.NodeReport(node, [ran]))
         self._report(end, m.RequestDone(task, node, end, end, 1.0, message.prompt, [], (0, 0)))
 
     def poll(self) -> list[Mail]:

@@ -23,8 +23,8 @@ from lemix_hpc.policy.events import Event
 from lemix_hpc.profiling.hardware import load_hardware
 from lemix_hpc.records.inheritance import NOTHING, Inheritance
 from lemix_hpc.records.journal import Ended, Record, Trained
-from lemix_hpc.records.schema import NodeMemory, Progress, ServedTask, Span, Stretch, TaskRecord, TrainedTask
-from lemix_hpc.records.stretches import spans_of
+from lemix_hpc.records.schema import BatchWork, NodeMemory, Progress, ServedTask, Span, Stretch, TaskRecord, TrainedTask
+from lemix_hpc.records.stretches import of_stages, spans_of
 from lemix_hpc.records.writer import Recorder
 from lemix_hpc.run_setup.memory_limits import is_limited
 from lemix_hpc.run_setup.scheduler_setup import make_scheduler, mean_unloaded_response, pace_of, partners, split
@@ -141,6 +141,10 @@ class MemoryRecorder(Recorder):
 
     def work(self, stretch: Stretch) -> None:
         self.spans += spans_of(stretch)
+
+    def batch(self, work: BatchWork) -> None:
+        for stretch in of_stages(work):
+            self.work(stretch)
 
     def task(self, task: TaskRecord) -> None:
         if isinstance(task, ServedTask):

@@ -31,54 +31,48 @@ class Drift:
     until_s: float | None = None
 
 
-class Running:
-    """Mean of the last values: of all until there are `MEMORY`, then with older ones counting less."""
+@dataclass(frozen=True, slots=True)
+class Straggler:
+    """A stage took up to `ratio` times as long as the same stage of other nodes of its kind.
 
-    def __init__(self, count: int = 0, mean: float = 0.0) -> None:
-        self.count = count
-        self.mean = mean
+    From `since_s` to `until_s`, seconds of the run; `until_s` is None while it lasts.
+    """
 
-    def add(self, value: float) -> None:
-        """Take in a value."""
-        self.count += 1
-        self.mean += (value - self.mean) / min(self.count, MEMORY)
+    node: int
+    stage: int
+    ratio: float
+    since_s: float
+    until_s: float | None = None
 
 
 def relative_error(predicted: float, seconds: float) -> float:
     """The larger over the smaller, less 1, at most `LARGEST_ERROR`: twice and half as long are equally wrong."""
-    small, large = sorted((predicted, seconds))
+    small, large = min(predicted, seconds), max(predicted, seconds)
     return LARGEST_ERROR if large >= (1.0 + LARGEST_ERROR) * small else large / small - 1.0
 
 
-class DriftWatch:
-    """The file's predictions for one stage and kind against what ran.
+def followed(
+    before: Drift | None,
+    stage: int,
+    kind: PassKind,
+    time: float,
+    passes: int,
+    log_ratio: float,
+    error: float,
+    limit: float,
+) -> Drift | None:
+    """The alarm about a stage and kind of pass, after so many passes with this running mean of the logarithm of real over given
+    times, and of relative errors; `before`: what it was.
 
-    The alarm is raised when the running relative error exceeds `limit`, and ends when it is below half of that.
+    It is raised when the error exceeds `limit`, and ends when it is below half of that.
     """
-
-    def __init__(self, stage: int, kind: PassKind, limit: float) -> None:
-        self._stage = stage
-        self._kind = kind
-        self._limit = limit
-        self.log_ratio = Running()
-        self.error = Running()
-        self.drift: Drift | None = None
-
-    @property
-    def ratio(self) -> float:
-        """Running geometric mean of real over predicted time."""
-        return math.exp(self.log_ratio.mean)
-
-    def measured(self, time: float, predicted: float, seconds: float) -> None:
-        """A pass that was predicted as `predicted` > 0 has taken `seconds`."""
-        self.error.add(relative_error(predicted, seconds))
-        self.log_ratio.add(math.log(min(max(seconds / predicted, 1.0 / LARGEST_RATIO), LARGEST_RATIO)))
-        before = self.drift
-        lasting = before is not None and before.until_s is None
-        if lasting or (self.error.count >= FEWEST and self.error.mean > self._limit):
-            ended = lasting and self.error.mean < self._limit / 2
-            since, ratio = (before.since_s, _farther(before.ratio, self.ratio)) if before else (time, self.ratio)
-            self.drift = Drift(self._stage, self._kind, ratio, since, time if ended else None)
+    lasting = before is not None and before.until_s is None
+    if not lasting and (passes < FEWEST or error <= limit):
+        return before
+    ratio, since = math.exp(log_ratio), time
+    if before is not None:
+        ratio, since = _farther(before.ratio, ratio), before.since_s
+    return Drift(stage, kind, ratio, since, time if lasting and error < limit / 2 else None)
 
 
 def _farther(one: float, other: float) -> float:

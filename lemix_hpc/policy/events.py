@@ -48,7 +48,7 @@ class TrainingClosed:
 
 @dataclass(frozen=True, slots=True)
 class StageFinished:
-    """A stage has run a task's forward or backward. For generated tokens `last` is set with the last one's pass."""
+    """A stage has run a task's forward or backward; not told of requests that generate several tokens, see `AnswerPassed`."""
 
     time: float
     node: int
@@ -57,7 +57,18 @@ class StageFinished:
     start: float
     end: float
     backward: bool = False
-    last: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerPassed:
+    """All stages of a node have run the passes of a request that generates several tokens: on each from the begin of the first
+    one to the end of the last one."""
+
+    time: float
+    node: int
+    task: int
+    starts: tuple[float, ...]
+    ends: tuple[float, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +90,7 @@ class Tick:
 
 @dataclass(frozen=True, slots=True)
 class PassMeasured:
-    """A stage has run a batch or micro-batch of this shape in `seconds` of work, rests in between not counted."""
+    """A stage has run a micro-batch of this shape in `seconds` of work, rests in between not counted."""
 
     time: float
     node: int
@@ -87,6 +98,16 @@ class PassMeasured:
     kind: PassKind
     shape: Shape
     seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class BatchMeasured:
+    """All stages of a node have run a batch of this shape, in so many `seconds` each."""
+
+    time: float
+    node: int
+    shape: Shape
+    seconds: tuple[float, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +120,16 @@ class RulesChanged:
 
 
 Event = (
-    RequestArrived | GroupOffered | TrainingClosed | StageFinished | TaskFinished | Tick | PassMeasured | RulesChanged
+    RequestArrived
+    | GroupOffered
+    | TrainingClosed
+    | StageFinished
+    | AnswerPassed
+    | TaskFinished
+    | Tick
+    | PassMeasured
+    | BatchMeasured
+    | RulesChanged
 )
 
 

@@ -21,7 +21,7 @@ from __future__ import annotations
 import math
 
 from lemix_hpc.policy.jit import compiled, inlined
-from lemix_hpc.policy.state import NONE, RAN_BACKWARD, RAN_FORWARD, Floats, State
+from lemix_hpc.policy.state import NONE, RAN_BACKWARD, RAN_FORWARD, Floats, Records, State
 
 NOT_MOVED, MOVED, BACKWARD_MOVED = range(3)
 ALL = 2**62
@@ -172,6 +172,20 @@ def observe(state: State, node: int, stage: int, slot: int, start: float, end: f
         state.paths[slot, stage].fb, state.paths[slot, stage].fe = start, end
     # What ended is a bound for everything on the stage that has not run, from the first task on.
     _follow(state, node, nodes[node].head, at_least)
+    _note_last_request(state, node)
+
+
+@compiled
+def observe_all(state: State, node: int, slot: int, times: Records) -> None:
+    """The same of a request on all stages, (stages,), from their `start` to their `end`."""
+    for stage in range(times.size):
+        start, end = times[stage].start, times[stage].end
+        state.free_at[node, stage] = max(state.free_at[node, stage], end)
+        if slot != NONE:
+            path = state.paths[slot, stage]
+            path.ran |= RAN_FORWARD
+            path.fb, path.fe = start, end
+    _follow(state, node, state.nodes[node].head, slot)
     _note_last_request(state, node)
 
 

@@ -28,6 +28,23 @@ class LessonMemory:
 
 
 @dataclass(frozen=True, slots=True)
+class Learned:
+    """What a run has learned of one stage and kind from `passes` passes.
+
+    `ratio`: running geometric mean of real over the file's time. `error_before`, `error_after`: running relative error of
+    the file's predictions and of the corrected ones.
+    """
+
+    stage: int
+    kind: PassKind
+    gains: tuple[float, ...]
+    passes: int
+    ratio: float
+    error_before: float
+    error_after: float
+
+
+@dataclass(frozen=True, slots=True)
 class Memory:
     """`lessons`: by kind of node, and behind those of the nodes `apart`, which are not as fast as others of their kind;
     `overhead`: what a response takes besides its stages' work, for each token [s]; `outputs`: tokens of the last answers, the

@@ -6,205 +6,163 @@ A latency form is a sum of terms that grow with the shape of a batch, and the co
 
 Gains are positive and bounded, so that predictions stay positive, monotone and within a factor of the file's. They
 minimise the relative error of past passes, older ones counting less, plus a prior that pulls them towards one another:
-a term of which nothing was seen moves with those that were. See docs/policy.md.
+a term of which nothing was seen moves with those that were. See docs/policy.md. The sums are in `lemix_hpc.policy.lessons`.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 
-from lemix_hpc.policy.drift import DEFAULT_LIMIT, Drift, DriftWatch, Running, relative_error
-from lemix_hpc.policy.events import PassKind, PassMeasured
-from lemix_hpc.policy.latency import LatencyModel, Row, StageTime
-from lemix_hpc.policy.memory import LessonMemory, Mean
+import numpy as np
 
-MEMORY = 100
-"""How many passes the past counts as."""
-LARGEST_GAIN = 10.0
-LARGEST_STEP = 1.2
-"""A pass changes a gain at most by this factor, up or down."""
-TRUSTED_ERROR = 0.3
-"""Relative errors up to here count in full; beyond, a pass has no more pull than one with this error (Huber)."""
-PRIOR_OF_DIFFERENCES = 0.1
-PRIOR_OF_LEVEL = 0.01
-"""Weights of the prior, in passes: for the gains to be equal, and for their mean to be 1."""
-SWEEPS = 4
+from lemix_hpc.policy.drift import DEFAULT_LIMIT, Drift, followed
+from lemix_hpc.policy.events import BatchMeasured, PassKind, PassMeasured
+from lemix_hpc.policy.latency import LatencyModel, StageTime
+from lemix_hpc.policy.latency_tables import BACKWARD_PASS, FORWARD_PASS, SERVE_PASS
+from lemix_hpc.policy.lessons import correct, expect, learn, make_lessons
+from lemix_hpc.policy.memory import Learned, LessonMemory
+from lemix_hpc.policy.state import Floats
+
+KINDS: dict[PassKind, int] = {"forward": FORWARD_PASS, "backward": BACKWARD_PASS, "serve": SERVE_PASS}
+SERVED: PassKind = "serve"
 
 
-class Gains:
-    """The gains of one stage and kind. `values` are for terms in the order of the latency form."""
+class Measured:
+    """A measured pass as arrays, see `lessons.learn`: of the stages from the `first` on."""
 
-    def __init__(self, count: int) -> None:
-        self.values = [1.0] * count
-        self.information = [[0.0] * count for _ in range(count)]
-        self.target = [0.0] * count
-
-    def seconds(self, parts: Sequence[float]) -> float:
-        """Corrected seconds of a pass with these terms [s]."""
-        return sum(gain * part for gain, part in zip(self.values, parts, strict=True))
-
-    def learn(self, parts: Sequence[float], seconds: float) -> None:
-        """Take in a pass that the file predicts as sum(parts) > 0, and that took `seconds`."""
-        file = sum(parts)
-        predicted = self.seconds(parts)
-        weight = TRUSTED_ERROR / max(TRUSTED_ERROR, abs(seconds - predicted) / predicted)
-        row = [part / file for part in parts]
-        keep = 1.0 - 1.0 / MEMORY
-        for i, mine in enumerate(row):
-            information = self.information[i]
-            for j, other in enumerate(row):
-                information[j] = keep * information[j] + weight * mine * other
-            self.target[i] = keep * self.target[i] + weight * mine * seconds / file
-        self._solve()
-
-    def _solve(self) -> None:
-        """Towards the minimum by coordinate descent, within the bounds of a gain and of a step."""
-        gains, count = self.values, len(self.values)
-        lower = [max(1.0 / LARGEST_GAIN, gain / LARGEST_STEP) for gain in gains]
-        upper = [min(LARGEST_GAIN, gain * LARGEST_STEP) for gain in gains]
-        # The prior as a matrix: PRIOR_OF_DIFFERENCES on deviations from the mean gain, PRIOR_OF_LEVEL on the mean.
-        shared = (PRIOR_OF_LEVEL - PRIOR_OF_DIFFERENCES) / count
-        for _ in range(SWEEPS):
-            for i in range(count):
-                information = self.information[i]
-                total = shared * (sum(gains) - gains[i])
-                for j in range(count):
-                    if j != i:
-                        total += information[j] * gains[j]
-                curvature = information[i] + PRIOR_OF_DIFFERENCES + shared
-                best = (self.target[i] + PRIOR_OF_LEVEL - total) / curvature
-                gains[i] = min(max(best, lower[i]), upper[i])
+    def __init__(self, event: PassMeasured | BatchMeasured) -> None:
+        if isinstance(event, BatchMeasured):
+            self.kind, self.first, self.seconds = SERVED, 0, np.array(event.seconds)
+        else:
+            self.kind, self.first, self.seconds = event.kind, event.stage, np.array((event.seconds,))
+        self.direction, self.stages = KINDS[self.kind], slice(self.first, self.first + self.seconds.size)
+        self.time, self.tokens, shape = event.time, event.shape.tokens, event.shape
+        self.sizes = np.array((shape.squares, shape.cached, shape.prefills), dtype=np.float64)
 
 
-@dataclass(frozen=True, slots=True)
-class Learned:
-    """What a run has learned of one stage and kind from `passes` passes.
+class _Levels:
+    """What tokens cost on each stage. Most stages are alike."""
 
-    `ratio`: running geometric mean of real over the file's time. `error_before`, `error_after`: running relative error of
-    the file's predictions and of the corrected ones.
-    """
+    def __init__(self, forms: Sequence[StageTime]) -> None:
+        self._forms = list(dict.fromkeys(forms))
+        self._which = np.array([self._forms.index(form) for form in forms])
 
-    stage: int
-    kind: PassKind
-    gains: tuple[float, ...]
-    passes: int
-    ratio: float
-    error_before: float
-    error_after: float
-
-
-def _mean_of(running: Running) -> Mean:
-    return running.count, running.mean
-
-
-class _Lesson:
-    """One stage and kind: its gains, and how far predictions are off with and without them."""
-
-    def __init__(self, stage: int, kind: PassKind, terms: int, limit: float) -> None:
-        self._stage = stage
-        self._kind = kind
-        self.gains = Gains(terms)
-        self.watch = DriftWatch(stage, kind, limit)
-        self.error_after = Running()
-
-    def take(self, time: float, parts: Sequence[float], seconds: float) -> None:
-        self.watch.measured(time, sum(parts), seconds)
-        self.error_after.add(relative_error(self.gains.seconds(parts), seconds))
-        self.gains.learn(parts, seconds)
-
-    def memory(self) -> LessonMemory:
-        gains, watch = self.gains, self.watch
-        return LessonMemory(
-            stage=self._stage,
-            kind=self._kind,
-            gains=tuple(gains.values),
-            information=tuple(map(tuple, gains.information)),
-            target=tuple(gains.target),
-            log_ratio=_mean_of(watch.log_ratio),
-            error=_mean_of(watch.error),
-            error_after=_mean_of(self.error_after),
-            drift=watch.drift,
-        )
-
-    def recall(self, memory: LessonMemory) -> None:
-        gains, watch = self.gains, self.watch
-        gains.values[:], gains.target[:] = memory.gains, memory.target
-        gains.information[:] = [list(row) for row in memory.information]
-        watch.log_ratio, watch.error = Running(*memory.log_ratio), Running(*memory.error)
-        watch.drift = memory.drift
-        self.error_after = Running(*memory.error_after)
-
-    def learned(self) -> Learned:
-        watch = self.watch
-        gains, errors = tuple(self.gains.values), (watch.error.mean, self.error_after.mean)
-        return Learned(self._stage, self._kind, gains, watch.error.count, watch.ratio, *errors)
+    def of(self, took: Measured) -> Floats:
+        """On the stages of a pass."""
+        levels: Floats = np.array([form.level(took.tokens) for form in self._forms])[self._which[took.stages]]
+        return levels
 
 
 class Recalibrated:
     """What is learned of the stage times of one kind of node, and the alarms about them.
 
-    With `active` False it only watches: predictions stay the file's. `limit` is the relative error that raises an alarm.
+    `limit` is the relative error that raises an alarm.
     """
 
-    def __init__(self, latency: LatencyModel, *, active: bool = True, limit: float = DEFAULT_LIMIT) -> None:
+    def __init__(self, latency: LatencyModel, *, limit: float = DEFAULT_LIMIT) -> None:
         self._latency = latency
-        self._active = active
         self._limit = limit
-        self._lessons: dict[tuple[int, PassKind], _Lesson] = {}
+        self._lessons = make_lessons(latency)
+        self._levels = [_Levels(forms) for forms in (latency.forward, latency.backward, latency.forward)]
+        self._drifts: dict[tuple[int, PassKind], Drift] = {}
 
-    def measured(self, event: PassMeasured) -> Row | None:
-        """Learn from a pass: the coefficients (`StageTime.row`) that its stage and kind has now, None if they are the file's.
+    def measured(self, took: Measured, linear: Floats | None) -> Floats:
+        """Learn from a pass: what it should have taken on each of its stages, by what was learned before [s].
 
-        A pass that the file gives no time to teaches nothing.
+        `linear`: (3, stages, 5), coefficients (`StageTime.row`) by direction and stage, to be set right; None: only watch. A
+        pass that the file gives no time to teaches nothing.
         """
-        form = self._given(event.kind)[event.stage]
-        parts = form.terms(event.shape)
-        if sum(parts) <= 0:
-            return None
-        key = event.stage, event.kind
-        if key not in self._lessons:
-            self._lessons[key] = _Lesson(*key, len(parts), self._limit)
-        self._lessons[key].take(event.time, parts, event.seconds)
-        return form.row(self._lessons[key].gains.values) if self._active else None
+        expected, levels = np.empty_like(took.seconds), self._levels[took.direction].of(took)
+        where = self._lessons, took.direction, took.first
+        if learn(*where, took.sizes, levels, took.seconds, expected, self._limit):
+            for stage in range(took.first, took.first + took.seconds.size):
+                self._look(took.kind, stage, took.time)
+        if linear is not None:
+            correct(*where, linear[took.direction, took.stages])
+        return expected
 
-    def predicted(self, event: PassMeasured) -> float:
-        """How long such a pass should take, by what was learned so far [s]."""
-        parts = self._given(event.kind)[event.stage].terms(event.shape)
-        lesson = self._lessons.get((event.stage, event.kind))
-        return sum(parts) if lesson is None else lesson.gains.seconds(parts)
+    def predicted(self, took: Measured) -> Floats:
+        """How long such a pass should take on each of its stages, by what was learned so far [s]."""
+        expected, levels = np.empty_like(took.seconds), self._levels[took.direction].of(took)
+        expect(self._lessons, took.direction, took.first, took.sizes, levels, expected)
+        return expected
+
+    def _look(self, kind: PassKind, stage: int, time: float) -> None:
+        key, lesson = (stage, kind), self._lessons[KINDS[kind], stage]
+        drift = followed(
+            self._drifts.get(key),
+            stage,
+            kind,
+            time,
+            int(lesson["passes"]),
+            lesson["log_ratio"],
+            lesson["error"],
+            self._limit,
+        )
+        if drift is not None:
+            self._drifts[key] = drift
+            lesson["drifting"] = drift.until_s is None
 
     def copy(self) -> Recalibrated:
         """Another one that goes on from here."""
-        copy = Recalibrated(self._latency, active=self._active, limit=self._limit)
-        for _ in copy.recall(self.memory):
-            pass  # forecasts have these coefficients
+        copy = Recalibrated(self._latency, limit=self._limit)
+        copy.recall(self.memory, None)
         return copy
 
     @property
     def memory(self) -> tuple[LessonMemory, ...]:
         """All that it goes by."""
-        return tuple(lesson.memory() for _, lesson in sorted(self._lessons.items()))
+        return tuple(self._remembered(stage, kind) for stage, kind in self._known())
 
-    def recall(self, memory: Iterable[LessonMemory]) -> Iterator[tuple[int, PassKind, Row]]:
-        """Go on from what was learned of the same stage times: the coefficients that stages and kinds have now, where they
-        are not the given ones."""
+    def recall(self, memory: Iterable[LessonMemory], linear: Floats | None) -> None:
+        """Go on from what was learned of the same stage times; `linear` as in `measured`."""
         for told in memory:
-            key = told.stage, told.kind
-            self._lessons[key] = _Lesson(*key, len(told.gains), self._limit)
-            self._lessons[key].recall(told)
-            if self._active:
-                yield *key, self._given(told.kind)[told.stage].row(told.gains)
+            lesson, count = self._lessons[KINDS[told.kind], told.stage], len(told.gains)
+            lesson["gains"][:count], lesson["target"][:count] = told.gains, told.target
+            lesson["information"][:count, :count] = told.information
+            (lesson["passes"], lesson["log_ratio"]) = told.log_ratio
+            lesson["error"], lesson["error_after"] = told.error[1], told.error_after[1]
+            if told.drift is not None:
+                self._drifts[told.stage, told.kind] = told.drift
+                lesson["drifting"] = told.drift.until_s is None
+        if linear is not None:
+            for direction in KINDS.values():
+                correct(self._lessons, direction, 0, linear[direction])
 
     @property
     def drifts(self) -> tuple[Drift, ...]:
         """Every alarm that was raised, by stage and kind; those with `until_s` None go on."""
-        return tuple(lesson.watch.drift for _, lesson in sorted(self._lessons.items()) if lesson.watch.drift)
+        return tuple(drift for _, drift in sorted(self._drifts.items()))
 
     @property
     def learned(self) -> tuple[Learned, ...]:
         """What was learned so far, by stage and kind."""
-        return tuple(lesson.learned() for _, lesson in sorted(self._lessons.items()))
+        return tuple(self._learned(stage, kind) for stage, kind in self._known())
 
-    def _given(self, kind: PassKind) -> tuple[StageTime, ...]:
-        return self._latency.backward if kind == "backward" else self._latency.forward
+    def _known(self) -> Iterator[tuple[int, PassKind]]:
+        """Of which stages and kinds there is something."""
+        for stage in range(self._latency.stages):
+            yield from ((stage, kind) for kind in sorted(KINDS) if self._lessons[KINDS[kind], stage]["passes"])
+
+    def _remembered(self, stage: int, kind: PassKind) -> LessonMemory:
+        lesson = self._lessons[KINDS[kind], stage]
+        count, passes = int(lesson["count"]), int(lesson["passes"])
+        return LessonMemory(
+            stage=stage,
+            kind=kind,
+            gains=tuple(lesson["gains"][:count].tolist()),
+            information=tuple(map(tuple, lesson["information"][:count, :count].tolist())),
+            target=tuple(lesson["target"][:count].tolist()),
+            log_ratio=(passes, float(lesson["log_ratio"])),
+            error=(passes, float(lesson["error"])),
+            error_after=(passes, float(lesson["error_after"])),
+            drift=self._drifts.get((stage, kind)),
+        )
+
+    def _learned(self, stage: int, kind: PassKind) -> Learned:
+        lesson = self._lessons[KINDS[kind], stage]
+        gains, ratio = tuple(lesson["gains"][: lesson["count"]].tolist()), math.exp(lesson["log_ratio"])
+        return Learned(
+            stage, kind, gains, int(lesson["passes"]), ratio, float(lesson["error"]), float(lesson["error_after"])
+        )

@@ -9,14 +9,15 @@ import numpy as np
 
 from lemix_hpc.policy import transitions
 from lemix_hpc.policy.decode_load import note_passes
-from lemix_hpc.policy.drift import Drift
+from lemix_hpc.policy.drift import Drift, Straggler
 from lemix_hpc.policy.estimates import note_output
 from lemix_hpc.policy.event_records import EVENT, record_of
 from lemix_hpc.policy.events import (
+    AnswerPassed,
+    BatchMeasured,
     Decision,
     Event,
     GroupOffered,
-    PassKind,
     PassMeasured,
     Place,
     Refuse,
@@ -24,15 +25,14 @@ from lemix_hpc.policy.events import (
     RulesChanged,
     Tick,
 )
-from lemix_hpc.policy.latency import Affine, LatencyModel
-from lemix_hpc.policy.latency_tables import BACKWARD_PASS, FORWARD_PASS, SERVE_PASS, make_times, with_own_kind
-from lemix_hpc.policy.memory import Memory
-from lemix_hpc.policy.recalibration import Learned, Recalibrated
+from lemix_hpc.policy.latency import Affine, LatencyModel, Shape
+from lemix_hpc.policy.latency_tables import make_times, with_own_kind
+from lemix_hpc.policy.memory import Learned, Memory
+from lemix_hpc.policy.recalibration import Measured, Recalibrated
 from lemix_hpc.policy.rules import Rules, SchedulerConfig, admission_code, make_rules
 from lemix_hpc.policy.state import NONE, WINDOW, State, full, grown, make_state
-from lemix_hpc.policy.stragglers import Peers, Straggler
+from lemix_hpc.policy.stragglers import Peers
 
-DIRECTIONS: dict[PassKind, int] = {"forward": FORWARD_PASS, "backward": BACKWARD_PASS, "serve": SERVE_PASS}
 FIRST_GUESS = 128.0
 """Output tokens that are expected of a request before any has finished."""
 
@@ -49,9 +49,7 @@ class Scheduler:
         self, config: SchedulerConfig, latencies: LatencyModel | Sequence[LatencyModel], kinds: Sequence[int] = ()
     ) -> None:
         models = [latencies] if isinstance(latencies, LatencyModel) else list(latencies)
-        self._recalibrated = [
-            Recalibrated(model, active=config.recalibrate, limit=config.drift_limit) for model in models
-        ]
+        self._recalibrated = [Recalibrated(model, limit=config.drift_limit) for model in models]
         self._kinds = list(kinds) or [0] * config.nodes
         self._peers = [
             Peers((node for node, of in enumerate(self._kinds) if of == kind), model.stages)
@@ -69,6 +67,7 @@ class Scheduler:
         self.state.counters[0]["overhead"] = self.rules.overhead
         note_passes(self.state)
         self._record = np.zeros(1, EVENT)
+        self._times = np.zeros(models[0].stages, [("start", "f8"), ("end", "f8")])
 
     @property
     def drifts(self) -> list[Drift]:
@@ -105,8 +104,7 @@ class Scheduler:
             for node in memory.apart:
                 self._set_apart(node)
         for kind, (recalibrated, lessons) in enumerate(zip(self._recalibrated, memory.lessons, strict=False)):
-            for stage, pass_kind, row in recalibrated.recall(lessons):
-                self.state.times.linear[kind, DIRECTIONS[pass_kind], stage] = row
+            recalibrated.recall(lessons, self.state.times.linear[kind] if self._learns else None)
         if memory.overhead > 0.0:
             self.state.counters[0]["overhead"] = memory.overhead
         for output in memory.outputs:
@@ -125,8 +123,11 @@ class Scheduler:
         """
         if isinstance(event, GroupOffered):
             self._group_offered(event)
-        elif isinstance(event, PassMeasured):
-            self._pass_measured(event)
+        elif isinstance(event, PassMeasured | BatchMeasured):
+            self._measured(event)
+        elif isinstance(event, AnswerPassed):
+            self._times["start"], self._times["end"] = event.starts, event.ends
+            transitions.answer_passed(self.state, self.rules, event.time, event.node, event.task, self._times)
         elif isinstance(event, RulesChanged):
             self.rules = self.rules._replace(admission=admission_code(event.admission), max_hold=event.max_hold)
             self.state.counters[0]["tick_at"] = event.time  # by the old rules that was later
@@ -170,13 +171,16 @@ class Scheduler:
         node = NONE if event.node is None else event.node
         transitions.group_offered(self.state, self.rules, event.time, first, lengths, event.rows, node)
 
-    def _pass_measured(self, event: PassMeasured) -> None:
+    def _measured(self, event: PassMeasured | BatchMeasured) -> None:
         kind, shared = int(self.state.times.kind_of[event.node]), self._kinds[event.node]
-        predicted = self._recalibrated[shared].predicted(event)
-        row = self._recalibrated[kind].measured(event)
-        if row is not None:
-            self.state.times.linear[kind, DIRECTIONS[event.kind], event.stage] = row
-        differs = predicted > 0.0 and self._peers[shared].took(event, predicted)
+        linear = self.state.times.linear[kind] if self._learns else None
+        took = Measured(event)
+        if kind == shared:
+            expected = self._recalibrated[kind].measured(took, linear)
+        else:
+            expected = self._recalibrated[shared].predicted(took)
+            self._recalibrated[kind].measured(took, linear)
+        differs = self._peers[shared].took(event.time, event.node, took.first, took.seconds, expected)
         if differs and self._learns and kind == shared and np.count_nonzero(self.state.times.kind_of == kind) > 1:
             self._set_apart(event.node)
 
@@ -193,3 +197,5 @@ def compile_policy() -> None:
     scheduler = Scheduler(SchedulerConfig(nodes=1), moment)
     scheduler.handle(RequestArrived(0.0, 0, prompt=1, output=2))
     scheduler.handle(GroupOffered(0.0, 0, (1,), 1, (1,)))
+    scheduler.handle(AnswerPassed(0.0, 0, 0, (0.0,), (1.0,)))
+    scheduler.handle(BatchMeasured(0.0, 0, Shape.of((1,)), (1.0,)))

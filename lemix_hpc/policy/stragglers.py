@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
-from statistics import median_low
+from dataclasses import replace
+from operator import itemgetter
 
-from lemix_hpc.policy.drift import LARGEST_RATIO, MEMORY, Running
-from lemix_hpc.policy.events import PassMeasured
+import numpy as np
+
+from lemix_hpc.policy.drift import MEMORY, Straggler
+from lemix_hpc.policy.lessons import note_ratios
+from lemix_hpc.policy.state import Floats
 
 LIMIT = 1.3
 """A stage differs from the others if it takes so many times as long as they, or less than its inverse."""
@@ -18,32 +22,12 @@ EVERY = 20
 """Passes of a stage between two comparisons."""
 
 
-@dataclass(frozen=True, slots=True)
-class Straggler:
-    """A stage took up to `ratio` times as long as the same stage of other nodes of its kind.
-
-    From `since_s` to `until_s`, seconds of the run; `until_s` is None while it lasts.
-    """
-
-    node: int
-    stage: int
-    ratio: float
-    since_s: float
-    until_s: float | None = None
-
-
 class _Stage:
-    """One stage of one node. `log_ratio`: of real over predicted times; `differs_since`: when it began to [s], inf if it does
-    not."""
+    """One stage of one node that is compared with others. `differs_since`: when it began to [s], inf if it does not."""
 
     def __init__(self) -> None:
-        self.log_ratio = Running()
         self.differs_since = math.inf
         self.straggler: Straggler | None = None
-
-    @property
-    def known(self) -> bool:
-        return self.log_ratio.count >= MEMORY
 
     def compared(self, node: int, stage: int, ratio: float, now: float) -> bool:
         """It takes `ratio` times as long as others. Whether it has differed for long."""
@@ -71,22 +55,34 @@ class Peers:
     """
 
     def __init__(self, nodes: Iterable[int], stages: int) -> None:
-        members = list(nodes)
-        self._stages = [{node: _Stage() for node in members} for _ in range(stages)]
+        shape = stages, 1 + max(nodes, default=-1)
+        self._passes = np.zeros(shape, dtype=np.int64)
+        self._log_ratio = np.zeros(shape)
+        """Running means, of real over predicted times."""
+        self._stages: dict[tuple[int, int], _Stage] = defaultdict(_Stage)
 
-    def took(self, event: PassMeasured, predicted: float) -> bool:
-        """A pass has ended that was predicted to take `predicted` > 0 [s]. Whether its node has differed for long."""
-        same = self._stages[event.stage]
-        mine = same[event.node]
-        mine.log_ratio.add(math.log(min(max(event.seconds / predicted, 1.0 / LARGEST_RATIO), LARGEST_RATIO)))
-        if not mine.known or mine.log_ratio.count % EVERY:
+    def took(self, time: float, node: int, first: int, seconds: Floats, expected: Floats) -> bool:
+        """A node has taken so many seconds on stages from the `first` on, and was expected to take `expected`, 0 where nothing
+        is known. Whether it has differed for long."""
+        if not note_ratios(self._passes, self._log_ratio, node, first, seconds, expected, EVERY):
             return False
+        stages = range(first, first + seconds.size)
+        differ = [self._compared(time, node, stage) for stage in stages if self._due(node, stage)]
+        return any(differ)
+
+    def _due(self, node: int, stage: int) -> bool:
+        return bool(self._passes[stage, node] >= MEMORY and self._passes[stage, node] % EVERY == 0)
+
+    def _compared(self, time: float, node: int, stage: int) -> bool:
+        means = self._log_ratio[stage]
+        known = means[self._passes[stage] >= MEMORY]
         # Of two nodes, the slower one is the odd one.
-        usual = median_low(each.log_ratio.mean for each in same.values() if each.known)
-        ratio = math.exp(mine.log_ratio.mean - usual)
-        return mine.compared(event.node, event.stage, ratio, event.time)
+        usual = np.partition(known, (known.size - 1) // 2)[(known.size - 1) // 2]
+        return self._stages[stage, node].compared(node, stage, math.exp(means[node] - usual), time)
 
     @property
     def stragglers(self) -> list[Straggler]:
         """All that were named, by stage and node; those with `until_s` None go on."""
-        return [each.straggler for same in self._stages for each in same.values() if each.straggler is not None]
+        return [
+            each.straggler for _, each in sorted(self._stages.items(), key=itemgetter(0)) if each.straggler is not None
+        ]

@@ -14,12 +14,12 @@ from lemix_hpc.policy.candidates import batch_of, expected_output, order_key, re
 from lemix_hpc.policy.decode_load import note_pass, note_placed
 from lemix_hpc.policy.estimates import note_assigned, note_output, note_overhead
 from lemix_hpc.policy.event_records import ARRIVED, CLOSED, ENDED, PASSED_STAGE
-from lemix_hpc.policy.forecast import assign, expect, forget, observe, place_of_request
+from lemix_hpc.policy.forecast import assign, expect, forget, observe, observe_all, place_of_request
 from lemix_hpc.policy.jit import compiled, inlined
 from lemix_hpc.policy.placement_rules import PACK, filled, fills, has_room, packed, score, turn
 from lemix_hpc.policy.release import admit, offer, open_groups, passed
 from lemix_hpc.policy.rules import Rules
-from lemix_hpc.policy.state import NONE, Ints, State, decide, return_slot, take_slot
+from lemix_hpc.policy.state import NONE, Ints, Records, State, decide, return_slot, take_slot
 from lemix_hpc.policy.token_forecast import forecast_tokens, late_first, note_tokens
 
 promotion = compiled(classes.promotion)
@@ -192,18 +192,28 @@ def stage_finished(
     start: float,
     end: float,
     backward: bool,
-    last: bool,
 ) -> None:
-    """A stage has run a task's forward or backward; for generated tokens `last` is set with the last one's pass."""
-    if last:
-        slot = state.slot_of[task]
-        forecast = NONE if slot != NONE and state.slots[slot].patient else slot
-        observe(state, node, stage, forecast, start, end, backward)
-        if rules.learns and slot != NONE and stage == state.paths.shape[1] - 1:
-            note_overhead(state, slot, end)
-        if slot == NONE or state.slots[slot].training:
-            passed(state, rules, now, node, stage, task, backward)
-            open_groups(state, rules, now)
+    """A stage has run a task's forward or backward."""
+    slot = state.slot_of[task]
+    forecast = NONE if slot != NONE and state.slots[slot].patient else slot
+    observe(state, node, stage, forecast, start, end, backward)
+    if rules.learns and slot != NONE and stage == state.paths.shape[1] - 1:
+        note_overhead(state, slot, end)
+    if slot == NONE or state.slots[slot].training:
+        passed(state, rules, now, node, stage, task, backward)
+        open_groups(state, rules, now)
+    if state.nodes[node].held > 0:
+        admit(state, rules, now, node)
+
+
+@compiled
+def answer_passed(state: State, rules: Rules, now: float, node: int, task: int, times: Records) -> None:
+    """All stages have run a request that generates: `times`, (stages,), have the `start` and `end` on each, of all its passes
+    as one."""
+    slot = state.slot_of[task]
+    observe_all(state, node, NONE if slot != NONE and state.slots[slot].patient else slot, times)
+    if rules.learns and slot != NONE:
+        note_overhead(state, slot, times[times.size - 1].end)
     if state.nodes[node].held > 0:
         admit(state, rules, now, node)
 
@@ -249,7 +259,8 @@ def tick(state: State, rules: Rules, now: float) -> None:
 
 @inlined
 def tell(state: State, rules: Rules, event: Any) -> None:
-    """Take in one event, a record of `lemix_hpc.policy.event_records`; offered groups come by `group_offered`."""
+    """Take in one event, a record of `lemix_hpc.policy.event_records`; offered groups come by `group_offered`, answers by
+    `answer_passed`."""
     if event.kind == PASSED_STAGE:
         stage_finished(
             state,
@@ -261,7 +272,6 @@ def tell(state: State, rules: Rules, event: Any) -> None:
             event.start,
             event.end,
             event.backward,
-            event.last,
         )
     elif event.kind == ARRIVED:
         if event.patient:

@@ -8,7 +8,7 @@ from typing import Any
 from lemix_hpc.policy.drift import DEFAULT_LIMIT
 from lemix_hpc.policy.events import PassKind
 from lemix_hpc.policy.latency import StageTime
-from lemix_hpc.policy.recalibration import Learned
+from lemix_hpc.policy.memory import Learned
 from lemix_hpc.profiling.blocks import block
 from lemix_hpc.profiling.coefficients import CoefficientFile, Times
 

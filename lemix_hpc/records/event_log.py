@@ -5,7 +5,7 @@ A new scheduler with the run's recipe and coefficients makes the same decisions 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, get_args
 
@@ -20,8 +20,8 @@ EVENTS = "events.jsonl"
 
 
 class PassFinished(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A line for the `StageFinished` of all requests of a batch, in the order of `tasks`. `starts`: of each; `last`: places in
-    `tasks` of those for which it is set."""
+    """A line for the `StageFinished` of all requests of a batch, in the order of `tasks`. `starts`: of each. Earlier versions
+    had a line for each pass of a request that generates; `last`: places in `tasks` of those whose last one it was."""
 
     time: float
     node: int
@@ -29,13 +29,19 @@ class PassFinished(msgspec.Struct, frozen=True, omit_defaults=True):
     end: float
     tasks: list[int]
     starts: list[float]
-    last: list[int]
+    last: list[int] | None = None
     backward: bool = False
 
     def events(self) -> Iterator[StageFinished]:
-        last = frozenset(self.last)
         for place, (task, start) in enumerate(zip(self.tasks, self.starts, strict=True)):
-            yield StageFinished(self.time, self.node, self.stage, task, start, self.end, self.backward, place in last)
+            if self.last is None or place in self.last:
+                yield StageFinished(self.time, self.node, self.stage, task, start, self.end, self.backward)
+
+
+class _OneFinished(msgspec.Struct):
+    """What of a line of a single `StageFinished` only earlier versions wrote: see `PassFinished`."""
+
+    last: bool = True
 
 
 class EventLines:
@@ -60,8 +66,7 @@ class EventLines:
         if len(self._pass) > 1:
             one = self._pass[0]
             tasks, starts = [event.task for event in self._pass], [event.start for event in self._pass]
-            last = [place for place, event in enumerate(self._pass) if event.last]
-            line = PassFinished(one.time, one.node, one.stage, one.end, tasks, starts, last, one.backward)
+            line = PassFinished(one.time, one.node, one.stage, one.end, tasks, starts, backward=one.backward)
             self._write(msgspec.json.encode({PassFinished.__name__: line}) + b"\n")
         elif self._pass:
             self._write(encode(self._pass[0]))
@@ -87,11 +92,7 @@ def read_events(directory: Path) -> Iterator[Event]:
     line = msgspec.json.Decoder(dict[str, msgspec.Raw])
     try:
         for each in read_lines(path):
-            event = _decode(each.text, line, decoders, each.place)
-            if isinstance(event, PassFinished):
-                yield from event.events()
-            else:
-                yield event
+            yield from _decode(each.text, line, decoders, each.place)
     except OSError as error:
         reason = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
         raise UserError(
@@ -104,13 +105,16 @@ def _decode(
     line: msgspec.json.Decoder[dict[str, msgspec.Raw]],
     decoders: dict[str, msgspec.json.Decoder[Any]],
     where: str,
-) -> Event | PassFinished:
+) -> Iterable[Event]:
     try:
         [(name, content)] = line.decode(text).items()
         event: Event | PassFinished = decoders[name].decode(content)
+        told = not isinstance(event, StageFinished) or msgspec.json.decode(content, type=_OneFinished).last
     except (*BROKEN_JSON, ValueError, KeyError) as error:
         raise UserError(
             f"{where}: expected one event, as {{TYPE: {{...}}}} with a type out of {', '.join(decoders)}: {error}. Remove "
             "this line and all later ones to read the rest."
         ) from error
-    return event
+    if isinstance(event, PassFinished):
+        return event.events()
+    return (event,) if told else ()

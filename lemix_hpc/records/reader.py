@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +32,7 @@ from lemix_hpc.records.schema import (
     TaskRecord,
     TrainedTask,
 )
-from lemix_hpc.records.stretches import merged, spans_of, stretches_of
+from lemix_hpc.records.stretches import merged, spans_of, stretches_decoder, stretches_of
 from lemix_hpc.records.task_chain import TaskFile, chain
 
 T = TypeVar("T")
@@ -102,8 +103,8 @@ class RunStream:
         return _read_lines(path, msgspec.json.Decoder(PostedSample).decode) if path.exists() else iter(())
 
     def stretches(self) -> Iterator[Stretch]:
-        decode = msgspec.json.Decoder(Stretch).decode
-        return merged(_of_one_run(_read_lines(each / SPANS, decode) for each in self.directories))
+        lines = (_read_lines(each / SPANS, stretches_decoder()) for each in self.directories)
+        return merged(_of_one_run(map(itertools.chain.from_iterable, lines)))
 
     def tasks(self) -> Iterator[TaskRecord]:
         return read_tasks(self.files)

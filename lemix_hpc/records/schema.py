@@ -7,10 +7,8 @@ from typing import Annotated, Literal
 import msgspec
 
 from lemix_hpc.policy.classes import ServiceClass
-from lemix_hpc.policy.drift import Drift
-from lemix_hpc.policy.memory import Memory
-from lemix_hpc.policy.recalibration import Learned
-from lemix_hpc.policy.stragglers import Straggler
+from lemix_hpc.policy.drift import Drift, Straggler
+from lemix_hpc.policy.memory import Learned, Memory
 from lemix_hpc.records.sampling import Sampling
 
 COEFFICIENTS = "coefficients.yaml"
@@ -72,6 +70,19 @@ class Stretch(msgspec.Struct, frozen=True, omit_defaults=True):
     def members(self) -> tuple[str, ...]:
         """The ids of all its tasks."""
         return self.tasks or ((self.task,) if self.task else ())
+
+
+class BatchWork(msgspec.Struct, frozen=True, omit_defaults=True, tag="serve", tag_field="kind"):
+    """What the stages have done for a batch, all in one line of `spans.jsonl`: a stretch on each, by `starts` and `ends`; the
+    rest is as in `Stretch`."""
+
+    node: int
+    starts: tuple[float, ...]
+    ends: tuple[float, ...]
+    version: int
+    batch: int
+    task: str = ""
+    tasks: tuple[str, ...] = ()
 
 
 class ServedTask(msgspec.Struct, frozen=True, tag="serving", tag_field="kind"):

@@ -2,11 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import msgspec
 
-from lemix_hpc.records.schema import Span, Stretch
+from lemix_hpc.records.schema import BatchWork, Span, Stretch
+
+
+def batch_work(
+    node: int, starts: Sequence[float], ends: Sequence[float], version: int, batch: int, ids: Sequence[str]
+) -> BatchWork:
+    """What all stages have done for these tasks."""
+    task, tasks = ("", tuple(ids)) if len(ids) > 1 else (ids[0] if ids else "", ())
+    return BatchWork(node, tuple(starts), tuple(ends), version, batch, task, tasks)
+
+
+def of_stages(work: BatchWork) -> Iterator[Stretch]:
+    """What each stage has done for a batch."""
+    for stage, (start, end) in enumerate(zip(work.starts, work.ends, strict=True)):
+        yield Stretch(work.node, stage, "serve", start, end, work.version, work.batch, work.task, work.tasks)
+
+
+def stretches_decoder() -> Callable[[bytes], Iterable[Stretch]]:
+    """Decodes a line of `spans.jsonl`: one stretch, or those of all stages."""
+    of_one, of_batch = msgspec.json.Decoder(Stretch), msgspec.json.Decoder(BatchWork)
+
+    def decode(line: bytes) -> Iterable[Stretch]:
+        return of_stages(of_batch.decode(line)) if b'"starts":' in line else (of_one.decode(line),)
+
+    return decode
 
 
 def with_members(stretch: Stretch, ids: Sequence[str]) -> Stretch:

@@ -23,6 +23,7 @@ from lemix_hpc.records.schema import (
     RECALLED,
     SPANS,
     TASKS,
+    BatchWork,
     LearnedTimes,
     Progress,
     RunFacts,
@@ -72,6 +73,10 @@ class Recorder:
     def work(self, stretch: Stretch) -> None:
         """Append to `spans.jsonl`: what a stage has done."""
         self._spans.write(self._encoder.encode(stretch) + b"\n")
+
+    def batch(self, work: BatchWork) -> None:
+        """The same of all stages, for a batch."""
+        self._spans.write(self._encoder.encode(work) + b"\n")
 
     def task(self, task: TaskRecord) -> None:
         """Append to `tasks.jsonl`: a task has its outcome."""

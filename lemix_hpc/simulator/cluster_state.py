@@ -93,10 +93,10 @@ class Memory(NamedTuple):
 @by_reference
 class ClusterState(NamedTuple):
     """All arrays. A stage is at node * stages + stage of `stages` and `markers`, its queues at 3 times that of `queues`; a
-    node's batches at node * MOST_IN_FLIGHT of `batches`, with a row of `members` each. `ready`: requests of a node that
-    generate, interactive ones and behind those of all nodes batch ones; `lengths`: tokens in a row of each micro-batch. Later
-    turns stand behind all other requests, with an arrival of inf. `times` are real, `believed` what leaders go by; `wakes`:
-    when each node has to be looked at again, should nothing come."""
+    node's batches at node * MOST_IN_FLIGHT of `batches`, with a row of `members` each, and of seconds that stages `took`.
+    `ready`: requests of a node that generate, interactive ones and behind those of all nodes batch ones; `lengths`: tokens in a
+    row of each micro-batch. Later turns stand behind all other requests, with an arrival of inf. `times` are real, `believed`
+    what leaders go by; `wakes`: when each node has to be looked at again, should nothing come."""
 
     times: Times
     believed: Times
@@ -114,6 +114,7 @@ class ClusterState(NamedTuple):
     ready: Records
     batches: Records
     members: NDArray[np.int64]
+    took: NDArray[np.float64]
     stages: Records
     queues: Records
     markers: Records
@@ -196,6 +197,7 @@ def make_cluster(
         ready=_queues(2 * config.nodes),
         batches=batch,
         members=np.zeros((len(batch), config.max_requests), dtype=np.int64),
+        took=np.zeros((len(batch), config.stages)),
         stages=stage,
         queues=_queues(3 * stages),
         # An update waits behind batches; copies of weights may come up to once after each of those.

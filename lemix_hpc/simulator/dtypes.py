@@ -61,8 +61,9 @@ REQUEST = np.dtype(
     align=True,
 )
 
-PASSED = np.dtype([("passes", np.int64), ("partial", np.int64), ("start", np.float64)], align=True)
-"""How many passes of a request a stage has run, how many of them for a part of the prompt, and when the first one began."""
+PASSED = np.dtype([("passes", np.int64), ("partial", np.int64), ("start", np.float64), ("end", np.float64)], align=True)
+"""How many passes of a request a stage has run, how many of them for a part of the prompt, when the first one began and the
+last one ended."""
 
 MICRO_BATCH = np.dtype(
     [

@@ -31,6 +31,7 @@ from lemix_hpc.simulator.scheduler_rank import (
     STUCK,
     arrive,
     look_again,
+    note_served,
     supply_training,
     tell_finished,
     tell_passed,
@@ -71,7 +72,7 @@ def advance(cluster: ClusterState, config: SimulationConfig, state: State, rules
                 return DONE if _over(cluster) else STUCK
             run.now = time
         if ends <= run.now:
-            if config.measures and not run.measured and cluster.stages[at].planned == cluster.stages[at].left:
+            if config.measures and not run.measured and _teaches(cluster, config, at):
                 run.measured = True
                 return MEASURE
             run.measured = False
@@ -86,6 +87,14 @@ def advance(cluster: ClusterState, config: SimulationConfig, state: State, rules
         else:
             run.ticked = run.now
             look_again(cluster, config, state, rules)
+
+
+@inlined
+def _teaches(cluster: ClusterState, config: SimulationConfig, at: int) -> bool:
+    """Whether the policy hears how long a pass took that ends now on a stage: training of each one, a batch of all at once."""
+    work = cluster.stages[at]
+    through = work.kind != SERVE or at % config.stages == config.stages - 1
+    return bool(through and work.planned == work.left)
 
 
 @inlined
@@ -189,8 +198,8 @@ def _end(cluster: ClusterState, config: SimulationConfig, state: State, rules: R
         backward_done(cluster, config, node, stage, item)
     else:
         forward_done(cluster, config, node, stage, item)
-    task = cluster.requests.size + item
-    tell_passed(cluster, config, state, rules, node, stage, task, kind)
+    task, now = cluster.requests.size + item, cluster.run[0].now
+    tell_passed(cluster, config, state, rules, node, stage, task, work.start, now, kind == BACKWARD)
     if kind == BACKWARD and stage == 0:
         tell_finished(cluster, config, state, rules, node, task)
 
@@ -202,10 +211,11 @@ def _batch_done(
     """The scheduler hears of the pass before it hears of its outcome."""
     last, members = stage == config.stages - 1, cluster.members[number]
     size = cluster.batches[number].size
+    cluster.took[number, stage] = cluster.stages[node * config.stages + stage].piece
     if stage == 0:
         cluster.nodes[node].at_first_stage -= 1
     for position in range(size):
-        tell_passed(cluster, config, state, rules, node, stage, members[position], SERVE)
+        note_served(cluster, config, state, rules, node, stage, members[position])
     if not last:
         come(cluster, number, node * config.stages + stage + 1)
         return

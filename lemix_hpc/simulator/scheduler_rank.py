@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from lemix_hpc.policy import execution_rules
-from lemix_hpc.policy.event_records import ARRIVED, CLOSED, ENDED, OFFERED, PASSED_STAGE, TICKED
-from lemix_hpc.policy.execution_rules import BACKWARD, CLOSE, OFFER, SERVE, WAIT
+from lemix_hpc.policy.event_records import ARRIVED, CLOSED, ENDED, OFFERED, PASSED_ALL, PASSED_STAGE, TICKED
+from lemix_hpc.policy.execution_rules import CLOSE, OFFER, WAIT
 from lemix_hpc.policy.jit import compiled, inlined
 from lemix_hpc.policy.rules import Rules
 from lemix_hpc.policy.state import State, full
-from lemix_hpc.policy.transitions import group_offered, tell
+from lemix_hpc.policy.transitions import answer_passed, group_offered, tell
 from lemix_hpc.simulator.cluster_state import ClusterState, SimulationConfig, append, next_event, touch
 from lemix_hpc.simulator.dtypes import FINISHED, FORWARDS, NONE, REFUSED
 from lemix_hpc.simulator.pairing_heap import bring_follower
@@ -78,6 +78,29 @@ def tell_finished(
 
 
 @inlined
+def note_served(
+    cluster: ClusterState, config: SimulationConfig, state: State, rules: Rules, node: int, stage: int, task: int
+) -> None:
+    """A stage has run a request's pass. The twin of `lemix_hpc.runtime.leader.node_reports`: the policy hears of the last one,
+    and where several tokens are generated, of that on all stages once all have run it."""
+    now, request, passed = cluster.run[0].now, cluster.requests[task], cluster.passed[task, stage]
+    if passed.passes == 0:
+        passed.start = cluster.stages[node * config.stages + stage].start
+    passed.passes += 1
+    passed.partial += request.part < request.length
+    passed.end = now
+    if request.part < request.length or passed.passes - passed.partial < request.output:
+        return
+    if request.output <= 1:
+        tell_passed(cluster, config, state, rules, node, stage, task, passed.start, now, False)
+    elif stage == config.stages - 1:
+        event = cluster.events[next_event(cluster, config, PASSED_ALL)]
+        event.node, event.task = node, task
+        answer_passed(state, rules, now, node, task, cluster.passed[task])
+        _carry_out(cluster, config, state)
+
+
+@inlined
 def tell_passed(
     cluster: ClusterState,
     config: SimulationConfig,
@@ -86,20 +109,14 @@ def tell_passed(
     node: int,
     stage: int,
     task: int,
-    kind: int,
+    start: float,
+    end: float,
+    backward: bool,
 ) -> None:
-    """A stage has run a task's pass; of a request that generates all passes count as one, which ends with the last."""
-    now, start, last = cluster.run[0].now, cluster.stages[node * config.stages + stage].start, True
-    if kind == SERVE:
-        passed = cluster.passed[task, stage]
-        if passed.passes == 0:
-            passed.start = start
-        passed.passes += 1
-        passed.partial += cluster.requests[task].part < cluster.requests[task].length
-        start, last = passed.start, passed.passes - passed.partial >= cluster.requests[task].output
+    """A stage has run a task's pass."""
     event = cluster.events[next_event(cluster, config, PASSED_STAGE)]
-    event.node, event.stage, event.task, event.backward = node, stage, task, kind == BACKWARD
-    event.start, event.end, event.last = start, now, last
+    event.node, event.stage, event.task, event.backward = node, stage, task, backward
+    event.start, event.end = start, end
     tell(state, rules, event)
     _carry_out(cluster, config, state)
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lemix_hpc.policy.events import PassKind, PassMeasured
+from lemix_hpc.policy.events import BatchMeasured, PassKind, PassMeasured
 from lemix_hpc.policy.execution_rules import BACKWARD, FORWARD, SERVE
 from lemix_hpc.policy.latency import Shape
 from lemix_hpc.policy.latency_tables import Times
@@ -30,7 +30,7 @@ class SimulationResult(NamedTuple):
     """The cluster at its end, and what the policy was told of times of passes, each behind so many events of the cluster."""
 
     cluster: ClusterState
-    measured: list[tuple[int, PassMeasured]]
+    measured: list[tuple[int, PassMeasured | BatchMeasured]]
 
 
 def run_simulation(
@@ -58,7 +58,7 @@ def run_simulation(
     )
     if groups is not None:
         cluster = with_groups(cluster, list(islice(groups, GROUPS) if config.endless else groups))
-    measured: list[tuple[int, PassMeasured]] = []
+    measured: list[tuple[int, PassMeasured | BatchMeasured]] = []
     while True:
         asked = advance(cluster, config, scheduler.state, scheduler.rules)
         if asked == DONE:
@@ -89,7 +89,7 @@ def _doubled(records: Records) -> Records:
     return np.concatenate([records, np.zeros_like(records)])
 
 
-def _pass_that_ends(config: SimulationConfig, cluster: ClusterState) -> PassMeasured:
+def _pass_that_ends(config: SimulationConfig, cluster: ClusterState) -> PassMeasured | BatchMeasured:
     """How long the pass took that ends next."""
     node, stage = divmod(earliest(cluster.timers), config.stages)
     work, now = cluster.stages[node * config.stages + stage], float(cluster.run["now"][0])
@@ -97,8 +97,7 @@ def _pass_that_ends(config: SimulationConfig, cluster: ClusterState) -> PassMeas
     if kind == SERVE:
         batch = cluster.batches[item]
         shape = Shape(int(batch["tokens"]), int(batch["squares"]), float(batch["cached"]), int(batch["prefills"]))
-        seconds = float(work["piece"])
-    else:
-        shape = Shape.of([int(cluster.lengths[item])] * config.rows)
-        seconds = float(work["piece"]) * config.pieces
+        return BatchMeasured(now, node, shape, (*cluster.took[item, :-1].tolist(), float(work["piece"])))
+    shape = Shape.of([int(cluster.lengths[item])] * config.rows)
+    seconds = float(work["piece"]) * config.pieces
     return PassMeasured(now, node, stage, PASS_KINDS[kind], shape, seconds)

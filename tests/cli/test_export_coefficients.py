@@ -7,7 +7,7 @@ import msgspec
 import pytest
 import yaml
 
-from lemix_hpc.policy.recalibration import Learned
+from lemix_hpc.policy.memory import Learned
 from lemix_hpc.profiling.coefficients import load_coefficients
 from lemix_hpc.records.schema import LearnedTimes
 from tests.cli.conftest import COEFFICIENTS, Command

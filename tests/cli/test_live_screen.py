@@ -16,8 +16,7 @@ from lemix_hpc.cli.live.picture import Picture
 from lemix_hpc.cli.live.screen import IDLE, lane, screen
 from lemix_hpc.cli.live.words import duration, milliseconds
 from lemix_hpc.launch.job_queue import JobInQueue
-from lemix_hpc.policy.drift import Drift
-from lemix_hpc.policy.stragglers import Straggler
+from lemix_hpc.policy.drift import Drift, Straggler
 from lemix_hpc.records.attempts import AttemptEnd
 from lemix_hpc.records.schema import ClassFigures, MemoryUse, MemoryWaits, Progress, StageMemoryShares, StageUse
 

@@ -99,7 +99,7 @@ class Mirror:
     def tell(self, event: Event) -> None:
         decisions = self.scheduler.handle(event)
         match event:
-            case StageFinished(_, node, stage, task, start, end, backward, _):
+            case StageFinished(_, node, stage, task, start, end, backward):
                 self.nodes[node].observe(task, stage, start, end, backward=backward)
             case TaskFinished(_, node, task, _):
                 self.nodes[node].forget(task)

@@ -23,7 +23,7 @@ from lemix_hpc.policy.events import (
         RequestArrived(0.5, 3, prompt=7, output=2),
         RequestArrived(0.5, 3, prompt=7, output=2, patient=True),
         TrainingClosed(1.5),
-        StageFinished(2.5, 1, 2, 3, start=1.25, end=2.25, backward=True, last=False),
+        StageFinished(2.5, 1, 2, 3, start=1.25, end=2.25, backward=True),
         StageFinished(2.5, 1, 2, 3, start=1.25, end=2.25),
         TaskFinished(3.5, 1, 3, output=2),
         Tick(4.5),

@@ -1,16 +1,27 @@
 """Gains against known stage times; then the whole correction, alone and in the scheduler."""
 
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lemix_hpc.policy.events import PassKind, PassMeasured, Place, RequestArrived, StageFinished, TaskFinished
-from lemix_hpc.policy.latency import Affine, LatencyModel, Row, Shape, StageTime
+from lemix_hpc.policy.events import (
+    BatchMeasured,
+    PassKind,
+    PassMeasured,
+    Place,
+    RequestArrived,
+    StageFinished,
+    TaskFinished,
+)
+from lemix_hpc.policy.latency import Affine, LatencyModel, Shape, StageTime
 from lemix_hpc.policy.latency_forms import Interpolated, Roofline
-from lemix_hpc.policy.recalibration import LARGEST_GAIN, LARGEST_STEP, Gains, Learned, Recalibrated
+from lemix_hpc.policy.lessons import LARGEST_GAIN, LARGEST_STEP
+from lemix_hpc.policy.memory import Learned
+from lemix_hpc.policy.recalibration import KINDS, Measured, Recalibrated
 from lemix_hpc.policy.rules import SchedulerConfig
 from lemix_hpc.policy.scheduler import Scheduler
 
@@ -50,11 +61,9 @@ class Taught:
     def __init__(self, form: StageTime, events: Iterable[PassMeasured], stages: int = 1) -> None:
         self.form = form
         self.recalibrated = Recalibrated(LatencyModel((form,) * stages, (form,) * stages))
-        self.rows: dict[tuple[PassKind, int], Row] = {}
+        self.rows = np.zeros((len(KINDS), stages, 5))
         for event in events:
-            row = self.recalibrated.measured(event)
-            if row is not None:
-                self.rows[event.kind, event.stage] = row
+            self.recalibrated.measured(Measured(event), self.rows)
 
     @property
     def learned(self) -> tuple[Learned, ...]:
@@ -62,7 +71,8 @@ class Taught:
 
     def seconds(self, shape: Shape, kind: PassKind = "serve", stage: int = 0) -> float:
         """A pass as compiled code has it, see `latency_tables`."""
-        constant, gain, square, cached, prefill = self.rows[kind, stage]
+        row: list[float] = self.rows[KINDS[kind], stage].tolist()
+        constant, gain, square, cached, prefill = row
         tokens = constant + gain * self.form.level(shape.tokens)
         return tokens + square * shape.squares + cached * shape.cached + prefill * shape.prefills
 
@@ -110,28 +120,34 @@ def test_follows_a_machine_that_becomes_slower() -> None:
 # What it never does
 
 
-parts = st.lists(st.floats(0, 1), min_size=3, max_size=3).filter(lambda values: sum(values) > 1e-3)
-any_passes = st.lists(st.tuples(parts, st.floats(0, 1e6)), max_size=60)
+any_passes = st.lists(st.floats(0, 1e6), max_size=60)
 
 
-@given(any_passes)
-def test_steps_and_gains_are_bounded_whatever_is_measured(measured: list[tuple[Sequence[float], float]]) -> None:
-    gains = Gains(3)
-    for pieces, seconds in measured:
-        before = list(gains.values)
-        gains.learn(pieces, seconds)
-        for old, new in zip(before, gains.values, strict=True):
+@given(any_passes, seeds, st.sampled_from(FORMS))
+def test_steps_and_gains_are_bounded_whatever_is_measured(times: list[float], seed: int, form: StageTime) -> None:
+    recalibrated, before = Recalibrated(LatencyModel((form,), (form,))), (1.0,) * form.count
+    for shape, seconds in zip(shapes(seed, len(times)), times, strict=True):
+        recalibrated.measured(Measured(PassMeasured(0.0, 0, 0, "serve", shape, seconds)), None)
+        (learned,) = recalibrated.learned
+        for old, new in zip(before, learned.gains, strict=True):
             assert 1 / LARGEST_GAIN <= new <= LARGEST_GAIN
             assert old / LARGEST_STEP * (1 - 1e-12) <= new <= old * LARGEST_STEP * (1 + 1e-12)
+        before = learned.gains
 
 
-@given(any_passes)
-def test_the_same_passes_always_give_the_same_gains(measured: list[tuple[Sequence[float], float]]) -> None:
-    one, other = Gains(3), Gains(3)
-    for pieces, seconds in measured:
-        one.learn(pieces, seconds)
-        other.learn(pieces, seconds)
-    assert one.values == other.values
+@given(any_passes, seeds, st.integers(1, 4))
+def test_a_batch_teaches_all_stages_what_their_passes_would(times: list[float], seed: int, stages: int) -> None:
+    forms = [FORMS[stage % len(FORMS)] for stage in range(stages)]
+    model = LatencyModel(tuple(forms), tuple(forms))
+    one, other = Recalibrated(model), Recalibrated(model)
+    for number, (shape, seconds) in enumerate(zip(shapes(seed, len(times)), times, strict=True)):
+        took = tuple(seconds * (1 + stage) for stage in range(stages))
+        expected = one.measured(Measured(BatchMeasured(float(number), 0, shape, took)), None)
+        assert expected.tolist() == [
+            other.measured(Measured(PassMeasured(float(number), 0, stage, "serve", shape, took[stage])), None)[0]
+            for stage in range(stages)
+        ]
+    assert one.memory == other.memory
 
 
 @given(st.lists(st.floats(0, 10), min_size=1, max_size=60), seeds, st.sampled_from(FORMS))

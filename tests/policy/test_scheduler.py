@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lemix_hpc.policy.events import (
+    AnswerPassed,
     Event,
     GroupOffered,
     PassMeasured,
@@ -189,13 +190,12 @@ def test_output_lengths_are_expected_to_be_the_median_of_the_last_ones(outputs: 
     assert scheduler.state.counters[0]["expected_output"] == recent[len(recent) // 2]
 
 
-def test_reports_of_a_generating_request_count_with_its_last_pass() -> None:
+def test_all_passes_of_a_request_that_generates_count_as_one() -> None:
     scheduler = Scheduler(replace(FIFO, oracle=True), constant(forward=1, backward=2))
     scheduler.handle(RequestArrived(0.0, 0, 8, 3))  # 3 s on each stage
-    scheduler.handle(StageFinished(1.0, 0, 0, 0, 0.0, 1.0, last=False))
     assert scheduler.handle(RequestArrived(1.0, 1, 8, 0)) == [Place(1, 0, 1.0, 6.0, key=1.0)]  # stages free at 3 and 6
-    scheduler.handle(StageFinished(5.0, 0, 0, 0, 0.0, 5.0, last=True))
-    assert scheduler.handle(RequestArrived(5.0, 2, 8, 0)) == [Place(2, 0, 5.0, 5.0, key=5.0)]  # 6 and 9
+    scheduler.handle(AnswerPassed(6.0, 0, 0, (0.0, 1.0), (5.0, 6.0)))
+    assert scheduler.handle(RequestArrived(6.0, 2, 8, 0)) == [Place(2, 0, 6.0, 2.0, key=6.0)]  # 7 and 8
 
 
 def test_a_lost_request_leaves_its_node_free() -> None:

@@ -6,7 +6,7 @@ import pytest
 from lemix_hpc.policy.drift import DEFAULT_LIMIT
 from lemix_hpc.policy.latency import Affine, Shape, StageTime
 from lemix_hpc.policy.latency_forms import Interpolated, Roofline
-from lemix_hpc.policy.recalibration import Learned
+from lemix_hpc.policy.memory import Learned
 from lemix_hpc.profiling.blocks import block
 from lemix_hpc.profiling.coefficients import CoefficientFile, load_coefficients, save_coefficients
 from lemix_hpc.profiling.learned import drift_limit, learned_file

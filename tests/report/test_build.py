@@ -5,8 +5,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from lemix_hpc.policy.drift import Drift
-from lemix_hpc.policy.stragglers import Straggler
+from lemix_hpc.policy.drift import Drift, Straggler
 from lemix_hpc.records.sampling import is_kept
 from lemix_hpc.records.schema import SAMPLES, Outcome, PostedSample, RunFacts, ServedTask, Span, TaskRecord, TrainedTask
 from lemix_hpc.report.build import KeyUses, build_report

@@ -6,11 +6,15 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import yaml
+
+from lemix_hpc.records.stretches import spans_of, stretches_decoder
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 A100 = REPOSITORY / "profiling" / "nvidia-a100-80gb" / "llama-2-7b-float16.yaml"
@@ -25,11 +29,13 @@ class FinishedRun:
     report: dict[str, Any]
 
     def lines(self, name: str) -> Iterator[dict[str, Any]]:
-        """The records of a file; of the work of a batch one for each request."""
-        with (self.path / name).open() as file:
-            for line in map(json.loads, file):
-                tasks = line.pop("tasks", None) if name == "spans.jsonl" else None
-                yield from [line] if tasks is None else [{**line, "task": task} for task in tasks]
+        """The records of a file; of the work of a batch one for each stage and request."""
+        with (self.path / name).open("rb") as file:
+            if name == "spans.jsonl":
+                stretches = chain.from_iterable(map(stretches_decoder(), file))
+                yield from map(msgspec.to_builtins, chain.from_iterable(map(spans_of, stretches)))
+            else:
+                yield from map(json.loads, file)
 
     def tasks(self, kind: str) -> list[dict[str, Any]]:
         return [task for task in self.lines("tasks.jsonl") if task["kind"] == kind]

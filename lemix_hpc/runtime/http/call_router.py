@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from lemix_hpc.policy.events import Place
@@ -90,7 +90,7 @@ class CallRouter:
                 yield Request(call.id, call.arrived, *call.lengths, call=call.api, service=call.service), call
             else:
                 number = call.number = self._number()
-                self._send(number, call.node, now, call.api, call, now, patient=False)
+                self._send(number, call.node, now, call.api, call, now, answer=0, patient=False)
 
     def expect(self, number: int, request: Request, client: Client | None) -> None:
         """A request has become a task. A line of a batch is its own client."""
@@ -100,9 +100,10 @@ class CallRouter:
         client.number = number
         self._waiting[number] = client
 
-    def place(self, place: Place, call: ApiCall, now: float, *, patient: bool) -> None:
-        """The policy sends a call to a node; `patient`: it is of class batch."""
-        self._send(place.task, place.node, place.key, call, self._waiting.pop(place.task), now, patient=patient)
+    def place(self, place: Place, call: ApiCall, now: float, *, answer: int, patient: bool) -> None:
+        """The policy sends a call to a node. `answer`: tokens of each of its answers; `patient`: it is of class batch."""
+        client = self._waiting.pop(place.task)
+        self._send(place.task, place.node, place.key, call, client, now, answer=answer, patient=patient)
 
     def refuse(self, number: int) -> None:
         """The policy refuses a call: the allocation ends."""
@@ -129,20 +130,26 @@ class CallRouter:
         """Whether a task is a call that is with a node."""
         return number in self._calls
 
-    def part(self, part: m.HttpPart, now: float) -> None:
-        """A piece of an answer has come."""
-        call = self._calls[part.task]
-        self.heard(part.task, now)
-        if call.over:
-            return
-        call.status = call.status or part.status
-        call.over = not part.more
-        call.client.part(ResponsePart(part.status, part.headers, part.body, part.more))
+    def parts(self, parts: Sequence[m.HttpPart], now: float) -> None:
+        """Pieces of answers have come."""
+        for part in parts:
+            call = self._calls[part.task]
+            self._node_heard[call.node] = now
+            self._wait_from(part.task, now)
+            if call.over:
+                continue
+            call.status = call.status or part.status
+            call.over = not part.more
+            call.client.part(ResponsePart(part.status, part.headers, part.body, part.more))
 
-    def heard(self, number: int, now: float) -> None:
-        """A node does something for a call."""
-        self._node_heard[self._calls[number].node] = now
-        self._wait_from(number, now)
+    def heard(self, node: int, tasks: Sequence[int], now: float) -> None:
+        """A node has done something for these tasks, as far as they are calls."""
+        if not self._calls:
+            return
+        for number in tasks:
+            if number in self._calls:
+                self._node_heard[node] = now
+                self._wait_from(number, now)
 
     def done(self, number: int) -> Outcome:
         """A node has no more to do with a call: what became of it."""
@@ -155,11 +162,20 @@ class CallRouter:
         return "rejected" if call.status >= 400 else "finished" if call.over and call.status else "lost"
 
     def _send(
-        self, number: int, node: int, key: float, call: ApiCall, client: Client, now: float, *, patient: bool
+        self,
+        number: int,
+        node: int,
+        key: float,
+        call: ApiCall,
+        client: Client,
+        now: float,
+        *,
+        answer: int,
+        patient: bool,
     ) -> None:
         self._calls[number] = _UnderWay(client, node)
         self._heard[number] = now
-        message = m.HttpCall(number, call.method, call.path, list(call.headers), call.body, key, patient)
+        message = m.HttpCall(number, call.method, call.path, list(call.headers), call.body, key, patient, answer)
         self._mailbox.send(self._layout.leader(node), Inbox.LEADER, message)
 
     def _hang_up(self, number: int | None, now: float) -> None:

@@ -1,8 +1,9 @@
-"""The node leader: the node's request queue, batches formed per iteration, and the relay of what the stages report."""
+"""The node leader: the node's request queue, batches formed per iteration, and what the stages report put together."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lemix_hpc.engines.protocol import ServeBatch
@@ -13,6 +14,7 @@ from lemix_hpc.policy.pacer import Pacer, PromptParts
 from lemix_hpc.policy.pacing import Pace
 from lemix_hpc.profiling.coefficients import CoefficientFile
 from lemix_hpc.runtime.leader.memory_gate import MemoryGate, NodeMemoryLimits
+from lemix_hpc.runtime.leader.node_reports import NodeReports
 from lemix_hpc.runtime.leader.request_queues import NodeRequest, RequestQueues
 from lemix_hpc.runtime.leader.training_time import trained_seconds
 from lemix_hpc.runtime.transport import messages as m
@@ -67,6 +69,15 @@ class Leader:
         self._alone = False
         self._gate = MemoryGate(memory, clock.now, self._send_stage, self._queues.most_spare, self._preempt)
         self._lacks_memory = False
+        self._reports = NodeReports(node, layout.stages, self._send_scheduler)
+
+    def _send_scheduler(self, message: m.AnyMessage) -> None:
+        self._mailbox.send(SCHEDULER_RANK, Inbox.SCHEDULER, message)
+
+    def _tell(self, message: m.AnyMessage) -> None:
+        """Let the scheduler know, behind what it is to hear of work."""
+        self._reports.tell()
+        self._send_scheduler(message)
 
     def _send_stage(self, stage: int, message: m.AnyMessage) -> None:
         self._mailbox.send(self._layout.worker(self._node, stage), Inbox.STAGE, message)
@@ -76,6 +87,7 @@ class Leader:
         mails = self._mailbox.poll()
         for mail in mails:
             self._receive(mail)
+        self._reports.tell()
         now, formed = self._clock.now(), False
         look = bool(mails) or self._gate.due
         self._lacks_memory &= not look
@@ -150,21 +162,16 @@ class Leader:
             case m.PlaceRequest(task, prompt, output, tokens, key, arrival, patient, expected):
                 request = NodeRequest(task, key, output, prompt, tokens, arrival, patient, expected=expected)
                 self._queues.wait(request, self._clock.now())
+                self._reports.expect(task, max(1, output))
             case m.Train() as train:
                 self._send_stage(0, train)
             case m.Served() as served:
                 self._served(served)
-            case m.SpanReport(spans) as work:
-                self._at_first_stage -= sum(s.kind == "serve" and s.stage == 0 and s.complete for s in spans)
-                if self._share is not None:
-                    self._share.trained(trained_seconds(spans), self._clock.now())
-                self._gate.worked(spans)
-                self._mailbox.send(SCHEDULER_RANK, Inbox.SCHEDULER, work)
-                if (used := self._gate.news()) is not None:
-                    self._mailbox.send(SCHEDULER_RANK, Inbox.SCHEDULER, m.MemoryUsed(self._node, used))
+            case m.SpanReport(spans):
+                self._worked(spans)
             case (m.EngineReady() | m.Loss() | m.Stepped() | m.RingDone() | m.Saved() | m.Stopped()) as report:
                 self._account(report)
-                self._mailbox.send(SCHEDULER_RANK, Inbox.SCHEDULER, report)
+                self._tell(report)
             case (m.AskMemory() | m.Moved() | m.OutOfMemory()) as message:
                 self._gate.heard(message)
             case (m.KeepPace() | m.FirstStageIdle()) as message:
@@ -176,12 +183,22 @@ class Leader:
             case other:
                 raise TypeError(f"no message for a leader: {other!r}")
 
+    def _worked(self, spans: Sequence[m.WorkSpan]) -> None:
+        self._at_first_stage -= sum(s.kind == "serve" and s.stage == 0 and s.complete for s in spans)
+        if self._share is not None:
+            self._share.trained(trained_seconds(spans), self._clock.now())
+        self._gate.worked(spans)
+        if others := self._reports.take(spans):
+            self._tell(m.SpanReport(others))
+        if (used := self._gate.news()) is not None:
+            self._tell(m.MemoryUsed(self._node, used))
+
     def _account(self, report: m.AnyMessage) -> None:
         if isinstance(report, m.EngineReady):
             self._gate.heard(report)
         self._running -= isinstance(report, m.Stopped)
         if self._running == 0 and self._gate.limited:
-            self._mailbox.send(SCHEDULER_RANK, Inbox.SCHEDULER, m.MemoryUsed(self._node, self._gate.used))
+            self._tell(m.MemoryUsed(self._node, self._gate.used))
 
     def _keep_pace(self, message: m.KeepPace | m.FirstStageIdle) -> None:
         if isinstance(message, m.KeepPace):
@@ -202,7 +219,9 @@ class Leader:
     def _withdraw(self, tasks: set[int]) -> None:
         """Let go of those that are in no batch yet."""
         gone = self._queues.withdraw(tasks)
-        self._mailbox.send(SCHEDULER_RANK, Inbox.SCHEDULER, m.Withdrawn(self._node, gone))
+        for task in gone:
+            self._reports.ended(task)
+        self._tell(m.Withdrawn(self._node, gone))
 
     def _next_members(self, now: float) -> _Members:
         """Of the next batch: as many requests as the limits allow, at least one if any is there."""
@@ -301,4 +320,5 @@ class Leader:
             output=request.output,
             versions=request.versions,
         )
-        self._mailbox.send(SCHEDULER_RANK, Inbox.SCHEDULER, done)
+        self._reports.ended(request.task)
+        self._tell(done)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from lemix_hpc.engines.vllm.priority import priority_of
 from lemix_hpc.runtime.leader.memory_gate import MemoryGate, NodeMemoryLimits
+from lemix_hpc.runtime.leader.node_reports import NodeReports
 from lemix_hpc.runtime.leader.training_time import trained_seconds
 from lemix_hpc.runtime.transport import messages as m
 from lemix_hpc.runtime.transport.mailbox import Inbox, Mail, Mailbox
@@ -13,6 +15,7 @@ from lemix_hpc.runtime.transport.rank_layout import SCHEDULER_RANK, Layout
 from lemix_hpc.runtime.transport.run_clock import RunClock
 
 if TYPE_CHECKING:
+    from lemix_hpc.engines.vllm import server
     from lemix_hpc.engines.vllm.server import Event, NodeServer
 
 TOLD_AT_ONCE = 0.1
@@ -46,6 +49,7 @@ class EngineLeader:
         self._untold = 0.0
         self._running = layout.stages
         self._gate = MemoryGate(memory, clock.now, self._send_stage)
+        self._reports = NodeReports(node, layout.stages, self._send_scheduler)
 
     def turn(self) -> bool:
         """Take in what arrived from the run and from the server. False when there was nothing to do."""
@@ -58,8 +62,8 @@ class EngineLeader:
         if not self._stopped:
             self._tell_of_training()
             events = self._server.poll()
-        for event in events:
-            self._tell(self._report(event))
+        self._tell_events(events)
+        self._reports.tell()
         return bool(mails or events)
 
     def until_due(self) -> float:
@@ -81,22 +85,22 @@ class EngineLeader:
             case m.PlaceRequest(task, _, output, tokens, key, arrival, patient):
                 priority = self._priority(task, key, patient=patient)
                 self._server.generate(task, tokens, output, self._temperature, priority, arrival)
-            case m.HttpCall(task, method, path, headers, body, key, patient):
+                self._reports.expect(task, max(1, output))
+            case m.HttpCall(task, method, path, headers, body, key, patient, answer):
                 priority = self._priority(task, key, patient=patient)
                 self._server.call(task, method, path, headers, body, priority)
+                self._reports.expect(task, answer)
             case m.HttpAbort(task):
                 self._server.abort(task)
             case m.Withdraw(tasks):
-                gone = self._server.withdraw(tasks)
-                self._patient.difference_update(gone)
-                self._tell(m.Withdrawn(self._node, gone))
+                self._withdraw(tasks)
             case (m.KeepPace() | m.FirstStageIdle()) as message:
                 self._keep_pace(message)
             case m.Train() as train:
                 self._send_stage(0, train)
-            case (
-                m.EngineReady() | m.SpanReport() | m.Loss() | m.Stepped() | m.RingDone() | m.Saved() | m.Stopped()
-            ) as report:
+            case m.SpanReport(spans):
+                self._worked(spans)
+            case (m.EngineReady() | m.Loss() | m.Stepped() | m.RingDone() | m.Saved() | m.Stopped()) as report:
                 self._account(report)
                 self._tell(report)
             case (m.AskMemory() | m.Moved() | m.OutOfMemory()) as message:
@@ -109,15 +113,27 @@ class EngineLeader:
     def _account(self, report: m.AnyMessage) -> None:
         if isinstance(report, m.EngineReady):
             self._gate.heard(report)
-        elif isinstance(report, m.SpanReport):
-            self._gate.worked(report.spans)
-            if (used := self._gate.news()) is not None:
-                self._tell(m.MemoryUsed(self._node, used))
-            self._untold += trained_seconds(report.spans)
         elif isinstance(report, m.Stopped):
             self._running -= 1
             if self._running == 0 and self._gate.limited:
                 self._tell(m.MemoryUsed(self._node, self._gate.used))
+
+    def _withdraw(self, tasks: Sequence[int]) -> None:
+        """Let go of those that have not begun."""
+        gone = self._server.withdraw(tasks)
+        self._patient.difference_update(gone)
+        for each in gone:
+            self._reports.ended(each)
+        self._tell(m.Withdrawn(self._node, gone))
+
+    def _worked(self, spans: Sequence[m.WorkSpan]) -> None:
+        self._gate.worked(spans)
+        self._untold += trained_seconds(spans)
+        others = self._reports.take(spans)
+        if others:
+            self._tell(m.SpanReport(others))
+        if (used := self._gate.news()) is not None:
+            self._tell(m.MemoryUsed(self._node, used))
 
     def _send_stage(self, stage: int, message: m.AnyMessage) -> None:
         self._mailbox.send(self._layout.worker(self._node, stage), Inbox.STAGE, message)
@@ -151,17 +167,37 @@ class EngineLeader:
         for stage in range(self._layout.stages):
             self._send_stage(stage, order)
 
-    def _report(self, event: Event) -> m.AnyMessage:
+    def _tell_events(self, events: Sequence[Event]) -> None:
+        """In order; pieces of answers that come together go together."""
+        from lemix_hpc.engines.vllm import server
+
+        parts: list[m.HttpPart] = []
+        for event in events:
+            if isinstance(event, server.ResponsePart):
+                parts.append(m.HttpPart(event.task, event.status, event.headers, event.body, event.more))
+                continue
+            if parts:
+                self._tell(m.HttpParts(parts))
+                parts = []
+            self._tell(self._report(event))
+        if parts:
+            self._tell(m.HttpParts(parts))
+
+    def _report(self, event: server.Ready | server.Done) -> m.AnyMessage:
         from lemix_hpc.engines.vllm import server
 
         match event:
             case server.Ready():
                 return m.EngineReady(self._node, -1)
-            case server.ResponsePart(task, status, headers, body, more):
-                return m.HttpPart(task, status, headers, body, more)
             case server.Done(task, first_token, finished, nll, scored, output, versions):
                 self._patient.discard(task)
+                self._reports.ended(task)
                 return m.RequestDone(task, self._node, first_token, finished, nll, scored, output, versions)
 
     def _tell(self, message: m.AnyMessage) -> None:
+        """Let the scheduler know, behind what it is to hear of work."""
+        self._reports.tell()
+        self._send_scheduler(message)
+
+    def _send_scheduler(self, message: m.AnyMessage) -> None:
         self._mailbox.send(SCHEDULER_RANK, Inbox.SCHEDULER, message)

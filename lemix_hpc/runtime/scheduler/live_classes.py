@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict, deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import get_args
 
 import msgspec
@@ -13,51 +13,67 @@ from lemix_hpc.records.schema import ClassFigures, ServedTask
 from lemix_hpc.records.tally import Tally
 from lemix_hpc.report.classes import class_figures
 from lemix_hpc.runtime.scheduler.task_table import ServingTask
-from lemix_hpc.runtime.transport.messages import WorkSpan
+from lemix_hpc.runtime.transport.messages import BatchRan
 
 RECENT = 200
-"""So many requests of a class count; and for each of them so many times between tokens."""
-GAPS_OF_EACH = 10
+"""So many requests of a class count."""
+NODES, BATCHES, ENDED = 4, 256, 1000
+"""Times between tokens are those of some nodes, of so many of their batches that ended last, and of the requests under way
+and so many others."""
 
 
 class LiveClasses:
-    """`limits_ms`: on interactive requests; `window_s`: of batch requests; `last_stage`: where tokens come from. `tally`: of
-    the requests so far, which is kept up."""
+    """`limits_ms`: on interactive requests; `window_s`: of batch requests; `nodes`: how many there are. `tally`: of the
+    requests so far, which is kept up."""
 
-    def __init__(self, limits_ms: Mapping[str, float], window_s: float, last_stage: int, tally: Tally) -> None:
+    def __init__(self, limits_ms: Mapping[str, float], window_s: float, nodes: int, tally: Tally) -> None:
         self.tally = tally
         self._limits_ms = limits_ms
         self._window_s = window_s
-        self._last_stage = last_stage
         self._recent: dict[ServiceClass, deque[ServedTask]] = defaultdict(lambda: deque(maxlen=RECENT))
-        self._gaps: dict[ServiceClass, deque[float]] = defaultdict(lambda: deque(maxlen=RECENT * GAPS_OF_EACH))
-        self._token_at: dict[int, float] = {}
+        self._every = -(-nodes // NODES)
+        self._batches: deque[BatchRan] = deque(maxlen=BATCHES)
+        self._services: dict[int, ServiceClass] = {}
 
-    def worked(self, span: WorkSpan, serving: Mapping[int, ServingTask]) -> None:
-        """A stage has ended a stretch of work."""
-        if span.kind != "serve" or span.stage != self._last_stage:
-            return
-        for number in span.tasks:
-            task = serving.get(number)
-            if task is None or number in span.partial:
-                continue
-            if number in self._token_at:
-                self._gaps[task.request.service].append(span.end - self._token_at[number])
-            self._token_at[number] = span.end
+    def served(self, node: int, ran: BatchRan) -> None:
+        """A batch is through all stages. What follows for its requests is only looked at for the figures."""
+        if node % self._every == 0:
+            self._batches.append(ran)
 
     def ended(self, task: ServedTask) -> None:
         """A request has its outcome."""
         self.tally.add(task)
         self._recent[task.service].append(task)
         if task.number is not None:
-            self._token_at.pop(task.number, None)
+            self._services[task.number] = task.service
+            if len(self._services) > ENDED:
+                del self._services[next(iter(self._services))]
 
-    def figures(self) -> dict[str, ClassFigures]:
-        """Of each class that had requests; counts are of all of them."""
-        return {service: self._figures(service) for service in get_args(ServiceClass) if service in self.tally.received}
+    def figures(self, serving: Mapping[int, ServingTask]) -> dict[str, ClassFigures]:
+        """Of each class that had requests; counts are of all of them. `serving`: the requests under way, by number."""
+        gaps = self._gaps(serving)
+        return {
+            service: self._figures(service, gaps[service])
+            for service in get_args(ServiceClass)
+            if service in self.tally.received
+        }
 
-    def _figures(self, service: ServiceClass) -> ClassFigures:
+    def _gaps(self, serving: Mapping[int, ServingTask]) -> dict[ServiceClass, list[float]]:
+        """Times between tokens [s]."""
+        gaps: dict[ServiceClass, list[float]] = defaultdict(list)
+        token_at: dict[int, float] = {}
+        for ran in self._batches:
+            end = ran.ends[-1]
+            for number in ran.tasks if not ran.partial else set(ran.tasks).difference(ran.partial):
+                before, token_at[number] = token_at.get(number), end
+                task = serving.get(number)
+                service = self._services.get(number) if task is None else task.request.service
+                if before is not None and service is not None:
+                    gaps[service].append(end - before)
+        return gaps
+
+    def _figures(self, service: ServiceClass, gaps: Sequence[float]) -> ClassFigures:
         window_s = self._window_s if service == "batch" else None
         tally = self.tally
-        recent = class_figures(self._recent[service], self._gaps[service], limits_ms=self._limits_ms, window_s=window_s)
+        recent = class_figures(self._recent[service], gaps, limits_ms=self._limits_ms, window_s=window_s)
         return msgspec.structs.replace(recent, received=tally.received[service], finished=tally.finished[service])

@@ -6,9 +6,12 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import compress
 from typing import Literal
 
 from lemix_hpc.policy.events import (
+    AnswerPassed,
+    BatchMeasured,
     Event,
     PassMeasured,
     Place,
@@ -25,7 +28,7 @@ from lemix_hpc.records.inheritance import NOTHING, Inheritance
 from lemix_hpc.records.journal import Accepted, Changed, Placed
 from lemix_hpc.records.sampling import Sampling, is_kept
 from lemix_hpc.records.schema import NodeMemory, ServedTask, Stretch
-from lemix_hpc.records.stretches import with_members
+from lemix_hpc.records.stretches import batch_work, of_stages, with_members
 from lemix_hpc.records.writer import Recorder
 from lemix_hpc.run_setup.scheduler_setup import Partners
 from lemix_hpc.run_setup.training_feed import TrainingFeed
@@ -131,7 +134,7 @@ class SchedulerLoop:
         )
         self.rounds = Rounds(partners, layout.stages) if partners is not None else None
         tally = inherited.tally.copy()
-        classes = LiveClasses(settings.limits_ms, settings.window, layout.stages - 1, tally)
+        classes = LiveClasses(settings.limits_ms, settings.window, layout.nodes, tally)
         self._live = LiveView(
             recorder,
             layout,
@@ -242,7 +245,8 @@ class SchedulerLoop:
         self._tell(RulesChanged(now, policy.admission, policy.max_hold_s))
 
     def _close_doors(self, ending: Ending) -> None:
-        """The run ends early: begin nothing any more. What nobody waits for is left to the next attempt."""
+        """The run ends early: begin nothing any more. What nobody waits for is left to the next attempt; leaders know what of
+        that has begun, and goes on."""
         print(f"draining: {ending.message}", flush=True)
         self._ending = ending
         self._arrivals.close()
@@ -250,7 +254,7 @@ class SchedulerLoop:
         self._training.end()
         waiting: dict[int, list[int]] = {}
         for number, task in self._serving.items():
-            if task.place is not None and not task.passes and self._router.may_wait(number):
+            if task.place is not None and self._router.may_wait(number):
                 waiting.setdefault(task.place.node, []).append(number)
         for node, numbers in waiting.items():
             self._mailbox.send(self._layout.leader(node), Inbox.LEADER, m.Withdraw(numbers))
@@ -316,7 +320,8 @@ class SchedulerLoop:
         request = serving.request
         patient = request.service == "batch"
         if request.call is not None:
-            self._router.place(place, request.call, self._now(), patient=patient)
+            answer = max(1, request.answer_tokens)
+            self._router.place(place, request.call, self._now(), answer=answer, patient=patient)
             return
         prompt, output, tokens = request.prompt_tokens, request.output_tokens, list(request.tokens)
         expected = self._now() + place.response
@@ -337,13 +342,15 @@ class SchedulerLoop:
 
     def _receive(self, mail: Mail) -> None:
         match mail.message:
+            case m.NodeReport(node, work):
+                self._served_by(node, work)
             case m.SpanReport(spans):
                 for span in spans:
                     self._worked(span)
             case (m.Loss() | m.Stepped() | m.RingDone() | m.Saved()) as report:
                 self._trained(report)
-            case m.HttpPart() as part:
-                self._router.part(part, self._now())
+            case m.HttpParts(parts):
+                self._router.parts(parts, self._now())
             case m.Withdrawn(node, numbers):
                 self._withdrawn(node, numbers)
             case m.RequestDone() as done:
@@ -385,35 +392,61 @@ class SchedulerLoop:
         else:
             print(f"training stops: {message}", flush=True)
 
+    def _served_by(self, node: int, work: Sequence[m.BatchRan | m.Passed | m.AnswerDone]) -> None:
+        """What the stages of a node have done for requests."""
+        now = self._now()
+        for each in work:
+            match each:
+                case m.BatchRan():
+                    self._record_batch(node, each)
+                    self._router.heard(node, each.tasks, now)
+                    self._live.served(node, each)
+                    self._begun(each.tasks)
+                    self._tell(BatchMeasured(now, node, each.shape, tuple(each.worked)))
+                case m.Passed(stage, task, start, end):
+                    self._tell(StageFinished(now, node, stage, task, start, end))
+                case m.AnswerDone(task, starts, ends):
+                    self._tell(AnswerPassed(now, node, task, tuple(starts), tuple(ends)))
+
+    def _begun(self, numbers: Sequence[int]) -> None:
+        for number in numbers:
+            if (task := self._serving.get(number)) is not None:
+                task.begun = True
+
+    def _record_batch(self, node: int, ran: m.BatchRan) -> None:
+        """The work of all stages on a batch, or of those where it is to be written down."""
+        kept = [is_kept(self._settings.spans, start) for start in ran.starts]
+        if not any(kept):
+            return
+        names = [self._names[number] for number in ran.tasks]
+        work = batch_work(node, ran.starts, ran.ends, ran.version, ran.batch, names)
+        if all(kept):
+            self._recorder.batch(work)
+        else:
+            for stretch in compress(of_stages(work), kept):
+                self._recorder.work(stretch)
+
     def _worked(self, span: m.WorkSpan) -> None:
+        """A stretch of training, of a weight update, or of a serving pass that does not end with it."""
         if is_kept(self._settings.spans, span.start):
             self._record(span)
-        for number in filter(self._router.carries, span.tasks):
-            self._router.heard(number, self._now())
-        self._live.worked(span, self._serving)
+        self._live.worked(span)
         if not span.complete:
             return
-        if span.kind in ("serve", "forward", "backward") and span.shape is not None:
-            self._tell(PassMeasured(self._now(), span.node, span.stage, span.kind, span.shape, span.worked))
         now = self._now()
+        if span.kind in ("forward", "backward") and span.shape is not None:
+            self._tell(PassMeasured(now, span.node, span.stage, span.kind, span.shape, span.worked))
         for number in span.tasks:
-            self._pass_done(number, span, now)
+            backward = span.kind == "backward"
+            self._tell(StageFinished(now, span.node, span.stage, number, span.start, span.end, backward))
+            if backward and span.stage == 0:
+                self._training.ended(number, span.end)
+                self._tell(TaskFinished(now, span.node, number))
 
     def _record(self, span: m.WorkSpan) -> None:
         """One stretch of work, for all of its tasks by their ids; for nobody's if there are none."""
         stretch = Stretch(span.node, span.stage, span.kind, span.start, span.end, span.version, span.batch)
         self._recorder.work(with_members(stretch, [self._names[number] for number in span.tasks]))
-
-    def _pass_done(self, number: int, span: m.WorkSpan, now: float) -> None:
-        serving = self._serving.get(number)
-        last, start = (True, span.start)
-        if serving is not None:
-            last, start = serving.passed(span.stage, span.start, partial=number in span.partial)
-        backward = span.kind == "backward"
-        self._tell(StageFinished(now, span.node, span.stage, number, start, span.end, backward, last))
-        if backward and span.stage == 0:
-            self._training.ended(number, span.end)
-            self._tell(TaskFinished(now, span.node, number))
 
     def _request_done(self, done: m.RequestDone) -> None:
         outcome = self._router.done(done.task) if self._router.carries(done.task) else "finished"
@@ -437,7 +470,7 @@ class SchedulerLoop:
             return
         self._router.figures = self._live.show(
             now,
-            self._serving.values(),
+            self._serving,
             self._scheduler.drifts,
             self._scheduler.stragglers,
             received=self._requests - self._arrivals.left,

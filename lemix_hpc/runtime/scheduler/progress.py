@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
-from lemix_hpc.policy.drift import Drift
-from lemix_hpc.policy.stragglers import Straggler
+from lemix_hpc.policy.drift import Drift, Straggler
 from lemix_hpc.records.schema import Progress, ServedTask
 from lemix_hpc.records.writer import Recorder
 from lemix_hpc.runtime.http.metrics import Figures
@@ -13,7 +12,7 @@ from lemix_hpc.runtime.scheduler.live_classes import LiveClasses
 from lemix_hpc.runtime.scheduler.live_figures import LiveFigures
 from lemix_hpc.runtime.scheduler.task_table import ServingTask
 from lemix_hpc.runtime.scheduler.training_tasks import TrainingTasks
-from lemix_hpc.runtime.transport.messages import WorkSpan
+from lemix_hpc.runtime.transport.messages import BatchRan, WorkSpan
 from lemix_hpc.runtime.transport.rank_layout import Layout
 
 
@@ -49,11 +48,17 @@ class LiveView:
         self._figures.lost_losses = lost_losses
         self._versions = [0] * layout.nodes
 
-    def worked(self, span: WorkSpan, serving: Mapping[int, ServingTask]) -> None:
-        """A stage has ended a stretch of work; `serving`: the requests under way, by number."""
-        self._classes.worked(span, serving)
+    def worked(self, span: WorkSpan) -> None:
+        """A stage has ended a stretch of work that is no whole pass of a batch."""
         self._figures.worked(span.node, span.stage, span.kind, span.end - span.start)
         self._versions[span.node] = max(self._versions[span.node], span.version)
+
+    def served(self, node: int, ran: BatchRan) -> None:
+        """A batch is through all stages of a node."""
+        self._classes.served(node, ran)
+        for stage, (start, end) in enumerate(zip(ran.starts, ran.ends, strict=True)):
+            self._figures.worked(node, stage, "serve", end - start)
+        self._versions[node] = max(self._versions[node], ran.version)
 
     def learned(self, loss: float) -> None:
         self._figures.learned(loss)
@@ -74,7 +79,7 @@ class LiveView:
     def show(
         self,
         now: float,
-        serving: Collection[ServingTask],
+        serving: Mapping[int, ServingTask],
         drifts: list[Drift],
         stragglers: list[Straggler],
         *,
@@ -88,7 +93,7 @@ class LiveView:
     ) -> Figures:
         """Replace the picture, and return the figures of this moment.
 
-        `received` of `requests` have come so far, `serving` are under way; `drifts` and `stragglers`: alarms so far;
+        `received` of `requests` have come so far, `serving` are under way, by number; `drifts` and `stragglers`: alarms so far;
         `checkpoint`: step of the newest, `failure`: why one could not be saved; `disk`: why it does not take everything;
         `draining`: why the run ends early.
         """
@@ -119,12 +124,12 @@ class LiveView:
                 stragglers=[straggler for straggler in stragglers if straggler.until_s is None],
                 disk=disk,
                 keys=self._keys,
-                classes=self._classes.figures(),
+                classes=self._classes.figures(serving),
                 draining=draining,
                 requests_per_s=lately.requests_per_s,
                 tokens_per_s=lately.tokens_per_s,
                 under_way=len(serving),
-                waiting=sum(not task.passes for task in serving),
+                waiting=sum(not task.begun for task in serving.values()),
                 held=training.held,
                 losses=figures.curve.points,
                 forecast_error=figures.forecast_error,
@@ -132,7 +137,7 @@ class LiveView:
                 versions=self._versions,
             )
         )
-        lengths = [task.request.prompt_tokens + task.request.output_tokens for task in serving]
+        lengths = [task.request.prompt_tokens + task.request.output_tokens for task in serving.values()]
         return Figures(
             requests=dict(self._classes.tally.outcomes.items()),
             in_flight=len(lengths),

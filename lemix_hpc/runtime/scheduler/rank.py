@@ -425,7 +425,7 @@ class SchedulerRank:
                 self._waiter.idle(at_most_s, in_transit=self._mailbox.in_transit or self._leader.in_transit)
 
     def _collect(self, count: int) -> list[m.AnyMessage]:
-        """The next messages for the scheduler, as many as asked for."""
+        """The next messages for the scheduler, at least as many as asked for."""
         mails: list[Mail] = []
 
         def turn() -> bool:
@@ -450,12 +450,17 @@ class SchedulerRank:
         return warm_up(self._recipe, requests, self._context, self._kinds, self._run_probes)
 
     def _run_probes(self, together: Sequence[Probe]) -> tuple[float, Sequence[m.WorkSpan]]:
-        sent, messages = self._clock.now(), 0
+        sent, spans, left = self._clock.now(), list[m.WorkSpan](), 0
         for probe in together:
             self._mailbox.send(self._layout.leader(probe.node), Inbox.LEADER, probe.request)
-            messages += self._layout.stages * max(1, probe.request.output) + 1
-        reports = self._collect(messages)
-        return sent, [span for report in reports if isinstance(report, m.SpanReport) for span in report.spans]
+            left += self._layout.stages * max(1, probe.request.output)
+        done = 0
+        while len(spans) < left or done < len(together):
+            for message in self._collect(1):
+                if isinstance(message, m.NodeReport):
+                    spans += message.spans()
+                done += isinstance(message, m.RequestDone)
+        return sent, spans
 
     def _coefficients(self, times: ProbeTimes) -> CoefficientFile:
         """Stage times from the file that the recipe names, or those just measured."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from lemix_hpc.engines.protocol import MicroBatch
 from lemix_hpc.policy.events import Place
@@ -31,18 +31,11 @@ class TaskNames(dict[int, str]):
 
 @dataclass(slots=True)
 class ServingTask:
-    """A request under way. `passes`: per stage, how many have run that end with a token, and when the first of all began."""
+    """A request under way. `begun`: a batch with it is through all stages."""
 
     request: Request
     place: Place | None = None
-    passes: dict[int, tuple[int, float]] = field(default_factory=dict)
-
-    def passed(self, stage: int, start: float, *, partial: bool = False) -> tuple[bool, float]:
-        """Count one pass, of a part of the prompt or not: whether it was the last on this stage, and when the first began."""
-        done, first = self.passes.get(stage, (0, start))
-        done += not partial
-        self.passes[stage] = (done, first)
-        return done >= max(1, self.request.answer_tokens), first
+    begun: bool = False
 
     def rejected(self, number: int | None = None) -> ServedTask:
         """Its record; `number` if the scheduler was asked."""

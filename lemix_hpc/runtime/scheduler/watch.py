@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 from lemix_hpc.runtime.transport import messages as m
@@ -20,6 +21,8 @@ class Watch:
         self._mailbox = mailbox
         self._looked = now()
         self._heard: dict[int, float] = {}
+        self._due = -math.inf
+        """Until then nobody can have been silent for too long."""
 
     def heard(self, sign: m.Alive) -> None:
         """A sign of life has come."""
@@ -39,8 +42,11 @@ class Watch:
         if away > self._timeout / PER_TIMEOUT:
             # This process was stopped, or hung: it could hear nobody, which is not their fault.
             self._heard = {rank: since + away for rank, since in self._heard.items()}
-        rank = min(self._heard, key=self._heard.__getitem__, default=None)
-        if rank is not None and now - self._heard[rank] > self._timeout:
+        if now <= self._due or not self._heard:
+            return
+        rank = min(self._heard, key=self._heard.__getitem__)
+        self._due = self._heard[rank] + self._timeout
+        if now > self._due:
             raise TimeoutError(
                 f"rank {rank} ({self._layout.role(rank)}) has not been heard of for {self._timeout:g} s (engine.timeout_s); "
                 "its log may say where it hangs"

@@ -9,8 +9,11 @@ import msgspec
 
 from lemix_hpc.checkpoints.manifest import SavedFile
 from lemix_hpc.engines.protocol import MicroBatch, SequenceResult, ServeBatch, StageTakes
-from lemix_hpc.policy.latency import Shape
-from lemix_hpc.records.schema import NodeMemory, SpanKind
+from lemix_hpc.records.schema import NodeMemory
+from lemix_hpc.runtime.transport.reports import AnswerDone, BatchRan, NodeReport, Passed, SpanReport, WorkSpan
+
+__all__ = ["AnswerDone", "BatchRan", "NodeReport", "Passed", "SpanReport", "WorkSpan"]
+"""What is reported of work is a part of this module, too."""
 
 
 class PlaceRequest(msgspec.Struct, frozen=True, array_like=True, tag=True):
@@ -297,33 +300,6 @@ class Served(msgspec.Struct, frozen=True, array_like=True, tag=True):
     time: float
 
 
-class WorkSpan(msgspec.Struct, frozen=True, array_like=True, tag=True):
-    """One stretch of work on a stage. `complete`: the pass ends with it. `tasks` share the stretch (a batch).
-
-    `shape`: what the pass costs by, None for weight updates. `worked`: seconds of the pass so far, all its stretches.
-    `partial`: those of the tasks whose prompts go on in another pass.
-    """
-
-    node: int
-    stage: int
-    kind: SpanKind
-    tasks: list[int]
-    start: float
-    end: float
-    version: int
-    batch: int
-    complete: bool
-    shape: Shape | None = None
-    worked: float = 0.0
-    partial: list[int] = []
-
-
-class SpanReport(msgspec.Struct, frozen=True, array_like=True, tag=True):
-    """Stage to leader to scheduler: what ran."""
-
-    spans: list[WorkSpan]
-
-
 class Loss(msgspec.Struct, frozen=True, array_like=True, tag=True):
     """Last stage to leader to scheduler: mean loss of a micro-batch."""
 
@@ -356,7 +332,7 @@ class RequestDone(msgspec.Struct, frozen=True, array_like=True, tag=True):
 
 class HttpCall(msgspec.Struct, frozen=True, array_like=True, tag=True):
     """Scheduler to leader: a client's call for the node's own server. `path` has the query, too; `key` and `patient` as in
-    `PlaceRequest`."""
+    `PlaceRequest`. `answer`: tokens of each of its answers, 0 if it is no task of the policy's."""
 
     task: int
     method: str
@@ -365,10 +341,11 @@ class HttpCall(msgspec.Struct, frozen=True, array_like=True, tag=True):
     body: bytes
     key: float
     patient: bool = False
+    answer: int = 0
 
 
-class HttpPart(msgspec.Struct, frozen=True, array_like=True, tag=True):
-    """Leader to scheduler: a piece of a call's answer, in order. Status 0 and no headers in all but the first.
+class HttpPart(msgspec.Struct, frozen=True, array_like=True):
+    """A piece of a call's answer. Status 0 and no headers in all but the first.
 
     `more`: another part follows. After the last one comes the `RequestDone` of the task.
     """
@@ -378,6 +355,12 @@ class HttpPart(msgspec.Struct, frozen=True, array_like=True, tag=True):
     headers: list[tuple[str, str]]
     body: bytes
     more: bool
+
+
+class HttpParts(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """Leader to scheduler: pieces of any calls' answers, in order."""
+
+    parts: list[HttpPart]
 
 
 class HttpAbort(msgspec.Struct, frozen=True, array_like=True, tag=True):
@@ -471,11 +454,12 @@ AnyMessage = (
     | Forget
     | Served
     | SpanReport
+    | NodeReport
     | Loss
     | Stepped
     | RequestDone
     | HttpCall
-    | HttpPart
+    | HttpParts
     | HttpAbort
     | Withdraw
     | Withdrawn

@@ -20,6 +20,7 @@ from lemix_hpc.checkpoints.manifest import SavedFile
 from lemix_hpc.checkpoints.resumption import NodeStart
 from lemix_hpc.checkpoints.stage_state import StageState, file_name, write_state
 from lemix_hpc.config.load import load_recipe
+from lemix_hpc.policy.latency import Shape
 from lemix_hpc.records import journal_writer
 from lemix_hpc.records.attempts import claim
 from lemix_hpc.runtime.scheduler.drain import Drain
@@ -108,10 +109,9 @@ class Node:
 
     def _warm_up(self, request: m.PlaceRequest) -> None:
         for _ in range(max(1, request.output)):
-            for stage in range(self._layout.stages):
-                now = self._clock.now()
-                span = m.WorkSpan(self._node, stage, "serve", [request.task], now, now, self._version, -1, True)
-                self._tell(m.SpanReport([span]))
+            times, worked = [self._clock.now()] * self._layout.stages, [0.0] * self._layout.stages
+            ran = m.BatchRan(-1, [request.task], [], self._version, Shape.of((1,)), times, times, worked)
+            self._tell(m.NodeReport(self._node, [ran]))
         self._tell(self._done(request.task, request.output))
 
     def _train(self, micro_batch: Any) -> None:
@@ -192,8 +192,9 @@ class Node:
         now = self._clock.now()
         return m.RequestDone(task, self._node, now, now, 0.0, 0, [7] * tokens, (self._version, self._version))
 
-    def _tell(self, message: m.AnyMessage) -> None:
-        self._mailbox.send(SCHEDULER_RANK, Inbox.SCHEDULER, message)
+    def _tell(self, message: m.AnyMessage | m.HttpPart) -> None:
+        whole = m.HttpParts([message]) if isinstance(message, m.HttpPart) else message
+        self._mailbox.send(SCHEDULER_RANK, Inbox.SCHEDULER, whole)
 
 
 def save_nothing(layout: Layout, rank: int, mailbox: Mailbox, waiter: Waiter, steps: int) -> None:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from lemix_hpc.engines.protocol import SequenceResult
+from lemix_hpc.policy.latency import Shape
 from lemix_hpc.runtime.leader.batching_leader import Leader
 from lemix_hpc.runtime.transport import messages as m
 from lemix_hpc.runtime.transport.mailbox import Inbox, Mail
@@ -44,7 +45,7 @@ def request(task: int, prompt: int, output: int = 0, key: float = 0.0) -> m.Plac
 
 
 def ran(batch: int, tasks: list[int]) -> m.SpanReport:
-    return m.SpanReport([m.WorkSpan(0, 0, "serve", tasks, 0.0, 1.0, 0, batch, True)])
+    return m.SpanReport([m.WorkSpan(0, 0, "serve", tasks, 0.0, 1.0, 0, batch, True, Shape.of((1,)))])
 
 
 def members(serve: m.AnyMessage) -> list[int]:

@@ -23,8 +23,8 @@ from lemix_hpc.policy.scheduler import Scheduler
 from lemix_hpc.records.event_log import read_events
 from lemix_hpc.records.inheritance import NOTHING, Inheritance
 from lemix_hpc.records.sampling import Sampling
-from lemix_hpc.records.schema import Progress, Span, SpanKind, Stretch, TaskRecord
-from lemix_hpc.records.stretches import spans_of
+from lemix_hpc.records.schema import Progress, Span, SpanKind, TaskRecord
+from lemix_hpc.records.stretches import spans_of, stretches_decoder
 from lemix_hpc.records.writer import Recorder
 from lemix_hpc.run_setup.scheduler_setup import Partners
 from lemix_hpc.run_setup.training_feed import TrainingFeed
@@ -166,14 +166,16 @@ class Rank:
         return list(read_events(self._dir))
 
     def tasks(self) -> list[TaskRecord]:
-        return list(self._lines("tasks.jsonl", TaskRecord))
+        decoder = msgspec.json.Decoder(TaskRecord)
+        return [decoder.decode(line) for line in self._lines("tasks.jsonl")]
 
     def spans(self) -> list[Span]:
-        return [span for stretch in self._lines("spans.jsonl", Stretch) for span in spans_of(stretch)]
+        decode = stretches_decoder()
+        return [span for line in self._lines("spans.jsonl") for stretch in decode(line) for span in spans_of(stretch)]
 
-    def _lines(self, name: str, kind: Any) -> Iterator[Any]:
+    def _lines(self, name: str) -> list[bytes]:
         self.recorder.progress(Progress("running"))
-        yield from (msgspec.json.decode(line, type=kind) for line in (self._dir / name).read_bytes().splitlines())
+        return (self._dir / name).read_bytes().splitlines()
 
     def progress(self) -> Progress:
         return msgspec.json.decode((self._dir / "progress.json").read_bytes(), type=Progress)
@@ -224,6 +226,12 @@ def work(
     kind: SpanKind, tasks: list[int], stage: int, start: float, end: float, *, node: int = 0, complete: bool = True
 ) -> m.SpanReport:
     return m.SpanReport([m.WorkSpan(node, stage, kind, tasks, start, end, 3, 7, complete, SHAPE, end - start)])
+
+
+def ran(tasks: list[int], start: float, end: float, *, node: int = 0) -> m.NodeReport:
+    """A batch is through both stages, one after the other; `end`: on the first one."""
+    took = end - start
+    return m.NodeReport(node, [m.BatchRan(7, tasks, [], 3, SHAPE, [start, end], [end, end + took], [took, took])])
 
 
 def done(task: int, finished: float, output: Sequence[int] = (), *, node: int = 0) -> m.RequestDone:

@@ -21,7 +21,6 @@ from lemix_hpc.policy.events import (
 )
 from lemix_hpc.records.inheritance import Inheritance
 from lemix_hpc.records.journal import Accepted
-from lemix_hpc.records.sampling import Sampling
 from lemix_hpc.records.schema import ServedTask, Span, TrainedTask
 from lemix_hpc.run_setup.scheduler_setup import Partners
 from lemix_hpc.runtime.http.call import ResponsePart
@@ -38,22 +37,11 @@ from tests.runtime.scheduler.conftest import (
     Server,
     Start,
     done,
+    ran,
     trained,
     training,
     work,
 )
-
-
-@pytest.mark.parametrize(("spans", "starts"), [("all", [0.5, 1.0, 10.0]), ("sampled", [0.5, 10.0]), ("off", [])])
-def test_the_policy_hears_of_all_work_and_what_is_written_down_is_chosen(
-    start: Start, spans: Sampling, starts: list[float]
-) -> None:
-    rank = start(Request("r0", 0.0, 8, 3), spans=spans)
-    rank.turn(0.0)
-    for begin in (0.5, 1.0, 10.0):
-        rank.turn(begin + 0.5, work("serve", [0], 0, begin, begin + 0.5))
-    assert [span.start for span in rank.spans()] == starts
-    assert [event.start for event in rank.events() if isinstance(event, StageFinished)] == [0.5, 0.5, 0.5]
 
 
 def test_a_request_goes_when_it_is_due_to_the_leader_that_the_policy_chooses(start: Start) -> None:
@@ -102,15 +90,14 @@ def test_a_run_that_is_stopped_takes_back_what_has_not_begun_and_finishes_the_re
     requests = [Request(f"r{number}", 1.0, 8, 0) for number in range(4)]
     rank = start(*requests, Request("later", 3.0, 8, 0), Request("turn", 0.0, 8, 0, after="r0"), feed=training(None))
     rank.turn(1.0)
-    rank.turn(1.5, work("serve", [0], 0, 1.0, 1.5))
     rank.sent()
     rank.stop()
     rank.turn(3.0)
     assert [sent for sent in rank.sent() if isinstance(sent[1], m.Withdraw)] == [
+        (LEADERS[0], m.Withdraw([0, 2])),
         (LEADERS[1], m.Withdraw([1, 3])),
-        (LEADERS[0], m.Withdraw([2])),
     ]
-    # Task 3 had begun meanwhile, as task 0 had before.
+    # Tasks 0 and 3 had begun, as their leaders know.
     rank.turn(3.5, m.Withdrawn(1, [1]), m.Withdrawn(0, [2]), done(0, 3.5), done(3, 3.5, node=1))
     assert [(task.id, task.outcome) for task in rank.tasks() if isinstance(task, ServedTask)] == [
         ("r0", "finished"),
@@ -125,7 +112,7 @@ def test_a_run_that_is_stopped_takes_back_what_has_not_begun_and_finishes_the_re
 
 def test_what_takes_too_long_after_a_stop_is_left(start: Start) -> None:
     rank = start(Request("r0", 1.0, 8, 0))
-    rank.turn(1.0, work("serve", [0], 0, 1.0, 1.5))
+    rank.turn(1.0)
     rank.stop()
     rank.turn(2.0)
     rank.turn(61.9)
@@ -143,26 +130,9 @@ def test_clients_wait_for_their_answers_after_a_stop_and_new_ones_are_turned_awa
     rank.stop()
     rank.turn(2.0)
     assert rank.sent() == [] and not server.accepting and not rank.loop.finished
-    rank.turn(3.0, m.HttpPart(0, 200, [], b"", False), done(0, 3.0, [5, 6]))
+    rank.turn(3.0, m.HttpParts([m.HttpPart(0, 200, [], b"", False)]), done(0, 3.0, [5, 6]))
     assert rank.loop.finished
     assert [task.outcome for task in rank.tasks()] == ["finished"]
-
-
-def test_what_a_stage_reports_is_written_down_and_told_to_the_policy(start: Start) -> None:
-    rank = start(Request("r0", 0.0, 8, 2))
-    rank.turn(0.0)
-    assert rank.turn(2.0, work("serve", [0], 0, 0.25, 1.0))
-    rank.turn(3.0, work("serve", [0], 0, 1.5, 2.5))
-    assert rank.spans() == [
-        Span(0, 0, "r0", "serve", 0.25, 1.0, 3, 7),
-        Span(0, 0, "r0", "serve", 1.5, 2.5, 3, 7),
-    ]
-    assert rank.events()[1:] == [
-        PassMeasured(2.0, 0, 0, "serve", SHAPE, 0.75),
-        StageFinished(2.0, 0, 0, 0, 0.25, 1.0, last=False),
-        PassMeasured(3.0, 0, 0, "serve", SHAPE, 1.0),
-        StageFinished(3.0, 0, 0, 0, 0.25, 2.5),  # of two tokens, the first pass begins it and the second ends it
-    ]
 
 
 def test_of_a_pass_that_rests_the_policy_hears_at_its_end(start: Start) -> None:
@@ -208,28 +178,6 @@ def test_an_answered_request_is_recorded_and_its_next_turn_comes_when_its_author
     assert rank.loop.until_due() == 1.75 and not rank.loop.finished
     rank.turn(5.25)
     assert rank.events()[2:] == [RequestArrived(5.25, 1, 8, 0)]
-
-
-def test_a_report_that_comes_after_the_outcome_still_has_a_name_and_is_told(start: Start) -> None:
-    rank = start(Request("r0", 0.0, 8, 2))
-    rank.turn(0.0)
-    rank.turn(2.0, done(0, 2.0, [5, 6]), work("serve", [0], 1, 1.0, 2.0))
-    assert rank.spans() == [Span(0, 1, "r0", "serve", 1.0, 2.0, 3, 7)]
-    assert rank.events()[1:] == [
-        TaskFinished(2.0, 0, 0, output=2),
-        PassMeasured(2.0, 0, 1, "serve", SHAPE, 1.0),
-        StageFinished(2.0, 0, 1, 0, 1.0, 2.0),
-    ]
-    assert rank.loop.finished
-
-
-def test_every_request_of_a_batch_has_a_span_and_an_event(start: Start) -> None:
-    rank = start(Request("r0", 0.0, 8, 0), Request("r1", 0.0, 8, 0))
-    rank.turn(0.0)
-    rank.turn(1.0, work("serve", [0, 1], 0, 0.0, 1.0))
-    assert [span.task for span in rank.spans()] == ["r0", "r1"]
-    assert [event.task for event in rank.events() if isinstance(event, StageFinished)] == [0, 1]
-    assert sum(isinstance(event, PassMeasured) for event in rank.events()) == 1, "the batch is one pass"
 
 
 # Training
@@ -378,9 +326,9 @@ def test_a_call_goes_through_the_policy_to_its_node_and_its_answer_to_the_client
     assert not rank.turn(0.0) and not rank.loop.finished
     server.calls.append(caller)
     rank.turn(1.0)
-    assert rank.sent() == [(LEADERS[0], m.HttpCall(0, "POST", "/v1/completions", [], b"{}", 1.0))]
+    assert rank.sent() == [(LEADERS[0], m.HttpCall(0, "POST", "/v1/completions", [], b"{}", 1.0, answer=2))]
     assert rank.events() == [RequestArrived(1.0, 0, 8, 2)]
-    rank.turn(3.0, m.HttpPart(0, 200, [], b"x", False), done(0, 3.0, [5, 6]))
+    rank.turn(3.0, m.HttpParts([m.HttpPart(0, 200, [], b"x", False)]), done(0, 3.0, [5, 6]))
     assert caller.got == [ResponsePart(200, [], b"x", False)]
     assert [(task.id, task.outcome) for task in rank.tasks()] == [("c0", "finished")]
     assert rank.loop.until_due() == 2.0, "no more calls are taken then"
@@ -393,11 +341,8 @@ def test_answers_of_one_call_are_forecast_side_by_side(start: Start) -> None:
     rank = start(server=Server([Caller("c0", 0.5, (8, 8), api)]), closes=5.0)
     rank.turn(1.0)
     assert rank.events() == [RequestArrived(1.0, 0, 8, 2)], "two tokens each"
-    for turn in range(2):
-        rank.turn(2.0 + turn, work("serve", [0], 0, 1.0 + turn, 2.0 + turn))
-    passes = [event for event in rank.events() if isinstance(event, StageFinished)]
-    assert [event.last for event in passes] == [False, True]
-    rank.turn(4.0, m.HttpPart(0, 200, [], b"x", False), done(0, 4.0, list(range(7))))
+    assert [message.answer for _, message in rank.sent() if isinstance(message, m.HttpCall)] == [2]
+    rank.turn(4.0, m.HttpParts([m.HttpPart(0, 200, [], b"x", False)]), done(0, 4.0, list(range(7))))
     assert rank.events()[-1] == TaskFinished(4.0, 0, 0, output=2)
     [task] = rank.tasks()
     assert (len(task.output), task.answers) == (7, 4), "the record has all"
@@ -410,7 +355,8 @@ def test_a_client_that_comes_back_after_a_restart_has_its_place(start: Start) ->
     rank = start(server=server, closes=5.0, inherited=inherited)
     rank.turn(2.0)
     assert [message.task for _, message in rank.sent() if isinstance(message, m.HttpCall)] == [4, 6]
-    rank.turn(3.0, *(m.HttpPart(task, 200, [], b"x", False) for task in (4, 6)), done(4, 3.0), done(6, 3.0, node=1))
+    parts = m.HttpParts([m.HttpPart(task, 200, [], b"x", False) for task in (4, 6)])
+    rank.turn(3.0, parts, done(4, 3.0), done(6, 3.0, node=1))
     rank.turn(5.0)
     assert rank.loop.finished
     rank.loop.end_unclaimed()
@@ -452,7 +398,7 @@ def test_work_on_a_call_is_a_sign_of_life(start: Start) -> None:
     assert rank.loop.until_due() == 60.0, "a call may be silent for so long"
     rank.turn(31.0)
     assert rank.loop.until_due() == 30.0
-    rank.turn(31.0, work("serve", [0], 0, 1.0, 31.0))
+    rank.turn(31.0, ran([0], 1.0, 16.0))
     assert rank.loop.until_due() == 60.0
 
 
@@ -461,7 +407,7 @@ def test_a_call_that_needs_no_policy_leaves_no_record(start: Start) -> None:
     rank = start(server=server)
     rank.turn(0.0)
     assert [to for to, _ in rank.sent()] == [LEADERS[1]]
-    rank.turn(1.0, m.HttpPart(0, 200, [], b"x", False), done(0, 1.0, node=1))
+    rank.turn(1.0, m.HttpParts([m.HttpPart(0, 200, [], b"x", False)]), done(0, 1.0, node=1))
     assert rank.tasks() == [] and rank.events() == []
 
 
@@ -482,13 +428,13 @@ def test_progress_is_shown_every_so_often_and_at_the_end(start: Start) -> None:
     rank.turn(0.0)
     shown = rank.progress()
     assert (shown.state, shown.received, shown.requests, shown.training_total) == ("running", 1, 2, 1)
-    rank.turn(0.5, work("serve", [0], 0, 0.0, 0.5), done(0, 0.5), m.Loss(1, 2.5))
+    rank.turn(0.5, ran([0], 0.0, 0.5), done(0, 0.5), m.Loss(1, 2.5))
     assert rank.progress() == shown, "not due yet"
     rank.turn(1.0)
     shown = rank.progress()
     assert (shown.served, shown.loss, shown.response_ms_p50) == (1, 2.5, 500.0)
     assert (shown.requests_per_s, shown.under_way, shown.waiting, shown.held) == (1.0, 0, 0, 0)
-    assert [[stage.idle for stage in node] for node in shown.stages] == [[0.5, 1.0], [1.0, 1.0]]
+    assert [[stage.idle for stage in node] for node in shown.stages] == [[0.5, 0.5], [1.0, 1.0]]
     assert shown.forecast_error is not None
     rank.loop.show(last=True)
     assert rank.progress().state == "finished"

@@ -40,22 +40,6 @@ def test_a_task_keeps_its_name_for_the_reports_that_come_after_its_outcome() -> 
 # Requests
 
 
-@pytest.mark.parametrize("output", [0, 1])
-def test_one_pass_scores_a_prompt_or_gives_one_token(output: int) -> None:
-    task = ServingTask(request(output))
-    assert task.passed(0, 1.5) == (True, 1.5)
-    assert task.passed(1, 2.5) == (True, 2.5)
-
-
-def test_a_request_that_generates_passes_every_stage_once_for_each_token() -> None:
-    task = ServingTask(request(3))
-    assert task.passed(0, 1.0) == (False, 1.0)
-    assert task.passed(1, 2.0) == (False, 2.0), "each stage counts for itself"
-    assert task.passed(0, 3.0) == (False, 1.0)
-    assert task.passed(0, 5.0) == (True, 1.0), "it began with its first pass"
-    assert task.passed(1, 4.0) == (False, 2.0)
-
-
 def test_a_rejected_request_was_nowhere() -> None:
     assert ServingTask(request(2)).rejected() == ServedTask("r0", "rejected", 0.5, 8)
     assert ServingTask(request(2)).rejected(7) == ServedTask("r0", "rejected", 0.5, 8, number=7)
