@@ -64,7 +64,7 @@ def _jit(function: Callable[..., Any], part: str, **options: bool) -> Any:
 def _digest() -> str:
     """One name for the sources of all compiled functions."""
     digest = hashlib.sha256(numba.__version__.encode())
-    for package in ("policy", "simulate"):
+    for package in ("policy", "simulator"):
         folder = files("lemix_hpc") / package
         for source in sorted(_sources(folder), key=lambda file: file.name):
             digest.update(source.read_bytes())
@@ -72,7 +72,7 @@ def _digest() -> str:
 
 
 def _sources(folder: Traversable) -> list[Traversable]:
-    return [file for file in folder.iterdir() if file.name.endswith(".py")] if folder.is_dir() else []
+    return [file for file in folder.iterdir() if file.name.endswith(".py")]
 
 
 _CACHE = f"{user_cache_dir('lemix-hpc')}/compiled-{_digest()}"
