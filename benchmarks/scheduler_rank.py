@@ -274,7 +274,7 @@ def measure(nodes: int, batch: int, passes: int, order: OrderName, *, profile: b
         cluster = Cluster(nodes, batch, of_each // OUTPUT + 3, order, Path(directory))
         cluster.run(8 * PERIOD_S)
         cluster.took = Took(nbytes=-cluster.written())
-        cluster.profile = cProfile.Profile() if profile else None
+        cluster.profile = cProfile.Profile(time.thread_time) if profile else None
         cluster.run(of_each * PERIOD_S)
         cluster.took.nbytes += cluster.written()
         cluster.close()

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from lemix_hpc.policy.forecast import ALL, expect, place_of_request
+from lemix_hpc.policy.forecast import ALL, expect
 from lemix_hpc.policy.jit import compiled, inlined
 from lemix_hpc.policy.latency_tables import BACKWARD_PASS, FORWARD_PASS, SERVE_PASS, kind_seconds
+from lemix_hpc.policy.request_places import place_of_request
 from lemix_hpc.policy.rules import Rules
 from lemix_hpc.policy.state import Floats, State
 

@@ -130,29 +130,6 @@ def _unchain(state: State, node: int, slot: int) -> None:
         nodes[node].last_training = earlier
 
 
-@inlined
-def place_of_request(state: State, node: int, key: float, now: float, serving_first: bool) -> int:
-    """Behind which slot of a node a request with this key is to run (NONE: it is first).
-
-    With serving first it goes before training, and before requests with larger keys that have not begun, as far as is known
-    or expected.
-    """
-    nodes, slots = state.nodes, state.slots
-    if not serving_first:
-        return nodes[node].tail
-    behind = nodes[node].last_request
-    if nodes[node].last_key <= key:
-        return behind
-    while (
-        behind != NONE
-        and slots[behind].key > key
-        and state.paths[behind, 0].fb > now
-        and state.paths[behind, 0].ran == 0
-    ):
-        behind = slots[behind].previous
-    return behind
-
-
 @compiled
 def observe(state: State, node: int, stage: int, slot: int, start: float, end: float, backward: bool) -> None:
     """A stage has run a task's forward or backward from `start` to `end`; later forecasts follow from it.
@@ -217,6 +194,7 @@ def forget(state: State, slot: int) -> None:
 def _note_last_request(state: State, node: int) -> None:
     """Keep what most forecasts of requests start from in one place: they are made for every node."""
     last = state.nodes[node].last_request
+    state.nodes[node].seen = 0
     state.nodes[node].last_key = -math.inf if last == NONE else state.slots[last].key
     for stage in range(state.request_end.shape[1]):
         state.request_end[node, stage] = state.free_at[node, stage] if last == NONE else state.paths[last, stage].after

@@ -26,6 +26,8 @@ RAN_FORWARD, RAN_BACKWARD = 1, 2
 """Bits of `ran`."""
 ROWS = 32
 """Sizes of batches of which rows are kept while a node is looked for."""
+MOST_SEEN = 128
+"""Of the last requests of a node, so many are known by their keys."""
 WINDOW = 256
 """Output lengths that predictions of further ones go by."""
 
@@ -72,12 +74,16 @@ PATH = np.dtype(
 )
 """A task on a stage."""
 
+SEEN = np.dtype([("slot", "i8"), ("key", "f8"), ("begin", "f8")], align=True)
+"""A request of a node, and the least key and expected begin of it and all later ones; NONE, or one that has begun: -inf."""
+
 NODE = np.dtype(
     [
         ("head", "i8"),  # first and last slot in running order
         ("tail", "i8"),
         ("last_request", "i8"),  # the last slot that serves, where serving goes first, and its key
         ("last_key", "f8"),
+        ("seen", "i8"),  # how many requests are in `State.seen`
         ("first_training", "i8"),
         ("last_training", "i8"),
         ("requests", "i8"),  # unfinished ones, and those of them that generate
@@ -135,7 +141,8 @@ class State(NamedTuple):
 
     `slots`: (slots,); `paths`, `forward`, `backward`: (slots, stages); `nodes`: (nodes,); `free_at`: (nodes, stages), latest
     real end on a stage, -inf before the first; `request_end`: (nodes, stages), when a stage is through with the last request,
-    where serving goes first; `counters`: (1,). `slot_of`: (tasks,), the slot of every unfinished task.
+    where serving goes first; `seen`: (nodes, MOST_SEEN), requests from the last one on, see
+    `lemix_hpc.policy.request_places`; `counters`: (1,). `slot_of`: (tasks,), the slot of every unfinished task.
     `free_slots` is a stack, `offered` a ring of the first tasks of groups, `window`: (2, WINDOW), output lengths seen
     last, by age in a ring and by length.
     `decided`: the first `counters[0].decided` tasks are to be sent to their nodes, or refused if they have no slot.
@@ -151,6 +158,7 @@ class State(NamedTuple):
     nodes: Records
     free_at: Floats
     request_end: Floats
+    seen: Records
     counters: Records
     slot_of: Ints
     free_slots: Ints
@@ -175,6 +183,7 @@ def make_state(times: Times, *, lanes: int, seed: int, expected_output: float, s
         nodes=_make_nodes(nodes),
         free_at=np.full((nodes, stages), -np.inf),
         request_end=np.full((nodes, stages), -np.inf),
+        seen=np.zeros((nodes, MOST_SEEN), SEEN),
         counters=_make_counters(slots, lanes, seed, expected_output),
         slot_of=np.full(slots, NONE),
         free_slots=np.arange(slots)[::-1].copy(),

@@ -14,10 +14,11 @@ from lemix_hpc.policy.candidates import batch_of, expected_output, order_key, re
 from lemix_hpc.policy.decode_load import note_pass, note_placed
 from lemix_hpc.policy.estimates import note_assigned, note_output, note_overhead
 from lemix_hpc.policy.event_records import ARRIVED, CLOSED, ENDED, PASSED_STAGE
-from lemix_hpc.policy.forecast import assign, expect, forget, observe, observe_all, place_of_request
+from lemix_hpc.policy.forecast import assign, expect, forget, observe, observe_all
 from lemix_hpc.policy.jit import compiled, inlined
 from lemix_hpc.policy.placement_rules import PACK, filled, fills, has_room, packed, score, turn
 from lemix_hpc.policy.release import admit, offer, open_groups, passed
+from lemix_hpc.policy.request_places import place_of_request
 from lemix_hpc.policy.rules import Rules
 from lemix_hpc.policy.state import NONE, Ints, Records, State, decide, return_slot, take_slot
 from lemix_hpc.policy.token_forecast import forecast_tokens, late_first, note_tokens
