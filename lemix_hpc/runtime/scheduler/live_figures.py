@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -79,6 +79,11 @@ class LiveFigures:
     def worked(self, node: int, stage: int, kind: SpanKind, seconds: float) -> None:
         """A stage has ended a stretch of work."""
         self._busy[node][stage][_COLUMN[kind]] += seconds
+
+    def served(self, node: int, starts: Sequence[float], ends: Sequence[float]) -> None:
+        """A batch is through all stages of a node."""
+        for busy, start, end in zip(self._busy[node], starts, ends, strict=True):
+            busy[_COLUMN["serve"]] += end - start
 
     def ended(self, task: ServedTask) -> None:
         """A request has its outcome."""

@@ -117,6 +117,8 @@ class SchedulerLoop:
         self._number = next_number
         self._checkpoints = checkpoints
         self._serving: dict[int, ServingTask] = {}
+        # No batch with them is through all stages.
+        self._not_begun: set[int] = set()
         self._names = TaskNames()
         partners = settings.partners
         together = StepsTogether(partners.nodes) if partners is not None and partners.mode == "sync" else None
@@ -263,6 +265,7 @@ class SchedulerLoop:
         """A node has not begun these tasks. They get no outcome: the next attempt serves them."""
         for number in numbers:
             del self._serving[number]
+            self._not_begun.discard(number)
             self._names.retire(number)
             if self._router.carries(number):
                 self._router.withdrawn(number)
@@ -283,6 +286,7 @@ class SchedulerLoop:
             prompt, service = request.prompt_tokens, request.service
             self._recorder.promise(Accepted(number, request.id, request.arrival, prompt, digest, service))
         self._serving[number] = task
+        self._not_begun.add(number)
         self._names[number] = request.id
         if request.call is not None:
             self._router.expect(number, request, client)
@@ -334,6 +338,7 @@ class SchedulerLoop:
         if serving is None:
             self._training.refuse(number)
             return
+        self._not_begun.discard(number)
         self._names.retire(number)
         if serving.request.call is not None:
             self._router.refuse(number)
@@ -401,24 +406,19 @@ class SchedulerLoop:
                     self._record_batch(node, each)
                     self._router.heard(node, each.tasks, now)
                     self._live.served(node, each)
-                    self._begun(each.tasks)
+                    self._not_begun.difference_update(each.tasks)
                     self._tell(BatchMeasured(now, node, each.shape, tuple(each.worked)))
                 case m.Passed(stage, task, start, end):
                     self._tell(StageFinished(now, node, stage, task, start, end))
                 case m.AnswerDone(task, starts, ends):
                     self._tell(AnswerPassed(now, node, task, tuple(starts), tuple(ends)))
 
-    def _begun(self, numbers: Sequence[int]) -> None:
-        for number in numbers:
-            if (task := self._serving.get(number)) is not None:
-                task.begun = True
-
     def _record_batch(self, node: int, ran: m.BatchRan) -> None:
         """The work of all stages on a batch, or of those where it is to be written down."""
         kept = [is_kept(self._settings.spans, start) for start in ran.starts]
         if not any(kept):
             return
-        names = [self._names[number] for number in ran.tasks]
+        names = list(map(self._names.__getitem__, ran.tasks))
         work = batch_work(node, ran.starts, ran.ends, ran.version, ran.batch, names)
         if all(kept):
             self._recorder.batch(work)
@@ -453,6 +453,7 @@ class SchedulerLoop:
         task = self._serving.pop(done.task, None)
         if task is None:
             return  # a call that needs no policy
+        self._not_begun.discard(done.task)
         self._arrivals.answered(task.request.id, done.finished)
         self._names.retire(done.task)
         record = task.finished(done, outcome)
@@ -471,6 +472,7 @@ class SchedulerLoop:
         self._router.figures = self._live.show(
             now,
             self._serving,
+            len(self._not_begun),
             self._scheduler.drifts,
             self._scheduler.stragglers,
             received=self._requests - self._arrivals.left,

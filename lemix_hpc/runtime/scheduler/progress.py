@@ -56,8 +56,7 @@ class LiveView:
     def served(self, node: int, ran: BatchRan) -> None:
         """A batch is through all stages of a node."""
         self._classes.served(node, ran)
-        for stage, (start, end) in enumerate(zip(ran.starts, ran.ends, strict=True)):
-            self._figures.worked(node, stage, "serve", end - start)
+        self._figures.served(node, ran.starts, ran.ends)
         self._versions[node] = max(self._versions[node], ran.version)
 
     def learned(self, loss: float) -> None:
@@ -80,6 +79,7 @@ class LiveView:
         self,
         now: float,
         serving: Mapping[int, ServingTask],
+        waiting: int,
         drifts: list[Drift],
         stragglers: list[Straggler],
         *,
@@ -93,7 +93,8 @@ class LiveView:
     ) -> Figures:
         """Replace the picture, and return the figures of this moment.
 
-        `received` of `requests` have come so far, `serving` are under way, by number; `drifts` and `stragglers`: alarms so far;
+        `received` of `requests` have come so far, `serving` are under way, by number, and `waiting` of them have not begun;
+        `drifts` and `stragglers`: alarms so far;
         `checkpoint`: step of the newest, `failure`: why one could not be saved; `disk`: why it does not take everything;
         `draining`: why the run ends early.
         """
@@ -129,7 +130,7 @@ class LiveView:
                 requests_per_s=lately.requests_per_s,
                 tokens_per_s=lately.tokens_per_s,
                 under_way=len(serving),
-                waiting=sum(not task.begun for task in serving.values()),
+                waiting=waiting,
                 held=training.held,
                 losses=figures.curve.points,
                 forecast_error=figures.forecast_error,

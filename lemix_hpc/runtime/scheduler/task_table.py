@@ -31,11 +31,10 @@ class TaskNames(dict[int, str]):
 
 @dataclass(slots=True)
 class ServingTask:
-    """A request under way. `begun`: a batch with it is through all stages."""
+    """A request under way."""
 
     request: Request
     place: Place | None = None
-    begun: bool = False
 
     def rejected(self, number: int | None = None) -> ServedTask:
         """Its record; `number` if the scheduler was asked."""
