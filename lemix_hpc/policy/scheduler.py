@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 
@@ -114,7 +113,7 @@ class Scheduler:
     @property
     def next_tick(self) -> float:
         """When the scheduler wants a `Tick` [s], inf if not at all."""
-        return transitions.next_tick(self.state)
+        return float(transitions.next_tick(self.state))
 
     def handle(self, event: Event) -> list[Decision]:
         """Take in one event; events come in the order of their times [s]. What is decided by it, in that order.
@@ -153,10 +152,10 @@ class Scheduler:
             return Refuse(task)
         slot = self.state.slots[place]
         eligible = slot["eligible"] if slot["training"] else slot["release"]
-        made = Place(task, int(slot["node"]), float(eligible), float(slot["predicted"]), float(slot["key"]))
+        where = task, int(slot["node"]), float(eligible), float(slot["predicted"]), float(slot["key"])
         if slot["training"] or slot["each"] == 0.0:
-            return made
-        return replace(made, first_token=float(slot["first"]), token=float(slot["each"]))
+            return Place(*where)
+        return Place(*where, float(slot["first"]), float(slot["each"]))
 
     def _make_room(self, until: int, more: int) -> None:
         while full(self.state, until, more):

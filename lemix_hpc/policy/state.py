@@ -197,10 +197,9 @@ def make_state(times: Times, *, lanes: int, seed: int, expected_output: float, s
     )
 
 
-@compiled
 def full(state: State, tasks: int, more: int) -> bool:
-    """Whether there is no room for `more` unfinished tasks, or for numbers up to `tasks`."""
-    return state.counters[0].free < more or state.slot_of.size < tasks
+    """Whether there is no room for `more` unfinished tasks, or for numbers up to `tasks`. Not compiled, as `next_tick`."""
+    return bool(state.counters[0]["free"] < more or state.slot_of.size < tasks)
 
 
 def grown(state: State, tasks: int = 0) -> State:

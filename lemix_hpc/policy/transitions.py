@@ -287,8 +287,8 @@ def tell(state: State, rules: Rules, event: Any) -> None:
         tick(state, rules, event.time)
 
 
-@compiled
 def next_tick(state: State) -> float:
-    """When to call `tick` [s], inf if there is no need."""
-    at: float = state.counters[0].tick_at
-    return at if state.counters[0].holding > 0 else math.inf
+    """When to call `tick` [s], inf if there is no need. Not compiled: Python asks after each event, and the call would take
+    longer than this; compiled ones compile it for themselves."""
+    at: float = state.counters[0]["tick_at"]
+    return at if state.counters[0]["holding"] > 0 else math.inf

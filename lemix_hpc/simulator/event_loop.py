@@ -12,8 +12,7 @@ import math
 from lemix_hpc.policy.execution_rules import BACKWARD, SERVE
 from lemix_hpc.policy.jit import compiled, inlined
 from lemix_hpc.policy.rules import Rules
-from lemix_hpc.policy.state import State, full
-from lemix_hpc.policy.transitions import next_tick
+from lemix_hpc.policy.state import State
 from lemix_hpc.simulator.activations import move
 from lemix_hpc.simulator.batch_share import note_trained
 from lemix_hpc.simulator.cluster_state import ClusterState, SimulationConfig, add_span, touch
@@ -30,7 +29,9 @@ from lemix_hpc.simulator.scheduler_rank import (
     NEED_SPACE,
     STUCK,
     arrive,
+    full,
     look_again,
+    next_tick,
     note_served,
     supply_training,
     tell_finished,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from lemix_hpc.policy import execution_rules
+from lemix_hpc.policy import execution_rules, transitions
 from lemix_hpc.policy.event_records import ARRIVED, CLOSED, ENDED, OFFERED, PASSED_ALL, PASSED_STAGE, TICKED
 from lemix_hpc.policy.execution_rules import CLOSE, OFFER, WAIT
 from lemix_hpc.policy.jit import compiled, inlined
 from lemix_hpc.policy.rules import Rules
-from lemix_hpc.policy.state import State, full
+from lemix_hpc.policy.state import State
+from lemix_hpc.policy.state import full as is_full
 from lemix_hpc.policy.transitions import answer_passed, group_offered, tell
 from lemix_hpc.simulator.cluster_state import ClusterState, SimulationConfig, append, next_event, touch
 from lemix_hpc.simulator.dtypes import FINISHED, FORWARDS, NONE, REFUSED
@@ -15,6 +16,7 @@ from lemix_hpc.simulator.pairing_heap import bring_follower
 from lemix_hpc.simulator.request_queues import wait
 
 next_supply = compiled(execution_rules.supply_training)
+next_tick, full = compiled(transitions.next_tick), compiled(is_full)
 
 GOING, DONE, STUCK, NEED_SPACE, NEED_SLOTS, NEED_GROUPS, MEASURE = range(7)
 """What the loop asks of its caller: nothing, to make room for spans and events or in the policy's state, for more groups of
