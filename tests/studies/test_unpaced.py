@@ -18,7 +18,7 @@ from lemix_hpc.studies.simulated_run import Simulated, simulate
 RECIPES = Path(__file__).parents[2] / "recipes"
 GENERATES = ("serving.source.requests=200", "policy.pace=none")
 CASES = {
-    "generation": ("generation-study", GENERATES, "c6e063b52cdef38f"),
+    "generation": ("generation-study", GENERATES, "d4593e4b334fe72c"),
     "generation, one node": (
         "generation-study",
         (*GENERATES, "nodes.count=1", "serving.source.rate=6"),
@@ -27,9 +27,9 @@ CASES = {
     "generation, lemix": (
         "generation-study",
         (*GENERATES, "policy.placement=lemix", "slo.tpot_ms=null"),
-        "75514187d3f02197",
+        "7467a3ca2524673e",
     ),
-    "generation, batch requests": ("generation-study", (*GENERATES, "serving.batch_requests=0.5"), "a165d804d404c63f"),
+    "generation, batch requests": ("generation-study", (*GENERATES, "serving.batch_requests=0.5"), "d72cdeb7fcc57676"),
     "scoring": ("emulated-a100", ("serving.source.duration_s=10", "policy.pace=none"), "4378dd67a6272171"),
     "scoring, much": ("policy-study", ("serving.source.requests=300", "policy.pace=none"), "7bd512e5eb75dc9b"),
 }
