@@ -27,12 +27,32 @@ class Memory(Section):
 
     mode: Literal["offload", "wait", "ignore"] = Field(
         default="offload",
-        description="what a task does that does not fit: wait, and then move training aside; only wait; neither",
+        description=(
+            "What a task does that does not fit: `offload` (wait, then move training aside), `wait` (nothing is "
+            "moved), `ignore` (start all the same: how far that goes is in the report)."
+        ),
     )
-    capacity_gb: PositiveFloat | None = Field(default=None, description="of a stage, GB")
-    kappa: Annotated[float, Field(gt=0.0, le=1.0)] = Field(default=0.9, description="part of the capacity to fill")
-    max_wait_s: SecondsOrNone = Field(default=1.0, description="wait for memory before others make room, seconds")
-    offload_gb_per_s: PositiveFloat | None = Field(default=None, description="bandwidth of offloading, GB per second")
+    capacity_gb: PositiveFloat | None = Field(
+        default=None,
+        description=(
+            "Memory of a stage, GB, simulated or real. By default a GPU's own with `engine.kind: torch`, unless "
+            "stages share it, and else no limit, and then the other keys of `policy.memory` have no effect. See "
+            "[policy.md](policy.md#memory)."
+        ),
+    )
+    kappa: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
+        default=0.9, description="Part of the capacity that may be filled, up to 1."
+    )
+    max_wait_s: SecondsOrNone = Field(
+        default=1.0, description="A task waits so many seconds for memory before others have to make room."
+    )
+    offload_gb_per_s: PositiveFloat | None = Field(
+        default=None,
+        description=(
+            "Bandwidth of offloading to the host, GB per second, of stages that are simulated or emulated; "
+            "without it nothing is offloaded there, and requests lose their cache instead."
+        ),
+    )
 
 
 def _of(knob: Knob) -> Any:
@@ -47,7 +67,12 @@ def _score_key(knob: Knob) -> tuple[Any, Any]:
 
 class _Split(Section):
     placement: PlacementName | None = Field(
-        default=None, description="which node a task goes to; default least-completion, or fill where decode is paced"
+        default=None,
+        description=(
+            "`least-completion`, `lemix`, `lemix-paper`, `pack`, `fill`, `round-robin`, `random`, "
+            "`least-utilised`, or `separate`: some nodes serve and the others train. By default `fill` where "
+            "decode is [paced](policy.md#pace), else `least-completion`."
+        ),
     )
     training_nodes: PositiveInt | Literal["auto"] | None = _of(KNOBS["training_nodes"])
     copy_every_steps: PositiveInt = _of(KNOBS["copy_every_steps"])
@@ -63,30 +88,65 @@ class Policy(_Placement):
     """Keys of placements come from their registry, `lemix_hpc.policy.placements`."""
 
     coefficients: FilePath | None = Field(
-        default=None, description="coefficient file that forecasts start from; default engine.coefficients"
+        default=None,
+        description="Coefficient file that forecasts start from; by default that of `engine.coefficients`.",
     )
-    recalibrate: bool = Field(default=True, description="correct forecasts by the stage times that are measured")
-    lanes: PositiveInt | None = Field(default=None, description="groups fed to nodes at once; default one per node")
+    recalibrate: bool = Field(
+        default=True, description="Correct forecasts by the stage times that are measured during the run."
+    )
+    lanes: PositiveInt | None = Field(
+        default=None,
+        description="How many accumulation groups are fed to nodes at the same time; by default one per training node.",
+    )
     order: Literal["fcfs", "shortest", "deadline"] = Field(
-        default="deadline", description="among the waiting requests of a node"
+        default="deadline", description="Order among the waiting requests of a node: `fcfs`, `shortest` or `deadline`."
     )
-    serving_first: bool = Field(default=True, description="serving goes before training on a stage")
-    yield_training: bool = Field(default=True, description="training rests between layers while serving waits")
+    serving_first: bool = Field(
+        default=True, description="Serving goes before training on a stage; `false`: in order of readiness."
+    )
+    yield_training: bool = Field(default=True, description="Training passes rest between layers while serving waits.")
     pace: Literal["slo", "none"] | None = Field(
         default=None,
-        description="of decode: as tokens are due, or as soon as possible; default slo, for clients with slo.tpot_ms",
+        description=(
+            "Where requests generate and training goes on: `slo` passes for tokens when they are due, so that "
+            "batches are large and training gets the rest; `none`: as soon as possible. By default `slo`; for "
+            "what clients ask over HTTP or in batch files only if there is `slo.tpot_ms`. See "
+            "[policy.md](policy.md#pace)."
+        ),
     )
     batch_share: Part = Field(
-        default=0.5, description="of the time that interactive requests leave, for batch requests beside training"
+        default=0.5,
+        description=(
+            "Part of the time that interactive requests leave which batch requests get while training waits, 0 to "
+            "1; where decode is paced. See [policy.md](policy.md#classes-of-requests)."
+        ),
     )
-    admission: Literal["slack", "paper", "none"] = Field(default="slack", description="when training is let in")
-    max_hold_s: SecondsOrNone = Field(default=10.0, description="longest time that training is held back, seconds")
-    minimum_training_share: Fraction = Field(default=0.05, description="of a stage's busy time, while training waits")
+    admission: Literal["slack", "paper", "none"] = Field(
+        default="slack",
+        description=(
+            "When a released micro-batch may enter its node: `slack` (if requests stay in time), `paper` (if its "
+            "own response would meet the limit) or `none` (at once)."
+        ),
+    )
+    max_hold_s: SecondsOrNone = Field(default=10.0, description="Training is held back at most so many seconds.")
+    minimum_training_share: Fraction = Field(
+        default=0.05, description="Part of a stage's busy time that training gets while it waits, below 1."
+    )
     output_lengths: Literal["predicted", "oracle"] = Field(
-        default="predicted", description="what forecasts know of a request's output"
+        default="predicted",
+        description=(
+            "The output length that forecasts assume: `predicted` (the median of finished requests) or `oracle` "
+            "(the true length)."
+        ),
     )
     drain_reserve_s: SecondsOrNone | Literal["auto"] = Field(
-        default="auto", description="kept of the allocation's time for finishing, saving and the report, seconds"
+        default="auto",
+        description=(
+            "Seconds of a Slurm allocation that are kept for finishing, saving and the report: see "
+            "[survival](survival.md#the-end-of-an-allocation). `auto`: a quarter of the time, at most 120. With 0 "
+            "Slurm ends the run. In local and simulated runs a number above 0 makes an end: nothing is started "
+            "that would last beyond `cluster.time` minus so many seconds."
+        ),
     )
     memory: Memory = Memory()
 

@@ -5,20 +5,18 @@ Reading, overriding and the messages for mistakes are in `lemix_hpc.config.load`
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     Field,
-    NonNegativeInt,
     PositiveFloat,
     PositiveInt,
-    ValidationInfo,
     field_validator,
     model_validator,
 )
 from pydantic_core import PydanticKnownError
 
+from lemix_hpc.config.cluster_section import Cluster
 from lemix_hpc.config.engine_kinds import ENGINE_KINDS
 from lemix_hpc.config.policy_section import Policy
 from lemix_hpc.config.section import (
@@ -34,143 +32,36 @@ from lemix_hpc.config.section import (
 )
 from lemix_hpc.config.serving_section import Serving
 from lemix_hpc.config.training_section import Training
-from lemix_hpc.config.validation_messages import show
 from lemix_hpc.config.vllm_args import why_not
-from lemix_hpc.config.walltime import parse_walltime
-
-OF_OTHER_KEYS = {
-    "nodes": "nodes.count and cluster.nodes_per_host",
-    "ntasks": "nodes.count and nodes.stages",
-    "ntasks-per-node": "nodes.stages and cluster.nodes_per_host",
-    "job-name": "`name`",
-    "requeue": "cluster.requeue: true",
-    "no-requeue": "cluster.requeue: false",
-    "signal": "policy.drain_reserve_s",
-    "output": "LEMIX_RUNS or --out: the output is in the run's directory",
-    "error": "LEMIX_RUNS or --out: the output is in the run's directory",
-    "open-mode": "nothing: the output of all attempts is kept",
-    "array": "another seed for each run: a run is one job",
-    "wrap": "cluster.setup",
-    "test-only": "--dry-run",
-    "parsable": "--json",
-    "wait": "`lemix run` instead of `lemix submit`",
-} | {
-    name.replace("_", "-"): f"cluster.{name}"
-    for name in (
-        "partition",
-        "account",
-        "qos",
-        "time",
-        "gres",
-        "gpus_per_node",
-        "cpus_per_task",
-        "mem",
-        "constraint",
-        "nodelist",
-        "exclude",
-        "reservation",
-    )
-}
-"""Options of sbatch that `cluster.sbatch` must not give, and what gives them."""
-
-
-class Cluster(Section):
-    """Where the run goes. Everything but `kind` and `nodes_per_host` speaks to Slurm in Slurm's own words."""
-
-    kind: Literal["auto", "slurm", "local", "allocation"] = "auto"
-    partition: str | None = None
-    account: str | None = None
-    qos: str | None = None
-    time: str = "01:00:00"
-    gres: str | None = None
-    gpus_per_node: PositiveInt | None = None
-    cpus_per_task: PositiveInt | None = Field(default=None, description="cores of each rank; default 1, with vllm 4")
-    mem: str | None = None
-    constraint: str | None = None
-    nodelist: str | None = None
-    exclude: str | None = None
-    reservation: str | None = None
-    nodes_per_host: PositiveInt = 1
-    container: list[str] = Field(default=[], description="command that runs another one inside the container")
-    setup: list[str] = Field(default=[], description="shell lines before srun")
-    srun_args: list[str] = Field(default=[], description="more arguments for srun")
-    sbatch: dict[str, str | int | float | bool] = Field(
-        default={}, description="more options of sbatch, by their long names"
-    )
-    mpi: str = "pmix"
-    requeue: bool = Field(default=True, description="Slurm may start the job again, so that the run goes on")
-    restarts: NonNegativeInt = Field(
-        default=3, description="crashes without progress after which the run is given up, in one allocation"
-    )
-
-    @field_validator("*")
-    @classmethod
-    def _on_one_line(cls, value: Any, info: ValidationInfo) -> Any:
-        if info.field_name == "setup":
-            return value
-        texts = value if isinstance(value, list) else value.values() if isinstance(value, dict) else [value]
-        if any(isinstance(text, str) and any(ord(char) < ord(" ") for char in text) for text in texts):
-            raise ValueError(
-                "has a line break or another control character, and stands on one line of the job's script"
-            )
-        return value
-
-    @field_validator("setup")
-    @classmethod
-    def _setup_has_no_options(cls, value: list[str]) -> list[str]:
-        for line in "\n".join(value).splitlines():
-            if re.match(r"\s*#SBATCH\b", line):
-                raise ValueError(
-                    f"{line.strip()!r} would do nothing: Slurm reads no options behind the first command of a script; give "
-                    "it in cluster.sbatch, such as {mem-per-cpu: 2G}"
-                )
-        return value
-
-    @field_validator("sbatch", mode="before")
-    @classmethod
-    def _sbatch_has_values(cls, value: Any) -> Any:
-        # One sentence instead of pydantic's one for each member of the union.
-        for name, given in value.items() if isinstance(value, dict) else ():
-            if not isinstance(given, (str, int, float)):
-                raise ValueError(
-                    f"{name}: expected text, a number, or true for an option without a value; found {show(given)}"
-                )
-        return value
-
-    @field_validator("sbatch")
-    @classmethod
-    def _sbatch_has_names(cls, value: dict[str, Any]) -> dict[str, Any]:
-        for name in value:
-            if not re.fullmatch(r"[a-z][a-z0-9-]+", name):
-                raise ValueError(f"{name!r} is no option of sbatch; write its long name, such as mail-user")
-            if name in OF_OTHER_KEYS:
-                raise ValueError(f"{name} is decided elsewhere; give {OF_OTHER_KEYS[name]}")
-        return value
-
-    @field_validator("time")
-    @classmethod
-    def _time_is_slurm_time(cls, value: str) -> str:
-        parse_walltime(value)
-        return value
 
 
 class NodeKind(Section):
     """Nodes that are alike, for the emulated engine and the simulator."""
 
-    count: PositiveInt
-    coefficients: FilePath | None = Field(default=None, description="coefficient file; default engine.coefficients")
+    count: PositiveInt = Field(description="Nodes of this kind. The counts add up to `nodes.count`.")
+    coefficients: FilePath | None = Field(
+        default=None, description="Their coefficient file; by default `engine.coefficients`."
+    )
     memory_gb: PositiveFloat | None = Field(
-        default=None, description="of a stage, GB; default policy.memory.capacity_gb"
+        default=None, description="Memory of each of their stages, GB; by default `policy.memory.capacity_gb`."
     )
 
 
 class Nodes(Section):
     """`count` replicas of the model, each cut into `stages` pipeline stages, one device per stage."""
 
-    count: Annotated[int, Field(gt=0, le=MOST_NODES)] = 1
-    stages: Annotated[int, Field(gt=0, le=MOST_STAGES)] = 1
+    count: Annotated[int, Field(gt=0, le=MOST_NODES)] = Field(default=1, description="Replicas of the model.")
+    stages: Annotated[int, Field(gt=0, le=MOST_STAGES)] = Field(
+        default=1,
+        description="Pipeline stages of each replica, one device each; at most as many as the model has layers.",
+    )
     kinds: list[NodeKind] | None = Field(
-        default=None, min_length=1, description="nodes of different speed or memory, in the order of their numbers"
+        default=None,
+        min_length=1,
+        description=(
+            "Nodes of different speed or memory, as a list of the three keys below, in the order of the nodes' "
+            "numbers. For `emulated` and `lemix simulate`."
+        ),
     )
 
     @model_validator(mode="after")
@@ -183,10 +74,18 @@ class Nodes(Section):
 class Model(Section):
     """A Hugging Face checkpoint directory, or a Hugging Face config to initialise at random."""
 
-    path: FilePath | None = None
-    config: dict[str, Any] | None = None
+    path: FilePath | None = Field(default=None, description="Hugging Face checkpoint directory.")
+    config: dict[str, Any] | None = Field(
+        default=None,
+        description="Hugging Face config, as in a `config.json`, to start from random weights. Give this or `path`.",
+    )
     resize: bool = Field(
-        default=False, description="add rows to the embedding of a checkpoint whose tokenizer has more tokens"
+        default=False,
+        description=(
+            "Where the tokenizer in `path` has more tokens than the embedding (say, a `[PAD]` that was added), "
+            "give the embedding and the head a row for each, which begins as the mean of the others, as Hugging "
+            "Face does. For `torch` and `vllm`; checkpoints and exports have the new size."
+        ),
     )
 
     @model_validator(mode="after")
@@ -210,13 +109,22 @@ class Vllm(Section):
     """How vLLM serves (`kind: vllm`)."""
 
     weights: Literal["shared", "copy"] = Field(
-        default="shared", description="one copy for serving and training, or a second one that every step updates"
+        default="shared",
+        description=(
+            "`shared`: serving and training use one copy of the weights. `copy`: vLLM has its own, which every "
+            "step updates."
+        ),
     )
     kv_cache_gb: PositiveFloat | None = Field(
         default=None,
-        description="KV cache of a stage, GB; default 0.25 on a CPU, on a GPU what training leaves, by the memory plan",
+        description=(
+            "KV cache of each stage, GB; by default 0.25 on a CPU, on a GPU what training leaves by the [memory "
+            "plan](memory.md)."
+        ),
     )
-    args: dict[str, Any] = Field(default={}, description="more arguments of `vllm serve`, with underscores")
+    args: dict[str, Any] = Field(
+        default={}, description="More arguments of `vllm serve`, with underscores instead of hyphens."
+    )
 
     @field_validator("args")
     @classmethod
@@ -227,21 +135,41 @@ class Vllm(Section):
 
 
 class Engine(Section):
-    kind: str = "torch"
-    coefficients: FilePath | None = Field(
-        default=None, description="coefficient file; `torch` measures at start when absent"
+    kind: str = Field(
+        default="torch",
+        description="`vllm`: vLLM serves. `torch`: PyTorch alone. `emulated`: sleeps for the times of a coefficient file.",
     )
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    share_devices: bool = Field(default=False, description="several stage ranks may use one GPU")
+    coefficients: FilePath | None = Field(
+        default=None,
+        description="Coefficient file with stage times. `emulated` needs it; the others measure at the start without it.",
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        default="auto", description="`cpu`, `cuda`, or `auto`: a GPU if there is one."
+    )
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        default="auto", description="`float32`, `bfloat16`, or `auto`, by device."
+    )
+    share_devices: bool = Field(default=False, description="Allow several stages on one GPU.")
     device_buffers: Literal["auto", "on", "off"] = Field(
         default="auto",
-        description="MPI sends a GPU's memory; by default if it says so and a transfer at the start works",
+        description=(
+            "Whether MPI sends a GPU's memory as it is: `on`, `off`, or `auto`: if its library says that it can, "
+            "and a [transfer at the start](engines.md#gpus-and-mpi) shows that it does."
+        ),
     )
-    max_batch_requests: PositiveInt = 8
-    max_batch_tokens: Tokens = 4096
-    wait: Literal["auto", "spin", "backoff"] = "auto"
-    timeout_s: Seconds = Field(default=120.0, description="a stage that does not answer for so long has failed")
+    max_batch_requests: PositiveInt = Field(default=8, description="Most requests in one serving batch.")
+    max_batch_tokens: Tokens = Field(default=4096, description="Most new tokens in one serving batch.")
+    wait: Literal["auto", "spin", "backoff"] = Field(
+        default="auto",
+        description=(
+            "How an idle rank waits: `spin` (lowest latency, takes a core), `backoff` (short sleeps), or `auto`: "
+            "spin where every rank has a core."
+        ),
+    )
+    timeout_s: Seconds = Field(
+        default=120.0,
+        description="A stage or engine that does not answer for so many seconds has failed, and the run fails with it.",
+    )
     vllm: Vllm = Vllm()
 
     @field_validator("kind", mode="before")
@@ -272,11 +200,23 @@ class Slo(Section):
     """Limits on the response time as multiples of T0, the mean unloaded response, and limits in milliseconds; they are those of
     interactive requests. Batch requests have a completion window."""
 
-    factors: list[PositiveFloat] = Field(default=[1, 5, 10], min_length=1, description="in units of T0")
-    ttft_ms: Milliseconds | None = Field(default=None, description="limit on the time to the first token")
-    tpot_ms: Milliseconds | None = Field(default=None, description="limit on the time per further token")
-    response_ms: Milliseconds | None = Field(default=None, description="limit on the response time")
-    completion_window_s: Seconds = Field(default=86400.0, description="limit on the response time of batch requests")
+    factors: list[PositiveFloat] = Field(
+        default=[1, 5, 10],
+        min_length=1,
+        description="Response-time limits to report on, as multiples of T0, the mean response of an idle node.",
+    )
+    ttft_ms: Milliseconds | None = Field(
+        default=None, description="Limit on the time to the first token, milliseconds."
+    )
+    tpot_ms: Milliseconds | None = Field(default=None, description="Limit on the time per further token, milliseconds.")
+    response_ms: Milliseconds | None = Field(default=None, description="Limit on the response time, milliseconds.")
+    completion_window_s: Seconds = Field(
+        default=86400.0,
+        description=(
+            "Limit on the response time of batch requests, seconds, as OpenAI's 24 hours. The other limits are "
+            "those of interactive ones. See [policy.md](policy.md#classes-of-requests)."
+        ),
+    )
 
 
 class Simulate(Section):
@@ -286,12 +226,17 @@ class Simulate(Section):
         default=0.0,
         ge=0.0,
         le=10.0,
-        description="relative spread (log-normal) of pass times around the coefficient file's",
+        description=(
+            "Relative spread (log-normal) of real pass times around the coefficient file's; forecasts do not know it."
+        ),
     )
     between_passes_ms: float = Field(
         default=0.0,
         ge=0.0,
-        description="from what a stage has to do until it does that; a run's report says what it was",
+        description=(
+            "From what a stage has to do until it does that, milliseconds: messages and the loops of the ranks. A "
+            "run's [report](metrics.md#the-whole-run) says what it was there."
+        ),
     )
 
 
@@ -299,27 +244,58 @@ class Profile(Section):
     """What `lemix profile` measures: forwards and backwards of all `batches` x `lengths`, decode steps of all `batches` x
     `contexts`, as far as `engine.max_batch_tokens` and the model's positions let them."""
 
-    batches: list[PositiveInt] = Field(default=[1, 2, 4, 8], min_length=1)
-    lengths: list[PositiveInt] = Field(default=[8, 16, 32, 64, 128, 256, 512, 1024, 2048], min_length=1)
-    contexts: list[PositiveInt] = Field(default=[16, 64, 256, 1024], description="cached tokens under a decode step")
-    warm_up: PositiveInt = Field(default=2, description="passes before those that count")
-    repeats: PositiveInt = Field(default=7, description="passes that count")
-    pause_s: SecondsOrNone = Field(default=0.0, description="rest before each pass, as a stage rests between requests")
-    time_budget_s: Seconds = Field(default=1200.0, description="points not measured by then are left out")
+    batches: list[PositiveInt] = Field(
+        default=[1, 2, 4, 8], min_length=1, description="Sequences in a batch or micro-batch."
+    )
+    lengths: list[PositiveInt] = Field(
+        default=[8, 16, 32, 64, 128, 256, 512, 1024, 2048],
+        min_length=1,
+        description="New tokens of each sequence, in forwards and backwards.",
+    )
+    contexts: list[PositiveInt] = Field(default=[16, 64, 256, 1024], description="Cached tokens under a decode step.")
+    warm_up: PositiveInt = Field(default=2, description="Passes at each point before those that count.")
+    repeats: PositiveInt = Field(
+        default=7, description="Passes at each point that count; short ones are repeated more often."
+    )
+    pause_s: SecondsOrNone = Field(
+        default=0.0,
+        description="Seconds of rest before each pass, as a stage rests between requests; 0 measures pass after pass.",
+    )
+    time_budget_s: Seconds = Field(
+        default=1200.0, description="Seconds of measuring, over all attempts; points not measured by then are left out."
+    )
 
 
 class Report(Section):
     live_interval_s: float = Field(
-        default=0.5, ge=0.05, le=LONGEST_S, description="seconds between updates of the live progress"
+        default=0.5, ge=0.05, le=LONGEST_S, description="Seconds between updates of the live progress."
     )
     spans: Literal["all", "sampled", "off"] = Field(
-        default="all", description="work of stages that is written down: all, that of one second in ten, or none"
+        default="all",
+        description=(
+            "Which work of the stages a run writes to `spans.jsonl`: `all`; `sampled`, that which starts in the "
+            "first second of every ten, so that the report's [figures of stages](metrics.md#the-whole-run) are "
+            "estimates; or `off`, and these are `null`. Simulated runs write all."
+        ),
     )
 
 
 class Recipe(Section):
-    name: str = Field(default="run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)
-    seed: int = Field(default=0, ge=0, lt=1 << 63)
+    name: str = Field(
+        default="run",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        max_length=64,
+        description=(
+            "Name of the run: part of its id, and of the Slurm job name (`lemix-NAME`). Letters, digits, `.`, "
+            "`_`, `-`; at most 64."
+        ),
+    )
+    seed: int = Field(
+        default=0,
+        ge=0,
+        lt=1 << 63,
+        description="Seed of everything random: generated arrivals, random tokens, initial weights.",
+    )
     cluster: Cluster = Cluster()
     nodes: Nodes = Nodes()
     model: Model = Model()

@@ -15,9 +15,17 @@ ParameterKind = Literal["norms", "biases", "embeddings"]
 class Checkpoint(Section):
     """When the training state is saved. At the end of a run it always is, where the engine computes."""
 
-    every_steps: PositiveInt | None = Field(default=None, description="optimizer steps, of all nodes")
-    every_s: Seconds | None = Field(default=None, description="seconds")
-    keep: PositiveInt = Field(default=2, description="how many checkpoints stay")
+    every_steps: PositiveInt | None = Field(
+        default=None,
+        description=(
+            "Save the training state whenever so many optimizer steps, of all nodes, have been taken since the "
+            "last save began. See [checkpoints](checkpoints.md)."
+        ),
+    )
+    every_s: Seconds | None = Field(
+        default=None, description="The same after so many seconds, if anything was learned in them. Both may be given."
+    )
+    keep: PositiveInt = Field(default=2, description="How many checkpoints stay; older ones are removed.")
 
 
 class Training(Section):
@@ -26,52 +34,135 @@ class Training(Section):
     Without `share` and `micro_batches` training goes on, over as many epochs as it takes, while serving lasts.
     """
 
-    data: TextData | None = Field(default=None, description="needed by every engine that computes")
-    sequence_length: Tokens = 128
-    lengths: LengthTable | None = Field(
-        default=None, description="emulated: micro-batch lengths drawn from this table instead of sequence_length"
+    data: TextData | None = Field(
+        default=None,
+        description="Text to train on: needed by engines that compute, unless clients send samples over `serving.http`.",
     )
-    micro_batch_size: PositiveInt = 1
-    packing: Literal["packed", "padded"] = "packed"
-    share: Fraction | None = Field(default=None, description="training micro-batches / all tasks")
-    micro_batches: PositiveInt | None = Field(default=None, description="how many to train on in all")
-    release: Literal["async", "sync"] = "async"
-    schedule: Literal["1f1b", "gpipe"] = Field(default="1f1b", description="order within a `sync` group")
-    micro_batches_per_step: int = Field(default=1, gt=0, le=100_000)
+    sequence_length: Tokens = Field(default=128, description="Tokens in a training sequence.")
+    lengths: LengthTable | None = Field(
+        default=None,
+        description=(
+            "Draw the length of each micro-batch from a published table (see `serving.source.lengths`) instead of "
+            "`sequence_length`. Only for `emulated`."
+        ),
+    )
+    micro_batch_size: PositiveInt = Field(default=1, description="Sequences in a micro-batch.")
+    packing: Literal["packed", "padded"] = Field(
+        default="packed", description="`packed`: texts end to end. `padded`: one text per sequence."
+    )
+    share: Fraction | None = Field(
+        default=None,
+        description=(
+            "Training micro-batches / all tasks, below 1. Needs `serving.source`, without `serving.http`. Give "
+            "this or `micro_batches`; with neither, training lasts as long as serving."
+        ),
+    )
+    micro_batches: PositiveInt | None = Field(default=None, description="How many micro-batches to train on in all.")
+    release: Literal["async", "sync"] = Field(
+        default="async",
+        description=(
+            "When micro-batches are released. `async`: one after the other. `sync`: in accumulation groups, with "
+            "a flush after each. See [policy](policy.md#release-of-training)."
+        ),
+    )
+    schedule: Literal["1f1b", "gpipe"] = Field(
+        default="1f1b", description="Order of forwards and backwards in a group of `sync`: `1f1b` or `gpipe`."
+    )
+    micro_batches_per_step: int = Field(
+        default=1,
+        gt=0,
+        le=100_000,
+        description="Micro-batches in an accumulation group, which makes one optimizer step.",
+    )
     in_flight: PositiveInt | None = Field(
         default=None,
-        description="micro-batches of a node between forward and backward; default what helps and fits, at least one a stage",
+        description=(
+            "Micro-batches of a node between the first stage's forward and its backward, at most; at least "
+            "`nodes.stages`. Stage s (from 0) holds up to s fewer. More keep stages busy [where lengths "
+            "differ](policy-study.md#micro-batches-in-flight), and take more [memory](memory.md). Default: "
+            "`nodes.stages` where all are equally long; with `lengths` as many as fit into memory at their "
+            "largest, up to 4 times that."
+        ),
     )
-    learning_rate: PositiveFloat = 1e-4
-    learning_rate_schedule: Literal["constant", "linear", "cosine"] = "constant"
-    warmup_steps: int = Field(default=0, ge=0)
+    learning_rate: PositiveFloat = Field(default=1e-4, description="Peak learning rate.")
+    learning_rate_schedule: Literal["constant", "linear", "cosine"] = Field(
+        default="constant",
+        description=(
+            "What the learning rate does after the warm-up: `constant`, `linear` or `cosine` (down to the "
+            "minimum). See [engines](engines.md#training)."
+        ),
+    )
+    warmup_steps: int = Field(default=0, ge=0, description="Steps over which the learning rate rises from 0.")
     decay_steps: PositiveInt | None = Field(
-        default=None, description="`linear`, `cosine`: the step from which the rate is at its minimum"
+        default=None,
+        description=(
+            "`linear` and `cosine` need it: optimizer steps of a node, warm-up included, after which the learning "
+            "rate is at its minimum, where it stays."
+        ),
     )
-    minimum_learning_rate: float = Field(default=0.0, ge=0.0)
-    betas: list[Fraction] = Field(default=[0.9, 0.999], min_length=2, max_length=2)
-    eps: PositiveFloat = 1e-8
-    weight_decay: float = Field(default=0.0, ge=0.0)
-    no_weight_decay: list[ParameterKind] = Field(default=["norms", "biases"], description="what is not decayed")
-    gradient_clipping: PositiveFloat | None = Field(default=1.0, description="largest L2 norm; null: none")
+    minimum_learning_rate: float = Field(
+        default=0.0, ge=0.0, description="`linear`, `cosine`: the learning rate at the end."
+    )
+    betas: list[Fraction] = Field(
+        default=[0.9, 0.999],
+        min_length=2,
+        max_length=2,
+        description="AdamW's coefficients of the moving averages, each below 1.",
+    )
+    eps: PositiveFloat = Field(default=1e-8, description="AdamW's addition to the denominator.")
+    weight_decay: float = Field(
+        default=0.0, ge=0.0, description="Weight decay, as torch's AdamW has it: times the learning rate."
+    )
+    no_weight_decay: list[ParameterKind] = Field(
+        default=["norms", "biases"],
+        description=(
+            "What is not decayed: some of `norms`, `biases` and `embeddings` (of tokens and positions, and a head "
+            "that is tied to them)."
+        ),
+    )
+    gradient_clipping: PositiveFloat | None = Field(
+        default=1.0,
+        description=(
+            "Largest L2 norm of the gradient of a step, over all stages; `null`: gradients are not clipped. [Why "
+            "1.0](engines.md#training)."
+        ),
+    )
     on_nan: Literal["stop_training", "stop", "skip"] = Field(
         default="stop_training",
-        description="after a gradient that is not finite, whose step changes nothing: train no more, end the run, or go on",
+        description=(
+            "What follows a gradient that is not finite, beside its step being [left out](engines.md#training): "
+            "`stop_training`: the run trains no more, and serves on with the weights that it has; `stop`: it "
+            "ends, as FAILED; `skip`: it goes on."
+        ),
     )
     zero_stage: Literal[0, 1] | None = Field(
-        default=None, description="of DeepSpeed; default 0 in float32, 1 (a float32 master copy) in bfloat16"
+        default=None,
+        description=(
+            "DeepSpeed's ZeRO stage, 0 or 1; by default 0 in float32 and 1, with a float32 master copy, in bfloat16."
+        ),
     )
     offload_optimizer: bool = Field(
-        default=False, description="keep the optimizer's state in host memory; needs stage 1"
+        default=False, description="Keep the optimizer's state in host memory. Needs `zero_stage` 1."
     )
     across_nodes: Literal["local", "average", "sync"] = Field(
-        default="local", description="each node its own updates, or weights averaged, or one step of all nodes together"
+        default="local",
+        description=(
+            "`local`: every node keeps its own updates. `average`: their weights are averaged every "
+            "`average_every` steps. `sync`: all nodes take each step together. See [across "
+            "nodes](across-nodes.md)."
+        ),
     )
-    average_every: PositiveInt = Field(default=16, description="`average`: steps of a node between two averages")
+    average_every: PositiveInt = Field(
+        default=16, description="`average`: optimizer steps of a node between two averages."
+    )
 
     checkpoint: Checkpoint = Checkpoint()
     resume: FilePath | None = Field(
-        default=None, description="directory of a checkpoint, or of a run: its weights and optimizer state"
+        default=None,
+        description=(
+            "Directory of a checkpoint, or of a run (its newest whole checkpoint), whose weights and optimizer "
+            "state training starts from."
+        ),
     )
 
     @model_validator(mode="after")

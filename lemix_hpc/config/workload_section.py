@@ -15,11 +15,17 @@ LengthTable = Literal["azure-conv", "azure-code", "mooncake-conversation", "lmsy
 class TextFields(Section):
     """Which fields of a JSON line hold the text: `text`, or `messages` (and `tools`), or `prompt` and `completion`."""
 
-    text: str | None = None
-    messages: str | None = None
-    tools: str | None = None
-    prompt: str | None = None
-    completion: str | None = None
+    text: str | None = Field(default=None, description="Name of the field that holds the text.")
+    messages: str | None = Field(
+        default=None,
+        description="Name of the field that holds the messages of a [conversation](data.md#conversations).",
+    )
+    tools: str | None = Field(default=None, description="Name of the field that holds its tools; goes with `messages`.")
+    prompt: str | None = Field(
+        default=None,
+        description="Name of the field that holds the prompt, on which no loss is taken; goes with `completion`.",
+    )
+    completion: str | None = Field(default=None, description="Name of the field that holds the completion.")
 
     @model_validator(mode="after")
     def _one_of_them(self) -> Self:
@@ -50,7 +56,9 @@ class TextData(Section):
     and `completion`."""
 
     path: FilePath | Annotated[list[FilePath], Field(min_length=1)] = Field(
-        description="a file, a pattern such as `part-*.jsonl.gz`, or a list of these"
+        description=(
+            "[JSON lines](data.md#files): a file, a pattern, or a list of these; `.gz`, `.zst` and `.parquet`, too."
+        )
     )
     fields: TextFields = TextFields()
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from lemix_hpc.config.recipe import Cluster
+from lemix_hpc.config.cluster_section import Cluster
 from lemix_hpc.launch.check import Check
 
 Call = Callable[[list[str]], subprocess.CompletedProcess[str]]

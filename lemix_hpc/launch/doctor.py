@@ -12,9 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
+from lemix_hpc.config.cluster_section import Cluster
 from lemix_hpc.config.errors import UserError
 from lemix_hpc.config.load import read_recipe
-from lemix_hpc.config.recipe import Cluster, Recipe
+from lemix_hpc.config.recipe import Recipe
 from lemix_hpc.launch import device_checks
 from lemix_hpc.launch.check import Check
 from lemix_hpc.launch.local import environment, mpiexec_command

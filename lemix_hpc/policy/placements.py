@@ -28,18 +28,34 @@ SPLIT_KNOBS = (
         "training_nodes",
         None,
         1,
-        "`separate`: how many nodes train; default in proportion to training.share, half without one",
+        (
+            "`separate`: how many nodes train; by default in proportion to `training.share`, half of them "
+            "without one. `auto`: every split is tried, in simulation only."
+        ),
     ),
-    Knob("copy_every_steps", 1, 1, "`separate`: steps between weight copies to serving nodes"),
+    Knob("copy_every_steps", 1, 1, "`separate`: steps between copies of the weights to the serving nodes."),
 )
 """Whole numbers: how a cluster is split into nodes that serve and nodes that train."""
 
 SCORE_KNOBS = (
-    Knob("lambda1", 0.15, 0.0, "`lemix`, `lemix-paper`: weight of the response"),
-    Knob("lambda2", 0.05, 0.0, "`lemix`, `lemix-paper`: weight of the lengths"),
-    Knob("tau", None, 0.0, "`lemix`: in T0; `lemix-paper`: seconds"),
-    Knob("keep", None, 0.0, "`lemix`: in T0; given together with `tau`"),
-    Knob("fill", 0.8, 0.0, "`fill`: part of the time between tokens that passes of a node may take"),
+    Knob("lambda1", 0.15, 0.0, "First weight in the scores of `lemix` and `lemix-paper`."),
+    Knob("lambda2", 0.05, 0.0, "Second weight in the scores of `lemix` and `lemix-paper`."),
+    Knob(
+        "tau",
+        None,
+        0.0,
+        (
+            "`lemix`: in units of T0, given together with `keep`; 2 by default. `lemix-paper`: in seconds, "
+            "alone; 0.2 by default."
+        ),
+    ),
+    Knob("keep", None, 0.0, "`lemix`: in units of T0, given together with `tau`; 5 by default."),
+    Knob(
+        "fill",
+        0.8,
+        0.0,
+        ("`fill`: part of the time between tokens that passes of a node may take before requests go to another one."),
+    ),
 )
 """What scores are made with: compiled code has them as `rules.knobs.NAME`."""
 

@@ -4,7 +4,7 @@ import subprocess
 
 import pytest
 
-from lemix_hpc.config.recipe import Cluster
+from lemix_hpc.config.cluster_section import Cluster
 from lemix_hpc.launch import device_checks
 from lemix_hpc.launch.check import Verdict
 from lemix_hpc.launch.device_checks import in_job, torch_cuda

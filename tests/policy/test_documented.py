@@ -36,7 +36,9 @@ def test_knobs_are_documented_with_their_defaults_and_users() -> None:
 
 def test_recipes_name_every_placement_and_the_users_of_every_knob() -> None:
     rows = dict(
-        re.findall(r"^\| `policy\.([a-z_0-9]+)` \|[^|]*\| (.*) \|$", (DOCS / "recipes.md").read_text(), re.MULTILINE)
+        re.findall(
+            r"^\| `policy\.([a-z_0-9]+)` \|[^|]*\|[^|]*\| (.*) \|$", (DOCS / "recipes.md").read_text(), re.MULTILINE
+        )
     )
     assert set(re.findall(r"`([a-z-]+)`", rows["placement"])) == set(PLACEMENTS)
     for name in KNOBS:
