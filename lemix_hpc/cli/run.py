@@ -146,6 +146,20 @@ def _tell(started: StartedRun, *, as_json: bool) -> None:
     else:
         what = f"job {record.job}" if record.job is not None else f"process {record.pid}"
         typer.echo(f"Started {record.id} as {what}; its directory is {started.run.path}")
+    if record.cluster == "slurm" and record.job is not None and (told := _stuck(record.job)):
+        typer.echo(told, err=True)
+
+
+def _stuck(job: str) -> str | None:
+    """What Slurm says at once of a job that it would only start once something has changed."""
+    from lemix_hpc.launch.job_queue import look_up
+    from lemix_hpc.launch.queue_reasons import ORDINARY, why
+
+    found = look_up(job)
+    if found is None or found.reason is None or found.reason in ORDINARY:
+        return None
+    meaning = why(found.reason)
+    return f"It waits, {found.reason}{'' if meaning is None else f': {meaning}'}"
 
 
 def _prepare(

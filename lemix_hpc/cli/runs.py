@@ -36,6 +36,7 @@ def ps(
     rows += [_row(run, record, state) for (run, record), state in zip(runs, run_states(runs), strict=True)]
     rows.sort(key=lambda row: row["created"])
     shown = [r for r in rows if every or r["state"] not in FINAL or time.time() - r["created"] < RECENT_S]
+    _add_reasons(shown)
     if as_json:
         typer.echo(json.dumps(shown))
         return
@@ -43,6 +44,9 @@ def ps(
     for row in shown:
         if "damage" in row:
             typer.echo(row["damage"], err=True)
+        if row.get("reason"):
+            told = "" if row["hint"] is None else f": {row['hint']}"
+            typer.echo(f"{row['id']} waits, {row['reason']}{told}", err=True)
 
 
 def watch(run: RunName) -> None:
@@ -114,6 +118,19 @@ def cancel(run: RunName) -> None:
     found = find_run(run)
     cancel_run(found, found.read_record())
     typer.echo(f"Cancelled {found.id}")
+
+
+def _add_reasons(rows: list[dict[str, Any]]) -> None:
+    """Why runs wait, in Slurm's word and in ours."""
+    from lemix_hpc.launch.job_states import pending_reasons
+    from lemix_hpc.launch.queue_reasons import why
+    from lemix_hpc.launch.states import WAITING
+
+    waiting = [row for row in rows if row["state"] in WAITING and row["job"] is not None]
+    reasons = pending_reasons({row["job"] for row in waiting})
+    for row in waiting:
+        reason = reasons.get(row["job"])
+        row |= {"reason": reason, "hint": None if reason is None else why(reason)}
 
 
 def _unknown_row(run: RunDir, why: str) -> dict[str, Any]:

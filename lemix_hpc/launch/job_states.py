@@ -20,6 +20,15 @@ def job_states(jobs: Collection[str]) -> dict[str, str]:
     return states
 
 
+def pending_reasons(jobs: Collection[str]) -> dict[str, str]:
+    """Why those of the jobs wait that do, in Slurm's words."""
+    if not jobs:
+        return {}
+    query = ("--states", "PENDING", "--array", "--jobs", ",".join(sorted(jobs)), "--format", "%i|%r")
+    rows = (line.partition("|") for line in ask("squeue", "--noheader", *query).splitlines())
+    return {job: reason for job, _, reason in rows if reason}
+
+
 def _squeue(jobs: list[str]) -> dict[str, str]:
     return _columns(ask("squeue", "--noheader", "--array", "--jobs", ",".join(jobs), "--format", "%i|%T"))
 

@@ -21,6 +21,7 @@ from lemix_hpc.config.errors import UserError
 from lemix_hpc.config.recipe import Recipe
 from lemix_hpc.config.walltime import parse_walltime
 from lemix_hpc.launch.outer_job import leaked, without_outer_job
+from lemix_hpc.launch.queue_reasons import way_out
 from lemix_hpc.launch.rundir import RunDir
 from lemix_hpc.launch.supervisor import supervise
 from lemix_hpc.runtime.scheduler.drain import signal_lead
@@ -75,7 +76,9 @@ def submit_array(recipe: Recipe, runs: Sequence[RunDir], folder: Path, after: st
         with contextlib.redirect_stderr(io.StringIO()), executor.batch():
             jobs = [executor.submit(supervise, str(run.path)) for run in runs]
     except (FailedJobError, FailedSubmissionError) as error:
-        raise UserError(f"sbatch refused the job: {_sbatch_reason(error)}; `--dry-run` shows the script") from error
+        said = _sbatch_reason(error)
+        told = f"sbatch refused the job: {said}; `--dry-run` shows the script"
+        raise UserError(f"{told}\n{hint[:1].upper()}{hint[1:]}" if (hint := way_out(said)) else told) from error
     for job, run in zip(jobs, runs, strict=True):
         script = Path(job.paths.submission_file)
         run.job_script.write_text(script.read_text(encoding="utf-8"), encoding="utf-8")

@@ -6,6 +6,8 @@ import os
 import re
 import subprocess
 
+from lemix_hpc.launch.queue_reasons import why
+
 TIMEOUT_S = 30
 STILL_THERE = ("RUNNING", "CONFIGURING", "SUSPENDED", "STOPPED", "PENDING", "")
 
@@ -43,7 +45,10 @@ def how_it_ended(job: str) -> str | None:
     how = f"signal {signal_}" if signal_ not in ("", "0") else f"exit code {code or 'unknown'}"
     known = [f"on {fields['NodeList']}"] if fields.get("NodeList") not in (None, "(null)", "") else []
     known += [f"reason {fields['Reason']}"] if fields.get("Reason") not in (None, "None", "") else []
-    return f"Slurm: job {job} is {', '.join([fields['JobState'], how, *known])}"
+    ended = f"Slurm: job {job} is {', '.join([fields['JobState'], how, *known])}"
+    reason = fields.get("Reason", "None")
+    meaning = why(reason) if reason != "None" else None
+    return ended if meaning is None else f"{ended}: {meaning}"
 
 
 def controller_answers() -> bool:

@@ -39,7 +39,8 @@ def test_waiting_is_told_when_it_changes_and_not_again() -> None:
     run = Run()
     queue = JobInQueue("Priority", "gpu", 3, 12)
     assert run.says("PENDING", None, job=queue, ends=(), seconds=120.0) == [
-        "pending: Priority, place 3 of 12 that wait in gpu, job 4711"
+        "pending: Priority, place 3 of 12 that wait in gpu, job 4711",
+        "jobs of higher priority come first; a shorter `cluster.time` may let it in earlier",
     ]
     nearer = JobInQueue("Priority", "gpu", 2, 12)
     [told] = run.says("PENDING", None, job=nearer, ends=(), seconds=60.0)

@@ -99,7 +99,7 @@ def test_a_run_from_inside_a_job_that_ends_before_its_first_line(
     assert "The run ended as FAILED." in done
     assert "lost on the way" in done
     [slurm] = [line for line in done.splitlines() if line.startswith("Slurm: job ")]
-    assert re.fullmatch(r"Slurm: job \d+ is FAILED, exit code 3, on \S+(, reason NonZeroExitCode)?", slurm)
+    assert re.fullmatch(r"Slurm: job \d+ is FAILED, exit code 3, on \S+(, reason NonZeroExitCode: its .*)?", slurm)
     job = slurm.split()[2]
     assert "TimeLimit=01:00:00" in slurm_cluster.run("scontrol", "show", "job", job)
 

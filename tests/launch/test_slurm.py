@@ -124,7 +124,7 @@ def test_submission_is_recorded_with_the_script_that_was_sent(fake_slurm: FakeSl
 
 def test_a_refused_job_tells_why_and_leaves_no_run(fake_slurm: FakeSlurm, recipe: Recipe, tmp_path: Path) -> None:
     fake_slurm.answers("sbatch", stderr="sbatch: error: invalid partition specified: nope", code=1)
-    with pytest.raises(UserError, match=r"^sbatch refused the job: invalid partition specified: nope; `--dry-run`"):
+    with pytest.raises(UserError, match=r"^sbatch refused the job: invalid partition .*; `--dry-run`.*\n`sinfo -s`"):
         start(recipe, "slurm", tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
@@ -301,7 +301,8 @@ def test_a_run_directory_in_which_slurm_would_put_something_else(recipe: Recipe,
         (
             "JobId=7 JobState=FAILED Reason=NonZeroExitCode Restarts=0 ExitCode=3:0 NodeList=n1",
             "",
-            "Slurm: job 7 is FAILED, exit code 3, on n1, reason NonZeroExitCode",
+            "Slurm: job 7 is FAILED, exit code 3, on n1, reason NonZeroExitCode: "
+            "its batch script ended with an error; `lemix logs` shows what was said",
         ),
         ("", "OUT_OF_MEMORY|0:125|None|n[1-2]", "Slurm: job 7 is OUT_OF_MEMORY, signal 125, on n[1-2]"),
         (

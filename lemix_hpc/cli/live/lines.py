@@ -56,7 +56,7 @@ class Lines:
         words = f"{now.words}, for {duration(since)}" if since >= 1.0 else now.words
         job = [fact for fact in facts_of_job(picture) if began and fact not in self._job]
         self._job += job
-        return [", ".join([words, *job])]
+        return [", ".join([words, *job]), *([now.hint] if began and now.hint is not None else [])]
 
     def _changed_alarms(self, picture: Picture) -> list[str]:
         if picture.current is None:

@@ -57,6 +57,8 @@ def _head(picture: Picture) -> RenderableType:
         times.append(f"{duration(left)} to the time limit")
     second = [*times, *facts_of_job(picture)]
     lines = [first, *([Text(", ".join(second))] if second else [])]
+    if now.hint is not None:
+        lines.append(Text(now.hint, "dim"))
     if (where := endpoint(picture)) is not None:
         lines.append(Text(where))
     return Group(*lines)

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 from lemix_hpc.cli.live.picture import Picture
 from lemix_hpc.launch.job_queue import JobInQueue
+from lemix_hpc.launch.queue_reasons import why
 from lemix_hpc.launch.states import WAITING
 from lemix_hpc.records.attempts import AttemptEnd
 from lemix_hpc.records.schema import Progress
@@ -21,11 +22,12 @@ SILENT_S = 20.0
 @dataclass(frozen=True, slots=True)
 class Phase:
     """What a run does or waits for. `key`: changes when that does; `words`: with counts that change; `since`: seconds since the
-    epoch, if anybody knows."""
+    epoch, if anybody knows; `hint`: what it means and what to do about it, if that is not plain."""
 
     key: str
     words: str
     since: float | None = None
+    hint: str | None = None
 
 
 ENDING = Phase("ending", "ending: writing its report")
@@ -86,7 +88,7 @@ def _waiting(picture: Picture) -> Phase:
         words.append(f"place {job.position} of {job.waiting} that wait in {job.partition}")
     if job.starts < math.inf:
         words.append(f"expected to start {clock(job.starts, picture.now)}")
-    return Phase(f"pending {job.reason}", ", ".join(words), since)
+    return Phase(f"pending {job.reason}", ", ".join(words), since, why(job.reason))
 
 
 def facts_of_job(picture: Picture) -> list[str]:
