@@ -40,12 +40,13 @@ def show(file: FilePath, as_json: Json = False) -> None:
 
 
 @app.command()
-def check(file: FilePath) -> None:
+def check(file: FilePath, as_json: Json = False) -> None:
     """Check a coefficient file, and that it fits the points that it names. Exit code 2 if not."""
     from lemix_hpc.profiling.coefficients import load_coefficients
     from lemix_hpc.profiling.verify import verify
 
-    typer.echo(f"{file}: {verify(load_coefficients(file), file)}")
+    told = verify(load_coefficients(file), file)
+    typer.echo(json.dumps({"file": str(file), "check": told}) if as_json else f"{file}: {told}")
 
 
 @app.command()

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lemix_hpc.cli.run import RunName
+from lemix_hpc.cli.run import Json, RunName
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from lemix_hpc.config.recipe import Recipe
+    from lemix_hpc.policy.explain import NodeForecast
     from lemix_hpc.records.schema import ServedTask
     from lemix_hpc.studies.explain_placement import Explained
 
@@ -21,6 +24,7 @@ def explain(
     run: RunName,
     task: Annotated[str, typer.Argument(metavar="TASK", help="Id or number of a request or micro-batch.")],
     nodes: Annotated[int, typer.Option(min=1, help="How many nodes to show, the best first.")] = 16,
+    as_json: Json = False,
 ) -> None:
     """Show which node a task got, and what was forecast for it on each node at that time."""
     from lemix_hpc.cli.show import print_wide
@@ -31,10 +35,39 @@ def explain(
     found = find_run(run)
     recipe = recorded_recipe(found.recipe)
     answer = explained(found.path, recipe, task)
+    if as_json:
+        typer.echo(json.dumps(_plain(answer, nodes)))
+        return
     for line in _story(answer, recipe):
         typer.echo(line)
     if answer.forecasts:
         print_wide(_table(answer, nodes))
+
+
+def _plain(answer: Explained, nodes: int) -> dict[str, Any]:
+    """Forecasts of the best nodes; times in seconds. `node`: the one that was chosen, null if the task was refused."""
+    import msgspec
+
+    return {
+        "task": msgspec.to_builtins(answer.task),
+        "node": _chosen(answer),
+        "chosen_at": answer.chosen_at,
+        "limit": answer.limit if math.isfinite(answer.limit) else None,
+        "held": msgspec.to_builtins(answer.held),
+        "forecasts": [msgspec.to_builtins(forecast) for forecast in _best(answer, nodes)],
+    }
+
+
+def _chosen(answer: Explained) -> int | None:
+    from lemix_hpc.policy.events import Place
+
+    return answer.decision.node if isinstance(answer.decision, Place) else None
+
+
+def _best(answer: Explained, nodes: int) -> list[NodeForecast]:
+    """And the chosen one, wherever it stands: some placements do not go by the score alone."""
+    best = sorted(answer.forecasts, key=lambda forecast: -forecast.score)
+    return best[:nodes] + [forecast for forecast in best[nodes:] if forecast.node == _chosen(answer)]
 
 
 def _story(answer: Explained, recipe: Recipe) -> Iterator[str]:
@@ -93,16 +126,11 @@ def _table(answer: Explained, nodes: int) -> Table:
     from rich import box
     from rich.table import Table
 
-    from lemix_hpc.policy.events import Place
-
-    chosen = answer.decision.node if isinstance(answer.decision, Place) else None
-    best = sorted(answer.forecasts, key=lambda forecast: -forecast.score)
-    # The chosen one is shown wherever it stands: some placements do not go by the score alone.
-    shown = best[:nodes] + [forecast for forecast in best[nodes:] if forecast.node == chosen]
+    chosen = _chosen(answer)
     table = Table(box=box.SIMPLE_HEAD, header_style="dim", pad_edge=False)
     for name in ("", "node", "wait ms", "response ms", "completion s", "idleness ms", "lengths", "score"):
         table.add_column(name, justify="right")
-    for one in shown:
+    for one in _best(answer, nodes):
         times = (
             f"{1e3 * max(0.0, one.wait):.2f}",
             f"{1e3 * one.response:.2f}",

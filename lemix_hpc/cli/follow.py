@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 from rich.live import Live
 
+from lemix_hpc.cli.live.as_json import as_data
 from lemix_hpc.cli.live.lines import Lines
 from lemix_hpc.cli.live.picture import Picture, pictures
 from lemix_hpc.cli.live.screen import screen
@@ -83,15 +84,15 @@ def follow(start: Callable[[], StartedRun], *, as_json: bool) -> int:
     return EXIT_INTERRUPTED if asked_to_stop else code
 
 
-def watch(run: RunDir) -> int:
+def watch(run: RunDir, *, as_json: bool) -> int:
     """Show a run until it ends, and how it ended. Returns the exit code: 0, 1 if it failed, 130 if the user looked away."""
     started, console = StartedRun(run, run.read_record()), Console()
     try:
-        picture = _watch(started, console, Lines())
+        picture = _in_json(started) if as_json else _watch(started, console, Lines())
     except KeyboardInterrupt:
         typer.echo(f"{run.id} goes on", err=True)
         return EXIT_INTERRUPTED
-    if console.is_terminal:
+    if console.is_terminal and not as_json:
         console.print(screen(picture, console.width, console.height))
     if _tell_end(started, picture.state):
         return 1
@@ -109,6 +110,15 @@ def _in_lines(started: StartedRun, console: Console, lines: Lines) -> Picture:
         clock = time.strftime("%H:%M:%S", time.localtime(picture.now))
         for line in lines.news(picture):
             console.print(f"{clock}  {line}", soft_wrap=True, highlight=False, markup=False)
+    return picture
+
+
+def _in_json(started: StartedRun) -> Picture:
+    """A line for a program whenever there is one for people."""
+    lines = Lines()
+    for picture in pictures(started):
+        if lines.news(picture):
+            typer.echo(json.dumps(as_data(picture)))
     return picture
 
 

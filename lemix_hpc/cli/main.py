@@ -34,7 +34,6 @@ from lemix_hpc.config.errors import UserError
 app = typer.Typer(
     help="Serve a language model and keep training it on the same devices, inside ordinary Slurm allocations.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lemix_hpc.cli.run import Json
+from lemix_hpc.cli.run import Json, run_names
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -30,6 +30,7 @@ def report(
         list[str],
         typer.Argument(
             metavar="RUN...",
+            autocompletion=run_names,
             help="Runs as for other commands: an id, `last` and so on; or files of `lemix compare --json`. Several with "
             "--html or --png.",
             show_default=False,

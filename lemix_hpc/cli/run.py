@@ -52,10 +52,20 @@ Renew = Annotated[
         help="Let each job submit one that goes on with the run after it, until all is done or the run is stopped.",
     ),
 ]
+
+
+def run_names(begin: str) -> list[str]:
+    """For the shell: ids of runs, the newest first."""
+    from lemix_hpc.launch.registry import known_runs
+
+    return [name for name in ("last", *(run.id for run in reversed(known_runs()))) if name.startswith(begin)]
+
+
 RunName = Annotated[
     str,
     typer.Argument(
         metavar="RUN",
+        autocompletion=run_names,
         help="Id of the run or the start of one, its directory or Slurm job, its recipe's name for the newest, or `last`.",
         show_default=False,
     ),

@@ -49,12 +49,15 @@ def ps(
             typer.echo(f"{row['id']} waits, {row['reason']}{told}", err=True)
 
 
-def watch(run: RunName) -> None:
-    """Show what a run does, from anywhere, until it ends or Ctrl-C; it goes on then. Exit code 1 if it fails."""
+def watch(run: RunName, as_json: Json = False) -> None:
+    """Show what a run does, from anywhere, until it ends or Ctrl-C; it goes on then. Exit code 1 if it fails.
+
+    With --json a line of JSON whenever something changes, and every half minute.
+    """
     from lemix_hpc.cli.follow import watch as watch_run
     from lemix_hpc.launch.registry import find_run
 
-    raise typer.Exit(watch_run(find_run(run)))
+    raise typer.Exit(watch_run(find_run(run), as_json=as_json))
 
 
 def logs(
@@ -92,7 +95,7 @@ def change(
     typer.echo(f"{found.id} takes it up in a second or two, and its report will say so")
 
 
-def url(run: RunName) -> None:
+def url(run: RunName, as_json: Json = False) -> None:
     """Print where a run's OpenAI API is now: each attempt may be on another host."""
     from lemix_hpc.config.errors import UserError
     from lemix_hpc.launch.registry import find_run
@@ -107,7 +110,7 @@ def url(run: RunName) -> None:
     if progress.address is None or progress.state != "running":
         why = "is ending" if progress.address is not None else "has no OpenAI API: its recipe has no serving.http"
         raise UserError(f"{found.id} {why}")
-    typer.echo(progress.address)
+    typer.echo(json.dumps({"address": progress.address, "keys": progress.keys}) if as_json else progress.address)
 
 
 def cancel(run: RunName) -> None:
