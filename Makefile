@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEVCLUSTER := slurm/devcluster/devcluster
 
-.PHONY: demo test test-slow gpu-check lint compiled slurm-install slurm-up slurm-down clean
+.PHONY: demo test test-slow gpu-check docs lint compiled slurm-install slurm-up slurm-down clean
 
 demo: $(STAMP)
 	$(BIN)/lemix run recipes/quickstart.yaml --cluster local
@@ -22,6 +22,12 @@ test-slow: $(STAMP)
 # On a machine with a GPU: is this product right there, and how fast? Results in gpu-check/.
 gpu-check: $(STAMP)
 	$(BIN)/python -m benchmarks.gpu_check
+
+# The documentation as a site, in site/: every broken link is an error.
+docs: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[docs]"
+	$(BIN)/python scripts/reference.py --check
+	$(BIN)/mkdocs build --strict
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -52,4 +58,4 @@ slurm-down:
 	$(DEVCLUSTER) down
 
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) build site *.egg-info

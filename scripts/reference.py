@@ -1,5 +1,5 @@
 """Writes the reference pages from the code: the tables of docs/recipes.md from the models of a recipe, docs/cli.md from the
-commands. `--check` writes nothing, and names the pages that are out of date."""
+commands, and Slurm's reasons in docs/failures.md. `--check` writes nothing, and names the pages that are out of date."""
 
 from __future__ import annotations
 
@@ -20,9 +20,11 @@ from typer.main import get_command
 from lemix_hpc.cli.main import app
 from lemix_hpc.config.recipe import Recipe
 from lemix_hpc.config.validation_messages import sections_in
+from lemix_hpc.launch.queue_reasons import REASONS
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 TABLE = re.compile(r"(<!-- keys: *([a-z_]*) *-->\n)(?:\|.*\n)*")
+REASONS_TABLE = re.compile(r"(<!-- reasons -->\n)(?:\|.*\n)*")
 NAMES = {
     int: "whole number",
     float: "number",
@@ -59,6 +61,13 @@ def recipe_table(section: str) -> str:
 def recipes_page(page: str) -> str:
     """The page with its tables made anew."""
     return TABLE.sub(lambda found: found[1] + recipe_table(found[2]), page)
+
+
+def failures_page(page: str) -> str:
+    """The page with the table of Slurm's reasons made anew."""
+    rows = [f"| `{reason}` | {told} |" for reason, told in REASONS.items()]
+    table = "\n".join(["| Slurm says | meaning, and the way out |", "|---|---|", *rows]) + "\n"
+    return REASONS_TABLE.sub(lambda found: found[1] + table, page)
 
 
 def cli_page() -> str:
@@ -146,8 +155,12 @@ def _bound(constraint: Any) -> str:
 
 def pages() -> dict[Path, str]:
     """What the pages should be."""
-    recipes = DOCS / "recipes.md"
-    return {recipes: recipes_page(recipes.read_text(encoding="utf-8")), DOCS / "cli.md": cli_page()}
+    recipes, failures = DOCS / "recipes.md", DOCS / "failures.md"
+    return {
+        recipes: recipes_page(recipes.read_text(encoding="utf-8")),
+        failures: failures_page(failures.read_text(encoding="utf-8")),
+        DOCS / "cli.md": cli_page(),
+    }
 
 
 def main() -> None:
