@@ -98,8 +98,8 @@ def live_and_report() -> None:
         started = start(read_recipe(RECIPE, []).recipe, "local", Path(home) / "emulated-a100")
         shown = None
         for picture in pictures(started):
-            running = picture.current is not None and picture.current.state == "running"
-            if running and picture.current.elapsed_s <= SHOWN_AT_S:
+            progress = picture.current
+            if progress is not None and progress.state == "running" and progress.elapsed_s <= SHOWN_AT_S:
                 shown = picture
         if shown is None:
             raise SystemExit(f"the run has never run: {started.run.path}")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from lemix_hpc.cli import options
+from lemix_hpc.cli.headings import heading, shown
 from lemix_hpc.cli.report import Html, Png, draw_sweeps
 from lemix_hpc.cli.run import Overrides, RecipePath
 from lemix_hpc.cli.simulate import Split, simulated_recipe
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from lemix_hpc.studies.compare import Row
-    from lemix_hpc.studies.sweep import Cells, Done
+    from lemix_hpc.studies.sweep import Done
 
 
 def compare(
@@ -49,12 +50,13 @@ def compare(
         options.shares(training_shares) if training_shares else [],
     )
     given_seeds, given_split = options.seeds(seeds) if seeds else [], options.split_of(split)
-    from lemix_hpc.studies.sweep import Grid
+    from lemix_hpc.studies.sweep import Grid, run_grid
 
     base = _baseline(baseline, names)
     if png is not None:
         check_lines(given_rates, given_shares)
-    done = run_all(Grid(ready, names, given_rates, given_shares, given_seeds, given_split), options.processes(jobs))
+    grid = Grid(ready, names, given_rates, given_shares, given_seeds, given_split)
+    done = show_all(run_grid(grid, jobs=options.processes(jobs)), len(grid.cells()), "simulating")
     show_grid(ready.name, done, base, csv=csv, json=json, html=html, png=png)
 
 
@@ -97,17 +99,15 @@ def _baseline(asked: str | None, names: Sequence[str]) -> str:
     return asked
 
 
-def run_all(grid: Cells, jobs: int) -> list[Done]:
+def show_all(answers: Iterator[Done], total: int, what: str) -> list[Done]:
+    """All runs of a grid, with a bar while they come: `what` is done meanwhile."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
-    from lemix_hpc.studies.sweep import run_grid
-
-    columns = ("simulating", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    # Mistakes are told before there is a bar.
-    answers, done = run_grid(grid, jobs=jobs), []
+    columns = (what, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    done = []
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        for one in progress.track(answers, total=len(grid.cells())):
+        for one in progress.track(answers, total=total):
             done.append(one)
     return done
 
@@ -137,17 +137,17 @@ def _table(rows: Sequence[Row], baseline: str) -> Table:
         figures += ("fullest_stage",)
     compared = ("throughput", "per_active_node", aim, "p99_ms")
     table = Table(box=box.SIMPLE_HEAD, header_style="dim", pad_edge=False)
-    for name in ("rate/s", "training", "policy", *map(_heading, figures)):
+    for name in ("rate/s", "training", "policy", *map(heading, figures)):
         table.add_column(name, justify="left" if name == "policy" else "right", no_wrap=True)
     for name in compared:
-        table.add_column(f"{_heading(name)} / {baseline}", justify="right")
+        table.add_column(f"{heading(name)} / {baseline}", justify="right")
     for number, row in enumerate(rows):
         load = row.rate, row.training_share
         first = number == 0 or load != (rows[number - 1].rate, rows[number - 1].training_share)
         last = number + 1 == len(rows) or load != (rows[number + 1].rate, rows[number + 1].training_share)
         cells = [_load(value) if first else "" for value in load]
-        means = [_shown(name, row.means[name]) for name in figures]
-        ratios = [_shown("ratio", row.ratios[name]) for name in compared]
+        means = [shown(name, row.means[name]) for name in figures]
+        ratios = [shown("ratio", row.ratios[name]) for name in compared]
         table.add_row(*cells, _policy(row), *means, *ratios, end_section=last)
     return table
 
@@ -159,32 +159,3 @@ def _load(value: float | None) -> str:
 def _policy(row: Row) -> str:
     trainers = "/".join(map(str, row.training_nodes))
     return f"{row.policy} ({trainers} train)" if trainers else row.policy
-
-
-SHARES = ("bubble_rate", "limits_met", "fullest_stage")
-HEADINGS = {
-    "throughput": "tasks/s",
-    "per_active_node": "tasks/node-s",
-    "p50_ms": "p50 ms",
-    "p99_ms": "p99 ms",
-    "bubble_rate": "idle",
-    "active_nodes": "nodes",
-    "micro_batches_per_s": "trained/s",
-    "hold_mean_s": "hold s",
-    "hold_max_s": "longest",
-    "limits_met": "limits",
-    "training_tokens_per_s": "trained tokens/s",
-    "tokens_per_stage_s": "tokens/serving stage-s",
-    "batch_tokens_per_s": "batch tokens/s",
-    "fullest_stage": "fullest stage",
-}
-
-
-def _heading(name: str) -> str:
-    return f"SLO {name.removeprefix('slo_')}" if name.startswith("slo_") else HEADINGS.get(name, name)
-
-
-def _shown(name: str, value: float | None) -> str:
-    from lemix_hpc.report.table import number, percent
-
-    return percent(value) if name.startswith("slo_") or name in SHARES else number(value)

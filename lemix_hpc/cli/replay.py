@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from lemix_hpc.cli.headings import heading, shown
 from lemix_hpc.cli.run import Json, RunName
 
 if TYPE_CHECKING:
@@ -22,7 +23,10 @@ def replay(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Simulate the recorded load of a run under another policy, and print both side by side."""
+    """Simulate the recorded load of a run under another policy, and print it beside the run.
+
+    The run's own policy is simulated too, so that what the simulator gets wrong is not taken for a gain.
+    """
     from lemix_hpc.launch.registry import find_run
 
     found = find_run(run)
@@ -44,35 +48,39 @@ def replay(
     for problem in check_placement(recipe):
         raise UserError(f"{problem.key}: {problem.text}")
     records, simulated = simulate_again(found.path, recipe)
-    before = figures(records, summarise(records))
-    after = figures(simulated.records, simulated.summary)
+    itself = (
+        simulated
+        if policy == "same" and not overrides
+        else simulate_again(found.path, recorded_recipe(found.recipe))[1]
+    )
+    recorded = figures(records, summarise(records))
+    same, replayed = (figures(each.records, each.summary) for each in (itself, simulated))
     if as_json:
-        typer.echo(json.dumps({"recorded": before, "replayed": after}))
+        typer.echo(json.dumps({"recorded": recorded, "same": same, "replayed": replayed}))
         return
-    _print(before, after, (records.facts.policy, records.facts.engine), simulated.records.facts.policy)
+    columns = {f"run: {records.facts.policy}": recorded, "simulated": same}
+    if simulated is not itself:
+        columns[f"simulated: {simulated.records.facts.policy}"] = replayed
+    _print(columns)
 
 
-def _print(before: Figures, after: Figures, recorded: tuple[str, str], placement: str) -> None:
+def _print(columns: dict[str, Figures]) -> None:
+    """What the run did, its own policy in simulated time, and another one if there is one, compared with that."""
     from rich import box
     from rich.table import Table
 
     from lemix_hpc.cli.show import print_wide
-    from lemix_hpc.report.table import ABSENT, number
+    from lemix_hpc.report.table import ABSENT
 
     table = Table(box=box.SIMPLE_HEAD, header_style="dim", pad_edge=False)
     table.add_column("")
-    for name in (f"{recorded[0]}, {recorded[1]}", f"{placement}, simulated", "difference", "in percent"):
+    for name in (*columns, "change"):
         table.add_column(name, justify="right")
-    for name, old in before.items():
-        new = after[name]
-        if old is None and new is None:
-            continue
-        cells = [ABSENT, ABSENT]
-        if old is not None and new is not None:
-            difference = new - old
-            cells = [
-                f"{'+' if difference > 0 else ''}{number(difference)}",
-                f"{difference / old:+.1%}" if old else ABSENT,
-            ]
-        table.add_row(name, number(old), number(new), *cells)
+    *_, before, after = columns.values()
+    for name in before:
+        values = [figures[name] for figures in columns.values()]
+        if any(value is not None for value in values):
+            old, new = before[name], after[name]
+            change = f"{new / old - 1.0:+.1%}" if old and new is not None else ABSENT
+            table.add_row(heading(name), *(shown(name, value) for value in values), change)
     print_wide(table)

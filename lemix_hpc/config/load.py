@@ -41,6 +41,14 @@ class LoadedRecipe:
             raise UserError("\n".join(self.located(problem) for problem in problems))
 
 
+@dataclass(frozen=True, slots=True)
+class Override:
+    """A key with its value, such as `nodes.count=4`. `base`: what a relative path in it is taken from."""
+
+    text: str
+    base: Path = Path()
+
+
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     """The recipe in a file, changed by `overrides` such as `nodes.count=4`.
 
@@ -50,7 +58,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     return read_recipe(path, overrides).recipe
 
 
-def read_recipe(path: Path, overrides: Sequence[str] = ()) -> LoadedRecipe:
+def read_recipe(path: Path, overrides: Sequence[str | Override] = ()) -> LoadedRecipe:
     """As `load_recipe`, with the places of the keys, for later checks that report mistakes too."""
     source = str(path)
     document = parse_document(_text(path), source)
@@ -63,7 +71,8 @@ def read_recipe(path: Path, overrides: Sequence[str] = ()) -> LoadedRecipe:
         f"{source}:{line}: {'.'.join(map(str, key))}: given twice; the first is on line {first}"
         for key, line, first in document.duplicates
     ]
-    overridden = [_apply(override, document.data, places) for override in overrides]
+    changes = [Override(change) if isinstance(change, str) else change for change in overrides]
+    overridden = {_apply(change.text, document.data, places): change.base for change in changes}
     found = list(unusable(document.data))
     known = {problem.path for problem in found}
     recipe = None
@@ -83,7 +92,7 @@ def read_recipe(path: Path, overrides: Sequence[str] = ()) -> LoadedRecipe:
 
 
 def _paths_of_the_rest(
-    data: dict[str, Any], found: Sequence[Problem], base: Path, overridden: Sequence[KeyPath]
+    data: dict[str, Any], found: Sequence[Problem], base: Path, overridden: Mapping[KeyPath, Path]
 ) -> list[Problem]:
     """What is wrong with the paths of a recipe whose other mistakes are left out, as far as it is one without them."""
     rest = copy.deepcopy(data)
@@ -154,7 +163,7 @@ def located(problem: Problem, source: str, places: Mapping[KeyPath, str]) -> str
     return f"{source}: {problem.key}: {problem.text}" if problem.path else f"{source}: {problem.text}"
 
 
-def _with_absolute_paths(section: SectionT, path: KeyPath, base: Path, overridden: Sequence[KeyPath]) -> SectionT:
+def _with_absolute_paths(section: SectionT, path: KeyPath, base: Path, overridden: Mapping[KeyPath, Path]) -> SectionT:
     changed: dict[str, Any] = {}
     for name, value in section:
         here = (*path, name)
@@ -172,9 +181,9 @@ def _with_absolute_paths(section: SectionT, path: KeyPath, base: Path, overridde
     return section.model_copy(update=changed)
 
 
-def _absolute(value: Any, path: KeyPath, base: Path, overridden: Sequence[KeyPath]) -> Any:
-    """A path from the file's directory, or from the current one if it was given there; other values as they are."""
+def _absolute(value: Any, path: KeyPath, base: Path, overridden: Mapping[KeyPath, Path]) -> Any:
+    """A path from the file's directory, or from the base of the last override that gave it; other values as they are."""
     if not isinstance(value, Path):
         return value
-    from_command_line = any(path[: len(key)] == key for key in overridden)
-    return ((Path() if from_command_line else base) / value.expanduser()).absolute()
+    given = [of_override for key, of_override in overridden.items() if path[: len(key)] == key]
+    return ((given[-1] if given else base) / value.expanduser()).absolute()

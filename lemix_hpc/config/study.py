@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, ValidationError, model_validator
 
@@ -19,10 +19,16 @@ Keys = dict[str, Any]
 """Values by the keys of a recipe, such as `policy.order`."""
 
 
+On = Literal["simulator", "emulated", "devices"]
+
+
 class Study(Section):
-    """`settings` change the recipe for all `variants`. Loads and seeds that are not given are the recipe's."""
+    """`settings` change the recipe for all `variants`. Loads and seeds that are not given are the recipe's. `on`: what runs
+    them: simulated time, real ranks whose stages sleep for the times of the coefficient file, or the recipe's own engine. Paths
+    among the values are relative to the study's file, as that of the recipe."""
 
     recipe: FilePath
+    on: On = "simulator"
     variants: dict[str, Keys] = Field(min_length=1)
     settings: Keys = Field(default={})
     baseline: str | None = Field(default=None, description="variant to compare with; default the first")

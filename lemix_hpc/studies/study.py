@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from lemix_hpc.config.errors import UserError
-from lemix_hpc.config.load import read_recipe
+from lemix_hpc.config.load import LoadedRecipe, Override, read_recipe
 from lemix_hpc.config.recipe import Recipe
 from lemix_hpc.config.study import Study
-from lemix_hpc.launch.preflight import preflight_simulation
+from lemix_hpc.launch.preflight import preflight, preflight_simulation
+from lemix_hpc.launch.start import choose_cluster
 from lemix_hpc.studies.recipe_variants import with_rate, with_seed, with_share
 from lemix_hpc.studies.sweep import Cell, cells_of
 
@@ -38,20 +39,36 @@ class StudyGrid:
         return recipe if cell.rate is None else with_rate(recipe, cell.rate)
 
 
-def grid_of(study: Study, path: Path, overrides: Sequence[str] = ()) -> StudyGrid:
+def grid_of(study: Study, path: Path, overrides: Sequence[str] = (), cluster: str | None = None) -> StudyGrid:
     """`overrides` come behind the study's own settings, and before what makes a variant. Raises UserError with every mistake in
-    the recipe of a variant, which it names. `path`: of the study."""
+    the recipe of a variant, which it names. `path`: of the study; `cluster`: where real runs go, if it is not where the recipe
+    says."""
     variants = {}
     for name, keys in study.variants.items():
+        engine = ["engine.kind=emulated"] if study.on == "emulated" else []
         try:
-            loaded = read_recipe(study.recipe, [*_as_overrides(study.settings), *overrides, *_as_overrides(keys)])
-            preflight_simulation(loaded)
+            own, variant = (_as_overrides(each, path.parent) for each in (study.settings, keys))
+            changes: list[str | Override] = [*own, *overrides, *engine, *variant]
+            loaded = read_recipe(study.recipe, changes)
+            _check(loaded, study, cluster)
         except UserError as error:
             raise UserError(f"{path}: variant {name}: {error}") from error
         variants[name] = loaded.recipe
     return StudyGrid(variants, study.rates, study.training_shares, study.seeds)
 
 
-def _as_overrides(keys: Mapping[str, Any]) -> list[str]:
-    """JSON is YAML."""
-    return [f"{key}={json.dumps(value)}" for key, value in keys.items()]
+def _check(loaded: LoadedRecipe, study: Study, cluster: str | None) -> None:
+    if study.on == "simulator":
+        preflight_simulation(loaded)
+        return
+    if study.on == "devices" and not loaded.recipe.engine.computes:
+        raise UserError(
+            f"on: devices: its engine is {loaded.recipe.engine.kind}, which uses none; give a model and another engine, such "
+            "as --set engine.kind=torch --set model.path=/models/NAME"
+        )
+    preflight(loaded, choose_cluster(cluster or loaded.recipe.cluster.kind))
+
+
+def _as_overrides(keys: Mapping[str, Any], base: Path) -> list[Override]:
+    """JSON is YAML. `base`: what paths are relative to."""
+    return [Override(f"{key}={json.dumps(value)}", base) for key, value in keys.items()]

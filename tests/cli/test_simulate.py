@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -132,10 +133,19 @@ def test_capacity_says_when_there_is_none(inside: Command, recipe: Path) -> None
 def test_the_same_policy_replays_a_simulated_run_as_it_was(inside: Command) -> None:
     done = inside("replay", "one", "--policy", "same", "--json")
     both = json.loads(done.stdout)
-    assert both["recorded"] == both["replayed"]
+    assert both["recorded"] == both["same"] == both["replayed"]
     other = json.loads(inside("replay", "one", "--policy", "pack", "--json").stdout)
-    assert other["recorded"] == both["recorded"]
+    assert other["recorded"] == both["recorded"] == other["same"]
     assert other["replayed"]["active_nodes"] < other["recorded"]["active_nodes"]
+
+
+@pytest.mark.usefixtures("simulated")
+def test_a_replay_is_beside_the_run_and_the_same_in_simulated_time(inside: Command) -> None:
+    head, _, first, *_ = inside("replay", "one", "--policy", "pack").stdout.strip().splitlines()
+    assert re.split(r" {2,}", head.strip()) == ["run: least-completion", "simulated", "simulated: pack", "change"]
+    assert first.split()[0] == "tasks/s" and first.split()[-1].endswith("%")
+    own = inside("replay", "one", "--policy", "same").stdout.splitlines()
+    assert max(map(len, own)) <= 80 and own[1].split()[-2:] == ["simulated", "change"]
 
 
 @pytest.mark.usefixtures("simulated")

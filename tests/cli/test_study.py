@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.conftest import REPOSITORY, Command
+from tests.cli.conftest import COEFFICIENTS, REPOSITORY, Command
 
 STUDIES = sorted((REPOSITORY / "recipes" / "paper").glob("*.yaml"))
 STUDY = """\
@@ -60,6 +60,45 @@ def test_mistakes(inside: Command, study: Path, text: str, told: str) -> None:
 def test_a_study_that_is_not_there(inside: Command) -> None:
     done = inside("study", "none.yaml")
     assert (done.returncode, done.stderr) == (2, "none.yaml: there is no such study\n")
+
+
+REAL = """\
+recipe: recipe.yaml
+on: emulated
+seeds: [0]
+variants:
+  in turn: {policy.placement: round-robin}
+  pack: {policy.placement: pack}
+"""
+
+
+@pytest.mark.mpi
+def test_a_study_runs_on_emulated_ranks_and_goes_on_where_it_was(inside: Command, study: Path, tmp_path: Path) -> None:
+    study.write_text(REAL)
+    once = inside("study", study, "--cluster", "local", "--json", "s.json")
+    assert once.returncode == 0, once.stderr
+    assert [row["policy"] for row in json.loads((tmp_path / "s.json").read_text())["rows"]] == ["in turn", "pack"]
+    runs = tmp_path / "runs" / "study-emulated"
+    assert sorted(path.name for path in runs.iterdir()) == ["in-turn_seed-0", "pack_seed-0"]
+    records = [(path / "run.json").read_text() for path in sorted(runs.iterdir())]
+    again = inside("study", study, "--cluster", "local")
+    assert again.stdout == once.stdout
+    assert [(path / "run.json").read_text() for path in sorted(runs.iterdir())] == records, "nothing ran again"
+    study.write_text(REAL.replace("placement: pack", "placement: random"))
+    other = inside("study", study, "--cluster", "local")
+    assert other.returncode == 2 and "pack_seed-0: is there, and not of this study" in other.stderr
+
+
+def test_a_study_on_devices_needs_an_engine_that_uses_them(inside: Command, study: Path) -> None:
+    done = inside("study", study, "--on", "devices", "--cluster", "local")
+    assert done.returncode == 2 and "variant in turn: on: devices: its engine is emulated" in done.stderr
+
+
+def test_paths_of_a_study_are_relative_to_it(inside: Command, study: Path) -> None:
+    (study.parent / "times.yaml").write_text(COEFFICIENTS.read_text())
+    study.write_text(STUDY + "settings: {engine.coefficients: times.yaml}\n")
+    done = inside("study", study, "--jobs", "1")
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
