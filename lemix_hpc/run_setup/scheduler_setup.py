@@ -47,15 +47,18 @@ def make_scheduler(
     end: float | None = None,
     tpot: float = 0.0,
     ttft: float = 0.0,
+    drift_limit: float | None = None,
 ) -> Scheduler:
     """The scheduler of a run of this recipe; `t0`: mean unloaded response [s]; `overhead`: what a response takes besides its
     stages' work, for each pass [s], which is learned from then on. `end`: when nothing may run any more [s], if it is not by
-    the recipe. `tpot`, `ttft`: what decode and first tokens are paced to [s], if they are."""
+    the recipe. `tpot`, `ttft`: what decode and first tokens are paced to [s], if they are. `drift_limit`: the
+    relative error of stage times that raises an alarm, if it is not that of the `hardware`."""
     # The compiler behind it takes a second to load, which stages and most leaders need not wait for.
     from lemix_hpc.policy.scheduler import Scheduler
 
     stages = recipe.nodes.stages
-    config = scheduler_config(recipe, t0=t0, pieces=hardware.pieces(stages), drift_limit=hardware.drift_limit)
+    limit = hardware.drift_limit if drift_limit is None else drift_limit
+    config = scheduler_config(recipe, t0=t0, pieces=hardware.pieces(stages), drift_limit=limit)
     tpot = 0.0 if config.split else tpot  # nodes that only serve are not paced
     config = dataclasses.replace(
         config, overhead=overhead, end=config.end if end is None else end, tpot=tpot, ttft=ttft

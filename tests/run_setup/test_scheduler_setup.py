@@ -6,10 +6,13 @@ import pytest
 
 from lemix_hpc.config.recipe import Recipe
 from lemix_hpc.config.serving_section import Http
-from lemix_hpc.policy.latency import Affine, LatencyModel
+from lemix_hpc.policy.events import PassMeasured
+from lemix_hpc.policy.latency import Affine, LatencyModel, Shape
 from lemix_hpc.policy.pacing import Pace
-from lemix_hpc.run_setup.scheduler_setup import aim, pace_of, scheduler_config, training_nodes
+from lemix_hpc.profiling.hardware import load_hardware
+from lemix_hpc.run_setup.scheduler_setup import aim, make_scheduler, pace_of, scheduler_config, training_nodes
 from lemix_hpc.workload.tasks import Request
+from tests.conftest import REPOSITORY
 
 
 def recipe(**sections: object) -> Recipe:
@@ -42,6 +45,7 @@ def test_the_allocation_ends_for_the_policy_only_with_a_reserve() -> None:
     assert config.end == 540.0
 
 
+COEFFICIENTS = REPOSITORY / "profiling" / "nvidia-a100-80gb" / "llama-2-7b-float16.yaml"
 LATENCY = LatencyModel((Affine(0.01, 0.001, 0.0, 0.0001),) * 2, (Affine(0.02, 0.0, 0.0),) * 2)
 """On each of two stages a pass takes 10 ms, 1 ms more for a new token, and 0.1 ms for one in the cache."""
 REQUESTS = (Request("a", 0.0, 10, 12), Request("b", 0.0, 30, 2))
@@ -113,3 +117,12 @@ def test_clients_are_kept_waiting_where_the_recipe_says_for_how_long(
     serving = made.serving.model_copy(update={"http": Http()})
     called = made.model_copy(update={"serving": serving, "engine": made.engine.model_copy(update={"kind": "vllm"})})
     assert (pace_of(called, LATENCY, REQUESTS) is not None) == clients
+
+
+@pytest.mark.parametrize(("limit", "alarms"), [(None, [(0, "serve")]), (math.inf, [])])
+def test_drift_is_told_unless_nobody_could_do_anything_about_it(limit: float | None, alarms: list[object]) -> None:
+    made = recipe(nodes={"count": 1, "stages": 2}, engine={"kind": "emulated", "coefficients": COEFFICIENTS})
+    scheduler = make_scheduler(made, load_hardware(made), 0.1, drift_limit=limit)
+    for number in range(50):
+        scheduler.handle(PassMeasured(float(number), 0, 0, "serve", Shape.of([100]), 60.0))
+    assert [(drift.stage, drift.kind) for drift in scheduler.drifts] == alarms

@@ -158,7 +158,17 @@ class SchedulerRank:
         t0 = mean_unloaded_response(reference, work.requests, self._recipe)
         pace = pace_of(self._recipe, reference, work.requests)
         ttft, tpot = (0.0, 0.0) if pace is None else (pace.ttft, pace.tpot)
-        scheduler = make_scheduler(self._recipe, hardware, t0, overhead, self._policy_end, tpot, ttft)
+        scheduler = make_scheduler(
+            self._recipe,
+            hardware,
+            t0,
+            overhead,
+            self._policy_end,
+            tpot,
+            ttft,
+            # Where ranks share cores, passes take as long as the kernel lets them: nothing would predict them better.
+            drift_limit=math.inf if times is not None and self._waiter.crowded else None,
+        )
         coefficients = recollection.digest(hardware)
         self._recall(scheduler, hardware, coefficients)
         # The time of the run goes on where the last attempt ended.

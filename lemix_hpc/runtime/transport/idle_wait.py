@@ -20,10 +20,11 @@ class Waiter:
     """Call `idle` on every turn that found nothing and `reset` on every one that did.
 
     A rank whose host has all the others sleeps until the bell rings. Where mail may come from other hosts, which cannot ring
-    it, sleeps are short, and double up to `BETWEEN_LOOKS_S`.
+    it, sleeps are short, and double up to `BETWEEN_LOOKS_S`. `crowded`: the host has fewer cores than ranks.
     """
 
-    def __init__(self, bell: Doorbell, *, spin: bool) -> None:
+    def __init__(self, bell: Doorbell, *, spin: bool, crowded: bool = False) -> None:
+        self.crowded = crowded
         self._bell = bell
         self._spin = spin
         self._first, self._longest = (FIRST_SLEEP_S, BETWEEN_LOOKS_S) if bell.remote else (ALONE_ON_HOST_S,) * 2
@@ -58,4 +59,4 @@ def make_waiter(host: MPI.Comm, bell: Doorbell, choice: Literal["auto", "spin", 
     cores = frozenset[int]().union(*host.allgather(os.sched_getaffinity(0)))
     crowded = host.Get_size() > len(cores)
     spin = choice == "spin" or (choice == "auto" and not crowded)
-    return Waiter(bell, spin=spin)
+    return Waiter(bell, spin=spin, crowded=crowded)
