@@ -10,6 +10,7 @@ from lemix_hpc.records.writer import Recorder
 from lemix_hpc.runtime.http.metrics import Figures
 from lemix_hpc.runtime.scheduler.live_classes import LiveClasses
 from lemix_hpc.runtime.scheduler.live_figures import LiveFigures
+from lemix_hpc.runtime.scheduler.progress_log import ProgressLog
 from lemix_hpc.runtime.scheduler.task_table import ServingTask
 from lemix_hpc.runtime.scheduler.training_tasks import TrainingTasks
 from lemix_hpc.runtime.transport.messages import BatchRan, WorkSpan
@@ -37,6 +38,7 @@ class LiveView:
     ) -> None:
         self._has_losses = has_losses
         self._recorder = recorder
+        self._log = ProgressLog()
         self._training = training
         self._classes = classes
         self._interval = interval
@@ -102,7 +104,7 @@ class LiveView:
         training, figures, loss = self._training, self._figures, self._figures.loss
         served = self._classes.tally.outcomes.get("finished", 0)
         lately = figures.look(now, served, training.tokens)
-        self._recorder.progress(
+        self._publish(
             Progress(
                 state="finished" if last else "running",
                 elapsed_s=now,
@@ -150,3 +152,7 @@ class LiveView:
             loss=loss,
             keys=dict(self._classes.tally.keys),
         )
+
+    def _publish(self, progress: Progress) -> None:
+        self._recorder.progress(progress)
+        self._log.tell(progress)
