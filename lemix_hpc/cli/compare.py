@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lemix_hpc.cli import options
+from lemix_hpc.cli.compiling import told_when_compiling
 from lemix_hpc.cli.headings import heading, shown
 from lemix_hpc.cli.report import Html, Png, draw_sweeps
 from lemix_hpc.cli.run import Overrides, RecipePath
@@ -71,13 +72,13 @@ def show_grid(
     png: Path | None,
 ) -> None:
     """Print the table of a grid that has been run, and write the files that were asked for."""
-    from lemix_hpc.cli.show import print_wide
+    from lemix_hpc.cli.show import print_in_parts
     from lemix_hpc.studies.compare import as_csv, as_json, as_sweep, summed_up
 
     rows = summed_up(done, baseline)
     _write(csv, as_csv(done))
     _write(json, as_json(done, rows, baseline))
-    print_wide(_table(rows, baseline))
+    print_in_parts(_table(rows, baseline), beside=LOAD)
     if html is not None or png is not None:
         draw_sweeps({name: as_sweep(rows, baseline)}, html, png)
 
@@ -106,7 +107,7 @@ def show_all(answers: Iterator[Done], total: int, what: str) -> list[Done]:
 
     columns = (what, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     done = []
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    with told_when_compiling(), Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         for one in progress.track(answers, total=total):
             done.append(one)
     return done
@@ -137,7 +138,7 @@ def _table(rows: Sequence[Row], baseline: str) -> Table:
         figures += ("fullest_stage",)
     compared = ("throughput", "per_active_node", aim, "p99_ms")
     table = Table(box=box.SIMPLE_HEAD, header_style="dim", pad_edge=False)
-    for name in ("rate/s", "training", "policy", *map(heading, figures)):
+    for name in (*LOAD, *map(heading, figures)):
         table.add_column(name, justify="left" if name == "policy" else "right", no_wrap=True)
     for name in compared:
         table.add_column(f"{heading(name)} / {baseline}", justify="right")
@@ -150,6 +151,10 @@ def _table(rows: Sequence[Row], baseline: str) -> Table:
         ratios = [shown("ratio", row.ratios[name]) for name in compared]
         table.add_row(*cells, _policy(row), *means, *ratios, end_section=last)
     return table
+
+
+LOAD = ("rate/s", "training", "policy")
+"""The columns that say of what the figures of a row are."""
 
 
 def _load(value: float | None) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from lemix_hpc.cli.about import model_of
 from lemix_hpc.cli.run import Json, run_names
 
 if TYPE_CHECKING:
@@ -166,7 +167,7 @@ def _shown(run: RunDir, name: str) -> ShownRun:
     started = time.strftime("%Y-%m-%d %H:%M", time.localtime(record.created))
     where = "simulated" if record.cluster == "simulated" else record.cluster
     about = [
-        ("model", _model(run)),
+        ("model", model_of(run)),
         ("policy", f"{content['policy']}, {content['engine']} engine"),
         ("size", f"{content['nodes']} x {content['stages']} stages, {number(content['duration_s'])} s"),
         ("where", f"{where}{f', job {record.job}' if record.job else ''}, from {record.host} on {started}"),
@@ -174,23 +175,3 @@ def _shown(run: RunDir, name: str) -> ShownRun:
         ("directory", str(run.path)),
     ]
     return ShownRun(name, [(what, told) for what, told in about if told], content, gather(stream_run(run.path)))
-
-
-def _model(run: RunDir) -> str:
-    """As the recipe names it, or what the stage times of an emulated run are of; empty if nobody knows."""
-    import yaml
-
-    found = []
-    for path in (run.recipe, run.path / "coefficients.yaml"):
-        try:
-            found.append(yaml.safe_load(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError, yaml.YAMLError):
-            found.append(None)
-    recipe, coefficients = (each if isinstance(each, dict) else {} for each in found)
-    model = recipe.get("model")
-    model = model if isinstance(model, dict) else {}
-    if model.get("path"):
-        return str(model["path"])
-    if isinstance(model.get("config"), dict):
-        return f"{model['config'].get('model_type')}, initialised at random"
-    return f"{coefficients.get('model', '')} on {coefficients.get('hardware', '')}" if coefficients else ""

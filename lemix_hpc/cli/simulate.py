@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from lemix_hpc.cli.compiling import told_when_compiling
 from lemix_hpc.cli.run import Json, Out, Overrides, RecipePath
 
 if TYPE_CHECKING:
@@ -38,7 +39,8 @@ def simulate(
     from lemix_hpc.cli.show import render_report
     from lemix_hpc.studies.run_directory import simulate_into
 
-    run, simulated = simulate_into(ready, out)
+    with told_when_compiling():
+        run, simulated = simulate_into(ready, out)
     for notice in simulated.notices:
         typer.echo(notice, err=True)
     typer.echo(f"{run.id}: {run.path}", err=True)

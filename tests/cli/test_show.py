@@ -9,8 +9,8 @@ import pytest
 from rich.console import Console, RenderableType
 from rich.table import Table
 
-from lemix_hpc.cli.show import print_wide, render_report
-from lemix_hpc.launch.rundir import RunDir
+from lemix_hpc.cli.show import parts_of, print_wide, render_report
+from lemix_hpc.launch.rundir import RunDir, RunRecord
 from lemix_hpc.records.schema import RunFacts
 from lemix_hpc.records.writer import Recorder
 from lemix_hpc.report.build import build_report
@@ -57,8 +57,12 @@ def test_the_report_of_a_run_is_the_table_of_its_figures(tmp_path: Path) -> None
     recorder.facts(RunFacts("pack", "emulated", 3, 2, [5], 0.5, 10.0, 0))
     recorder.close()
     report = build_report(tmp_path)
-    assert printed(render_report(RunDir(tmp_path), report)) == printed(render(report))
-    assert printed(render_report(RunDir(tmp_path), report))[0] == "pack  emulated engine · 3 nodes x 2 stages · 10.0 s"
+    run = RunDir(tmp_path)
+    assert printed(render_report(run, report)) == [run.id, *printed(render(report))]
+    assert printed(render(report))[0] == "pack  emulated engine · 3 nodes x 2 stages · 10.0 s"
+    run.recipe.write_text("model: {path: /models/llama}\n")
+    run.write_record(RunRecord(run.id, "slurm", 1.0, ["lemix"], "login", "me", "0", 3, job="12"))
+    assert printed(render_report(run, report))[0] == f"{run.id}  /models/llama  job 12"
 
 
 def test_a_profiling_job_shows_how_well_its_times_hold(profiled: RunDir) -> None:
@@ -87,3 +91,17 @@ def test_a_table_is_as_wide_as_it_must_be(capsys: pytest.CaptureFixture[str], mo
     table.add_row(*["x" * 30] * 9)
     print_wide(table)
     assert capsys.readouterr().out.count("x" * 30) == 9
+
+
+def test_a_table_is_cut_between_its_columns_where_it_is_too_wide() -> None:
+    table = Table("rate", "policy", *(f"figure {number}" for number in range(12)))
+    for rate in (8, 16):
+        table.add_row(str(rate), "least-completion", *(f"{rate * number:,}" for number in range(12)), end_section=True)
+    parts = parts_of(table, ("rate", "policy"), 80)
+    drawn = [printed(part, 80) for part in parts]
+    assert len(parts) > 1 and all(len(line) <= 80 for lines in drawn for line in lines)
+    headings = [column.header for part in parts for column in part.columns if column.header not in ("rate", "policy")]
+    assert headings == [f"figure {number}" for number in range(12)], "each figure once, in order"
+    assert all([column.header for column in part.columns][:2] == ["rate", "policy"] for part in parts)
+    assert "176" in drawn[-1][-2 if drawn[-1][-1].startswith("└") else -1], "the rows go through all parts"
+    assert len(parts_of(table, ("rate", "policy"), 300)) == 1
