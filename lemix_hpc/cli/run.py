@@ -194,12 +194,12 @@ def _prepare(
 
 
 def _show_dry_run(recipe: Recipe, kind: ClusterKind, out: Path | None) -> None:
-    from lemix_hpc.config.load import resolved_yaml
+    from lemix_hpc.config.load import chosen_yaml
     from lemix_hpc.launch.place import check_place, runs_root
 
     check_place(recipe.name, out, for_slurm=kind == "slurm")
     run_dir = (out or runs_root() / f"{recipe.name}-DATE").absolute()
-    typer.echo(f"# recipe.yaml\n{resolved_yaml(recipe)}")
+    typer.echo(f"# recipe.yaml, without the defaults that are added to it\n{chosen_yaml(recipe)}")
     if recipe.engine.computes:
         from lemix_hpc.cli.plan import print_stages
 

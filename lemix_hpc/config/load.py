@@ -115,7 +115,16 @@ def _remove(data: Any, path: KeyPath) -> None:
 
 def resolved_yaml(recipe: Recipe) -> str:
     """The recipe with every default spelled out; `load_recipe` reads it back to an equal recipe."""
-    return yaml.dump(recipe.model_dump(mode="json"), Dumper=Dumper, sort_keys=False, width=120, allow_unicode=True)
+    return _yaml(recipe.model_dump(mode="json"))
+
+
+def chosen_yaml(recipe: Recipe) -> str:
+    """What of it is not the default: as long as what a person wrote; `load_recipe` reads it back to an equal recipe, too."""
+    return _yaml(recipe.model_dump(mode="json", exclude_defaults=True))
+
+
+def _yaml(data: dict[str, Any]) -> str:
+    return yaml.dump(data, Dumper=Dumper, sort_keys=False, width=120, allow_unicode=True)
 
 
 def _text(path: Path) -> str:

@@ -53,7 +53,8 @@ class Training(Section):
     share: Fraction | None = Field(
         default=None,
         description=(
-            "Training micro-batches / all tasks, below 1. Needs `serving.source`, without `serving.http`. Give "
+            "Training micro-batches / all tasks, below 1; they are trained as soon as there is room, and not "
+            "spread over the run. Needs `serving.source`, without `serving.http`. Give "
             "this or `micro_batches`; with neither, training lasts as long as serving."
         ),
     )

@@ -62,7 +62,7 @@ def test_sizes_are_checked_before_anything_starts(
 def test_dry_run_shows_recipe_and_command_and_starts_nothing(inside: Command, recipe: Path, tmp_path: Path) -> None:
     done = inside("run", recipe, "--cluster", "local", "--dry-run", "--set", "nodes.count=3")
     assert done.returncode == 0
-    assert "count: 3" in done.stdout
+    assert "count: 3" in done.stdout and "restarts" not in done.stdout, "defaults are left out"
     assert "mpiexec -n 9 " in done.stdout
     assert not (tmp_path / "runs").exists()
 

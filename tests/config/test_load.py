@@ -4,7 +4,8 @@ import pytest
 import yaml
 
 from lemix_hpc.config.errors import UserError
-from lemix_hpc.config.load import load_recipe, resolved_yaml
+from lemix_hpc.config.load import chosen_yaml, load_recipe, resolved_yaml
+from tests.conftest import REPOSITORY
 
 GOOD = """\
 name: toy
@@ -81,6 +82,16 @@ def test_resolved_recipe_reloads_to_an_equal_one(tmp_path: Path, name: str) -> N
     assert load_recipe(write(tmp_path, text)) == recipe
     assert yaml.safe_load(text)["name"] == name  # other readers see text too
     assert "max_batch_tokens: 4096" in text
+    assert load_recipe(write(tmp_path, chosen_yaml(recipe))) == recipe
+
+
+@pytest.mark.parametrize("path", sorted((REPOSITORY / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
+def test_what_is_chosen_of_a_recipe_reloads_to_an_equal_one(tmp_path: Path, path: Path) -> None:
+    recipe = load_recipe(path)
+    text = chosen_yaml(recipe)
+    (tmp_path / "chosen.yaml").write_text(text)
+    assert load_recipe(tmp_path / "chosen.yaml") == recipe
+    assert len(text.splitlines()) < 60 < len(resolved_yaml(recipe).splitlines())
 
 
 BROKEN = {
