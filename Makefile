@@ -13,9 +13,9 @@ DEVCLUSTER := slurm/devcluster/devcluster
 
 demo: $(STAMP)
 	$(BIN)/lemix run recipes/quickstart.yaml --cluster local
-	@echo "The same requests with one node for serving and one for training, in simulated time, with the stage times just measured"
-	@echo "(the first simulation after an installation compiles for a minute or two):"
-	$(BIN)/lemix replay quickstart --policy separate
+	@echo "What did sharing gain? The same requests with one node that serves and one that trains, in simulated time, with the"
+	@echo "stage times that were just measured:"
+	@$(BIN)/lemix replay quickstart --policy separate
 	@echo "Try next, with $(BIN) on your PATH (source $(BIN)/activate):"
 	@echo "  lemix report quickstart --html report.html    figures of this run, for a browser"
 	@echo "  lemix init recipe.yaml                        a recipe for your model, data and Slurm partition"

@@ -60,9 +60,12 @@ def replay(
     if as_json:
         typer.echo(json.dumps({"recorded": recorded, "same": same, "replayed": replayed}))
         return
-    columns = {f"run: {records.facts.policy}": recorded, "simulated": same}
+    columns, told = {"run": recorded, "simulated": same}, f"{records.facts.policy}, run and simulated"
     if simulated is not itself:
-        columns[f"simulated: {simulated.records.facts.policy}"] = replayed
+        other = simulated.records.facts.policy
+        columns["changed" if other == records.facts.policy else other] = replayed
+        told += f"; {other}, simulated; its change"
+    typer.echo(f"{found.id}\n{told}")
     _print(columns)
 
 

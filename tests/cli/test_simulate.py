@@ -2,7 +2,6 @@
 
 import csv
 import json
-import re
 from pathlib import Path
 
 import pytest
@@ -141,11 +140,12 @@ def test_the_same_policy_replays_a_simulated_run_as_it_was(inside: Command) -> N
 
 @pytest.mark.usefixtures("simulated")
 def test_a_replay_is_beside_the_run_and_the_same_in_simulated_time(inside: Command) -> None:
-    head, _, first, *_ = inside("replay", "one", "--policy", "pack").stdout.strip().splitlines()
-    assert re.split(r" {2,}", head.strip()) == ["run: least-completion", "simulated", "simulated: pack", "change"]
+    named, told, _, head, _, first, *_ = inside("replay", "one", "--policy", "pack").stdout.splitlines()
+    assert (named, told) == ("one", "least-completion, run and simulated; pack, simulated; its change")
+    assert head.split() == ["run", "simulated", "pack", "change"]
     assert first.split()[0] == "tasks/s" and first.split()[-1].endswith("%")
     own = inside("replay", "one", "--policy", "same").stdout.splitlines()
-    assert max(map(len, own)) <= 80 and own[1].split()[-2:] == ["simulated", "change"]
+    assert max(map(len, own)) <= 80 and own[3].split() == ["run", "simulated", "change"]
 
 
 @pytest.mark.usefixtures("simulated")
