@@ -13,6 +13,7 @@ from lemix_hpc.profiling.fitting import FittedStage, FittedTimes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
 
 SUFFIXES = (".png", ".pdf", ".svg")
 
@@ -56,6 +57,8 @@ def _draw_predictions(axes: Axes, name: str, fit: FittedTimes) -> None:
     ends = np.array([measured.min(), measured.max()])
     axes.plot(ends, ends, color="black", linewidth=0.8)
     axes.set(xscale="log", yscale="log", xlabel="measured, ms", ylabel="predicted without this point, ms")
+    for axis in (axes.xaxis, axes.yaxis):
+        _few_labels(axis)
     axes.set_title(f"{name}: {fit.chosen.name}".removeprefix(": "))
     axes.legend(fontsize="small")
 
@@ -68,6 +71,17 @@ def _draw_errors(axes: Axes, fit: FittedTimes) -> None:
         chosen = candidate is fit.chosen
         axes.plot(tokens, 100.0 * errors, "o" if chosen else ".", markersize=5, label=candidate.name)
     axes.set(xscale="log", xlabel="tokens of the batch", ylabel="relative error, %")
+    _few_labels(axes.xaxis)
     axes.set_yscale("symlog", linthresh=1.0)
     axes.set_ylim(bottom=0.0)
     axes.legend(fontsize="small", ncols=len(fit.candidates), loc="lower center", bbox_to_anchor=(0.5, 1.0))
+
+
+def _few_labels(axis: Axis) -> None:
+    """Of a logarithmic axis: matplotlib names each unit where there is less than a decade, one name over the other."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    low, high = axis.get_data_interval()
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high < 300 * low else (1.0,)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.12g}"))
+    axis.set_minor_formatter(NullFormatter())

@@ -161,6 +161,8 @@ class _Serving:
         }
         self._slo = {_factor(k): metrics.Within(k * facts.t0_s) for k in facts.slo_factors}
         self._limits = metrics.Attainment(facts.slo_ms)
+        self._slo_accepted = {_factor(k): metrics.Within(k * facts.t0_s) for k in facts.slo_factors}
+        self._limits_accepted = metrics.Attainment(facts.slo_ms)
         self._errors, self._first_errors, self._each_errors = metrics.Ordered(), Distribution(), Distribution()
 
     def add(self, task: ServedTask) -> None:
@@ -175,6 +177,10 @@ class _Serving:
         self._limits.add(task)
         for within in self._slo.values():
             within.add(task)
+        if task.outcome not in ("rejected", "aborted"):
+            self._limits_accepted.add(task)
+            for within in self._slo_accepted.values():
+                within.add(task)
         error = metrics.forecast_error(task, self._facts.t0_s)
         if error is not None:
             self._errors.add(task.arrival, error)
@@ -192,6 +198,10 @@ class _Serving:
             **{name: self.outcomes[name] for name in ("finished", "rejected", "lost", "aborted")},
             "slo": {factor: within.share for factor, within in self._slo.items()},
             "slo_ms": self._limits.shares(),
+            "accepted": {
+                "slo": {factor: within.share for factor, within in self._slo_accepted.items()},
+                "slo_ms": self._limits_accepted.shares(),
+            },
             **self._latencies.figures(),
             "nll": self._nll.mean,
         }

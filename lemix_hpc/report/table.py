@@ -90,12 +90,15 @@ def _serving(report: dict[str, Any]) -> list[tuple[str, RenderableType]]:
         misses.append(f" · {serving['aborted']} aborted")
     if serving["rejected"] or serving["lost"]:
         misses.stylize("red")
-    limits = [(f"in {factor} T0", share) for factor, share in serving["slo"].items()]
-    limits += [(f"within {name} limit", share) for name, share in serving["slo_ms"].items()]
-    met = [Text(f"{percent(share)} {limit}", _grade(share)) for limit, share in limits if share is not None]
+    met = _within(serving)
+    # Reports of earlier versions do not have it.
+    accepted = (
+        _within(serving["accepted"]) if serving["rejected"] + serving["aborted"] and "accepted" in serving else []
+    )
     rows: list[tuple[str, RenderableType]] = [
         ("requests", Text.assemble(f"{serving['finished']} finished of {serving['received']} · ", misses)),
         *([("SLO attainment", Text(" · ").join(met))] if met else []),
+        *([("of accepted ones", Text(" · ").join(accepted))] if accepted else []),
         *_classes(serving.get("classes", {})),
         ("T0", f"{number(report['t0_ms'])} ms"),
     ]
@@ -112,6 +115,13 @@ def _serving(report: dict[str, Any]) -> list[tuple[str, RenderableType]]:
         if error["mean"] is not None:
             rows.append((name, f"{number(error['mean'])} ms mean · {number(error['p95'])} ms p95"))
     return rows
+
+
+def _within(shares: dict[str, Any]) -> list[Text]:
+    """The shares of requests within each limit, those that are known."""
+    limits = [(f"in {factor} T0", share) for factor, share in shares["slo"].items()]
+    limits += [(f"within {name} limit", share) for name, share in shares["slo_ms"].items()]
+    return [Text(f"{percent(share)} {limit}", _grade(share)) for limit, share in limits if share is not None]
 
 
 def _classes(classes: dict[str, Any]) -> list[tuple[str, RenderableType]]:

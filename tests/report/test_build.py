@@ -26,6 +26,7 @@ def test_report_of_the_example(example_run: Path) -> None:
         "lost": 0,
         "aborted": 0,
         "slo": {"1": 0 / 4, "5": 2 / 4, "10": 3 / 4},
+        "accepted": {"slo": {"1": 0 / 3, "5": 2 / 3, "10": 3 / 3}, "slo_ms": {}},
         "response_ms": pytest.approx(
             {"mean": 5500 / 3, "p50": 1500, "p95": 1500 + 0.9 * 1500, "p99": 1500 + 0.98 * 1500}
         ),

@@ -24,6 +24,7 @@ def test_shows_figures_with_units(example_run: Path) -> None:
         "1 node x 2 stages",
         "3 finished of 4 · 1 rejected · 0 lost",
         "0.0 % in 1 T0 · 50.0 % in 5 T0 · 75.0 % in 10 T0",
+        "0.0 % in 1 T0 · 66.7 % in 5 T0 · 100.0 % in 10 T0",
         "1 finished of 1 · 1 step",
         "2.0000 nats/token",
         "40.0 tokens/s",
