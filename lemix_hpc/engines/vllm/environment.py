@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from importlib.util import find_spec
 from pathlib import Path
 from uuid import UUID
 
@@ -38,6 +39,11 @@ def prepare(sockets: Path | None = None) -> None:
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0")
+    # Stages hand activations on by MPI. NCCL between them would only take memory, and refuses two on one GPU.
+    os.environ.setdefault("VLLM_DISABLE_PYNCCL", "1")
+    if find_spec("flashinfer") is None:
+        # On GPUs vLLM takes it to be there, and asks for it when a stage begins; PyTorch chooses tokens as well.
+        os.environ.setdefault("VLLM_USE_FLASHINFER_SAMPLER", "0")
     for name in _DECIDED_HERE:
         if os.environ.pop(name, None) is not None:
             print(f"warning: {name} is set, and not used: the recipe's serving.http decides over that", flush=True)

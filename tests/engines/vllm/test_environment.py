@@ -1,4 +1,5 @@
 import os
+from importlib.util import find_spec
 
 import pytest
 
@@ -14,3 +15,16 @@ def test_what_decides_over_the_endpoint_is_not_vllms(
     assert not {"VLLM_API_KEY", "VLLM_SERVER_DEV_MODE"} & set(os.environ)
     told = capsys.readouterr().out
     assert "warning: VLLM_API_KEY is set, and not used" in told and "VLLM_SERVER_DEV_MODE" in told
+
+
+def test_stages_want_no_nccl_and_no_flashinfer_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("vllm")
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    for name in ("VLLM_DISABLE_PYNCCL", "VLLM_USE_FLASHINFER_SAMPLER"):
+        os.environ.pop(name, None)
+    prepare()
+    assert os.environ["VLLM_DISABLE_PYNCCL"] == "1"
+    assert ("VLLM_USE_FLASHINFER_SAMPLER" in os.environ) == (find_spec("flashinfer") is None)
+    os.environ["VLLM_DISABLE_PYNCCL"] = "0"
+    prepare()
+    assert os.environ["VLLM_DISABLE_PYNCCL"] == "0", "what the user sets stays"
