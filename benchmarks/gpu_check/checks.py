@@ -27,6 +27,8 @@ CHECKS = (
     Check(
         "two-stages", "two_stages", 150, "two stages on one device: losses and scores as on the CPU", after="cpu-run"
     ),
+    Check("vllm", "vllm_stages", 420, "the same with vLLM: losses, scores and tokens as on the CPU", after="cpu-run"),
+    Check("short-memory", "short_memory", 150, "stages short of memory move training to the host, and learn the same"),
     Check("pieces", "pieces", 60, "half layers of an 8B model: forward, backward, gaps between pieces"),
     Check("steps", "step_times", 60, "optimizer steps of an 8B model's stage: chunks, publication, memory"),
     Check("serving", "serving_beside", 60, "latency of serving beside training, by how training is paced"),

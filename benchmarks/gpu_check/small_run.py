@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +26,14 @@ MICRO_BATCHES_PER_STEP = 4
 REQUESTS = 80
 
 
+TORCH = {"kind": "torch", "max_batch_requests": 1}
+
+
 def recipe(device: str, dtype: str) -> dict[str, Any]:
     """One rank leads, two are stages; `device`: cpu or cuda."""
     return {
         "name": f"{device}-{dtype}",
+        "cluster": {"restarts": 0},
         "nodes": {"count": 1, "stages": 2},
         "model": {
             "config": {
@@ -37,13 +41,13 @@ def recipe(device: str, dtype: str) -> dict[str, Any]:
                 "hidden_size": 64,
                 "intermediate_size": 128,
                 "num_hidden_layers": 4,
-                "num_attention_heads": 4,
-                "num_key_value_heads": 2,
+                "num_attention_heads": 2,
+                "num_key_value_heads": 1,
                 "vocab_size": 257,
                 "max_position_embeddings": 512,
             }
         },
-        "engine": {"kind": "torch", "device": device, "dtype": dtype, "share_devices": True, "max_batch_requests": 1},
+        "engine": TORCH | {"device": device, "dtype": dtype, "share_devices": True},
         "serving": {
             "source": {"kind": "poisson", "rate": 25, "requests": REQUESTS, "lengths": "lmsys-chat"},
             "max_prompt_tokens": 64,
@@ -62,14 +66,13 @@ def recipe(device: str, dtype: str) -> dict[str, Any]:
     }
 
 
-def start(device: str, dtype: str, out: Path) -> subprocess.Popen[str]:
-    """Start it into the directory OUT/DEVICE-DTYPE."""
-    made = recipe(device, dtype)
+def start(made: dict[str, Any], out: Path, environment: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
+    """Start a run of this recipe into the directory OUT/NAME, with more variables of the environment."""
     path = out / f"{made['name']}.yaml"
     out.mkdir(parents=True, exist_ok=True)
     path.write_text(yaml.safe_dump(made), encoding="utf-8")
     command = [*LEMIX, "run", str(path), "--cluster", "local", "--json"]
-    variables = os.environ | {"XDG_STATE_HOME": str(out / "state"), "OMP_NUM_THREADS": "1"}
+    variables = os.environ | {"XDG_STATE_HOME": str(out / "state"), "OMP_NUM_THREADS": "1"} | dict(environment or {})
     return subprocess.Popen(
         [*command, "--out", str(out / made["name"])],
         stdout=subprocess.PIPE,
@@ -88,6 +91,13 @@ def finish(started: subprocess.Popen[str], run: Path) -> str:
     return output
 
 
+def report(run: Path) -> dict[str, Any]:
+    """Of `lemix report`."""
+    done = subprocess.run([*LEMIX, "report", str(run), "--json"], capture_output=True, text=True, check=True)
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
 def lines(run: Path, name: str) -> Iterator[dict[str, Any]]:
     with (run / name).open(encoding="utf-8") as file:
         yield from map(json.loads, file)
@@ -103,6 +113,12 @@ def scores(run: Path) -> dict[tuple[str, int], float]:
     """Of the requests, by id and the weight version that served them."""
     served = [task for task in lines(run, "tasks.jsonl") if task["kind"] == "serving"]
     return {(task["id"], task["versions"][0]): task["nll"] for task in served if task["outcome"] == "finished"}
+
+
+def outputs(run: Path) -> dict[str, list[int]]:
+    """The tokens that were generated for each request."""
+    served = [task for task in lines(run, "tasks.jsonl") if task["kind"] == "serving"]
+    return {task["id"]: task["output"] for task in served if task["outcome"] == "finished"}
 
 
 def misplaced_forwards(run: Path) -> list[dict[str, Any]]:

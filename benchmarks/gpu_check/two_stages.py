@@ -27,42 +27,42 @@ def check(device: str, report: Report) -> None:
     kind = "cuda" if on_gpu(device) else "cpu"
     known = out / "cpu-float32"
     if not (known / "tasks.jsonl").exists():
-        small_run.finish(small_run.start("cpu", "float32", out), known)
+        small_run.finish(small_run.start(small_run.recipe("cpu", "float32"), out), known)
     dtypes = list(CLOSE) if on_gpu(device) else ["bfloat16"]
-    started = {dtype: small_run.start(kind, dtype, out) for dtype in dtypes}
+    started = {dtype: small_run.start(small_run.recipe(kind, dtype), out) for dtype in dtypes}
     replayed = replay(load_recipe(known / "recipe.yaml"), wanted=small_run.scores(known))
     compare_scores("cpu", 1e-4, small_run.scores(known), replayed.scores, report)
     for dtype, process in started.items():
         run = out / f"{kind}-{dtype}"
         small_run.finish(process, run)
-        compare_losses(dtype, small_run.losses(known), small_run.losses(run), report)
-        misplaced = small_run.misplaced_forwards(run)
-        report.figure(f"{dtype}_forwards_under_other_weights", misplaced)
-        report.expect(
-            not misplaced, f"{dtype}: {len(misplaced)} forwards ran before or after another step than they should"
-        )
-        mixed = small_run.mixed_batches(run)
-        report.figure(f"{dtype}_mixed_batches", mixed)
-        report.expect(mixed == 0, f"{dtype}: {mixed} batches saw two weight versions")
-        report.figure(f"{dtype}_weights_served_as", small_run.last_checkpoint(run).manifest.dtype)
-        apart = furthest(small_run.kept_weights(known), small_run.kept_weights(run))
-        report.figure(f"{dtype}_weights_furthest_from_the_cpus", apart)
-        served = small_run.scores(run)
-        report.expect(len(served) == small_run.REQUESTS, f"{dtype}: {len(served)} requests were answered")
-        compare_scores(
-            dtype, CLOSE[dtype], served, replay(load_recipe(known / "recipe.yaml"), wanted=served).scores, report
-        )
+        compare_run(dtype, CLOSE[dtype], run, known, report)
 
 
-def compare_losses(name: str, known: list[float], found: list[float], report: Report) -> None:
+def compare_run(name: str, close: float, run: Path, known: Path, report: Report) -> None:
+    """A synchronous run that serves, with the run on the CPU. `close`: largest relative difference."""
+    compare_losses(name, close, small_run.losses(known), small_run.losses(run), report)
+    misplaced = small_run.misplaced_forwards(run)
+    report.figure(f"{name}_forwards_under_other_weights", misplaced)
+    report.expect(not misplaced, f"{name}: {len(misplaced)} forwards ran before or after another step than they should")
+    mixed = small_run.mixed_batches(run)
+    report.figure(f"{name}_mixed_batches", mixed)
+    report.expect(mixed == 0, f"{name}: {mixed} batches saw two weight versions")
+    report.figure(f"{name}_weights_served_as", small_run.last_checkpoint(run).manifest.dtype)
+    apart = furthest(small_run.kept_weights(known), small_run.kept_weights(run))
+    report.figure(f"{name}_weights_furthest_from_the_cpus", apart)
+    served = small_run.scores(run)
+    report.figure(f"{name}_versions_served", len({version for _, version in served}))
+    report.expect(len(served) == small_run.REQUESTS, f"{name}: {len(served)} requests were answered")
+    compare_scores(name, close, served, replay(load_recipe(known / "recipe.yaml"), wanted=served).scores, report)
+
+
+def compare_losses(name: str, close: float, known: list[float], found: list[float], report: Report) -> None:
     differences = [abs(a - b) / a for a, b in zip(known, found, strict=True)]
     report.figure(f"{name}_losses", found)
     report.figure(f"{name}_loss_differences", differences)
     worst = max(differences)
-    first = next((n for n, difference in enumerate(differences) if difference >= CLOSE[name]), None)
-    report.expect(
-        worst < CLOSE[name], f"{name}: a loss differs by {worst:.2g} from the CPU's, first micro-batch {first}"
-    )
+    first = next((n for n, difference in enumerate(differences) if difference >= close), None)
+    report.expect(worst < close, f"{name}: a loss differs by {worst:.2g} from the CPU's, first micro-batch {first}")
 
 
 def furthest(known: Mapping[str, torch.Tensor], found: Mapping[str, torch.Tensor]) -> dict[str, list[float]]:
