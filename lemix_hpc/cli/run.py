@@ -209,9 +209,10 @@ def _show_dry_run(recipe: Recipe, kind: ClusterKind, out: Path | None) -> None:
     else:
         import shlex
 
+        from lemix_hpc.launch.launcher import rank_command
         from lemix_hpc.launch.launchers import make_launcher
 
-        typer.echo(f"# command\n{shlex.join(make_launcher(recipe, kind, run_dir).command)}")
+        typer.echo(f"# command\n{shlex.join(make_launcher(recipe, kind, rank_command(run_dir)).command)}")
 
 
 def _show_job_script(recipe: Recipe, run_dir: Path) -> None:

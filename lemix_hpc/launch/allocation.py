@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import os
 import shutil
-from pathlib import Path
+from collections.abc import Sequence
 
 from lemix_hpc.config.errors import UserError
 from lemix_hpc.config.recipe import Recipe
-from lemix_hpc.launch.launcher import Launcher, rank_command
+from lemix_hpc.launch.launcher import Launcher
 from lemix_hpc.launch.local import root_environment
 
 
-def launcher(recipe: Recipe, run_dir: Path) -> Launcher:
+def launcher(recipe: Recipe, rank: Sequence[str]) -> Launcher:
     """srun in the allocation at hand. Raises UserError outside of one, and in one that is too small."""
     if "SLURM_JOB_ID" not in os.environ or shutil.which("srun") is None:
         raise UserError(
@@ -35,7 +35,7 @@ def launcher(recipe: Recipe, run_dir: Path) -> Launcher:
         f"--cpus-per-task={recipe.cores}",
         *mpi_options(recipe),
         *cluster.container,
-        *rank_command(str(run_dir)),
+        *rank,
     ]
     return Launcher(command, dict(os.environ) | root_environment())
 

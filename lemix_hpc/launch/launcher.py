@@ -1,9 +1,10 @@
-"""What starts all ranks of a run from here: one command, mpiexec or srun."""
+"""What starts all ranks from here: one command, mpiexec or srun."""
 
 from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -14,7 +15,7 @@ class Launcher:
     environment: dict[str, str]
 
 
-def rank_command(run_dir: str) -> list[str]:
-    """The command line of every rank, behind which its attempt may be named. `-m mpi4py` makes an exception in one rank end all
-    of them."""
-    return [sys.executable, "-u", "-m", "mpi4py", "-m", "lemix_hpc.launch.rank", run_dir]
+def rank_command(directory: Path, module: str = "lemix_hpc.launch.rank") -> list[str]:
+    """The command line of every rank: of a run, behind which its attempt may be named, or of another module. `-m mpi4py` makes
+    an exception in one rank end all of them."""
+    return [sys.executable, "-u", "-m", "mpi4py", "-m", module, str(directory)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Literal
 
 from lemix_hpc.config.recipe import Recipe
@@ -16,8 +16,8 @@ def world_size(recipe: Recipe) -> int:
     return Layout(recipe.nodes.count, recipe.nodes.stages).size
 
 
-def make_launcher(recipe: Recipe, cluster: Literal["local", "allocation"], run_dir: Path) -> Launcher:
-    """What starts all ranks from here. Raises UserError where that is not possible."""
+def make_launcher(recipe: Recipe, cluster: Literal["local", "allocation"], rank: Sequence[str]) -> Launcher:
+    """What starts all ranks from here, each with the command `rank`. Raises UserError where that is not possible."""
     if cluster == "allocation":
-        return allocation.launcher(recipe, run_dir)
-    return local.launcher(world_size(recipe), run_dir)
+        return allocation.launcher(recipe, rank)
+    return local.launcher(world_size(recipe), rank)

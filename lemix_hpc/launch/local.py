@@ -11,14 +11,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lemix_hpc.config.errors import UserError
-from lemix_hpc.launch.launcher import Launcher, rank_command
+from lemix_hpc.launch.launcher import Launcher
 
 _OF_A_JOB = re.compile(r"SLURM_|PMI_|PMIX_(?!MCA_)")
 
 
-def launcher(ranks: int, run_dir: Path) -> Launcher:
+def launcher(ranks: int, rank: Sequence[str]) -> Launcher:
     """mpiexec on this machine. Raises UserError if there is none."""
-    return Launcher(mpiexec_command(ranks, rank_command(str(run_dir))), environment())
+    return Launcher(mpiexec_command(ranks, rank), environment())
 
 
 def mpiexec_command(ranks: int, command: Sequence[str]) -> list[str]:

@@ -18,6 +18,7 @@ import msgspec
 from lemix_hpc import __version__
 from lemix_hpc.config.errors import UserError
 from lemix_hpc.config.recipe import Recipe
+from lemix_hpc.launch.launcher import rank_command
 from lemix_hpc.launch.launchers import make_launcher, world_size
 from lemix_hpc.launch.place import cannot_be_made
 from lemix_hpc.launch.process import start_time
@@ -68,7 +69,7 @@ def start(recipe: Recipe, cluster: ClusterKind, out: Path | None, *, renew: bool
     """
     if cluster != "slurm":
         # A missing MPI or allocation is told before there is a run directory.
-        make_launcher(recipe, cluster, Path())
+        make_launcher(recipe, cluster, [])
     run = create_run_dir(recipe, out, for_slurm=cluster == "slurm")
     try:
         # A job's supervisor may look for the record before this process comes to write it.
@@ -135,7 +136,7 @@ def submitted(recipe: Recipe, run: RunDir, job: str, *, renew: bool = False) -> 
 
 
 def _start_here(recipe: Recipe, cluster: Literal["local", "allocation"], run: RunDir) -> StartedRun:
-    make_launcher(recipe, cluster, run.path)
+    make_launcher(recipe, cluster, rank_command(run.path))
     process, started = _start_supervisor(run, cluster)
     job = os.environ["SLURM_JOB_ID"] if cluster == "allocation" else None
     return StartedRun(run, _record(run, recipe, cluster, job=job, pid=process.pid, pid_started=started), process)

@@ -21,6 +21,7 @@ from lemix_hpc.config.errors import UserError
 from lemix_hpc.config.load import load_recipe
 from lemix_hpc.launch import slurm_job
 from lemix_hpc.launch.endings import abandoned, fruitless, is_mistake, killed_by_slurm, settle
+from lemix_hpc.launch.launcher import rank_command
 from lemix_hpc.launch.launchers import make_launcher
 from lemix_hpc.launch.log_stream import keep_on_writing
 from lemix_hpc.launch.next_step import Next, Situation, decide
@@ -60,7 +61,9 @@ class Supervisor:
         self._where = where
         self._recipe = load_recipe(run.recipe)
         self._record = run.read_record()
-        self._launcher = make_launcher(self._recipe, "local" if where == "local" else "allocation", run.path)
+        self._launcher = make_launcher(
+            self._recipe, "local" if where == "local" else "allocation", rank_command(run.path)
+        )
         self._job = slurm_job.job_id() if where == "job" else None
         self._ranks: subprocess.Popen[bytes] | None = None
         self._terminated_at = math.inf

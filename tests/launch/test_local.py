@@ -13,6 +13,7 @@ from lemix_hpc.config.errors import UserError
 from lemix_hpc.config.recipe import Recipe
 from lemix_hpc.launch import local
 from lemix_hpc.launch.cancel import cancel
+from lemix_hpc.launch.launcher import rank_command
 from lemix_hpc.launch.process import is_alive, send_signal, start_time
 from lemix_hpc.launch.rundir import RunDir, create_run_dir
 from lemix_hpc.launch.start import start
@@ -119,7 +120,7 @@ def test_a_failing_rank_is_named_and_ends_all(recipe: Recipe, tmp_path: Path) ->
 @pytest.mark.mpi
 def test_a_wrong_number_of_ranks_is_told(recipe: Recipe) -> None:
     run = create_run_dir(recipe, None)
-    launcher = local.launcher(2, run.path)
+    launcher = local.launcher(2, rank_command(run.path))
     assert subprocess.run(launcher.command, env=launcher.environment, check=False, timeout=DEADLINE_S).returncode != 0
     told = run.last_attempt.failure.read_text()
     assert "the recipe needs 3 MPI ranks, 1 x (1 leader + 2 stages), and 2 were started" in told

@@ -10,6 +10,7 @@ from lemix_hpc.config.errors import UserError
 from lemix_hpc.config.recipe import Recipe
 from lemix_hpc.launch import allocation, slurm
 from lemix_hpc.launch.cancel import cancel, stop
+from lemix_hpc.launch.launcher import rank_command
 from lemix_hpc.launch.rundir import RunDir, create_run_dir
 from lemix_hpc.launch.slurm_job import how_it_ended
 from lemix_hpc.launch.start import StartedRun, choose_cluster, start
@@ -80,7 +81,7 @@ def test_ranks_beside_vllm_have_cores_for_its_threads(
     assert flags(script)["cpus-per-task"] == str(cores)
     assert f"export SRUN_CPUS_PER_TASK={cores}\n" in script
     monkeypatch.setenv("SLURM_JOB_ID", "1")
-    assert f"--cpus-per-task={cores}" in allocation.launcher(told, tmp_path).command
+    assert f"--cpus-per-task={cores}" in allocation.launcher(told, rank_command(tmp_path)).command
 
 
 @pytest.mark.usefixtures("fake_slurm")
@@ -105,7 +106,7 @@ def test_ranks_run_under_mpi4py_inside_the_container(
     told = with_cluster(
         recipe, container=["apptainer", "exec", "my image.sif"], srun_args=["--cpu-bind=cores"], mpi="pmi2"
     )
-    words = allocation.launcher(told, tmp_path).command
+    words = allocation.launcher(told, rank_command(tmp_path)).command
     assert words == [
         *("srun", "--nodes=1", "--ntasks=3", "--ntasks-per-node=3", "--cpus-per-task=1"),
         *("--mpi=pmi2", "--kill-on-bad-exit=1", "--distribution=block", "--cpu-bind=cores"),
