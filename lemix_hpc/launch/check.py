@@ -10,8 +10,9 @@ Verdict = Literal["ok", "warn", "fail"]
 
 @dataclass(frozen=True)
 class Check:
-    """What it means and, unless it is ok, what to do."""
+    """What it means and, unless it is ok, what to do. `settings`: what to put into the recipe, as `--set` takes it."""
 
     name: str
     verdict: Verdict
     text: str
+    settings: tuple[str, ...] = ()

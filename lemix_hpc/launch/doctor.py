@@ -8,7 +8,7 @@ import secrets
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -21,6 +21,8 @@ from lemix_hpc.launch.check import Check
 from lemix_hpc.launch.local import environment, mpiexec_command
 from lemix_hpc.launch.place import runs_root
 from lemix_hpc.launch.preflight import preflight
+from lemix_hpc.launch.probe_checks import probe_checks
+from lemix_hpc.launch.probe_job import probe
 from lemix_hpc.launch.start import choose_cluster, slurm_answers
 from lemix_hpc.launch.survival_checks import parse_config, parse_partition, survival_checks
 from lemix_hpc.launch.visibility import prove
@@ -33,20 +35,30 @@ _TWO_RANKS = (
 )
 
 
-def checks(recipe_path: Path | None) -> Iterator[Check]:
-    """All checks, each as it is done; with a recipe also what that needs."""
+def checks(
+    recipe_path: Path | None, overrides: Sequence[str] = (), in_job: Callable[[str], None] | None = None
+) -> Iterator[Check]:
+    """All checks, each as it is done; with a recipe also what that needs. `in_job`: also start its ranks as a run would, and
+    let this hear what they wait for.
+
+    Raises UserError if those cannot be started from here.
+    """
     slurm = slurm_answers()
     yield _python()
     yield from _packages()
     yield _mpi(needed=not slurm)
     yield device_checks.here(_call)
     yield _run_directory()
-    cluster = Cluster()
+    recipe = None
     if recipe_path is not None:
-        check, recipe = _recipe(recipe_path)
+        check, recipe = _recipe(recipe_path, overrides)
         yield check
-        cluster = recipe.cluster if recipe is not None else cluster
+    cluster = Cluster() if recipe is None else recipe.cluster
     yield from _slurm_checks(cluster) if slurm else _no_slurm()
+    if in_job is None:
+        yield from device_checks.in_job(cluster, _where(cluster), _call) if slurm else ()
+    elif recipe is not None:
+        yield from probe_checks(probe(recipe, choose_cluster(cluster.kind), in_job), recipe)
 
 
 def _python() -> Check:
@@ -110,9 +122,9 @@ def _run_directory() -> Check:
     return Check("run directory", "ok", f"{root} is writable")
 
 
-def _recipe(path: Path) -> tuple[Check, Recipe | None]:
+def _recipe(path: Path, overrides: Sequence[str]) -> tuple[Check, Recipe | None]:
     try:
-        loaded = read_recipe(path)
+        loaded = read_recipe(path, overrides)
         notices = preflight(loaded, choose_cluster(loaded.recipe.cluster.kind))
     except UserError as error:
         return Check("recipe", "fail", str(error)), None
@@ -151,7 +163,6 @@ def _slurm_checks(cluster: Cluster) -> Iterator[Check]:
     partition = parse_partition(_call(["scontrol", "--oneliner", "show", "partition"]).stdout, cluster.partition)
     yield from survival_checks(config, partition, requeue=cluster.requeue)
     yield _shared(cluster)
-    yield from device_checks.in_job(cluster, _where(cluster), _call)
 
 
 def _where(cluster: Cluster) -> list[str]:

@@ -9,7 +9,7 @@ import shlex
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,18 +71,32 @@ def submit_array(recipe: Recipe, runs: Sequence[RunDir], folder: Path, after: st
             key: value for key, value in executor.parameters["additional_parameters"].items() if key != "dependency"
         }
         executor.update_parameters(dependency=f"afterany:{after}", additional_parameters=others)
-    try:
-        # submitit prints what sbatch says of a refused job, and raises it as well.
-        with contextlib.redirect_stderr(io.StringIO()), executor.batch():
-            jobs = [executor.submit(supervise, str(run.path)) for run in runs]
-    except (FailedJobError, FailedSubmissionError) as error:
-        said = _sbatch_reason(error)
-        told = f"sbatch refused the job: {said}; `--dry-run` shows the script"
-        raise UserError(f"{told}\n{hint[:1].upper()}{hint[1:]}" if (hint := way_out(said)) else told) from error
+    jobs = _send(executor, supervise, [run.path for run in runs])
     for job, run in zip(jobs, runs, strict=True):
         script = Path(job.paths.submission_file)
         run.job_script.write_text(script.read_text(encoding="utf-8"), encoding="utf-8")
     return [str(job.job_id) for job in jobs]
+
+
+def submit_other(recipe: Recipe, batch_step: Callable[[str], None], directory: Path) -> str:
+    """Submit a job like those of a run, which calls another function with a directory; submitit's files are there, too.
+
+    Returns the job id. Raises UserError with sbatch's reason if Slurm refuses the job.
+    """
+    return str(_send(_executor(recipe, directory / "submitit"), batch_step, [directory])[0].job_id)
+
+
+def _send(
+    executor: SupervisorExecutor, batch_step: Callable[[str], None], directories: Sequence[Path]
+) -> list[submitit.Job[None]]:
+    try:
+        # submitit prints what sbatch says of a refused job, and raises it as well.
+        with contextlib.redirect_stderr(io.StringIO()), executor.batch():
+            return [executor.submit(batch_step, str(directory)) for directory in directories]
+    except (FailedJobError, FailedSubmissionError) as error:
+        said = _sbatch_reason(error)
+        told = f"sbatch refused the job: {said}; `--dry-run` shows the script"
+        raise UserError(f"{told}\n{hint[:1].upper()}{hint[1:]}" if (hint := way_out(said)) else told) from error
 
 
 def same_request(one: Recipe, other: Recipe) -> bool:

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -46,3 +47,37 @@ def test_what_is_broken_is_told_with_exit_code_1(lemix: Command, tmp_path: Path,
     assert found["recipe"] == ("fail", "bad.yaml:1: nodes.count: expected greater than 0, found 0")
     assert found["run directory"][0] == "fail"
     assert found["run directory"][1].endswith("Not a directory; set LEMIX_RUNS to a writable directory")
+
+
+@pytest.mark.mpi
+def test_ranks_are_started_as_a_run_would_and_try_their_place(
+    lemix: Command, recipe: Path, without_slurm: dict[str, str], tmp_path: Path
+) -> None:
+    runs = tmp_path / "runs"
+    done = lemix("doctor", recipe, "--in-job", "--json", **without_slurm, LEMIX_RUNS=str(runs))
+    found = findings(done)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.fullmatch(r"\d ranks on 1 host met", found["ranks"][1])
+    assert found["software in a job"][1].startswith("Python 3.")
+    assert "one way" in found["messages within a host"][1]
+    assert "seen on all hosts" in found["run directory in a job"][1]
+    assert list(runs.iterdir()) == []
+
+
+@pytest.mark.mpi
+def test_ranks_that_cannot_begin_are_told_with_what_they_said(
+    lemix: Command, recipe: Path, without_slurm: dict[str, str], tmp_path: Path
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        "import sys\nif 'lemix_hpc.probe' in sys.orig_argv: sys.exit('not here')\n"
+    )
+    path = os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")]))
+    done = lemix("doctor", recipe, "--in-job", "--json", **without_slurm, PYTHONPATH=path)
+    assert done.returncode == 1
+    verdict, text = findings(done)["ranks"]
+    assert verdict == "fail" and text.startswith("they did not start: ") and "not here" in text
+
+
+def test_a_job_is_for_a_recipe(lemix: Command) -> None:
+    done = lemix("doctor", "--in-job")
+    assert done.returncode == 2 and "--in-job: give a recipe" in done.stderr

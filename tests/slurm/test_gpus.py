@@ -1,5 +1,7 @@
 """How GPUs are asked for, on a cluster that counts some."""
 
+import json
+import re
 from pathlib import Path
 
 import pytest
@@ -40,6 +42,20 @@ def test_slurm_takes_each_way_of_asking_and_ranks_see_what_they_should(
     until("ranks", lambda: all(path.exists() for path in ranks))
     client.run("cancel", out)
     assert [path.read_text().strip() for path in ranks] == STYLES[style]
+
+
+def test_the_doctor_goes_where_a_run_would(client: Client) -> None:
+    """Two hosts of the cluster, and GPUs that are counted but not there: the torch of the tests sees none."""
+    settings = ("nodes.count=2", "nodes.stages=1", "cluster.gpus_per_node=1", "cluster.kind=slurm")
+    recipe = str(REPOSITORY / "recipes" / "tiny-cpu.yaml")
+    command = ["doctor", recipe, "--in-job", "--json", *(word for each in settings for word in ("--set", each))]
+    doctor = client.start(*command, "--set", "engine.device=auto", "--set", "training.across_nodes=average")
+    said, progress = doctor.communicate(timeout=PATIENCE_S)
+    found = {check["name"]: (check["verdict"], check["text"]) for check in json.loads(said)}
+    assert found["ranks"] == ("ok", "4 ranks on 2 hosts met"), progress
+    assert found["devices in a job"][0] == "fail" and "sees no GPU" in found["devices in a job"][1]
+    assert found["messages between hosts"][0] in ("ok", "warn") and found["run directory in a job"][0] in ("ok", "warn")
+    assert doctor.returncode == 1 and re.search(r"job \d+ is (PENDING|RUNNING)", progress)
 
 
 def test_more_gpus_than_a_host_has_are_refused(client: Client) -> None:

@@ -58,21 +58,28 @@ def take(device: torch.device) -> None:
         torch.cuda.set_stream(stream)
 
 
+def cores_near(device: torch.device) -> set[int]:
+    """Those on the NUMA node of a GPU; none where Linux does not tell."""
+    listed = PCI_DEVICES / _address(device) / "local_cpulist"
+    return cores_in(listed.read_text(encoding="ascii")) if listed.exists() else set()
+
+
 def _stay_near(device: torch.device) -> None:
     """Leave out those of this rank's cores that are on another NUMA node than its GPU: pinned memory would be there, too."""
-    found: Any = torch.cuda.get_device_properties(device)
-    address = f"{found.pci_domain_id:04x}:{found.pci_bus_id:02x}:{found.pci_device_id:02x}.0"
-    listed = PCI_DEVICES / address / "local_cpulist"
-    near = cores_in(listed.read_text(encoding="ascii")) if listed.exists() else set()
-    allowed = os.sched_getaffinity(0)
+    near, allowed = cores_near(device), os.sched_getaffinity(0)
     if near & allowed:
         os.sched_setaffinity(0, near & allowed)
     elif near:
         print(
-            f"warning: none of this rank's cores ({_short(allowed)}) is near its GPU {address} ({_short(near)}); let Slurm "
-            "choose them by cluster.sbatch: {gres-flags: enforce-binding}",
+            f"warning: none of this rank's cores ({_short(allowed)}) is near its GPU {_address(device)} ({_short(near)}); let "
+            "Slurm choose them by cluster.sbatch: {gres-flags: enforce-binding}",
             flush=True,
         )
+
+
+def _address(device: torch.device) -> str:
+    found: Any = torch.cuda.get_device_properties(device)
+    return f"{found.pci_domain_id:04x}:{found.pci_bus_id:02x}:{found.pci_device_id:02x}.0"
 
 
 def cores_in(listed: str) -> set[int]:
