@@ -200,8 +200,8 @@ class StageEngine(Protocol):
     def seal(self, group: int, tied: Payload | None) -> GroupGradient:
         """End a group: all its backwards ran here. Its gradient is set aside; the next group may start its backwards.
 
-        `tied` is what `seal` returned on the stage after this one. The last stage returns its part of the gradient of tied
-        weights (not in the norm), inner stages hand it on, the first adds its own, counts the sum in the norm and returns it.
+        The last stage returns its part of the gradient of tied weights, which is not in its norm. The first one is given that
+        as `tied`, adds its own, counts the sum in its norm and returns it.
         Raises ValueError if weights are tied and the first stage gets no `tied`.
         """
         ...
@@ -287,7 +287,7 @@ class StageEngine(Protocol):
         ...
 
     def sample_tied(self) -> Payload | None:
-        """A made-up gradient of the tied weights, as the stage after this one would send it; None where nothing is shared."""
+        """A made-up gradient of the tied weights, as the last stage would send it; None where nothing is shared."""
         ...
 
     def buffer(self, nbytes: int) -> Any:

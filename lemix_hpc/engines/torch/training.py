@@ -166,7 +166,7 @@ class StageTraining:
     def _seal(self, group: int, tied: Payload | None) -> GroupGradient:
         shared = self._module.shared_embedding
         if shared is None:
-            return GroupGradient(self._gradients.square_norm(group), tied)
+            return GroupGradient(self._gradients.square_norm(group))
         own = self._gradients.of(group, shared)
         if self._module.last:
             return GroupGradient(self._gradients.square_norm(group, without=shared), self._wire.payload(own))

@@ -61,14 +61,20 @@ class StageLinks:
         if not self.place.last:
             self._to_stage(self.place.node, self.place.stage + 1, message, payload)
 
-    def behind(self, message: m.AnyMessage, payload: Payload | None = None) -> None:
-        """To all stages behind this one, each at once: none waits until those before it have had a look."""
-        for stage in range(self.place.stage + 1, self.place.layout.stages):
-            self._to_stage(self.place.node, stage, message, payload)
+    def behind(self, message: m.AnyMessage, to_last: Payload | None = None) -> None:
+        """To all stages behind this one, each at once: none waits until those before it have had a look. `to_last` goes to the
+        last one alone."""
+        last = self.place.layout.stages - 1
+        for stage in range(self.place.stage + 1, last + 1):
+            self._to_stage(self.place.node, stage, message, to_last if stage == last else None)
 
     def up(self, message: m.AnyMessage, payload: Payload | None = None) -> None:
         """To the stage before."""
         self._to_stage(self.place.node, self.place.stage - 1, message, payload)
+
+    def to_first(self, message: m.AnyMessage, payload: Payload) -> None:
+        """To the node's first stage."""
+        self._to_stage(self.place.node, 0, message, payload)
 
     def across(self, node: int, message: m.AnyMessage, payload: Payload | None = None) -> None:
         """To the same stage of another node."""

@@ -41,7 +41,8 @@ class Passes:
         self._engine = engine
         self._updates = updates
         self._now = now
-        self._sealed_behind: dict[int, tuple[float, Payload | None]] = {}
+        self._sealed_behind: dict[int, m.Sealed] = {}
+        self._tied: dict[int, Payload] = {}
         self._whole: set[int] = set()
         self._on_group_done = on_group_done
 
@@ -130,23 +131,34 @@ class Passes:
         """Whether a group has ended here, and the stages behind have not said yet that it has there."""
         return bool(self._whole)
 
-    def sealed_behind(self, message: m.Sealed, tied: Payload | None) -> None:
-        """The stage after this one has all gradients of a group."""
-        self._sealed_behind[message.group] = (message.square_norm, tied)
+    def sealed_behind(self, message: m.Sealed) -> None:
+        """The stages behind this one have all gradients of a group."""
+        self._sealed_behind[message.group] = message
         self._seal(message.group)
+
+    def tied_arrived(self, group: int, gradient: Payload | None) -> None:
+        """On the first stage: the last one's gradient of the weights that both have."""
+        assert gradient is not None, "it is what the message is for"
+        self._tied[group] = gradient
+        self._seal(group)
 
     def _seal(self, group: int) -> None:
         """Set a group's gradient aside once it is whole here and behind; the first stage then decides to step."""
-        if group not in self._whole or not (self._place.last or group in self._sealed_behind):
+        behind = m.Sealed(group, 0.0) if self._place.last else self._sealed_behind.get(group)
+        if group not in self._whole or behind is None:
+            return
+        if self._place.first and behind.tied and group not in self._tied:
             return
         self._whole.discard(group)
-        behind, tied = self._sealed_behind.pop(group, (0.0, None))
-        gradient = self._engine.seal(group, tied)
-        square_norm = behind + gradient.square_norm
+        self._sealed_behind.pop(group, None)
+        gradient = self._engine.seal(group, self._tied.pop(group, None))
+        square_norm = behind.square_norm + gradient.square_norm
         if self._place.first:
             self._updates.step(group, math.sqrt(square_norm), gradient.tied)
-        else:
-            self._links.up(m.Sealed(group, square_norm), gradient.tied)
+            return
+        if gradient.tied is not None:
+            self._links.to_first(m.TiedGradient(group), gradient.tied)
+        self._links.up(m.Sealed(group, square_norm, behind.tied or gradient.tied is not None))
 
     def forget(self, message: m.Forget) -> None:
         """Requests are over on all stages."""

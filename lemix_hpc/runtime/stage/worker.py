@@ -179,7 +179,9 @@ class StageWorker:
             case m.Backward(micro_batch):
                 self._passes.groups.gradient_arrived(micro_batch, mail.payload, self._clock.now())
             case m.Sealed() as sealed:
-                self._passes.sealed_behind(sealed, mail.payload)
+                self._passes.sealed_behind(sealed)
+            case m.TiedGradient(group):
+                self._passes.tied_arrived(group, mail.payload)
             case m.Commit() as commit:
                 # Without a flush between steps, training is stale by nature, and keeps no batch behind the update waiting.
                 self._queue.add_update(Arrived(commit, None, self._clock.now()), before_training=not self._rules.sync)

@@ -171,14 +171,22 @@ class Backward(msgspec.Struct, frozen=True, array_like=True, tag=True):
 
 
 class Sealed(msgspec.Struct, frozen=True, array_like=True, tag=True):
-    """Stage to previous stage, with the gradient of tied weights if any: a group is done here."""
+    """Stage to previous stage: a group is done here and behind. `tied`: the first stage gets a TiedGradient of it."""
 
     group: int
     square_norm: float
+    tied: bool = False
+
+
+class TiedGradient(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """Last stage to the first one, with its gradient of the weights that both have, past the stages between."""
+
+    group: int
 
 
 class Prepare(msgspec.Struct, frozen=True, array_like=True, tag=True):
-    """First stage to all behind, with the gradient of tied weights if any: work out the step of `group`, to be `version`."""
+    """First stage to all behind, to the last one with the gradient of tied weights if any: work out the step of `group`, to be
+    `version`."""
 
     version: int
     group: int
@@ -438,6 +446,7 @@ AnyMessage = (
     | Forward
     | Backward
     | Sealed
+    | TiedGradient
     | Prepare
     | Prepared
     | Commit
