@@ -10,6 +10,12 @@ ENOUGH = 4
 """In flight for each stage where lengths differ: with more of them stages are no busier (docs/policy-study.md)."""
 
 
+def useful_in_flight(recipe: Recipe) -> int:
+    """How many keep stages busy, of those that may be in flight: one for each stage where all are equally long."""
+    training = recipe.training
+    return recipe.nodes.stages if training is None or training.lengths is None else planned_in_flight(recipe)
+
+
 def planned_in_flight(recipe: Recipe) -> int:
     """What the recipe gives, or else what is worth its memory, and at least one for each stage.
 

@@ -47,7 +47,8 @@ class SimulationConfig(NamedTuple):
     `offload_rate`: bytes per second, 0 where nothing can be offloaded; `paced`: batches wait until `pace` makes them due;
     `between`: from what a stage has to do until it does that, at least [s], for example messages. `batch_share`: of the time
     that interactive requests leave where decode is paced, for batch requests. `in_flight`: micro-batches of a node between the
-    first stage's forward and its backward, at most."""
+    first stage's forward and its backward, at most, of which `useful_in_flight` keep stages busy. `max_hold`: how long requests
+    may keep training from the memory that it waits for [s]."""
 
     nodes: int
     stages: int
@@ -75,6 +76,8 @@ class SimulationConfig(NamedTuple):
     between: float = 0.0
     batch_share: float = 0.0
     in_flight: int = 1
+    max_hold: float = 0.0
+    useful_in_flight: int = 1
 
 
 @by_reference

@@ -8,7 +8,7 @@ from lemix_hpc.config.recipe import Recipe
 from lemix_hpc.policy.latency_tables import Times, make_times
 from lemix_hpc.policy.pacing import AS_SOON_AS_POSSIBLE, Pace
 from lemix_hpc.profiling.hardware import Hardware
-from lemix_hpc.run_setup.in_flight import planned_in_flight
+from lemix_hpc.run_setup.in_flight import planned_in_flight, useful_in_flight
 from lemix_hpc.run_setup.memory_limits import is_limited, offloads
 from lemix_hpc.run_setup.scheduler_setup import split
 from lemix_hpc.simulator.cluster_state import SimulationConfig
@@ -59,4 +59,6 @@ def make_config(
         between=recipe.simulate.between_passes_ms / 1e3,
         batch_share=recipe.policy.batch_share,
         in_flight=planned_in_flight(recipe),
+        max_hold=recipe.policy.max_hold_s if recipe.policy.serving_first else 0.0,
+        useful_in_flight=useful_in_flight(recipe),
     )

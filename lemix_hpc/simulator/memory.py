@@ -20,6 +20,10 @@ from lemix_hpc.simulator.pacing import note_gone
 from lemix_hpc.simulator.request_queues import is_batch, wait
 
 decide = compiled(policy.decide)
+yields = compiled(policy.yields)
+moves_for_training = compiled(policy.moves_for_training)
+waits_for_training = compiled(policy.waits_for_training)
+patience_of_training = compiled(policy.patience_of_training)
 spare_time = compiled(policy.spare_time)
 
 SERVING, TRAINING = range(2)
@@ -41,7 +45,28 @@ def claim_cache(cluster: ClusterState, config: SimulationConfig, node: int, requ
     """Room for a request's next pass: whether it is there. If not, others make room once it has waited long enough."""
     if cluster.requests[request].output == 0:
         return True
+    claim, now = cluster.memory.claims[2 * node + SERVING], cluster.run[0].now
+    training = cluster.memory.claims[2 * node + TRAINING].since
+    if waits_for_training(training, claim.since, _patience(cluster, config, node), now):
+        claim.since = min(claim.since, now)
+        return False
     return _claim(cluster, config, node, SERVING, request, cluster.requests[request].length)
+
+
+@compiled
+def _patience(cluster: ClusterState, config: SimulationConfig, node: int) -> float:
+    """How long a micro-batch waits before it takes caches away [s]."""
+    seconds: float = patience_of_training(
+        config.max_wait, config.max_hold, _in_flight(cluster, config, node), config.gpipe
+    )
+    return seconds
+
+
+@compiled
+def _in_flight(cluster: ClusterState, config: SimulationConfig, node: int) -> int:
+    """Micro-batches of a node that have memory on its first stage."""
+    number: int = cluster.stages[node * config.stages].between
+    return number
 
 
 @compiled
@@ -63,9 +88,15 @@ def claim_activations(cluster: ClusterState, config: SimulationConfig, node: int
         return
     number = cluster.queues[3 * node * config.stages + FORWARDS].head
     tokens = config.rows * cluster.lengths[number]
+    claim, since = cluster.memory.claims[2 * node + TRAINING], cluster.memory.claims[2 * node + SERVING].since
+    if yields(claim.since, since, _in_flight(cluster, config, node), config.gpipe):
+        claim.since = min(claim.since, cluster.run[0].now)
+        return
     if not _claim(cluster, config, node, TRAINING, NONE, tokens):
         return
-    cluster.memory.claims[2 * node + TRAINING].asked = False
+    claim.asked = False
+    if since < math.inf:
+        touch(cluster, node)  # requests may have waited for this one
     for stage in range(config.stages):
         room = cluster.memory.stages[node * config.stages + stage]
         room.activations += tokens * room.activation_bytes
@@ -100,7 +131,11 @@ def _claim(cluster: ClusterState, config: SimulationConfig, node: int, kind: int
     """Look after a claim on all stages of a node; `request`: the one that claims and is no victim, NONE for training."""
     memory, now = cluster.memory, cluster.run[0].now
     claim = memory.claims[2 * node + kind]
-    deadline = min(claim.since, now) + config.max_wait
+    moves_from = min(claim.since, now) + config.max_wait
+    preempts_from, moves = moves_from, config.offload_rate > 0.0
+    if kind == TRAINING:
+        preempts_from = min(claim.since, now) + _patience(cluster, config, node)
+        moves &= moves_for_training(_in_flight(cluster, config, node), config.useful_in_flight, config.gpipe)
     granted, stage = True, 0
     while stage < config.stages:
         at = node * config.stages + stage
@@ -113,8 +148,9 @@ def _claim(cluster: ClusterState, config: SimulationConfig, node: int, kind: int
             victim = _most_spare(cluster, config, node, request)
             cache = 0 if victim == NONE else cluster.requests[victim].held * room.cache_bytes
             leaving = won(cluster, config, at, False)
-            movable = won(cluster, config, at, config.offload_rate > 0.0)
-        todo = decide(room.limit - taken, need, taken - own, leaving, movable, cache, now, deadline)
+            movable = won(cluster, config, at, moves)
+        free = room.limit - taken
+        todo = decide(free, need, taken - own, leaving, movable, cache, now, moves_from, preempts_from)
         if todo == OFFLOAD:
             offload(cluster, config, at)
         elif todo == PREEMPT:
@@ -179,9 +215,12 @@ def _preempt(cluster: ClusterState, config: SimulationConfig, node: int, request
 @compiled
 def next_wake(cluster: ClusterState, config: SimulationConfig, node: int) -> float:
     """When the node has to look again, should nothing end there before: a way or the patience of a claim ends."""
-    now, time = cluster.run[0].now, math.inf
-    for kind in (SERVING, TRAINING):
-        deadline = cluster.memory.claims[2 * node + kind].since + config.max_wait
+    now, time, patience = cluster.run[0].now, math.inf, _patience(cluster, config, node)
+    serving, training = (
+        cluster.memory.claims[2 * node + SERVING].since,
+        cluster.memory.claims[2 * node + TRAINING].since,
+    )
+    for deadline in (serving + config.max_wait, training + config.max_wait, training + patience):
         if deadline > now:
             time = min(time, deadline)
     return min(time, next_way(cluster, config, node))

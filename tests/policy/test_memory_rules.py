@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,10 +15,17 @@ from lemix_hpc.policy.memory_rules import (
     WAIT,
     decide,
     micro_batches_needed,
+    moves_for_training,
+    patience_of_training,
     room,
     spare_time,
+    waits_for_training,
     won_by_offloading,
+    yields,
 )
+
+NOBODY = math.inf
+"""Since when nobody waits."""
 
 
 @pytest.mark.parametrize(
@@ -26,18 +35,58 @@ from lemix_hpc.policy.memory_rules import (
         (11, 0, 5, 5, 0.9, WAIT),
         (11, 0, 5, 5, 1.0, OFFLOAD),
         (11, 1, 5, 5, 1.0, WAIT),
-        (16, 0, 5, 5, 1.0, PREEMPT),
-        (16, 0, 5, 0, 1.0, WAIT),
+        (16, 0, 5, 5, 2.9, WAIT),
+        (16, 0, 5, 5, 3.0, PREEMPT),
+        (16, 0, 5, 0, 3.0, WAIT),
     ],
 )
-def test_a_task_waits_until_its_deadline_then_training_makes_room_then_caches(
+def test_a_task_waits_then_training_makes_room_then_caches(
     need: int, won: int, to_be_won: int, preemptible: int, now: float, expected: int
 ) -> None:
-    assert decide(10, need, 5, won, to_be_won, preemptible, now, 1.0) == expected
+    assert decide(10, need, 5, won, to_be_won, preemptible, now, 1.0, 3.0) == expected
+
+
+@pytest.mark.parametrize(
+    ("training", "serving", "in_flight", "gpipe", "expected"),
+    [
+        (NOBODY, NOBODY, 2, False, False),
+        (NOBODY, 1.0, 2, False, True),
+        (2.0, 1.0, 0, False, True),
+        (1.0, 2.0, 2, False, False),
+        (2.0, 1.0, 0, True, True),
+        (2.0, 1.0, 1, True, False),
+    ],
+)
+def test_no_micro_batch_goes_before_a_request_that_waited_first_unless_a_group_needs_it_to_end(
+    training: float, serving: float, in_flight: int, gpipe: bool, expected: bool
+) -> None:
+    assert yields(training, serving, in_flight, gpipe) == expected
+
+
+@given(st.floats(0, 9), st.floats(0, 9), st.integers(0, 3), st.booleans(), st.floats(0, 9), st.floats(0, 99))
+def test_requests_and_training_never_wait_for_each_other(
+    training: float, serving: float, in_flight: int, gpipe: bool, patience: float, now: float
+) -> None:
+    assert not (yields(training, serving, in_flight, gpipe) and waits_for_training(training, serving, patience, now))
+
+
+def test_requests_wait_for_training_that_has_stood_still_for_long() -> None:
+    assert patience_of_training(1.0, 10.0, 0, False) == patience_of_training(1.0, 10.0, 0, True) == 10.0
+    assert patience_of_training(1.0, 0.0, 0, False) == 1.0
+    assert patience_of_training(1.0, 10.0, 2, False) == math.inf, "what is in flight ends and gives its memory back"
+    assert patience_of_training(1.0, 10.0, 2, True) == 1.0, "nothing in flight ends without it"
+    assert not waits_for_training(0.0, NOBODY, 10.0, 9.9)
+    assert waits_for_training(0.0, NOBODY, 10.0, 10.0)
+    assert not waits_for_training(NOBODY, NOBODY, 10.0, 99.0)
+
+
+def test_activations_move_for_as_many_as_keep_stages_busy() -> None:
+    assert moves_for_training(1, 2, False) and not moves_for_training(2, 2, False)
+    assert moves_for_training(2, 2, True)
 
 
 def test_what_nobody_could_make_room_for_runs_all_the_same() -> None:
-    assert decide(10, 11, 0, 0, 0, 0, 0.0, 1.0) == RUN
+    assert decide(10, 11, 0, 0, 0, 0, 0.0, 1.0, 1.0) == RUN
 
 
 def test_room_is_what_is_left_of_the_part_of_the_capacity_that_may_be_filled() -> None:

@@ -110,11 +110,25 @@ class Node:
                 self.trained |= {s.tasks[0] for s in spans if s.kind == "backward" and s.stage == 0 and s.complete}
 
 
+def limits_of(room: StageRoom, *, max_wait: float, gpipe: bool, useful_in_flight: int) -> NodeMemoryLimits:
+    """Of two stages with this room each."""
+    return NodeMemoryLimits(
+        2,
+        (room, room),
+        lambda *_: room,
+        max_wait,
+        offloads=True,
+        max_hold=10 * max_wait,
+        gpipe=gpipe,
+        useful_in_flight=useful_in_flight,
+    )
+
+
 @pytest.mark.parametrize("changes", [True, False], ids=["the budget changes at random", "the budget stays"])
 def test_no_task_of_hundreds_is_lost(changes: bool) -> None:
     tasks = 700 if changes else 300
     room = StageRoom(400, 1, 1, 0, 1e9)
-    limits = NodeMemoryLimits(2, (room, room), lambda stage, takes: room, 0.01, offloads=True)  # noqa: ARG005
+    limits = limits_of(room, max_wait=0.01, gpipe=False, useful_in_flight=6)
     latency = LatencyModel((Affine(0, 0, 0),) * 2, (Affine(0, 0, 0),) * 2)
     engines: list[StageEngine] = []
     node = None
@@ -129,7 +143,7 @@ def test_no_task_of_hundreds_is_lost(changes: bool) -> None:
     while len(node.answers) + len(node.trained) < tasks:
         if coming and node.time > 0.005 * (tasks - len(coming)):
             task = coming.pop(0)
-            if task % 3 == 0:
+            if task % 6 == 0:
                 node.tell(m.PlaceRequest(task, order.randint(1, 150), order.randint(1, 20), [], node.time))
             else:
                 node.tell(m.Train(MicroBatch(task, task, 0, 1, 1, order.randint(1, 100), b"", b"")))
@@ -165,7 +179,14 @@ def torch_node(capacity_gb: float, mode: str) -> Node:
     )
     engines: list[StageEngine] = [build_stage(recipe, stage=stage, device="cpu") for stage in (0, 1)]
     limits = NodeMemoryLimits(
-        2, (), lambda stage, takes: room_of(recipe, 0, stage, takes), 0.01, offloads=offloads(recipe)
+        2,
+        (),
+        lambda stage, takes: room_of(recipe, 0, stage, takes),
+        0.01,
+        offloads=offloads(recipe),
+        max_hold=0.1,
+        gpipe=True,
+        useful_in_flight=2,
     )
     return Node(engines, limits, gpipe=True, seed=3)
 
@@ -218,7 +239,7 @@ class Full(EmulatedStage):
 
 def test_a_device_that_is_full_lets_training_move_aside_and_runs_the_pass_again() -> None:
     room = StageRoom(1000, 1, 1, 0, 1e9)
-    limits = NodeMemoryLimits(2, (room, room), lambda stage, takes: room, 0.1, offloads=True)  # noqa: ARG005
+    limits = limits_of(room, max_wait=0.1, gpipe=True, useful_in_flight=2)
     latency = LatencyModel((Affine(0, 0, 0),) * 2, (Affine(0, 0, 0),) * 2)
     kinds = (Full, EmulatedStage)
     engines: list[StageEngine] = [

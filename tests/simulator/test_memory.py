@@ -60,6 +60,51 @@ def test_a_request_that_loses_its_cache_computes_prompt_and_answer_again() -> No
     assert (claim["waits"], claim["waited"]) == (2, 2.0)
 
 
+GROUP = st.lists(st.integers(1, 4), min_size=1, max_size=3)
+
+
+@given(
+    groups=st.lists(GROUP, min_size=2, max_size=8),
+    arrival=st.floats(0, 20),
+    prompt=st.integers(1, 6),
+    spare=st.integers(0, 6),
+    in_flight=st.integers(2, 6),
+    offload_rate=st.sampled_from([0.0, 2.0]),
+)
+@settings(deadline=None)
+def test_a_request_that_waits_for_memory_is_served_before_a_micro_batch_that_came_later_begins(
+    groups: list[list[int]], arrival: float, prompt: int, spare: int, in_flight: int, offload_rate: float
+) -> None:
+    largest = max(max(group) for group in groups)
+    limit = max(prompt + largest if offload_rate else prompt, largest) + spare
+    played = run(
+        [(arrival, prompt, 1)],
+        groups,
+        stage_memory=make_stage_memory([limit, limit], 1, 1),
+        max_wait=PATIENT,
+        in_flight=in_flight,
+        useful_in_flight=in_flight,
+        offload_rate=offload_rate,
+    )
+    served = played.of(0)[0][2]
+    begun = [played.of(1 + number)[0][2] for number in range(len(played.cluster.lengths))]
+    assert sum(arrival < begins < served for begins in begun) <= 1, "the one that asked before the request came"
+
+
+@pytest.mark.parametrize(("max_hold", "latest"), [(5.0, 9.0), (20.0, 24.0)])
+def test_requests_make_room_for_training_that_they_have_kept_from_memory_for_long(
+    max_hold: float, latest: float
+) -> None:
+    stream = [(2.0 * number, 4, 8) for number in range(40)]
+    memory = make_stage_memory([12], 1, 1)
+    played = run(
+        stream, [[9]], stages=1, stage_memory=memory, max_wait=1.0, max_hold=max_hold, minimum_share=0.2, max_requests=4
+    )
+    begins = played.of(len(stream))[0][2]
+    assert max_hold <= begins <= latest, "it asks behind the first pass, and what has begun then ends before"
+    assert (played.cluster.requests["outcome"] == FINISHED).all()
+
+
 @st.composite
 def tight(draw: st.DrawFn) -> dict[str, Any]:
     """A node whose stages have room for any one task, and little more."""
@@ -82,6 +127,9 @@ def tight(draw: st.DrawFn) -> dict[str, Any]:
         "gpipe": gpipe,
         "offload_rate": offload_rate,
         "max_wait": draw(st.sampled_from([0.0, 1.0, 5.0])),
+        "max_hold": draw(st.sampled_from([0.0, 3.0, 30.0])),
+        "useful_in_flight": draw(st.integers(1, 6)),
+        "in_flight": draw(st.integers(stages, 6)),
         "max_requests": draw(st.integers(1, 3)),
         "serving_first": draw(st.booleans()),
         "minimum_share": draw(st.sampled_from([0.0, 0.2])),

@@ -101,7 +101,9 @@ class Leader:
             self._look_when_due(now)
             formed = True
         if look and self._gate.limited:
-            self._gate.look()
+            if self._queues.first(alone=False) is None:
+                self._gate.forget_claim()
+            self._lacks_memory &= not self._gate.look()
             self._look_when_due(now)  # requests that have lost their caches wait as new ones
         return look or formed
 

@@ -12,7 +12,17 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 
 from lemix_hpc.engines.protocol import StageTakes
-from lemix_hpc.policy.memory_rules import OFFLOAD, PREEMPT, RUN, decide, won_by_offloading
+from lemix_hpc.policy.memory_rules import (
+    OFFLOAD,
+    PREEMPT,
+    RUN,
+    decide,
+    moves_for_training,
+    patience_of_training,
+    waits_for_training,
+    won_by_offloading,
+    yields,
+)
 from lemix_hpc.records.schema import NodeMemory, StageMemoryPeaks
 from lemix_hpc.run_setup.memory_limits import StageRoom
 from lemix_hpc.runtime.leader.request_queues import NodeRequest
@@ -27,13 +37,18 @@ SAFE_PART = 0.95
 @dataclass(frozen=True, slots=True)
 class NodeMemoryLimits:
     """The memory of a node's stages as far as it is `known` before their engines are built, and what `room_of` makes of what a
-    stage says then; how long work waits before others make room [s], and whether activations move to the host for that."""
+    stage says then; how long work waits before others make room [s], and whether activations move to the host for that; how
+    long requests may keep training from it [s], whether backwards wait for all forwards of their group, and how many
+    micro-batches in flight keep the stages busy."""
 
     stages: int
     known: Sequence[StageRoom]
     room_of: Callable[[int, StageTakes], StageRoom]
     max_wait: float
     offloads: bool
+    max_hold: float
+    gpipe: bool
+    useful_in_flight: int
 
 
 @dataclass(slots=True)
@@ -133,6 +148,7 @@ class MemoryGate:
     def until(self) -> float:
         """When to look again, should nothing come before: the patience of a claim ends [s]; inf if there is none."""
         claims = [(claim.since + self._limits.max_wait, claim.looked) for claim in (self._serving, self._training)]
+        claims.append((self._training.since + self._patience, self._training.looked))
         return min((end for end, looked in claims if end > max(looked, self._looked)), default=math.inf)
 
     @property
@@ -146,6 +162,10 @@ class MemoryGate:
 
     def claim_cache(self, request: NodeRequest, tokens: int) -> bool:
         """Room for a request's next pass: whether it is there. If not, others make room once it has waited long enough."""
+        now, serving = self._now(), self._serving
+        if waits_for_training(self._training.since, serving.since, self._patience, now):
+            serving.since, serving.looked = min(serving.since, now), now
+            return False
         return self._claim(self._serving, [tokens * stage.room.cache_bytes for stage in self._stages], request)
 
     def take_cache(self, request: NodeRequest, tokens: int) -> None:
@@ -159,15 +179,23 @@ class MemoryGate:
         """A request needs its cache no more, or has lost it."""
         self.take_cache(request, -request.held)
 
-    def look(self) -> None:
-        """Let the forward run that waits for memory, if that is there now. Serving has claimed its memory before."""
-        self._looked = self._now()
-        asked = self._asked
+    def forget_claim(self) -> None:
+        """No request is there that could wait."""
+        self._serving.since = math.inf
+
+    def look(self) -> bool:
+        """Let the forward run that waits for memory, if that is there now: whether it does. Serving has claimed its memory
+        before."""
+        self._looked = now = self._now()
+        asked, training = self._asked, self._training
         if asked is None:
-            return
+            return False
+        if yields(training.since, self._serving.since, len(self._held_by), self._limits.gpipe):
+            training.since, training.looked = min(training.since, now), now
+            return False
         needs = [asked.tokens * stage.room.activation_bytes for stage in self._stages]
         if not self._claim(self._training, needs, None):
-            return
+            return False
         self._asked = None
         self._tokens[asked.micro_batch] = asked.tokens
         self._held_by[asked.micro_batch] = len(self._stages)
@@ -175,6 +203,13 @@ class MemoryGate:
             stage.activations += need
             stage.note_peak()
         self._send(0, m.GrantMemory(asked.micro_batch))
+        return True
+
+    @property
+    def _patience(self) -> float:
+        """How long a micro-batch waits before it takes caches away [s]."""
+        limits = self._limits
+        return patience_of_training(limits.max_wait, limits.max_hold, len(self._held_by), limits.gpipe)
 
     @property
     def limited(self) -> bool:
@@ -276,10 +311,9 @@ class MemoryGate:
     def _claim(self, claim: _Claim, needs: Sequence[int], request: NodeRequest | None) -> bool:
         """Look after a claim on all stages; `request`: the one that claims and is no victim, None for training."""
         now = self._now()
-        deadline = min(claim.since, now) + self._limits.max_wait
         granted, claim.looked = True, now
         for at, need in enumerate(needs):
-            todo = self._make_room(at, need, request, now, deadline)
+            todo = self._make_room(at, need, request, claim)
             granted &= todo == RUN
             self._stages[at].lacks |= claim.bit * (todo != RUN)
         if not granted:
@@ -288,14 +322,18 @@ class MemoryGate:
             self._end(claim, now - claim.since)
         return granted
 
-    def _make_room(self, at: int, need: int, request: NodeRequest | None, now: float, deadline: float) -> int:
+    def _make_room(self, at: int, need: int, request: NodeRequest | None, claim: _Claim) -> int:
         """Let others make room on a stage, as far as they have to. RUN or WAIT."""
-        stage = self._stages[at]
+        stage, limits, since = self._stages[at], self._limits, min(claim.since, claim.looked)
+        patience, moves = limits.max_wait, limits.offloads
+        if claim is self._training:
+            patience = self._patience
+            moves &= moves_for_training(len(self._held_by), limits.useful_in_flight, limits.gpipe)
         own = 0 if request is None else request.held * stage.room.cache_bytes
         while True:
             victim = self._victim(request) if need > stage.free else None
             leaving = list(stage.leaving.values())
-            movable = list(stage.movable.values()) if self._limits.offloads else []
+            movable = list(stage.movable.values()) if moves else []
             todo = decide(
                 stage.free,
                 need,
@@ -303,8 +341,9 @@ class MemoryGate:
                 stage.won_by(leaving),
                 stage.won_by(leaving + movable),
                 0 if victim is None else victim.held * stage.room.cache_bytes,
-                now,
-                deadline,
+                claim.looked,
+                since + limits.max_wait,
+                since + patience,
             )
             if todo == OFFLOAD:
                 self._offload(at)

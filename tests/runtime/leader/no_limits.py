@@ -7,4 +7,4 @@ def _nobody_asks(stage: int, takes: object) -> object:
     raise AssertionError(f"stage {stage} takes {takes}")
 
 
-NO_LIMITS = NodeMemoryLimits(1, (), _nobody_asks, 1.0, offloads=False)  # type: ignore[arg-type]
+NO_LIMITS = NodeMemoryLimits(1, (), _nobody_asks, 1.0, offloads=False, max_hold=10.0, gpipe=False, useful_in_flight=1)  # type: ignore[arg-type]
