@@ -49,9 +49,9 @@ lint: $(DEV_STAMP)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# The policy and the simulator, in numba's cache: once here, or else in every process of the tests that needs them first.
+# The policy and the simulator, in their cache: once here, or else in every process of the tests that needs them first.
 compiled: $(DEV_STAMP)
-	$(BIN)/lemix simulate recipes/emulated-a100.yaml > /dev/null
+	$(BIN)/python -c "from lemix_hpc.launch.doctor import compiled; compiled()"
 
 # What runs need. Torch first and by version: other packages would take a build for another device.
 $(STAMP): pyproject.toml

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lemix_hpc.cli import options
-from lemix_hpc.cli.compiling import told_when_compiling
 from lemix_hpc.cli.run import Json, Overrides, RecipePath
 from lemix_hpc.cli.simulate import Split, simulated_recipe
 from lemix_hpc.config.errors import UserError
@@ -62,8 +61,7 @@ def capacity(
         search.recipes(name)
     answers = spread(search, names, jobs=options.processes(jobs))
     shown = track(answers, "searching", len(names), console=Console(stderr=True), transient=True)
-    with told_when_compiling():
-        found = list(shown)
+    found = list(shown)
     if as_json:
         typer.echo(json.dumps([_plain(one) for one in found]))
         return

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lemix_hpc.cli import options
-from lemix_hpc.cli.compiling import told_when_compiling
 from lemix_hpc.cli.headings import heading, shown
 from lemix_hpc.cli.report import Html, Png, draw_sweeps
 from lemix_hpc.cli.run import Overrides, RecipePath
@@ -107,7 +106,7 @@ def show_all(answers: Iterator[Done], total: int, what: str) -> list[Done]:
 
     columns = (what, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     done = []
-    with told_when_compiling(), Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         for one in progress.track(answers, total=total):
             done.append(one)
     return done

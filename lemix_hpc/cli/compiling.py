@@ -1,29 +1,31 @@
-"""A word while the simulator is compiled, which takes a minute or two once after an installation."""
+"""What users see while the policy and the simulator are compiled."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+import logging
 
 import typer
 
+NOTE = "Compiling the policy for this kind of processor: once after each installation, some 20 seconds."
 
-@contextmanager
-def told_when_compiling() -> Iterator[None]:
-    """Say so on standard error, once, when numba begins to compile; nothing if all is in its cache."""
-    from numba.core import event
 
-    class Tell(event.Listener):  # type: ignore[misc]
-        told = False
+def tell_of_compiling() -> None:
+    """Say it on stderr when compiling begins, and if what was compiled cannot be kept. Nothing is imported for that."""
+    logger = logging.getLogger("lemix_hpc.policy")
+    logger.setLevel(logging.INFO)
+    logger.addHandler(_Once())
+    logger.propagate = False
 
-        def on_start(self, _event: Any) -> None:
-            if not self.told:
-                typer.echo("Compiling the simulator, once after an installation: a minute or two", err=True)
-            self.told = True
 
-        def on_end(self, _event: Any) -> None:
-            pass
+class _Once(logging.Handler):
+    """Many functions are compiled one after the other."""
 
-    with event.install_listener("numba:compile", Tell()):
-        yield
+    def __init__(self) -> None:
+        super().__init__()
+        self._told = set[str]()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = NOTE if record.levelno < logging.WARNING else f"warning: {record.getMessage()}"
+        if text not in self._told:
+            self._told.add(text)
+            typer.echo(text, err=True)

@@ -29,6 +29,7 @@ from lemix_hpc.cli import (
     study,
     trace,
 )
+from lemix_hpc.cli.compiling import tell_of_compiling
 from lemix_hpc.config.errors import UserError
 
 app = typer.Typer(
@@ -84,6 +85,7 @@ def _options(
 def main() -> None:
     """Entry point: a mistake of the user, or a file that is closed to them, is a message and exit code 2, never a traceback; a
     file system that is full, or whose server is away, one and exit code 1."""
+    tell_of_compiling()
     try:
         app()
     except UserError as error:

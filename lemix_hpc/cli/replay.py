@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lemix_hpc.cli.compiling import told_when_compiling
 from lemix_hpc.cli.headings import heading, shown
 from lemix_hpc.cli.run import Json, RunName
 
@@ -48,8 +47,7 @@ def replay(
     recipe = recorded_recipe(found.recipe, [*placement, *split, *(overrides or [])])
     for problem in check_placement(recipe):
         raise UserError(f"{problem.key}: {problem.text}")
-    with told_when_compiling():
-        records, simulated = simulate_again(found.path, recipe)
+    records, simulated = simulate_again(found.path, recipe)
     itself = (
         simulated
         if policy == "same" and not overrides

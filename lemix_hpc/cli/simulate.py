@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lemix_hpc.cli.compiling import told_when_compiling
 from lemix_hpc.cli.run import Json, Out, Overrides, RecipePath
 
 if TYPE_CHECKING:
@@ -39,8 +38,7 @@ def simulate(
     from lemix_hpc.cli.show import render_report
     from lemix_hpc.studies.run_directory import simulate_into
 
-    with told_when_compiling():
-        run, simulated = simulate_into(ready, out)
+    run, simulated = simulate_into(ready, out)
     for notice in simulated.notices:
         typer.echo(notice, err=True)
     typer.echo(f"{run.id}: {run.path}", err=True)

@@ -8,6 +8,7 @@ import secrets
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
@@ -49,6 +50,7 @@ def checks(
     yield _mpi(needed=not slurm)
     yield device_checks.here(_call)
     yield _run_directory()
+    yield compiled()
     recipe = None
     if recipe_path is not None:
         check, recipe = _recipe(recipe_path, overrides)
@@ -120,6 +122,19 @@ def _run_directory() -> Check:
     except OSError as error:
         return Check("run directory", "fail", f"{root}: {error.strerror}; set LEMIX_RUNS to a writable directory")
     return Check("run directory", "ok", f"{root} is writable")
+
+
+def compiled() -> Check:
+    """Fill the cache, so that the first simulation and the first run on this kind of processor need not."""
+    from lemix_hpc.policy.scheduler import compile_policy
+    from lemix_hpc.simulator.compiling import compile_simulator
+
+    start = time.monotonic()
+    compile_policy()
+    compile_simulator()
+    return Check(
+        "policy", "ok", f"compiled for this kind of processor, or found so, in {time.monotonic() - start:.0f} s"
+    )
 
 
 def _recipe(path: Path, overrides: Sequence[str]) -> tuple[Check, Recipe | None]:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from functools import cached_property
-from importlib.resources import files
-from importlib.resources.abc import Traversable
 from typing import Any, TypeVar, cast
 
 import numba
 from numba import types
-from numba.misc.appdirs import user_cache_dir
+
+from lemix_hpc.policy.code_cache import code_cache
+from lemix_hpc.policy.linking import PartCompiler, WholeCompiler
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -19,9 +18,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 def compiled(function: F) -> F:
     """Compile with numba at the first call, or take what an earlier process compiled from the same sources.
 
-    Numba notices when a function's own file has changed, but not when one that it calls has; hence a cache for every
-    state of the sources. Arguments are numbers, arrays and named tuples of those. A compiled function allocates nothing
-    and returns no array: without references to count, calls with many arrays are three times as fast.
+    Arguments are numbers, arrays and named tuples of those. A compiled function allocates nothing and returns no array: without
+    references to count, calls with many arrays are three times as fast.
     """
     return cast(F, _Compiled(function, forceinline=False))
 
@@ -39,7 +37,7 @@ class _Compiled:
 
     def __init__(self, function: Callable[..., Any], *, forceinline: bool) -> None:
         self._function = function
-        self._inner = _jit(function, "inner", no_cpython_wrapper=True, forceinline=forceinline)
+        self._inner = _jit(function, PartCompiler, no_cpython_wrapper=True, forceinline=forceinline)
         self._numba_type_ = types.Dispatcher(self._inner)  # what numba takes this for
 
     def __call__(self, *arguments: Any) -> Any:
@@ -47,32 +45,12 @@ class _Compiled:
 
     @cached_property
     def _outer(self) -> Callable[..., Any]:
-        return _jit(self._function, "outer")
+        outer = _jit(self._function, WholeCompiler)
+        outer._cache = code_cache(self._function)
+        return cast(Callable[..., Any], outer)
 
 
-def _jit(function: Callable[..., Any], part: str, **options: bool) -> Any:
-    before = numba.config.CACHE_DIR
-    numba.config.CACHE_DIR = f"{_CACHE}/{part}"
-    try:
-        return numba.njit(cache=True, nogil=True, error_model="numpy", _nrt=False, no_cfunc_wrapper=True, **options)(
-            function
-        )
-    finally:
-        numba.config.CACHE_DIR = before
-
-
-def _digest() -> str:
-    """One name for the sources of all compiled functions."""
-    digest = hashlib.sha256(numba.__version__.encode())
-    for package in ("policy", "simulator"):
-        folder = files("lemix_hpc") / package
-        for source in sorted(_sources(folder), key=lambda file: file.name):
-            digest.update(source.read_bytes())
-    return digest.hexdigest()[:16]
-
-
-def _sources(folder: Traversable) -> list[Traversable]:
-    return [file for file in folder.iterdir() if file.name.endswith(".py")]
-
-
-_CACHE = f"{user_cache_dir('lemix-hpc')}/compiled-{_digest()}"
+def _jit(function: Callable[..., Any], compiler: type, **options: bool) -> Any:
+    return numba.njit(
+        nogil=True, error_model="numpy", _nrt=False, no_cfunc_wrapper=True, pipeline_class=compiler, **options
+    )(function)

@@ -1,17 +1,27 @@
-"""Whoever waits for the compiler knows it."""
+"""What users see while the policy is compiled."""
 
-import numba
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+
 import pytest
 
-from lemix_hpc.cli.compiling import told_when_compiling
+from lemix_hpc.cli.compiling import NOTE, tell_of_compiling
 
 
-def test_it_is_said_once_and_only_if_something_is_compiled(capsys: pytest.CaptureFixture[str]) -> None:
-    first, second = numba.njit(lambda number: number + 1), numba.njit(lambda number: number + 2)
-    with told_when_compiling():
-        assert first(1) + second(1) == 5
-    assert capsys.readouterr().err == "Compiling the simulator, once after an installation: a minute or two\n"
-    with told_when_compiling():
-        first(2)
-    first(3.0)
-    assert capsys.readouterr().err == ""
+@pytest.fixture
+def policy_log() -> Iterator[logging.Logger]:
+    logger = logging.getLogger("lemix_hpc.policy")
+    before = logger.level, logger.handlers[:], logger.propagate
+    yield logger
+    logger.level, logger.handlers[:], logger.propagate = before
+
+
+def test_many_functions_are_one_note(policy_log: logging.Logger, capsys: pytest.CaptureFixture[str]) -> None:
+    tell_of_compiling()
+    for name in ("advance", "full"):
+        policy_log.getChild("linking").info("compiling %s", name)
+    for _ in range(2):
+        policy_log.getChild("code_cache").warning("it cannot be kept")
+    assert capsys.readouterr().err.splitlines() == [NOTE, "warning: it cannot be kept"]

@@ -35,6 +35,7 @@ def test_a_sound_laptop(lemix: Command, recipe: Path, without_slurm: dict[str, s
     assert found["mpi"][1].startswith("two ranks started with ")
     assert found["slurm"] == ("ok", "not installed; runs start on this machine")
     assert found["recipe"][0] == "ok"
+    assert found["policy"][0] == "ok"
 
 
 @pytest.mark.mpi
