@@ -5,20 +5,20 @@ from __future__ import annotations
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import msgspec
 
 from lemix_hpc.config.errors import UserError
-from lemix_hpc.config.load import resolved_yaml
-from lemix_hpc.config.recipe import Recipe
 from lemix_hpc.config.text_file import BROKEN_JSON, read_bytes
 from lemix_hpc.launch.place import cannot_be_made, new_place
 from lemix_hpc.records.attempts import ATTEMPTS, Attempt, attempts
 from lemix_hpc.records.files import replace
-from lemix_hpc.records.key_file import keep_key
 from lemix_hpc.records.made_by import RECORD, made_by
 from lemix_hpc.records.schema import FACTS
+
+if TYPE_CHECKING:
+    from lemix_hpc.config.recipe import Recipe
 
 LATEST_S = 1e11
 """No clock is later, in seconds since the epoch."""
@@ -167,6 +167,10 @@ def create_run_dir(recipe: Recipe, out: Path | None, *, for_slurm: bool = False)
 
     Raises UserError if `out` has content, or the directory cannot be made or has a name that others cannot use.
     """
+    # All models of a recipe take longer to import than `lemix ps` takes besides.
+    from lemix_hpc.config.load import resolved_yaml
+    from lemix_hpc.records.key_file import keep_key
+
     path = new_place(recipe.name, out, for_slurm=for_slurm)
     there = path.exists()
     run = RunDir(path)

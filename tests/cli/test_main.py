@@ -1,7 +1,10 @@
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 import lemix_hpc
 from tests.cli.conftest import Command
@@ -25,16 +28,19 @@ HEAVY = (
 SIMULATED = ("simulate", "compare", "capacity", "replay", "explain")
 
 
-def test_help_imports_nothing_heavy() -> None:
+# Typer itself imports pydantic for a command.
+@pytest.mark.parametrize(("command", "heavy"), [("--help", {*HEAVY}), ("ps", {*HEAVY} - {"pydantic"})])
+def test_what_people_ask_for_often_imports_nothing_heavy(command: str, heavy: set[str], tmp_path: Path) -> None:
     code = (
-        "import sys, json; sys.argv = ['lemix', '--help']; from lemix_hpc.cli.main import app\n"
+        f"import sys, json; sys.argv = ['lemix', '{command}']; from lemix_hpc.cli.main import app\n"
         "try: app()\n"
         "finally: print(json.dumps(sorted(sys.modules)))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    environment = os.environ | {"XDG_STATE_HOME": str(tmp_path), "LEMIX_RUNS": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     modules = set(json.loads(done.stdout.splitlines()[-1]))
     assert "typer" in modules
-    assert modules.isdisjoint(HEAVY)
+    assert modules.isdisjoint(heavy | {"lemix_hpc.config.recipe"})
 
 
 def test_version(lemix: Command) -> None:
