@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from lemix_hpc.policy.classes import batch_debt_after, may_fill, takes_prompts
-from lemix_hpc.policy.pacer import PacedRequest, Pacer, PromptParts
+from lemix_hpc.policy.pacer import PacedRequest, Pacer, PromptParts, Waiting
 from lemix_hpc.policy.pacing import LEAST_PART, longest_batch, next_deadline, room_for_batch
 
 
@@ -36,10 +36,10 @@ class ClassQueue(Protocol):
 
 
 class InteractiveQueue(ClassQueue, Protocol):
-    """`waiting`: those whose prompts wait, the most urgent one first."""
+    """`waiting`: those whose prompts wait."""
 
     @property
-    def waiting(self) -> Sequence[PacedRequest]: ...
+    def waiting(self) -> Waiting: ...
 
 
 class ClassQueues(Protocol):

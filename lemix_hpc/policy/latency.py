@@ -28,6 +28,24 @@ class Shape:
         squares += sum(2 * new * old for new, old in zip(lengths, cached, strict=False) if new > 1)
         return Shape(sum(lengths), squares, sum(cached), sum(length > 1 for length in lengths))
 
+    def __add__(self, other: Shape) -> Shape:
+        """Of the sequences of both together."""
+        return Shape(
+            self.tokens + other.tokens,
+            self.squares + other.squares,
+            self.cached + other.cached,
+            self.prefills + other.prefills,
+        )
+
+    def __sub__(self, other: Shape) -> Shape:
+        """Of the sequences without those of `other`, which are among them."""
+        return Shape(
+            self.tokens - other.tokens,
+            self.squares - other.squares,
+            self.cached - other.cached,
+            self.prefills - other.prefills,
+        )
+
 
 class StageTime(Protocol):
     """Seconds of one pass through one stage: non-negative, and never less when any size of the shape grows.

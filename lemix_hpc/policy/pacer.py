@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from lemix_hpc.policy.latency import LatencyModel, Shape
@@ -54,6 +55,21 @@ class PacedRequest(Protocol):
     def patient(self) -> bool: ...
 
 
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """Requests whose prompts wait: the most urgent one, None without any, and the shape of all of them. There may be very many,
+    and somebody asks at every turn when the next batch is due."""
+
+    first: PacedRequest | None
+    shape: Shape
+
+    @staticmethod
+    def of(requests: Sequence[PacedRequest]) -> Waiting:
+        """Of these, the most urgent one first."""
+        shape = Shape.of([request.next_length for request in requests], [request.cached for request in requests])
+        return Waiting(requests[0] if requests else None, shape)
+
+
 class Pacer:
     """`latency`: what the stages of the node are taken to need; how late passes come corrects it.
 
@@ -73,24 +89,23 @@ class Pacer:
         """When a batch may begin although none is due [s]."""
         return idle_due(self.pace, self.idle_since, self.trained_at)
 
-    def due(
-        self, ready: Sequence[PacedRequest], waiting: Sequence[PacedRequest], joining: Sequence[PacedRequest] = ()
-    ) -> float:
-        """When the next batch is due [s]: of the requests that are `ready` for another token, and of new ones, the most urgent
-        first; one of both is not empty. `joining`: batch requests that would go with them."""
-        here = [*ready, *waiting]
-        lengths, cached = [request.next_length for request in here], [request.cached for request in here]
-        seconds = self.seconds(lengths, cached)
+    def due(self, ready: Sequence[PacedRequest], waiting: Waiting, joining: Sequence[PacedRequest] = ()) -> float:
+        """When the next batch is due [s]: of the requests that are `ready` for another token, and of new ones; one of both is
+        not empty. `joining`: batch requests that would go with them."""
+        here = waiting.shape + Shape.of(
+            [request.next_length for request in ready], [request.cached for request in ready]
+        )
+        seconds = self._shape_seconds(here)
         if joining:
-            more = [request.cached for request in joining]
-            seconds = shared_seconds(self.pace, seconds, self.seconds([*lengths, *[1] * len(more)], [*cached, *more]))
+            more = Shape.of([1] * len(joining), [request.cached for request in joining])
+            seconds = shared_seconds(self.pace, seconds, self._shape_seconds(here + more))
         due = self.idle_due
         if ready:
             due = min(due, batch_due(self.first_deadline(ready), seconds, self.margin))
-        if waiting:
+        if waiting.first is not None:
             decode = self.decode_seconds(ready)
             through = seconds_through(longest_batch(self.pace, decode), decode, seconds)
-            due = min(due, prompts_due(self.pace, self.first_deadline(waiting[:1]), through, self.margin))
+            due = min(due, prompts_due(self.pace, self.first_deadline([waiting.first]), through, self.margin))
         return due
 
     def prompt_parts(self, ready: Sequence[PacedRequest], now: float) -> PromptParts | None:
@@ -115,7 +130,10 @@ class Pacer:
 
     def seconds(self, lengths: Sequence[int], cached: Sequence[int]) -> float:
         """What a batch of so many new tokens on top of cached ones is taken to need on all stages [s]."""
-        return sum(self._latency.forward_times(Shape.of(lengths, cached)))
+        return self._shape_seconds(Shape.of(lengths, cached))
+
+    def _shape_seconds(self, shape: Shape) -> float:
+        return sum(self._latency.forward_times(shape))
 
     def decode_seconds(self, ready: Sequence[PacedRequest]) -> float:
         """The same of one token of each of these requests."""

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
 
+from lemix_hpc.policy.pacer import Waiting
+
 
 @dataclass(slots=True)
 class Paced:
@@ -88,8 +90,8 @@ class Interactive:
         return [*self.running, *(paced for paced in self.queued if paced.produced)]
 
     @property
-    def waiting(self) -> list[Paced]:
-        return [paced for paced in self.queued if not paced.produced]
+    def waiting(self) -> Waiting:
+        return Waiting.of([paced for paced in self.queued if not paced.produced])
 
     @property
     def first(self) -> Paced | None:

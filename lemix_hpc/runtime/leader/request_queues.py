@@ -5,12 +5,14 @@ from __future__ import annotations
 import heapq
 import math
 from collections import deque
-from collections.abc import Container
+from collections.abc import Container, Iterator
 from dataclasses import dataclass, field
 
 from lemix_hpc.engines.protocol import ServeSequence
 from lemix_hpc.policy.classes import waits_as_batch
+from lemix_hpc.policy.latency import Shape
 from lemix_hpc.policy.memory_rules import spare_time
+from lemix_hpc.policy.pacer import Waiting
 
 
 @dataclass(slots=True)
@@ -52,6 +54,11 @@ class NodeRequest:
         return len(self.output) + 1 >= self.output_wanted
 
     @property
+    def shape(self) -> Shape:
+        """Of what it computes next, as a whole."""
+        return Shape.of((self.next_length,), (self.cached,))
+
+    @property
     def produced(self) -> int:
         return len(self.output)
 
@@ -79,14 +86,19 @@ class Queue:
     def __init__(self) -> None:
         self.ready: deque[NodeRequest] = deque()
         self._waiting: list[tuple[float, int, NodeRequest]] = []  # a heap
+        self._shape = Shape(0, 0)
 
     def __bool__(self) -> bool:
         return bool(self.ready or self._waiting)
 
     @property
-    def waiting(self) -> list[NodeRequest]:
-        """The first of them first, the others in any order."""
-        return [request for *_, request in self._waiting]
+    def waiting(self) -> Waiting:
+        """Those whose prompts wait."""
+        return Waiting(self._waiting[0][-1] if self._waiting else None, self._shape)
+
+    def __iter__(self) -> Iterator[NodeRequest]:
+        """Those whose prompts wait, in any order."""
+        return (request for *_, request in self._waiting)
 
     @property
     def first(self) -> NodeRequest | None:
@@ -96,17 +108,26 @@ class Queue:
         return self._waiting[0][-1] if self._waiting else None
 
     def take(self) -> NodeRequest:
-        return self.ready.popleft() if self.ready else heapq.heappop(self._waiting)[-1]
+        if self.ready:
+            return self.ready.popleft()
+        request = heapq.heappop(self._waiting)[-1]
+        self._shape -= request.shape
+        return request
 
     def wait(self, request: NodeRequest) -> None:
+        """It must stay as it is until it is taken."""
         heapq.heappush(self._waiting, (request.key, request.task, request))
+        self._shape += request.shape
 
     def withdraw(self, tasks: Container[int]) -> list[int]:
         """Let go of those of these tasks that have not begun."""
-        gone = [task for _, task, request in self._waiting if task in tasks and not request.cached + request.produced]
-        self._waiting = [waiting for waiting in self._waiting if waiting[1] not in gone]
+        gone = [r for _, task, r in self._waiting if task in tasks and not r.cached + r.produced]
+        left = {request.task for request in gone}
+        self._waiting = [waiting for waiting in self._waiting if waiting[1] not in left]
         heapq.heapify(self._waiting)
-        return gone
+        for request in gone:
+            self._shape -= request.shape
+        return [request.task for request in gone]
 
 
 class RequestQueues:
@@ -165,7 +186,7 @@ class RequestQueues:
         before, self.batch, self._promotes = self.batch, Queue(), math.inf
         for request in before.ready:
             self.go_on(request, now)
-        for request in before.waiting:
+        for request in before:
             self.wait(request, now)
 
     def withdraw(self, tasks: Container[int]) -> list[int]:
