@@ -13,7 +13,8 @@ def tell_of_compiling() -> None:
     """Say it on stderr when compiling begins, and if what was compiled cannot be kept. Nothing is imported for that."""
     logger = logging.getLogger("lemix_hpc.policy")
     logger.setLevel(logging.INFO)
-    logger.addHandler(_Once())
+    if not any(isinstance(handler, _Once) for handler in logger.handlers):
+        logger.addHandler(_Once())
     logger.propagate = False
 
 

@@ -48,6 +48,7 @@ class _Locator(_CacheLocator):
     """Names a function's files, and says from which sources they are."""
 
     def __init__(self, function: Any, source: str) -> None:
+        self._py_file = source  # as numba names it, in a warning
         self._module = function.__module__
         self._source = source
 
