@@ -48,7 +48,10 @@ def first_paced(state: State, rules: Rules, node: int, now: float, work: float) 
     Prompts go one behind the other, in the room that passes have beside decode. As long as any wait, passes follow one another
     at their full length.
     """
-    here, decode = state.nodes[node], state.nodes[node].pass_seconds
+    here = state.nodes[node]
+    # More than a batch takes wait for their turn.
+    most = rules.batch_requests
+    decode = here.pass_seconds if here.generating < most else batch_seconds(state, node, most)
     whole = longest_batch(Pace(rules.ttft, rules.tpot), decode)
     room = whole - decode
     queued = max(0.0, here.prompts_until - now) * room / whole + work

@@ -51,7 +51,7 @@ def test_the_first_prompt_of_a_node_that_trains_waits_until_it_is_due() -> None:
 
 
 def test_beside_others_it_waits_for_half_the_time_between_passes_and_prompts_go_one_behind_the_other() -> None:
-    scheduler = Scheduler(PACED, TIMES)
+    scheduler = Scheduler(replace(PACED, batch_requests=64), TIMES)
     for task in range(10):
         placed(scheduler, 0.0, task, prompt=1)
     pass_seconds = 2 * (2e-3 + 11 * 1e-4)
@@ -74,6 +74,14 @@ def test_a_long_prompt_takes_as_many_passes_as_its_parts() -> None:
     full = int(0.2 / room)
     place = placed(scheduler, 1.0, 1, prompt=1000)
     assert place.first_token == pytest.approx(0.025 + full * 0.04 + decode + 0.2 - full * room)
+
+
+def test_a_request_far_back_in_the_queue_waits_for_full_batches_and_no_larger_ones() -> None:
+    """Each prompt takes 20 ms, at 5.6 ms of decode for 8 requests in passes of 40 ms."""
+    scheduler = Scheduler(replace(PACED, batch_requests=8), TIMES)
+    firsts = [placed(scheduler, 0.0, task).first_token for task in range(2000)]
+    each = 0.02 * 0.04 / (0.04 - 2 * (2e-3 + 8 * 1e-4))
+    assert (firsts[1999] - firsts[1000]) / 999 == pytest.approx(each, rel=0.01)
 
 
 def test_the_time_between_tokens_is_learned_from_answers_by_their_length() -> None:
