@@ -25,6 +25,8 @@ from typing import Any
 import numpy as np
 import yaml
 
+from lemix_hpc.records.reader import stream_run
+
 ROOT = Path(__file__).resolve().parents[1]
 SUMS = {"path": str(ROOT / "recipes" / "data" / "sums.jsonl")}
 MODEL = {
@@ -88,19 +90,19 @@ def recipe(seconds: float, every: float, rate: float, engine: str, stages: int =
 def measure(run: Path) -> Cost:
     """The cost in a finished run."""
     tasks = [task for task in _lines(run / "tasks.jsonl") if task["kind"] == "serving"]
-    spans = [span for span in _lines(run / "spans.jsonl") if span["kind"] == "save"]
+    spans = [work for work in stream_run(run).stretches() if work.kind == "save"]
     last_response = max(task["finished"] for task in tasks)
     manifests = [json.loads(path.read_text()) for path in sorted((run / "checkpoints").glob("*/manifest.json"))]
     windows, snapshots = [], []
     for [node] in (manifest["saved"] for manifest in manifests):
-        mine = [span for span in spans if span["version"] == node["version"]]
-        by_stage = {file["stage"]: [s for s in mine if s["stage"] == file["stage"]] for file in node["files"]}
-        start = min(span["start"] for span in mine)
+        mine = [span for span in spans if span.version == node["version"]]
+        by_stage = {file["stage"]: [s for s in mine if s.stage == file["stage"]] for file in node["files"]}
+        start = min(span.start for span in mine)
         if start > last_response:
             continue  # the last one, when nobody is served any more
-        ends = [max(s["end"] for s in by_stage[file["stage"]]) + file["write_s"] for file in node["files"]]
+        ends = [max(s.end for s in by_stage[file["stage"]]) + file["write_s"] for file in node["files"]]
         windows.append((start, max(ends)))
-        snapshots.append(max(sum(s["end"] - s["start"] for s in stage) for stage in by_stage.values()))
+        snapshots.append(max(sum(s.end - s.start for s in stage) for stage in by_stage.values()))
     if not windows:
         raise SystemExit("nothing was saved while requests came; give more --seconds")
     whole = float(np.median([end - start for start, end in windows]))

@@ -37,7 +37,8 @@ from lemix_hpc.launch.rundir import RunDir
 from lemix_hpc.records.attempts import Attempt
 from lemix_hpc.records.parts import read_lines
 from lemix_hpc.records.reader import read_run
-from lemix_hpc.records.schema import PROGRESS, SPANS, Progress, Stretch
+from lemix_hpc.records.schema import PROGRESS, SPANS, Progress
+from lemix_hpc.records.stretches import stretches_decoder
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 LEMIX = str(Path(sys.executable).with_name("lemix"))
@@ -189,10 +190,10 @@ def compare(alone: Path, punished: Path) -> list[tuple[str, str]]:
 
 def passes(run_dir: Path, kind: str) -> int:
     """Tasks that the first stages worked on, those of each attempt counted anew."""
-    count = 0
+    count, decode = 0, stretches_decoder()
     for attempt in (run_dir / "attempts").glob("[0-9]*"):
         if (attempt / SPANS).exists():
-            work = (msgspec.json.decode(line.text, type=Stretch) for line in read_lines(attempt / SPANS))
+            work = (stretch for line in read_lines(attempt / SPANS) for stretch in decode(line.text))
             count += len({(s.node, task) for s in work if s.stage == 0 and s.kind == kind for task in s.members})
     return count
 

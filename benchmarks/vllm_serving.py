@@ -26,7 +26,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import yaml
+
+from lemix_hpc.records.reader import stream_run
 
 ROOT = Path(__file__).resolve().parents[1]
 SUMS = ROOT / "recipes" / "data" / "sums.jsonl"
@@ -191,9 +194,14 @@ def lines(path: Path) -> Iterator[dict[str, Any]]:
         yield from map(json.loads, file)
 
 
+def work_of(directory: Path) -> list[dict[str, Any]]:
+    """What stages did in a run."""
+    return list(map(msgspec.to_builtins, stream_run(directory).stretches()))
+
+
 def stage_shares(directory: Path) -> tuple[float, float]:
     """Shares of stage time, while there was serving, that serving and training took."""
-    spans = list(lines(directory / "spans.jsonl"))
+    spans = work_of(directory)
     serve = [span for span in spans if span["kind"] == "serve"]
     begin, end = min(span["start"] for span in serve), max(span["end"] for span in serve)
     batches = {(span["stage"], span["batch"]): span["end"] - span["start"] for span in serve}
@@ -208,7 +216,7 @@ def stage_shares(directory: Path) -> tuple[float, float]:
 
 def update_latency(directory: Path) -> float:
     """Median seconds from the end of a step's last backward on the first stage to the first batch under the new weights."""
-    spans = [span for span in lines(directory / "spans.jsonl") if span["stage"] == 0]
+    spans = [span for span in work_of(directory) if span["stage"] == 0]
     backwards = sorted(span["end"] for span in spans if span["kind"] == "backward")
     first: dict[int, float] = {}
     for span in spans:

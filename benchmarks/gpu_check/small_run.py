@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from lemix_hpc.checkpoints.stage_state import FIRST_MOMENT, SECOND_MOMENT
 from lemix_hpc.checkpoints.store import CHECKPOINTS, Checkpoint, complete_paths
+from lemix_hpc.records.reader import stream_run
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SUMS = str(REPOSITORY / "recipes" / "data" / "sums.jsonl")
@@ -124,11 +125,11 @@ def outputs(run: Path) -> dict[str, list[int]]:
 def misplaced_forwards(run: Path) -> list[dict[str, Any]]:
     """Training forwards under other weights than those of all steps before their group: none in a synchronous run."""
     found = []
-    for span in lines(run, "spans.jsonl"):
-        if span["kind"] == "forward":
-            number = int(span["task"][1:])
-            if span["version"] != number // MICRO_BATCHES_PER_STEP:
-                found.append({"micro-batch": number, "stage": span["stage"], "version": span["version"]})
+    for work in stream_run(run).stretches():
+        if work.kind == "forward":
+            number = int(work.task[1:])
+            if work.version != number // MICRO_BATCHES_PER_STEP:
+                found.append({"micro-batch": number, "stage": work.stage, "version": work.version})
     return found
 
 
@@ -147,7 +148,7 @@ def kept_weights(run: Path) -> dict[str, torch.Tensor]:
 def mixed_batches(run: Path) -> int:
     """Serving batches whose stages used different weight versions."""
     versions: dict[int, set[int]] = {}
-    for span in lines(run, "spans.jsonl"):
-        if span["kind"] == "serve":
-            versions.setdefault(span["batch"], set()).add(span["version"])
+    for work in stream_run(run).stretches():
+        if work.kind == "serve":
+            versions.setdefault(work.batch, set()).add(work.version)
     return sum(len(seen) > 1 for seen in versions.values())

@@ -58,7 +58,7 @@ def test_no_batch_ever_sees_two_weight_versions(lemix_run: Run) -> None:
 
 
 def test_training_takes_the_same_course_with_and_without_serving_and_enough_memory(lemix_run: Run) -> None:
-    training = sums_training(release="sync", micro_batches_per_step=4, micro_batches=48)
+    training = sums_training(release="sync", schedule="gpipe", micro_batches_per_step=4, micro_batches=48)
     recipe = {
         "name": "alone",
         "nodes": {"count": 1, "stages": 2},
@@ -70,11 +70,11 @@ def test_training_takes_the_same_course_with_and_without_serving_and_enough_memo
     assert loaded.training is not None
     tokens = loaded.training.micro_batch_size * loaded.training.sequence_length
     stages = [stage_takes(loaded, stage, None, cuda=False) for stage in (0, 1)]
-    # Room for two micro-batches: where three are in flight, two of them leave, and room to bring one back to is kept.
+    # Room for two micro-batches of the four of a group, all of which go forward first; room to bring one back to is kept.
     needed = max(takes.resting + takes.working + 2.1 * tokens * takes.activation_bytes for takes in stages)
     short = {"capacity_gb": needed / 1e9, "kappa": 1.0, "max_wait_s": 0.0}
     changed = {"name": "beside", "serving": poisson(rate=25, requests=60), "policy": {"memory": short}}
-    beside = lemix_run(recipe | changed | {"training": training | {"in_flight": 3}})
+    beside = lemix_run(recipe | changed)
     assert beside.report["memory"]["stages"][0]["offloads"] > 0
     assert all(stage["peak"] <= 1.0 for stage in beside.report["memory"]["stages"])
     assert len(alone.losses()) == 48
