@@ -133,8 +133,8 @@ def test_jobs_outlive_killed_daemons_that_come_back(slurm_cluster: SlurmCluster,
 
 def test_urgent_job_signals_and_requeues_a_job_in_main(slurm_cluster: SlurmCluster, slurm_tmp_path: Path) -> None:
     signalled = slurm_tmp_path / "signalled"
-    # TERM follows the user's signal at once, and may overtake it.
-    traps = f"trap 'touch {signalled}' USR2; trap ended=1 TERM"
+    # TERM follows the user's signal at once, may overtake it, and would end a child of the trap, such as a `touch`.
+    traps = f"trap ': >{signalled}' USR2; trap ended=1 TERM"
     held = f'{traps}\nsleep 600 & touch {slurm_tmp_path}/ready\nuntil [ "$ended" -a -e {signalled} ]; do wait; done; exit 143'
     low = submit(slurm_cluster, slurm_tmp_path, "-N3", "--exclusive", "--signal=B:USR2@60", script=held)
     try:
