@@ -19,7 +19,7 @@ from lemix_hpc.simulator.batch_share import (
 )
 from lemix_hpc.simulator.cluster_state import ClusterState, SimulationConfig
 from lemix_hpc.simulator.dtypes import FINISHED, NONE
-from lemix_hpc.simulator.memory import cache_fits, claim_cache, release_cache, take_cache
+from lemix_hpc.simulator.memory import cache_fits, claim_cache, forget_claim, release_cache, take_cache
 from lemix_hpc.simulator.pacing import (
     deadline_of,
     due,
@@ -47,10 +47,10 @@ def supply_first_stage(cluster: ClusterState, config: SimulationConfig, node: in
     while True:
         alone = is_paced(config, node) and due(cluster, config, node) > cluster.run[0].now
         if alone and fill_due(cluster, config, node) > cluster.run[0].now:
-            return
+            break
         request = first(cluster, config, node, alone)
         if request == NONE or not _may_form(cluster, config, node, request):
-            return
+            break
         if config.limited and not claim_cache(cluster, config, node, request):
             return
         batch = _form(cluster, config, node, alone)
@@ -58,6 +58,8 @@ def supply_first_stage(cluster: ClusterState, config: SimulationConfig, node: in
         leader.in_flight += 1
         leader.generating += cluster.batches[batch].generates
         come(cluster, batch, node * config.stages)
+    if config.limited:
+        forget_claim(cluster, node)
 
 
 @inlined

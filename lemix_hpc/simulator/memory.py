@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 
 from lemix_hpc.policy import memory_rules as policy
-from lemix_hpc.policy.jit import compiled
+from lemix_hpc.policy.jit import compiled, inlined
 from lemix_hpc.policy.memory_rules import OFFLOAD, PREEMPT, RUN
 from lemix_hpc.simulator.activations import next_way, note_peak, offload, remove, won
 from lemix_hpc.simulator.cluster_state import ClusterState, SimulationConfig, touch
@@ -51,6 +51,12 @@ def claim_cache(cluster: ClusterState, config: SimulationConfig, node: int, requ
         claim.since = min(claim.since, now)
         return False
     return _claim(cluster, config, node, SERVING, request, cluster.requests[request].length)
+
+
+@inlined
+def forget_claim(cluster: ClusterState, node: int) -> None:
+    """No batch is due that lacks memory: until one is, training may have what is free."""
+    cluster.memory.claims[2 * node + SERVING].since = math.inf
 
 
 @compiled

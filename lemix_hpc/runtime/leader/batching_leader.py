@@ -100,8 +100,8 @@ class Leader:
             self._send_stage(0, serve)
             self._look_when_due(now)
             formed = True
-        if look and self._gate.limited:
-            if self._queues.first(alone=False) is None:
+        if (look or formed) and self._gate.limited:
+            if not self._lacks_memory:
                 self._gate.forget_claim()
             self._lacks_memory &= not self._gate.look()
             self._look_when_due(now)  # requests that have lost their caches wait as new ones

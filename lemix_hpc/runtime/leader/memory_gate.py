@@ -180,7 +180,7 @@ class MemoryGate:
         self.take_cache(request, -request.held)
 
     def forget_claim(self) -> None:
-        """No request is there that could wait."""
+        """No batch is due that lacks memory: until one is, training may have what is free."""
         self._serving.since = math.inf
 
     def look(self) -> bool:
