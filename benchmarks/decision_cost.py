@@ -23,6 +23,7 @@ from lemix_hpc.policy.latency import Affine, LatencyModel
 from lemix_hpc.policy.placements import DEFAULT, PLACEMENTS
 from lemix_hpc.policy.rules import SchedulerConfig
 from lemix_hpc.policy.scheduler import Scheduler
+from lemix_hpc.policy.task_slots import slot_of
 
 STAGES = 8
 LONGEST = 4096
@@ -53,7 +54,7 @@ class Cluster:
     def _expect(self, task: int, position: int) -> None:
         """Wait for a task's next pass: forwards on stages 0, 1, ..., then for training backwards on stages S-1, S-2, ..."""
         state = self.scheduler.state
-        slot = state.slot_of[task]
+        slot = slot_of(state, task)
         passes = STAGES * (2 if state.slots[slot]["training"] else 1)
         if position < passes:
             heapq.heappush(self.ends, (self._end(slot, position), task, position, passes))
@@ -67,7 +68,7 @@ class Cluster:
         state = self.scheduler.state
         while self.ends and self.ends[0][0] <= now:
             _, task, position, passes = heapq.heappop(self.ends)
-            slot = state.slot_of[task]
+            slot = slot_of(state, task)
             end = self._end(slot, position)
             if end > now:
                 self._expect(task, position)

@@ -21,6 +21,7 @@ from lemix_hpc.policy.placement_rules import LEMIX_PAPER, length_consistency, le
 from lemix_hpc.policy.release import in_the_way, smallest_slack
 from lemix_hpc.policy.scheduler import Scheduler
 from lemix_hpc.policy.state import NONE, State
+from lemix_hpc.policy.task_slots import slot_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +94,7 @@ def fed_to(scheduler: Scheduler, task: int) -> int | None:
 def hold(scheduler: Scheduler, node: int, task: int) -> Hold:
     """What a micro-batch that its node holds waits for."""
     state, rules = scheduler.state, scheduler.rules
-    slot = state.slot_of[task]
+    slot = slot_of(state, task)
     training_rows(
         state, node, state.slots[slot]["rows"], state.slots[slot]["prompt"], state.forward[slot], state.backward[slot]
     )

@@ -16,7 +16,8 @@ from lemix_hpc.policy.forecast import ALL, assign, expect
 from lemix_hpc.policy.jit import compiled
 from lemix_hpc.policy.placement_rules import PACK, packs_training, score, turn
 from lemix_hpc.policy.rules import OPEN, PAPER, Rules
-from lemix_hpc.policy.state import NONE, State, decide, return_slot
+from lemix_hpc.policy.state import NONE, State, decide
+from lemix_hpc.policy.task_slots import return_slot, slot_of
 
 
 @compiled
@@ -34,7 +35,7 @@ def open_groups(state: State, rules: Rules, now: float) -> None:
     while counters[0].lanes > 0 and counters[0].offered_first < counters[0].offered_end:
         # Which node? The group is forecast by its first micro-batch.
         first = state.offered[counters[0].offered_first % state.offered.size]
-        slot = state.slot_of[first]
+        slot = slot_of(state, first)
         node = slots[slot].node
         if node == NONE:
             node = _best_node_to_train(state, rules, now, slots[slot].rows, slots[slot].prompt)
@@ -92,7 +93,7 @@ def _outlives(state: State, rules: Rules, now: float, node: int, slot: int) -> b
         return False
     slots, rest = state.slots, 0.0
     for task in range(slots[slot].task + 1, slots[slot].task + slots[slot].group_size):
-        other, longest = state.slot_of[task], 0.0
+        other, longest = slot_of(state, task), 0.0
         forward, backward = state.forward[other], state.backward[other]
         training_rows(state, node, slots[other].rows, slots[other].prompt, forward, backward)
         for stage in range(forward.size):
@@ -107,9 +108,9 @@ def _outlives(state: State, rules: Rules, now: float, node: int, slot: int) -> b
 @compiled
 def _refuse(state: State, first: int) -> None:
     """A group is never started."""
-    for task in range(first, first + state.slots[state.slot_of[first]].group_size):
-        return_slot(state, state.slot_of[task])
-        decide(state, task)
+    for task in range(first, first + state.slots[slot_of(state, first)].group_size):
+        return_slot(state, slot_of(state, task))
+        decide(state, task, NONE)
 
 
 @compiled
@@ -117,7 +118,7 @@ def let_go(state: State, rules: Rules, now: float, node: int, count: int) -> Non
     """The release rule lets the next micro-batches of a node's group go; admission may still hold them."""
     nodes = state.nodes
     for position in range(nodes[node].open_gone, nodes[node].open_gone + count):
-        state.slots[state.slot_of[nodes[node].open_first + position]].eligible = now
+        state.slots[slot_of(state, nodes[node].open_first + position)].eligible = now
     nodes[node].open_gone += count
     if nodes[node].held == 0:
         state.counters[0].holding += 1
@@ -131,7 +132,7 @@ def admit(state: State, rules: Rules, now: float, node: int) -> None:
     nodes, slots = state.nodes, state.slots
     while nodes[node].held > 0:
         task = nodes[node].open_first + nodes[node].open_gone - nodes[node].held
-        slot = state.slot_of[task]
+        slot = slot_of(state, task)
         training_rows(state, node, slots[slot].rows, slots[slot].prompt, state.forward[slot], state.backward[slot])
         if not _admitted(state, rules, now, node, slot):
             break
@@ -187,7 +188,7 @@ def _send(state: State, rules: Rules, now: float, node: int, slot: int) -> None:
     assign(state, node, slot, state.nodes[node].tail)
     slots[slot].predicted = state.paths[slot, -1].fe - now
     note_assigned(state, rules, node, slot, now)
-    decide(state, slots[slot].task)
+    decide(state, slots[slot].task, slot)
 
 
 @compiled
@@ -199,7 +200,7 @@ def _set_tick(state: State, rules: Rules) -> None:
         return
     for node in range(nodes.size):
         if nodes[node].held > 0:
-            slot = state.slot_of[nodes[node].open_first + nodes[node].open_gone - nodes[node].held]
+            slot = slot_of(state, nodes[node].open_first + nodes[node].open_gone - nodes[node].held)
             until = state.slots[slot].eligible + rules.max_hold
             counters[0].tick_at = min(counters[0].tick_at, until)
 

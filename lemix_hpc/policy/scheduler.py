@@ -29,8 +29,9 @@ from lemix_hpc.policy.latency_tables import make_times, with_own_kind
 from lemix_hpc.policy.memory import Learned, Memory
 from lemix_hpc.policy.recalibration import Measured, Recalibrated
 from lemix_hpc.policy.rules import Rules, SchedulerConfig, admission_code, make_rules
-from lemix_hpc.policy.state import NONE, WINDOW, State, full, grown, make_state
+from lemix_hpc.policy.state import NONE, WINDOW, State, make_state
 from lemix_hpc.policy.stragglers import Peers
+from lemix_hpc.policy.task_slots import full, grown
 
 FIRST_GUESS = 128.0
 """Output tokens that are expected of a request before any has finished."""
@@ -133,21 +134,20 @@ class Scheduler:
             self._tell(Tick(event.time))
         else:
             if isinstance(event, RequestArrived):
-                self._make_room(event.task + 1, 1)
+                self._make_room(1)
             self._tell(event)
         counters = self.state.counters[0]
         count = counters["decided"]
         if not count:
             return []
         counters["decided"] = 0
-        return [self._decision(task) for task in self.state.decided[:count].tolist()]
+        return [self._decision(task, slot) for task, slot in self.state.decided[:count].tolist()]
 
     def _tell(self, event: Event) -> None:
         self._record[0] = record_of(event)
         transitions.tell(self.state, self.rules, self._record[0])
 
-    def _decision(self, task: int) -> Decision:
-        place = self.state.slot_of[task]
+    def _decision(self, task: int, place: int) -> Decision:
         if place == NONE:
             return Refuse(task)
         slot = self.state.slots[place]
@@ -157,15 +157,15 @@ class Scheduler:
             return Place(*where)
         return Place(*where, float(slot["first"]), float(slot["each"]))
 
-    def _make_room(self, until: int, more: int) -> None:
-        while full(self.state, until, more):
-            self.state = grown(self.state, until)
+    def _make_room(self, more: int) -> None:
+        while full(self.state, more):
+            self.state = grown(self.state)
 
     def _group_offered(self, event: GroupOffered) -> None:
         first, count = event.tasks[0], len(event.tasks)
         if event.tasks != tuple(range(first, first + count)):
             raise ValueError(f"tasks of a group are numbered one after the other, not {event.tasks}")
-        self._make_room(first + count, count)
+        self._make_room(count)
         lengths = np.array(event.lengths, dtype=np.int64)
         node = NONE if event.node is None else event.node
         transitions.group_offered(self.state, self.rules, event.time, first, lengths, event.rows, node)

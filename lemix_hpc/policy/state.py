@@ -142,10 +142,11 @@ class State(NamedTuple):
     `slots`: (slots,); `paths`, `forward`, `backward`: (slots, stages); `nodes`: (nodes,); `free_at`: (nodes, stages), latest
     real end on a stage, -inf before the first; `request_end`: (nodes, stages), when a stage is through with the last request,
     where serving goes first; `seen`: (nodes, MOST_SEEN), requests from the last one on, see
-    `lemix_hpc.policy.request_places`; `counters`: (1,). `slot_of`: (tasks,), the slot of every unfinished task.
-    `free_slots` is a stack, `offered` a ring of the first tasks of groups, `window`: (2, WINDOW), output lengths seen
-    last, by age in a ring and by length.
-    `decided`: the first `counters[0].decided` tasks are to be sent to their nodes, or refused if they have no slot.
+    `lemix_hpc.policy.request_places`; `counters`: (1,). `table`: (2 slots,), the slots of unfinished tasks, see
+    `lemix_hpc.policy.task_slots`. `free_slots` is a stack, `offered` a ring of the first tasks of groups, `window`:
+    (2, WINDOW), output lengths seen last, by age in a ring and by length.
+    `decided`: (slots, 2), the first `counters[0].decided` tasks are to be sent to the nodes of their slots, or, with NONE as
+    their slot, refused.
     `scratch`: (2, stages), for a task that is on no node yet. `rows`: (ROWS, stages), what a request would be given on nodes
     with batches of the sizes `row_sizes`, and alone there, `row_alone` [s]: of one decision.
     """
@@ -160,7 +161,7 @@ class State(NamedTuple):
     request_end: Floats
     seen: Records
     counters: Records
-    slot_of: Ints
+    table: Ints
     free_slots: Ints
     offered: Ints
     window: Ints
@@ -185,11 +186,11 @@ def make_state(times: Times, *, lanes: int, seed: int, expected_output: float, s
         request_end=np.full((nodes, stages), -np.inf),
         seen=np.zeros((nodes, MOST_SEEN), SEEN),
         counters=_make_counters(slots, lanes, seed, expected_output),
-        slot_of=np.full(slots, NONE),
+        table=np.full(2 * slots, NONE),
         free_slots=np.arange(slots)[::-1].copy(),
         offered=np.zeros(slots, dtype=np.int64),
         window=np.zeros((2, WINDOW), dtype=np.int64),
-        decided=np.zeros(slots, dtype=np.int64),
+        decided=np.zeros((slots, 2), dtype=np.int64),
         scratch=np.zeros((2, stages)),
         rows=np.zeros((ROWS, stages)),
         row_sizes=np.zeros(ROWS, dtype=np.int64),
@@ -197,68 +198,11 @@ def make_state(times: Times, *, lanes: int, seed: int, expected_output: float, s
     )
 
 
-def full(state: State, tasks: int, more: int) -> bool:
-    """Whether there is no room for `more` unfinished tasks, or for numbers up to `tasks`. Not compiled, as `next_tick`."""
-    return bool(state.counters[0]["free"] < more or state.slot_of.size < tasks)
-
-
-def grown(state: State, tasks: int = 0) -> State:
-    """The same state with room for task numbers up to `tasks` and as many again, or, if it has that, with twice the slots."""
-    if state.slot_of.size < tasks:
-        # Numbers are never used again, slots are: a long run must not have a slot for each of its tasks.
-        return state._replace(slot_of=_longer(state.slot_of, 2 * tasks, NONE))
-    old, counters = state.slots.size, state.counters[0]
-    size = 2 * old
-    # The ring of offered groups is written anew from its start.
-    first, end = int(counters["offered_first"]), int(counters["offered_end"])
-    offered = np.zeros(size, dtype=np.int64)
-    offered[: end - first] = state.offered[np.arange(first, end) % old]
-    counters["offered_first"], counters["offered_end"] = 0, end - first
-    free = int(counters["free"])
-    free_slots = np.zeros(size, dtype=np.int64)
-    free_slots[:old] = np.arange(old, size)[::-1]
-    free_slots[old : old + free] = state.free_slots[:free]
-    counters["free"] = old + free
-    return state._replace(
-        slots=_longer(state.slots, size),
-        paths=_longer(state.paths, size),
-        forward=_longer(state.forward, size),
-        backward=_longer(state.backward, size),
-        free_slots=free_slots,
-        offered=offered,
-        decided=_longer(state.decided, size),
-    )
-
-
 @compiled
-def take_slot(state: State, task: int) -> int:
-    """A row for a task; there must be one free."""
+def decide(state: State, task: int, slot: int) -> None:
+    """Tell the caller to send a task to the node of its slot, or, if that is NONE, to refuse it."""
     counters = state.counters
-    counters[0].free -= 1
-    slot = state.free_slots[counters[0].free]
-    state.slot_of[task] = slot
-    state.slots[slot].task = task
-    state.slots[slot].patient = False
-    state.slots[slot].node = NONE
-    state.slots[slot].first = state.slots[slot].each = state.slots[slot].plain = 0.0
-    return slot
-
-
-@compiled
-def return_slot(state: State, slot: int) -> None:
-    """The task has its outcome."""
-    counters = state.counters
-    counters[0].training -= state.slots[slot].training
-    state.slot_of[state.slots[slot].task] = NONE
-    state.free_slots[counters[0].free] = slot
-    counters[0].free += 1
-
-
-@compiled
-def decide(state: State, task: int) -> None:
-    """Tell the caller to send a task to its node."""
-    counters = state.counters
-    state.decided[counters[0].decided] = task
+    state.decided[counters[0].decided, 0], state.decided[counters[0].decided, 1] = task, slot
     counters[0].decided += 1
 
 
@@ -276,11 +220,3 @@ def _make_counters(slots: int, lanes: int, seed: int, expected_output: float) ->
     counters["free"], counters["lanes"], counters["random"] = slots, lanes, seed
     counters["tick_at"], counters["expected_output"] = np.inf, expected_output
     return counters
-
-
-def _longer(array: NDArray[Any], size: int, value: int = 0) -> NDArray[Any]:
-    longer = np.zeros((size, *array.shape[1:]), dtype=array.dtype)
-    if value:
-        longer[array.shape[0] :] = value
-    longer[: array.shape[0]] = array
-    return longer

@@ -1,7 +1,7 @@
 """What the scheduler does when something happens: compiled, for the Python `Scheduler` and the simulator's loop alike.
 
 Tasks are numbered 0, 1, 2, ...; the micro-batches of a group one after the other. Decided tasks are in `state.decided`
-afterwards: each has a slot with its node, or none if it is refused. The caller sets `counters[0].decided` to 0.
+afterwards: each with its slot, which has its node, or NONE if it is refused. The caller sets `counters[0].decided` to 0.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from lemix_hpc.policy.placement_rules import PACK, filled, fills, has_room, pack
 from lemix_hpc.policy.release import admit, offer, open_groups, passed
 from lemix_hpc.policy.request_places import place_of_request
 from lemix_hpc.policy.rules import Rules
-from lemix_hpc.policy.state import NONE, Ints, Records, State, decide, return_slot, take_slot
+from lemix_hpc.policy.state import NONE, Ints, Records, State, decide
+from lemix_hpc.policy.task_slots import return_slot, slot_of, take_slot
 from lemix_hpc.policy.token_forecast import forecast_tokens, late_first, note_tokens
 
 promotion = compiled(classes.promotion)
@@ -29,7 +30,7 @@ promotion = compiled(classes.promotion)
 @compiled
 def request_arrived(state: State, rules: Rules, now: float, task: int, prompt: int, output: int) -> None:
     """Place a request that arrives at `now` [s] with `prompt` tokens, and asks for `output` new ones (0: its prompt is only
-    scored). There must be a slot free, see `state.full`."""
+    scored). There must be a slot free, see `task_slots.full`."""
     slots, nodes, counters = state.slots, state.nodes, state.counters
 
     # How long will its answer be?
@@ -55,7 +56,7 @@ def request_arrived(state: State, rules: Rules, now: float, task: int, prompt: i
     # Refuse what would outlive the allocation.
     if max(end, begin + paced) > rules.end:
         return_slot(state, slot)
-        decide(state, task)
+        decide(state, task, NONE)
         return
 
     # What will be late has nothing to lose, and those behind it have: it gives way.
@@ -79,7 +80,7 @@ def request_arrived(state: State, rules: Rules, now: float, task: int, prompt: i
             slots[slot].predicted = slots[slot].first + (tokens - 1) * slots[slot].each
         note_placed(state, rules, node, now, prompt)
     nodes[node].requests += 1
-    decide(state, task)
+    decide(state, task, slot)
 
 
 @compiled
@@ -103,7 +104,7 @@ def batch_request_arrived(state: State, rules: Rules, now: float, task: int, pro
     else:
         nodes[node].batch_work += _nanoseconds(state, slot)
         note_assigned(state, rules, node, slot, now)
-    decide(state, task)
+    decide(state, task, slot)
 
 
 @inlined
@@ -178,8 +179,8 @@ def training_closed(state: State) -> None:
     while counters[0].offered_first < counters[0].offered_end:
         first = state.offered[counters[0].offered_first % state.offered.size]
         counters[0].offered_first += 1
-        for task in range(first, first + state.slots[state.slot_of[first]].group_size):
-            return_slot(state, state.slot_of[task])
+        for task in range(first, first + state.slots[slot_of(state, first)].group_size):
+            return_slot(state, slot_of(state, task))
 
 
 @compiled
@@ -195,7 +196,7 @@ def stage_finished(
     backward: bool,
 ) -> None:
     """A stage has run a task's forward or backward."""
-    slot = state.slot_of[task]
+    slot = slot_of(state, task)
     forecast = NONE if slot != NONE and state.slots[slot].patient else slot
     observe(state, node, stage, forecast, start, end, backward)
     if rules.learns and slot != NONE and stage == state.paths.shape[1] - 1:
@@ -211,7 +212,7 @@ def stage_finished(
 def answer_passed(state: State, rules: Rules, now: float, node: int, task: int, times: Records) -> None:
     """All stages have run a request that generates: `times`, (stages,), have the `start` and `end` on each, of all its passes
     as one."""
-    slot = state.slot_of[task]
+    slot = slot_of(state, task)
     observe_all(state, node, NONE if slot != NONE and state.slots[slot].patient else slot, times)
     if rules.learns and slot != NONE:
         note_overhead(state, slot, times[times.size - 1].end)
@@ -222,7 +223,7 @@ def answer_passed(state: State, rules: Rules, now: float, node: int, task: int, 
 @compiled
 def task_finished(state: State, rules: Rules, now: float, node: int, task: int, output: int) -> None:
     """A task has its outcome, and produced `output` tokens. An unknown one is ignored."""
-    slot = state.slot_of[task]
+    slot = slot_of(state, task)
     if slot == NONE:
         return
     slots, nodes = state.slots, state.nodes

@@ -81,7 +81,7 @@ def advance(cluster: ClusterState, config: SimulationConfig, state: State, rules
         elif wakes <= run.now:
             _wake(cluster)
         elif arrives <= run.now:
-            if full(state, request + 1, 1):
+            if full(state, 1):
                 return NEED_SLOTS
             _take_arrival(cluster, request)
             arrive(cluster, config, state, rules, request)

@@ -8,7 +8,7 @@ from lemix_hpc.policy.execution_rules import CLOSE, OFFER, WAIT
 from lemix_hpc.policy.jit import compiled, inlined
 from lemix_hpc.policy.rules import Rules
 from lemix_hpc.policy.state import State
-from lemix_hpc.policy.state import full as is_full
+from lemix_hpc.policy.task_slots import full as is_full
 from lemix_hpc.policy.transitions import answer_passed, group_offered, tell
 from lemix_hpc.simulator.cluster_state import ClusterState, SimulationConfig, append, next_event, touch
 from lemix_hpc.simulator.dtypes import FINISHED, FORWARDS, NONE, REFUSED
@@ -51,7 +51,7 @@ def supply_training(cluster: ClusterState, config: SimulationConfig, state: Stat
             return NEED_GROUPS
         first, size = cluster.groups[run.next_group].first, cluster.groups[run.next_group].size
         task = cluster.requests.size + first
-        if full(state, task + size, size):
+        if full(state, size):
             return NEED_SLOTS
         cluster.events[next_event(cluster, config, OFFERED)].task = run.next_group
         run.next_group += 1
@@ -135,8 +135,7 @@ def _carry_out(cluster: ClusterState, config: SimulationConfig, state: State) ->
     """Send decided tasks to their nodes."""
     counters = state.counters[0]
     for position in range(counters.decided):
-        task = state.decided[position]
-        slot = state.slot_of[task]
+        task, slot = state.decided[position, 0], state.decided[position, 1]
         if task < cluster.requests.size:
             _place_request(cluster, state, task, slot)
         else:

@@ -13,7 +13,7 @@ from lemix_hpc.policy.execution_rules import BACKWARD, FORWARD, SERVE
 from lemix_hpc.policy.latency import Shape
 from lemix_hpc.policy.latency_tables import Times
 from lemix_hpc.policy.scheduler import Scheduler
-from lemix_hpc.policy.state import full, grown
+from lemix_hpc.policy.task_slots import full, grown
 from lemix_hpc.simulator.cluster_state import ClusterState, SimulationConfig, make_cluster, with_groups
 from lemix_hpc.simulator.dtypes import Records
 from lemix_hpc.simulator.event_loop import advance
@@ -80,9 +80,8 @@ def run_simulation(
 def _make_room(scheduler: Scheduler, cluster: ClusterState) -> None:
     """Room in the policy's state for any one arrival or group that may come next."""
     more = max(1, int(cluster.groups["size"].max(initial=0)))
-    tasks = len(cluster.requests) + len(cluster.micro_batches)
-    while full(scheduler.state, tasks, more):
-        scheduler.state = grown(scheduler.state, tasks)
+    while full(scheduler.state, more):
+        scheduler.state = grown(scheduler.state)
 
 
 def _doubled(records: Records) -> Records:

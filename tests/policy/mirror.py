@@ -18,6 +18,7 @@ from lemix_hpc.policy.latency import LatencyModel
 from lemix_hpc.policy.rules import SchedulerConfig
 from lemix_hpc.policy.scheduler import Scheduler
 from lemix_hpc.policy.state import NONE, Floats, State
+from lemix_hpc.policy.task_slots import slot_of
 from tests.policy.reference import Node, Path, Work
 
 Pass = tuple[int, int, int, bool]
@@ -135,7 +136,7 @@ class Mirror:
     def _assign(self, place: Place) -> None:
         """Times are not what is tested here: both have the same."""
         state = self.scheduler.state
-        slot = state.slot_of[place.task]
+        slot = slot_of(state, place.task)
         training = bool(state.slots[slot]["training"])
         forward, backward = tuple(state.forward[slot].tolist()), tuple(state.backward[slot].tolist())
         work = Work(place.task, self.now, forward, backward if training else (), place.key)
@@ -182,7 +183,7 @@ def check_links(state: State, number: int, node: Node) -> None:
     slot = here["head"]
     while slot != NONE:
         assert slots[slot]["previous"] == (chain[-1] if chain else NONE)
-        assert state.slot_of[slots[slot]["task"]] == slot
+        assert slot_of(state, slots[slot]["task"]) == slot
         chain.append(slot)
         slot = slots[slot]["next"]
     assert [slots[slot]["task"] for slot in chain] == [work.task for work in node.tasks]

@@ -17,7 +17,8 @@ from lemix_hpc.policy.latency import Affine, LatencyModel
 from lemix_hpc.policy.latency_tables import make_times
 from lemix_hpc.policy.placement_rules import length_consistency, length_density, score
 from lemix_hpc.policy.rules import OrderName, SchedulerConfig, make_rules
-from lemix_hpc.policy.state import NONE, State, make_state, take_slot
+from lemix_hpc.policy.state import NONE, State, make_state
+from lemix_hpc.policy.task_slots import slot_of, take_slot
 from tests.golden.cases import golden_cases
 from tests.policy.mirror import Arrive, Finish, Mirror, Offer, Report, Step, paths_of
 
@@ -58,7 +59,7 @@ def expected(state: State, job: Job) -> tuple[tuple[float, ...], tuple[float, ..
     """Begins, ends and idleness of one more task, behind all others."""
     forward = np.array(job.forward)
     _, _, idleness = expect(state, 0, state.nodes[0]["tail"], ALL, job.release, forward)
-    number = int(np.sum(state.slot_of != NONE)) + 1
+    number = int(np.sum(state.table != NONE)) + 1
     slot = take_slot(state, number)
     state.slots[slot]["training"], state.slots[slot]["release"] = False, job.release
     state.slots[slot]["sequence"], state.forward[slot] = number, forward
@@ -69,11 +70,11 @@ def expected(state: State, job: Job) -> tuple[tuple[float, ...], tuple[float, ..
 
 
 def begins(state: State, task: int) -> tuple[float, ...]:
-    return tuple(state.paths[state.slot_of[task]]["fb"].tolist())
+    return tuple(state.paths[slot_of(state, task)]["fb"].tolist())
 
 
 def saw(state: State, task: int, stage: int, start: float, end: float, *, backward: bool = False) -> None:
-    observe(state, 0, stage, state.slot_of[task] if task >= 0 else NONE, start, end, backward)
+    observe(state, 0, stage, slot_of(state, task) if task >= 0 else NONE, start, end, backward)
 
 
 # Golden cases
@@ -186,7 +187,7 @@ def test_a_backward_that_rests_for_serving_is_expected_where_it_was() -> None:
     saw(state, 0, 0, 0.0, 1.0)
     saw(state, 0, 1, 1.0, 2.0)
     saw(state, NONE, 1, 3.0, 3.5)  # a request that was placed and forgotten meanwhile
-    assert state.paths[state.slot_of[0]]["bb"].tolist() == [6.0, 2.0]
+    assert state.paths[slot_of(state, 0)]["bb"].tolist() == [6.0, 2.0]
 
 
 def test_requests_may_run_in_another_order_than_they_were_assigned() -> None:
@@ -199,14 +200,14 @@ def test_requests_may_run_in_another_order_than_they_were_assigned() -> None:
 def test_a_report_that_comes_after_its_task_was_forgotten_still_counts() -> None:
     """The last stage's report of a request may be overtaken by the request's outcome."""
     state = node_with(1, [Job(0.0, (1.0,))])
-    forget(state, state.slot_of[0])
+    forget(state, slot_of(state, 0))
     saw(state, NONE, 0, 0.0, 3.0)
     assert expected(state, Job(2.0, (1.0,)))[0] == (3.0,)
 
 
 def test_a_lost_task_is_waited_for_no_longer() -> None:
     state = node_with(2, [Job(0.0, (9.0, 9.0), (9.0, 9.0)), Job(1.0, (1.0, 1.0))])
-    forget(state, state.slot_of[0])
+    forget(state, slot_of(state, 0))
     assert begins(state, 1) == (1.0, 2.0)
 
 

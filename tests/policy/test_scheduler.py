@@ -96,7 +96,7 @@ def test_every_task_is_placed_once_where_it_may_be_and_finishes(config: Schedule
 def test_nothing_is_left_when_all_is_done(config: SchedulerConfig, events: list[Event]) -> None:
     state = played(config, PER_TOKEN, events).scheduler.state
     assert sorted(state.free_slots[: state.counters[0]["free"]]) == list(range(state.slots.size))
-    assert (state.slot_of == -1).all()
+    assert (state.table == -1).all()
     for chain in ("head", "tail", "first_training", "open_first"):
         assert (state.nodes[chain] == -1).all()
     for count in ("requests", "generating", "held"):
@@ -278,7 +278,6 @@ def test_room_that_has_to_grow_changes_no_decision(config: SchedulerConfig, even
     )
     grown, roomy = ToyCluster(small, PER_TOKEN, events), played(config, PER_TOKEN, events)
     assert (grown.places, grown.placed_at) == (roomy.places, roomy.placed_at)
-    assert small.state.slot_of.size > slots
 
 
 def test_a_long_run_needs_no_more_slots_than_it_has_unfinished_tasks() -> None:
@@ -287,7 +286,7 @@ def test_a_long_run_needs_no_more_slots_than_it_has_unfinished_tasks() -> None:
     for task in range(4 * slots):
         scheduler.handle(RequestArrived(float(task), task, 8, 0))
         scheduler.handle(TaskFinished(float(task), 0, task))
-    assert scheduler.state.slots.size == slots
+    assert scheduler.state.slots.size == slots and scheduler.state.table.size == 2 * slots
 
 
 def test_groups_that_are_on_offer_keep_their_turn_when_room_grows() -> None:
