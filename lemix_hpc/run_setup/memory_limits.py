@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lemix_hpc.config.errors import UserError
+from lemix_hpc.config.policy_section import Policy
 from lemix_hpc.config.recipe import Recipe
 from lemix_hpc.engines.protocol import StageTakes
 from lemix_hpc.policy import memory_rules
@@ -35,6 +36,11 @@ class StageRoom:
     resting: int
     capacity: float | None
     least: int = 0
+
+
+def longest_hold(policy: Policy) -> float:
+    """How long requests may keep training from memory [s]."""
+    return policy.max_hold_s if policy.serving_first else 0.0
 
 
 def is_limited(recipe: Recipe) -> bool:

@@ -9,7 +9,7 @@ from typing import Protocol
 from lemix_hpc.config.recipe import Recipe
 from lemix_hpc.profiling.hardware import load_hardware
 from lemix_hpc.run_setup.in_flight import useful_in_flight
-from lemix_hpc.run_setup.memory_limits import is_limited, offloads, room_of, rooms_of
+from lemix_hpc.run_setup.memory_limits import is_limited, longest_hold, offloads, room_of, rooms_of
 from lemix_hpc.runtime.leader.batching_leader import Leader
 from lemix_hpc.runtime.leader.memory_gate import NodeMemoryLimits
 from lemix_hpc.runtime.transport.mailbox import Mailbox
@@ -74,7 +74,7 @@ def _limits(recipe: Recipe, node: int) -> NodeMemoryLimits:
         lambda stage, takes: room_of(recipe, node, stage, takes),
         policy.memory.max_wait_s,
         offloads(recipe),
-        max_hold=policy.max_hold_s if policy.serving_first else 0.0,
+        max_hold=longest_hold(policy),
         gpipe=training is not None and training.release == "sync" and training.schedule == "gpipe",
         useful_in_flight=useful_in_flight(recipe),
     )

@@ -215,8 +215,8 @@ class MemoryGate:
     def limited(self) -> bool:
         return bool(self._stages)
 
-    def heard(self, message: m.EngineReady | m.AskMemory | m.Moved | m.OutOfMemory) -> None:
-        """From a stage of the node. Raises UserError if it has no memory left for tasks."""
+    def heard(self, message: m.EngineReady | m.AskMemory | m.Moved | m.OutOfMemory | m.HoldTraining) -> None:
+        """From a stage of the node, or a new rule. Raises UserError if a stage has no memory left for tasks."""
         match message:
             case m.EngineReady(_, stage, takes):
                 if takes is not None:
@@ -227,6 +227,8 @@ class MemoryGate:
                 self._asked = asked
             case m.Moved() as moved:
                 self._moved(moved)
+            case m.HoldTraining(longest):
+                self._limits = replace(self._limits, max_hold=longest)
             case m.OutOfMemory(stage, begun):
                 self._out_of_memory(stage, begun)
 

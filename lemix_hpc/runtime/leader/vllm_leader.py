@@ -103,7 +103,7 @@ class EngineLeader:
             case (m.EngineReady() | m.Loss() | m.Stepped() | m.RingDone() | m.Saved() | m.Stopped()) as report:
                 self._account(report)
                 self._tell(report)
-            case (m.AskMemory() | m.Moved() | m.OutOfMemory()) as message:
+            case (m.AskMemory() | m.Moved() | m.OutOfMemory() | m.HoldTraining()) as message:
                 self._gate.heard(message)
             case (m.Go() | m.Stop()) as order:
                 self._order(order)

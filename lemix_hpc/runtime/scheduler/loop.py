@@ -30,6 +30,7 @@ from lemix_hpc.records.sampling import Sampling, is_kept
 from lemix_hpc.records.schema import NodeMemory, ServedTask, Stretch
 from lemix_hpc.records.stretches import batch_work, of_stages, with_members
 from lemix_hpc.records.writer import Recorder
+from lemix_hpc.run_setup.memory_limits import longest_hold
 from lemix_hpc.run_setup.scheduler_setup import Partners
 from lemix_hpc.run_setup.training_feed import TrainingFeed
 from lemix_hpc.runtime.http.call import Client
@@ -241,6 +242,7 @@ class SchedulerLoop:
             self._recorder.promise(changed)
             self.changes.append(changed)
         for node in range(self._layout.nodes):
+            self._mailbox.send(self._layout.leader(node), Inbox.LEADER, m.HoldTraining(longest_hold(policy)))
             for stage in range(self._layout.stages):
                 order = m.ShareTime(policy.minimum_training_share)
                 self._mailbox.send(self._layout.worker(node, stage), Inbox.STAGE, order)

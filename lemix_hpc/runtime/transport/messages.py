@@ -117,6 +117,12 @@ class ShareTime(msgspec.Struct, frozen=True, array_like=True, tag=True):
     minimum_training_share: float
 
 
+class HoldTraining(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """Scheduler to leader: requests may keep training from memory for so long [s], from now on."""
+
+    longest: float
+
+
 class Alive(msgspec.Struct, frozen=True, array_like=True, tag=True):
     """Any rank to scheduler: its loop turns. `asked`: when, by its own monotonic clock [s], which the answer repeats."""
 
@@ -438,6 +444,7 @@ AnyMessage = (
     | FirstStageIdle
     | Stop
     | ShareTime
+    | HoldTraining
     | Stopped
     | Alive
     | TimeIs
