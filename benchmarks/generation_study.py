@@ -133,7 +133,8 @@ def _recipe(changes: Changes, rate: float | None) -> Recipe:
 def _pace(changes: Changes, rate: float | None) -> tuple[Recipe, Pace]:
     """The recipe, and what its requests are paced to."""
     recipe = _recipe(changes, rate)
-    pace = pace_of(recipe, load_hardware(recipe).reference.latency(recipe.nodes.stages), load_workload(recipe).requests)
+    latency = load_hardware(recipe).reference.latency(recipe.nodes.stages)
+    pace = pace_of(recipe, latency, load_workload(recipe).requests.demand)
     assert pace is not None, "the recipe has a limit on the time per token, or says that it is paced"
     return recipe, pace
 

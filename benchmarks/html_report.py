@@ -61,7 +61,7 @@ class Node:
             if number % 2:
                 spans += self._train(recorder)
         for name in names:
-            recorder.task(self._served(name, max(0.0, arrived), first_token))
+            recorder.request(self._served(name, max(0.0, arrived), first_token))
         self._clock += self._rng.expovariate(4.0)
         return spans
 
@@ -77,7 +77,7 @@ class Node:
         self._micro_batches += 1
         spans, loss = 2 * STAGES, 2.0 + 6.0 / (1.0 + self.version / 20) + self._rng.gauss(0.0, 0.05)
         step = self.version + 1
-        recorder.task(TrainedTask(name, "finished", begun, 512, self._number, begun, self._clock, loss, step))
+        recorder.micro_batch(TrainedTask(name, "finished", begun, 512, self._number, begun, self._clock, loss, step))
         if self._micro_batches % GROUP == 0:
             for stage in range(STAGES):
                 recorder.work(self._work(stage, "step", self._clock, 0.01))

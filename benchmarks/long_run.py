@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import subprocess
 import sys
 import tempfile
@@ -22,6 +23,7 @@ from pathlib import Path
 
 import msgspec
 
+from lemix_hpc.config.serving_section import GeneratedSource, Serving
 from lemix_hpc.records.attempts import AttemptStart, claim
 from lemix_hpc.records.inheritance import inherit
 from lemix_hpc.records.journal import Accepted, Placed, journal_part, journal_parts
@@ -30,10 +32,10 @@ from lemix_hpc.records.reader import stream_run
 from lemix_hpc.records.schema import RunFacts, ServedTask, Stretch
 from lemix_hpc.records.writer import Recorder
 from lemix_hpc.report.build import summarise
-from lemix_hpc.runtime.scheduler.resume import with_over
+from lemix_hpc.runtime.scheduler.resume import arrivals_of
 from lemix_hpc.studies.explain_placement import find_task
 from lemix_hpc.studies.replay import requests_of
-from lemix_hpc.workload.tasks import Request
+from lemix_hpc.workload.requests import load_requests
 
 RATE, PASS_S = 100.0, 0.005
 FACTS = RunFacts("round-robin", "emulated", 1, 2, [1.5], 0.1, 0.0, 0)
@@ -49,12 +51,12 @@ def write(run_dir: Path, requests: int, output: int) -> int:
     journal = recorder.journal = Journal(attempt.path, settle=recorder.settle, saved=lambda: None)
     for number in range(requests):
         arrival = number / RATE
-        recorder.promise(Accepted(number, f"r{number}", arrival, 300))
+        recorder.promise(Accepted(number, f"r{number}", arrival, 300, place=number))
         recorder.promise(Placed(number, 0))
         for stage in (0, 1):
             start = arrival + stage * PASS_S
             recorder.work(Stretch(0, stage, "serve", start, start + PASS_S, 0, number, f"r{number}"))
-        recorder.task(answered(number, arrival, output))
+        recorder.request(answered(number, arrival, output), number)
         if journal.waiting > WAITING:
             journal.flush()
     recorder.facts(msgspec.structs.replace(FACTS, duration_s=requests / RATE))
@@ -77,8 +79,9 @@ def of_clients(run_dir: Path, requests: int) -> None:
 
 
 def of_a_trace(run_dir: Path, requests: int) -> None:
-    asked = [Request(f"r{number}", number / RATE, 300, 0) for number in range(requests)]
-    assert len(with_over(inherit(run_dir, None), asked).over) == requests
+    source = GeneratedSource(kind="constant", rate=RATE, requests=requests + 1)
+    stream = load_requests(Serving(source=source), seed=0, tokenizer=None).requests
+    assert [request.place for request in arrivals_of(stream, inherit(run_dir, None)).until(math.inf)] == [requests]
 
 
 def report(run_dir: Path, requests: int) -> None:

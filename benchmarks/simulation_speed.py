@@ -54,7 +54,7 @@ def recipe_of(nodes: int, stages: int, tasks: int, placement: str) -> Recipe:
 def loop_seconds(recipe: Recipe) -> float:
     """Seconds of the discrete-event loop alone."""
     hardware, work = load_hardware(recipe), load_workload(recipe)
-    t0 = mean_unloaded_response(hardware.reference.latency(recipe.nodes.stages), work.requests, recipe)
+    t0 = mean_unloaded_response(hardware.reference.latency(recipe.nodes.stages), work.requests.demand, recipe)
     assert work.batches is not None, "the recipe trains"
     lengths = [batch.length for batch in itertools.islice(work.batches, len(work.requests))]
     requests = make_requests(

@@ -23,7 +23,7 @@ from lemix_hpc.policy.events import Event
 from lemix_hpc.profiling.hardware import load_hardware
 from lemix_hpc.records.inheritance import NOTHING, Inheritance
 from lemix_hpc.records.journal import Ended, Record, Trained
-from lemix_hpc.records.schema import BatchWork, NodeMemory, Progress, ServedTask, Span, Stretch, TaskRecord, TrainedTask
+from lemix_hpc.records.schema import BatchWork, NodeMemory, Progress, ServedTask, Span, Stretch, TrainedTask
 from lemix_hpc.records.stretches import of_stages, spans_of
 from lemix_hpc.records.writer import Recorder
 from lemix_hpc.run_setup.memory_limits import is_limited
@@ -35,6 +35,7 @@ from lemix_hpc.runtime.leader.make_leader import make_leader
 from lemix_hpc.runtime.main import stage_place, stage_rules
 from lemix_hpc.runtime.scheduler.loop import LoopSettings, SchedulerLoop
 from lemix_hpc.runtime.scheduler.pace_orders import send_pace
+from lemix_hpc.runtime.scheduler.resume import arrivals_of
 from lemix_hpc.runtime.stage.worker import StageWorker
 from lemix_hpc.runtime.transport import messages as m
 from lemix_hpc.runtime.transport.mailbox import Inbox, Mail
@@ -146,12 +147,13 @@ class MemoryRecorder(Recorder):
         for stretch in of_stages(work):
             self.work(stretch)
 
-    def task(self, task: TaskRecord) -> None:
-        if isinstance(task, ServedTask):
-            self.served.append(task)
-        else:
-            self.trained.append(task)
-        self.promise(Ended(task) if isinstance(task, ServedTask) else Trained(task))
+    def micro_batch(self, task: TrainedTask) -> None:
+        self.trained.append(task)
+        self.promise(Trained(task))
+
+    def request(self, task: ServedTask, place: int | None = None, *, followed: bool = False, results: int = 0) -> None:
+        self.served.append(task)
+        self.promise(Ended(task, place=place, followed=followed, results=results))
 
     def promise(self, record: Record) -> None:
         self.on_promise(record)
@@ -245,10 +247,10 @@ class OneProcess:
     def _make_loop(self, recipe: Recipe) -> SchedulerLoop:
         hardware, work = load_hardware(recipe), load_workload(recipe)
         reference = hardware.reference.latency(recipe.nodes.stages)
-        t0 = mean_unloaded_response(reference, work.requests, recipe)
+        t0 = mean_unloaded_response(reference, work.requests.demand, recipe)
         clock = Clock(self._time)
         mailbox = self._box(SCHEDULER_RANK, Inbox.SCHEDULER, clock)
-        pace = pace_of(recipe, reference, work.requests)
+        pace = pace_of(recipe, reference, work.requests.demand)
         apart = split(recipe)
         nodes = apart.training if apart else range(self._layout.nodes)
         send_pace(mailbox, self._layout, hardware, pace, nodes, recipe.policy.batch_share)
@@ -262,7 +264,7 @@ class OneProcess:
             mailbox,
             self.records,
             clock.now,
-            work.requests,
+            arrivals_of(work.requests, self._inherited),
             feed,
             CallRouter(self._layout, mailbox, number, recipe.engine.timeout_s),
             LoopSettings(None, recipe.report.live_interval_s, partners=partners(recipe)),

@@ -22,7 +22,6 @@ from lemix_hpc.records.attempts import claim, lineage
 from lemix_hpc.records.inheritance import NOTHING, Inheritance, inherit
 from lemix_hpc.records.journal import Record, Stepped
 from lemix_hpc.records.schema import ServedTask, TrainedTask
-from lemix_hpc.runtime.scheduler.resume import with_over
 from lemix_hpc.runtime.transport import messages as m
 from lemix_hpc.workload.load import load_workload
 from tests.one_process import OneProcess
@@ -79,7 +78,6 @@ class Attempt:
             inherited = inherit(self._run_dir, versions)
         start(attempt, inherited)
         recorder, journal = open_files(attempt, inherited, saved=lambda: {} if self._back else None)
-        inherited = with_over(inherited, load_workload(self._recipe).requests)
         killed = False
         try:
             OneProcess(self._recipe, inherited, self._promise, self._message).run()

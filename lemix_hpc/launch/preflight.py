@@ -58,7 +58,7 @@ def _check_model_files(recipe: Recipe) -> None:
 def _check_memory(recipe: Recipe, work: Workload) -> None:
     from lemix_hpc.run_setup.memory_check import check_memory
 
-    check_memory(recipe, work.requests)
+    check_memory(recipe, work.requests.lengths())
 
 
 def _changed_data(batches: MicroBatchStream, run_dir: Path | None) -> Sequence[str]:

@@ -125,7 +125,7 @@ class Supervisor:
         from lemix_hpc.runtime.http.batch_results import expire
         from lemix_hpc.workload.load import load_workload
 
-        requests = load_workload(self._recipe).requests
+        requests = load_workload(self._recipe).requests.lengths()
         count = expire(self._run.path, (request.id for request in requests if request.call is not None))
         self._say(f"{count} lines of the batch have expired")
 

@@ -42,11 +42,11 @@ EndReason = Literal[
 class AttemptStart(msgspec.Struct, frozen=True, kw_only=True):
     """What an attempt goes on from (`start.json`). It is written before anything else, and fences off those before it.
 
-    `inherits`: the attempt that it continues; `journal_part` and `journal_bytes` of that one's journal, up to which it counts,
-    and its `tasks.jsonl` up to `tasks`. What a rank of it still writes afterwards does not. `tasks` None: there was none, or
-    an older version has copied what it had. `clock`: where the time of the run goes on [s]. `checkpoint`: its name, None where
-    training starts over, and `versions` of each node's weights in it. `damage`: what could not be read and is new, for people.
-    `time`: seconds since the epoch.
+    `inherits`: the attempt that it continues; `journal_part` and `journal_bytes` of that one's journal, up to which it
+    counts, its `tasks.jsonl` up to `tasks`, and so many lines of its `results.jsonl` and `samples.jsonl`. What a rank of it
+    writes afterwards does not. None: there was none. `clock`: where the time of the run goes on [s]. `checkpoint`: its name,
+    None where training starts over, and `versions` of each node's weights in it. `damage`: what could not be read and is new,
+    for people. `time`: seconds since the epoch.
     """
 
     time: float
@@ -56,6 +56,8 @@ class AttemptStart(msgspec.Struct, frozen=True, kw_only=True):
     journal_part: int = 0
     journal_bytes: int = 0
     tasks: Reach | None = None
+    results: int | None = None
+    samples: int | None = None
     clock: float = 0.0
     checkpoint: str | None = None
     versions: dict[int, int] = {}
@@ -120,8 +122,11 @@ class Attempt:
     def publish(self, *names: str) -> None:
         """Let these of its files be found in the run's directory, once it is the current attempt. Raises OSError."""
         for name in names:
+            link = self.run_dir / name
+            if link.is_file() and not link.is_symlink():
+                link.unlink()  # Those of all attempts were put together, and now there is one more.
             with contextlib.suppress(FileExistsError):
-                (self.run_dir / name).symlink_to(Path(ATTEMPTS, CURRENT, name))
+                link.symlink_to(Path(ATTEMPTS, CURRENT, name))
 
     def make_current(self) -> None:
         """From now on the run's files are this attempt's, unless a later one has begun. Raises OSError."""

@@ -22,6 +22,7 @@ from lemix_hpc.records.journal import (
 )
 from lemix_hpc.records.last_answers import LastAnswers
 from lemix_hpc.records.parts import Reach
+from lemix_hpc.records.places import Places
 from lemix_hpc.records.schema import Outcome, ServedTask, TrainedTask
 from lemix_hpc.records.tally import Tally
 from lemix_hpc.records.training_fold import TrainingFold
@@ -32,14 +33,21 @@ POISON: frozenset[EndReason] = frozenset({"error", "out-of-memory"})
 
 class Fold(msgspec.Struct, kw_only=True):
     """The records of a lineage, one after the other. What has its outcome is counted, and is found in `tasks.jsonl`, of which
-    that of the last attempt counts up to `reach`.
+    that of the last attempt counts up to `reach`, and `results` lines of its `results.jsonl`.
 
-    `lost`: ids of requests. `answered`: outcomes by answers, of what has no other yet. `on_nodes`: requests that the last
-    attempt had placed and not ended. `suspects`: those that were on a node at its end, and, if it is the second crash in a row
-    (`twice`), at the one before.
+    `over`: places in the workload of requests that have their outcome; `turns`: of next turns that have not come, and when
+    the request before each finished [s]; `newest`: the last place of one that has come, -1 before any has, and its id.
+
+    `lost`: ids of requests without an answer. `answered`: outcomes by answers, of what has no other yet. `on_nodes`: requests
+    that the last attempt had placed and not ended. `suspects`: those that were on a node at its end, and, if it is the second
+    crash in a row (`twice`), at the one before.
     """
 
     reach: Reach = Reach()
+    results: int = 0
+    over: Places = msgspec.field(default_factory=Places)
+    turns: dict[int, float] = {}
+    newest: tuple[int, str] = (-1, "")
     tally: Tally = msgspec.field(default_factory=Tally)
     lost: list[str] = []
     training: TrainingFold = msgspec.field(default_factory=TrainingFold)
@@ -61,16 +69,18 @@ class Fold(msgspec.Struct, kw_only=True):
         return frozenset(self.suspects) & frozenset(self.waiting) if self.twice else frozenset()
 
     def begin(self, start: AttemptStart) -> None:
-        """An attempt goes on from here. It has its own `tasks.jsonl`."""
+        """An attempt goes on from here. It has its own `tasks.jsonl` and `results.jsonl`."""
         self.training.cut_back(start.versions)
         self.clock = max(self.clock, start.clock)
-        self.reach = Reach()
+        self.reach, self.results = Reach(), 0
 
     def add(self, record: Record) -> None:
         """What it has written down next."""
         match record:
             case Accepted(number, _, time):
                 self.waiting[number] = record
+                self._has_come(record.place)
+                self.newest = max(self.newest, (-1 if record.place is None else record.place, record.id))
                 self.next_number = max(self.next_number, number + 1)
                 self.clock = max(self.clock, time)
             case Placed(number, _):
@@ -83,7 +93,8 @@ class Fold(msgspec.Struct, kw_only=True):
                 if number in self.waiting:
                     self.answered[number] = _told_by(record, self.waiting[number])
             case Ended(task, reach):
-                self.reach = reach
+                self.reach, self.results = reach, record.results
+                self._end_in_workload(record)
                 self.end_request(task)
             case Trained(task, reach):
                 self.reach = reach
@@ -97,6 +108,18 @@ class Fold(msgspec.Struct, kw_only=True):
                 self.training.places[group] = node
             case Changed():
                 self.changes.append(record)
+
+    def _has_come(self, place: int | None) -> None:
+        if place is not None:
+            self.turns.pop(place, None)
+
+    def _end_in_workload(self, ended: Ended) -> None:
+        self._has_come(ended.place)
+        if ended.place is None:
+            return
+        self.over.add(ended.place)
+        if ended.followed and ended.task.finished is not None:
+            self.turns[ended.place + 1] = ended.task.finished
 
     def end_request(self, task: ServedTask) -> None:
         """A request has its outcome."""

@@ -27,6 +27,7 @@ from lemix_hpc.records.journal import (
 )
 from lemix_hpc.records.made_by import made_by
 from lemix_hpc.records.parts import Reach
+from lemix_hpc.records.places import Places
 from lemix_hpc.records.schema import ServedTask, TrainedTask
 from lemix_hpc.records.tally import Tally
 from lemix_hpc.records.training_fold import Behind, counts
@@ -38,14 +39,16 @@ class Inheritance:
 
     `journal_part`, `journal_bytes`: where the journal of the last of them ends; `tasks`: how far its `tasks.jsonl` counts.
     `served`, `trained`: tasks with their outcomes that are in none that counts, in order; `tally`, `trained_before` and
-    `lost_losses`: of all others. `over`: when requests of the workload that have an outcome finished, by id; `lost`: ids of
-    requests without an answer. `answers`: that clients were given last. `waiting`: requests that came and have no outcome, by
-    number; `poison`: those of them that are not to be tried again. `next_number`: of tasks. `cuts`: groups of training in
-    order, but for those `behind` them; `places`: the node that each was trained on last; `done`: those that are in the weights
-    that training goes on from. `steps` made these (`skipped` of them changed nothing), and `versions` are those of each node's
-    weights. `clock`: where the time of the run goes on [s]. `changes`: of the recipe, by users. `damage`: what could not be
-    read, for people. `elsewhere`: the checkpoint of another run that the weights are from. `fold`: what the journal of the next
-    attempt begins with, once `served` and `trained` are in its `tasks.jsonl`.
+    `lost_losses`: of all others. `over`: places of requests of the workload that have an outcome, `turns`: of next turns that
+    have not come, and when the request before each finished [s]; `newest`: the last place of one that has come, -1 before any
+    has, and its id; `lost`: ids of requests without an answer. `results`: lines of its `results.jsonl` that count. `answers`:
+    that clients were given last. `waiting`: requests that came and have no outcome, by number; `poison`: those of them that
+    are not to be tried again. `next_number`: of tasks. `cuts`: groups of training in order, but for those `behind` them;
+    `places`: the node that each was trained on last; `done`: those that are in the weights that training goes on from.
+    `steps` made these (`skipped` of them changed nothing), and `versions` are those of each node's weights. `clock`: where
+    the time of the run goes on [s]. `changes`: of the recipe, by users. `damage`: what could not be read, for people.
+    `elsewhere`: the checkpoint of another run that the weights are from. `fold`: what the journal of the next attempt begins
+    with, once `served` and `trained` are in its `tasks.jsonl`.
     """
 
     last: Attempt | None = None
@@ -57,7 +60,10 @@ class Inheritance:
     tally: Tally = field(default_factory=Tally)
     trained_before: int = 0
     lost_losses: int = 0
-    over: Mapping[str, float | None] = field(default_factory=dict)
+    over: Places = field(default_factory=Places)
+    turns: dict[int, float] = field(default_factory=dict)
+    newest: tuple[int, str] = (-1, "")
+    results: int = 0
     lost: list[str] = field(default_factory=list)
     answers: list[Answered] = field(default_factory=list)
     waiting: dict[int, Accepted] = field(default_factory=dict)
@@ -111,6 +117,10 @@ def inherit(run_dir: Path, versions: Mapping[int, int] | None) -> Inheritance:
         tally=found.tally,
         trained_before=training.trained - len(trained),
         lost_losses=training.lost_losses - lost_here,
+        over=fold.over,
+        turns=fold.turns,
+        newest=fold.newest,
+        results=fold.results,
         lost=fold.lost,
         answers=list(fold.answers),
         waiting=fold.waiting,
@@ -201,6 +211,11 @@ def _newest(line: Sequence[Attempt]) -> tuple[int, int | None, Fold]:
     for place, (attempt, successor) in reversed(list(enumerate(pairwise([*line, None])))):
         assert attempt is not None, "only the last one has no successor"
         parts = _parts(attempt, successor)
+        if parts and parts[0].number == 0:
+            raise UserError(
+                f"{parts[0].path}: not a journal that this version can go on from: it does not say which requests of the "
+                f"workload are over{made_by(parts[0].path)}. `lemix report` still works."
+            )
         for part in reversed(parts):
             try:
                 content = read_fold(part.path, part.length)

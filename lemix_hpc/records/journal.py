@@ -32,7 +32,7 @@ UNKNOWN = Reach(0, 0)
 
 class Accepted(msgspec.Struct, frozen=True, array_like=True, tag=True):
     """A request has come. `number`: its task's; `time` [s] of the run; `digest`: of what a client has sent, to tell whether it
-    comes again; `service`: its class."""
+    comes again; `service`: its class; `place`: in the workload, None for one of a client."""
 
     number: int
     id: str
@@ -40,6 +40,7 @@ class Accepted(msgspec.Struct, frozen=True, array_like=True, tag=True):
     prompt_tokens: int
     digest: str = ""
     service: ServiceClass = "interactive"
+    place: int | None = None
 
 
 class Placed(msgspec.Struct, frozen=True, array_like=True, tag=True):
@@ -62,10 +63,15 @@ class Answered(msgspec.Struct, frozen=True, array_like=True, tag=True):
 
 
 class Ended(msgspec.Struct, frozen=True, array_like=True, tag=True):
-    """A request has its outcome: the line of `tasks.jsonl`, which is the last one `at` this reach."""
+    """A request has its outcome: the line of `tasks.jsonl`, which is the last one `at` this reach. `place`: in the workload,
+    None for one of a client; `followed`: the next turn of its conversation comes after it. `results`: lines that
+    `results.jsonl` has with it."""
 
     task: ServedTask
     at: Reach = UNKNOWN
+    place: int | None = None
+    followed: bool = False
+    results: int = 0
 
 
 class Trained(msgspec.Struct, frozen=True, array_like=True, tag=True):
@@ -120,8 +126,9 @@ class Changed(msgspec.Struct, frozen=True, array_like=True, tag=True):
 Record = Accepted | Placed | Answered | Ended | Trained | GroupCut | GroupPlaced | Stepped | Changed
 
 
-class Folded(msgspec.Struct, frozen=True, array_like=True, tag=True):
-    """What all records before a part come to: a `Fold`. The first record of each part."""
+class Folded(msgspec.Struct, frozen=True, array_like=True, tag="Folded2"):
+    """What all records before a part come to: a `Fold`. The first record of each part. Those without a number in their tag did
+    not know the places of requests."""
 
     fold: msgspec.Raw
 

@@ -13,7 +13,8 @@ import msgspec
 
 from lemix_hpc.config.errors import UserError
 from lemix_hpc.config.text_file import BROKEN_JSON, read_bytes, why_no_file
-from lemix_hpc.records.attempts import lineage
+from lemix_hpc.records.attempts import Attempt, lineage
+from lemix_hpc.records.line_chain import CountedFile, line_chain
 from lemix_hpc.records.made_by import made_by
 from lemix_hpc.records.parts import Reach, read_lines
 from lemix_hpc.records.schema import (
@@ -93,14 +94,17 @@ class RunStream:
 
     directories: list[Path]
     files: list[TaskFile]
+    samples: list[CountedFile]
     facts: RunFacts
     complete: bool
     attempts: tuple[AttemptFacts, ...]
 
     @property
     def posted(self) -> Iterator[PostedSample]:
-        path = self.directories[-1] / SAMPLES
-        return _read_lines(path, msgspec.json.Decoder(PostedSample).decode) if path.exists() else iter(())
+        decode = msgspec.json.Decoder(PostedSample).decode
+        for file in self.samples:
+            reach = None if file.count is None else Reach(1, file.count)
+            yield from _read_lines(file.path, decode, reach)
 
     def stretches(self) -> Iterator[Stretch]:
         lines = (_read_lines(each / SPANS, stretches_decoder()) for each in self.directories)
@@ -117,8 +121,8 @@ def stream_run(run_dir: Path) -> RunStream:
         raise UserError(f"There is no run directory {run_dir}. Give the directory of a run.")
     directories = record_directories(run_dir)
     facts = read_facts(directories[-1])
-    files = task_files(run_dir, directories[-1])
-    return RunStream(directories, files, facts, is_complete(run_dir), tuple(_attempt_facts(run_dir)))
+    files, samples = task_files(run_dir, directories[-1]), _samples(run_dir, directories[-1])
+    return RunStream(directories, files, samples, facts, is_complete(run_dir), tuple(_attempt_facts(run_dir)))
 
 
 def read_run(run_dir: Path) -> RunRecords:
@@ -170,9 +174,22 @@ def record_directories(run_dir: Path) -> list[Path]:
 
 def task_files(run_dir: Path, last: Path) -> list[TaskFile]:
     """The files with the tasks of a run, of which `last` is the last directory of records."""
+    line = _until(run_dir, last)
+    return chain(line) if line else [TaskFile(last / TASKS)]
+
+
+def _samples(run_dir: Path, last: Path) -> list[CountedFile]:
+    line, alone = _until(run_dir, last), last / SAMPLES
+    if line:
+        return line_chain(line, SAMPLES)
+    return [CountedFile(alone, None)] if alone.exists() else []
+
+
+def _until(run_dir: Path, last: Path) -> list[Attempt]:
+    """The attempts of the lineage up to the one whose directory that is; none of a simulated run."""
     line = lineage(run_dir)
     until = [place for place, attempt in enumerate(line) if attempt.path == last]
-    return chain(line[: until[0] + 1]) if until else [TaskFile(last / TASKS)]
+    return line[: until[0] + 1] if until else []
 
 
 def read_tasks(files: Iterable[TaskFile]) -> Iterator[TaskRecord]:

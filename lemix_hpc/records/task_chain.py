@@ -36,7 +36,7 @@ def chain(line: Sequence[Attempt]) -> list[TaskFile]:
         start = attempt.started
         assert start is not None, "only attempts that started are in a lineage"
         if start.tasks is None:
-            break  # It is the first one, or has copied what was done before it.
+            break  # It is the first one.
         reach, versions = start.tasks, _older(start.versions, versions)
     # Of an attempt that got nowhere there may be no file.
     return [file for file in reversed(files) if file.reach is None or file.reach > Reach()]

@@ -31,6 +31,7 @@ from lemix_hpc.records.schema import (
     ServedTask,
     Stretch,
     TaskRecord,
+    TrainedTask,
 )
 
 MOST_KEPT = 64 << 20
@@ -78,11 +79,17 @@ class Recorder:
         """The same of all stages, for a batch."""
         self._spans.write(self._encoder.encode(work) + b"\n")
 
-    def task(self, task: TaskRecord) -> None:
-        """Append to `tasks.jsonl`: a task has its outcome."""
+    def micro_batch(self, task: TrainedTask) -> None:
+        """Append to `tasks.jsonl`: a micro-batch has its outcome."""
+        self.promise(Trained(task, self._line(task)))
+
+    def request(self, task: ServedTask, place: int | None = None, *, followed: bool = False, results: int = 0) -> None:
+        """The same for a request; the rest is as in `Ended`."""
+        self.promise(Ended(task, self._line(task), place, followed, results))
+
+    def _line(self, task: TaskRecord) -> Reach:
         self._tasks.write(self._encoder.encode(task) + b"\n")
-        at = self._tasks.reach
-        self.promise(Ended(task, at) if isinstance(task, ServedTask) else Trained(task, at))
+        return self._tasks.reach
 
     def inherited(self, tasks: Iterable[TaskRecord], timeout_s: float = 0.0) -> Reach:
         """Begin `tasks.jsonl` with what earlier attempts have done and have not there, on the disk when this returns how far it

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 from lemix_hpc.config.recipe import Recipe
 from lemix_hpc.engines.memory_plan import stage_takes
 from lemix_hpc.profiling.hardware import load_hardware
-from lemix_hpc.run_setup.memory_limits import StageRoom, check_requests, is_limited, room_of, rooms_of
+from lemix_hpc.run_setup.memory_limits import StageRoom, check_request, is_limited, longest_of, room_of, rooms_of
 from lemix_hpc.workload.tasks import Request
 
 
-def check_memory(recipe: Recipe, requests: Sequence[Request]) -> None:
+def check_memory(recipe: Recipe, requests: Iterable[Request]) -> None:
     """Raises UserError for a stage that can never hold the largest micro-batch, or the longest of the requests, by itself.
 
     On a GPU whose memory the recipe does not limit, nobody knows before the run.
     """
     if not is_limited(recipe):
         return
+    longest = longest_of(requests)
     for node in range(recipe.nodes.count):
-        check_requests(recipe, _rooms(recipe, node), node, requests)
+        check_request(recipe, _rooms(recipe, node), node, longest)
 
 
 def _rooms(recipe: Recipe, node: int) -> list[StageRoom]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from lemix_hpc.config.errors import UserError
@@ -91,12 +91,11 @@ def room_of(recipe: Recipe, node: int, stage: int, takes: StageTakes) -> StageRo
     return room
 
 
-def check_requests(recipe: Recipe, rooms: Sequence[StageRoom], node: int, requests: Sequence[Request]) -> None:
-    """Raises UserError if the longest of the requests that generate would never fit.
+def check_request(recipe: Recipe, rooms: Sequence[StageRoom], node: int, longest: Request | None) -> None:
+    """Raises UserError if the longest of the requests that generate, if there is one, would never fit.
 
     With offloading it is to fit beside the room for the largest micro-batch: training that goes on never gives that back.
     """
-    longest = longest_of(requests)
     if longest is None or not _serves(recipe, node):
         return
     tokens = longest.prompt_tokens + longest.output_tokens - 1
@@ -107,7 +106,7 @@ def check_requests(recipe: Recipe, rooms: Sequence[StageRoom], node: int, reques
             _refuse(recipe, room, f"stage {stage} of node {node}", what, tokens * room.cache_bytes)
 
 
-def longest_of(requests: Sequence[Request]) -> Request | None:
+def longest_of(requests: Iterable[Request]) -> Request | None:
     """The request whose cache grows largest, None if none has one."""
     return max(
         (request for request in requests if request.output_tokens > 0),

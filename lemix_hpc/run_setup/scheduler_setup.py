@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -16,7 +15,7 @@ from lemix_hpc.policy.pacing import Pace
 from lemix_hpc.policy.placements import DEFAULT, DEFAULT_PACED
 from lemix_hpc.policy.rules import SchedulerConfig, Split
 from lemix_hpc.profiling.hardware import Hardware
-from lemix_hpc.workload.tasks import Request
+from lemix_hpc.workload.demand import Demand, Lengths
 
 if TYPE_CHECKING:
     from lemix_hpc.policy.scheduler import Scheduler
@@ -66,15 +65,16 @@ def make_scheduler(
     return Scheduler(config, hardware.forecasts(stages), hardware.kinds)
 
 
-def mean_unloaded_response(latency: LatencyModel, requests: Sequence[Request], recipe: Recipe) -> float:
+def mean_unloaded_response(latency: LatencyModel, demand: Demand, recipe: Recipe) -> float:
     """T0 in seconds: mean over the interactive requests, or all if there are none, of their predicted time on all stages.
     Without requests that of one with `TYPICAL_TOKENS` in and out, if clients will send some, or else of a training forward."""
-    requests = _limited(requests)
-    if not requests and recipe.serving is not None:
+    lengths = demand.limited
+    if not lengths.count and recipe.serving is not None:
         return sum(latency.request_times(TYPICAL_TOKENS, TYPICAL_TOKENS))
-    if requests:
-        times = (sum(latency.request_times(r.prompt_tokens, r.output_tokens)) for r in requests)
-        return sum(times) / len(requests)
+    if lengths.count:
+        # Forms are linear in the cached tokens: decode passes take as long as that many with the mean number.
+        decode = lengths.passes * sum(latency.forward_times(Shape(1, 1, lengths.mean_read))) if lengths.passes else 0.0
+        return _mean_prompt(latency, lengths) + decode / lengths.count
     assert recipe.training is not None, "checked with the recipe"
     return sum(latency.forward_times(Shape.of((recipe.training.sequence_length,) * recipe.training.micro_batch_size)))
 
@@ -101,29 +101,32 @@ def _calls_come(engine: Engine, serving: Serving) -> bool:
     return engine.serves_http and (serving.http is not None or from_file)
 
 
-def pace_of(recipe: Recipe, latency: LatencyModel, requests: Sequence[Request]) -> Pace | None:
+def pace_of(recipe: Recipe, latency: LatencyModel, demand: Demand) -> Pace | None:
     """The limits that decode is paced to, None where it is not: the recipe's, or else the factor that the policy aims at
     times what requests take on an idle node, in the mean, as in T0. Without a limit on the time per token all but the longest
     answers are also to be within the limit on the response, if they are as the requests say."""
     if not is_paced(recipe):
         return None
-    lengths = [(r.prompt_tokens, r.output_tokens) for r in _limited(requests)] or [(TYPICAL_TOKENS, TYPICAL_TOKENS)]
-    first = [sum(latency.forward_times(Shape.of((prompt,)))) for prompt, _ in lengths]
-    each = [sum(latency.forward_times(Shape(1, 1, prompt + max(0, output - 2) / 2))) for prompt, output in lengths]
+    lengths = demand.limited
+    if not lengths.count:
+        lengths = Lengths()
+        lengths.add([TYPICAL_TOKENS], [TYPICAL_TOKENS])
+    alone = sum(latency.forward_times(Shape(1, 1, lengths.halves / 2 / lengths.count)))
     factor, slo = aim(recipe), recipe.slo
-    ttft = factor * sum(first) / len(first) if slo.ttft_ms is None else slo.ttft_ms / 1e3
+    ttft = factor * _mean_prompt(latency, lengths) if slo.ttft_ms is None else slo.ttft_ms / 1e3
     if slo.tpot_ms is not None:
         return Pace(ttft, slo.tpot_ms / 1e3)
-    response = factor * mean_unloaded_response(latency, requests, recipe)
+    response = factor * mean_unloaded_response(latency, demand, recipe)
     response = response if slo.response_ms is None else slo.response_ms / 1e3
-    longest = sorted(output for _, output in lengths)[math.ceil(ANSWERS_IN_TIME * len(lengths)) - 1]
-    within, alone = (response - ttft) / max(1, longest - 1), sum(each) / len(each)
+    longest = lengths.output_at(math.ceil(ANSWERS_IN_TIME * lengths.count) - 1)
+    within = (response - ttft) / max(1, longest - 1)
     return Pace(ttft, min(factor * alone, max(within, alone)))
 
 
-def _limited(requests: Sequence[Request]) -> Sequence[Request]:
-    """Those that limits are for."""
-    return [request for request in requests if request.service == "interactive"] or requests
+def _mean_prompt(latency: LatencyModel, lengths: Lengths) -> float:
+    """What prompts take on all stages [s], in the mean."""
+    times = (count * sum(latency.forward_times(Shape.of((prompt,)))) for prompt, count in lengths.prompts.items())
+    return sum(times) / lengths.count
 
 
 def scheduler_config(recipe: Recipe, *, t0: float, pieces: int, drift_limit: float) -> SchedulerConfig:

@@ -8,7 +8,7 @@ from typing import Any
 from lemix_hpc.config.recipe import Recipe
 from lemix_hpc.profiling.hardware import Hardware
 from lemix_hpc.records.schema import NodeMemory, StageMemoryPeaks
-from lemix_hpc.run_setup.memory_limits import StageRoom, check_requests, is_limited, longest_of, rooms_of
+from lemix_hpc.run_setup.memory_limits import StageRoom, check_request, is_limited, longest_of, rooms_of
 from lemix_hpc.simulator.cluster_state import Memory, make_stage_memory
 from lemix_hpc.simulator.dtypes import Records
 from lemix_hpc.workload.tasks import Request
@@ -22,8 +22,9 @@ def rooms(recipe: Recipe, hardware: Hardware, requests: Sequence[Request]) -> li
     if not is_limited(recipe):
         return []
     found = [rooms_of(recipe, hardware, node) for node in range(recipe.nodes.count)]
+    longest = longest_of(requests)
     for node, of in enumerate(found):
-        check_requests(recipe, of, node, requests)
+        check_request(recipe, of, node, longest)
     return found
 
 

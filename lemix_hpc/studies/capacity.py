@@ -116,8 +116,8 @@ def bound_of(recipes: Sequence[Recipe]) -> float:
 
 
 def _bound(recipe: Recipe) -> float:
-    hardware, requests, stages = load_hardware(recipe), load_workload(recipe).requests, recipe.nodes.stages
-    t0 = [mean_unloaded_response(latency, requests, recipe) for latency in hardware.latencies(stages)]
+    hardware, demand, stages = load_hardware(recipe), load_workload(recipe).requests.demand, recipe.nodes.stages
+    t0 = [mean_unloaded_response(latency, demand, recipe) for latency in hardware.latencies(stages)]
     return sum(stages / t0[kind] for kind in hardware.kinds) / _busy_part(recipe)
 
 

@@ -94,7 +94,7 @@ def _with_serving(recipe: Recipe, serving: Serving) -> Recipe:
 def _last_arrival(recipe: Recipe) -> tuple[float, int]:
     """When the last request comes, in seconds, and how many there are. Lengths alone matter here, so no tokenizer is read."""
     requests = load_requests(_serving(recipe), seed=recipe.seed, tokenizer=None).requests
-    last = requests[-1].arrival
+    last = requests.demand.last_arrival
     if last <= 0.0:
         raise UserError("serving.source: all requests arrive at once, so they have no rate; give more of them")
     return last, len(requests)

@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from itertools import chain
 from pathlib import Path
 
+from msgspec import structs
+
 from lemix_hpc.config.recipe import Recipe
 from lemix_hpc.policy.events import RequestArrived
 from lemix_hpc.records.event_log import read_events
@@ -17,6 +19,7 @@ from lemix_hpc.run_setup.training_feed import amount
 from lemix_hpc.studies.recorded_run import real_hardware
 from lemix_hpc.studies.simulated_run import Simulated, best_split, is_open, simulate_workload
 from lemix_hpc.workload.load import Workload
+from lemix_hpc.workload.request_stream import RequestStream
 from lemix_hpc.workload.tasks import Request
 from lemix_hpc.workload.training import stream
 
@@ -35,7 +38,7 @@ def replay(run_dir: Path, recipe: Recipe, *, messages: float = 1.0) -> tuple[Run
 
     def run(recipe: Recipe) -> Simulated:
         batches = stream(recipe.training, None, recipe.seed) if recipe.training else None
-        work = Workload(requests, batches, ())
+        work = Workload(RequestStream.of(requests), batches, ())
         simulated = simulate_workload(recipe, hardware, work, records.facts.t0_s)
         return dataclasses.replace(simulated, records=_with(simulated.records, refused))
 
@@ -81,7 +84,7 @@ def requests_of(run_dir: Path, records: Records) -> tuple[tuple[Request, ...], l
         requests.append(Request(task.id, task.arrival, task.prompt_tokens, task.answer_tokens, service=task.service))
     for number, output in (_asked(run_dir, unanswered) if unanswered else {}).items():
         place = unanswered[number]
-        requests[place] = dataclasses.replace(requests[place], output_tokens=output)
+        requests[place] = structs.replace(requests[place], output_tokens=output)
     return tuple(sorted(requests, key=lambda request: request.arrival)), refused
 
 

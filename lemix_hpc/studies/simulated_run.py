@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from msgspec import structs
 
 from lemix_hpc.config.recipe import Recipe
 from lemix_hpc.engines.model_sizes import describe
@@ -73,9 +74,9 @@ class Simulated:
         for stretch in self.records.stretches():
             recorder.work(stretch)
         for served in self.records.served:
-            recorder.task(served)
+            recorder.request(served)
         for trained in self.records.trained:
-            recorder.task(trained)
+            recorder.micro_batch(trained)
         for event in self.events:
             recorder.event(event)
         recorder.facts(self.records.facts)
@@ -96,7 +97,7 @@ def simulate(recipe: Recipe, *, events: bool = False) -> Simulated:
     if is_open(recipe):
         return best_split(recipe, partial(simulate, events=events))
     hardware, work = load_hardware(recipe), load_workload(recipe)
-    t0 = mean_unloaded_response(hardware.reference.latency(recipe.nodes.stages), work.requests, recipe)
+    t0 = mean_unloaded_response(hardware.reference.latency(recipe.nodes.stages), work.requests.demand, recipe)
     return simulate_workload(recipe, hardware, work, t0, events=events)
 
 
@@ -104,9 +105,9 @@ def simulate_workload(
     recipe: Recipe, hardware: Hardware, work: Workload, t0: float, *, events: bool = False
 ) -> Simulated:
     """As `simulate`, with stage times and work that do not come from the recipe; `t0`: mean unloaded response [s]."""
-    requests, rejected = _fitting(recipe, work.requests)
+    requests, rejected = _fitting(recipe, work.requests.lengths())
     requests = _in_order(requests)
-    pace = pace_of(recipe, hardware.reference.latency(recipe.nodes.stages), work.requests)
+    pace = pace_of(recipe, hardware.reference.latency(recipe.nodes.stages), work.requests.demand)
     scheduler = make_scheduler(recipe, hardware, t0, **pace._asdict() if pace else {})
     names: list[str] = []
     feed, groups = feed_of(recipe, work, partial(next, itertools.count())), None
@@ -160,13 +161,13 @@ def best_split(recipe: Recipe, run: Callable[[Recipe], Simulated]) -> Simulated:
     return max(map(split, range(1, recipe.nodes.count)), key=worth)
 
 
-def _fitting(recipe: Recipe, requests: tuple[Request, ...]) -> tuple[list[Request], list[ServedTask]]:
+def _fitting(recipe: Recipe, requests: Iterable[Request]) -> tuple[list[Request], list[ServedTask]]:
     """Requests that the model has positions for, and the records of the others."""
     context = describe(recipe.model).max_positions if recipe.engine.computes else None
-    if context is None:
-        return list(requests), []
-    fitting = [r for r in requests if r.prompt_tokens + r.output_tokens <= context]
-    others = [r for r in requests if r.prompt_tokens + r.output_tokens > context]
+    fitting, others = list[Request](), list[Request]()
+    for request in requests:
+        fits = context is None or request.prompt_tokens + request.output_tokens <= context
+        (fitting if fits else others).append(request)
     return fitting, [ServedTask(r.id, "rejected", r.arrival, r.prompt_tokens, service=r.service) for r in others]
 
 
@@ -190,7 +191,7 @@ def _records_of(requests: list[Request]) -> Any:
 def _in_order(requests: list[Request]) -> list[Request]:
     """Later turns of conversations behind all others; a turn after one that was left out comes by itself."""
     known = {request.id for request in requests}
-    own = [replace(r, after=None) if r.after not in known else r for r in requests]
+    own = [structs.replace(r, after=None) if r.after not in known else r for r in requests]
     opening = sorted((r for r in own if r.after is None), key=lambda r: r.arrival)
     return opening + [r for r in own if r.after is not None]
 
@@ -213,7 +214,6 @@ def _facts(
     memory: list[list[StageRoom]],
 ) -> RunFacts:
     latencies, end = hardware.latencies(recipe.nodes.stages), allocation_end(recipe)
-    lengths = [request.prompt_tokens + request.output_tokens for request in work.requests]
     return RunFacts(
         policy=placement_of(recipe),
         engine="simulated",
@@ -225,7 +225,7 @@ def _facts(
         duration_s=float(cluster.run["now"][0]),
         steps=int(cluster.run["steps"][0]),
         malformed_lines=len(work.left_out),
-        outside_range=sum(any(not latency.covers(length) for latency in latencies) for length in lengths),
+        outside_range=work.requests.demand.outside(latencies),
         drift=scheduler.drifts,
         stragglers=scheduler.stragglers,
         memory=memory_use(used(memory, cluster.memory)) if memory else None,

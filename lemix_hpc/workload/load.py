@@ -7,21 +7,21 @@ from dataclasses import dataclass
 from lemix_hpc.config.recipe import Recipe
 from lemix_hpc.workload.api_lengths import context_of
 from lemix_hpc.workload.lines import BadLine
+from lemix_hpc.workload.request_stream import RequestStream
 from lemix_hpc.workload.requests import Loaded, load_requests
-from lemix_hpc.workload.tasks import Request
 from lemix_hpc.workload.tokenizer import load_tokenizer
 from lemix_hpc.workload.training import MicroBatchStream, stream
 
 
 @dataclass(frozen=True)
 class Workload:
-    """Requests in order of arrival, an endless stream of micro-batches, and a message for every line that was left out.
+    """Requests, an endless stream of micro-batches, and a message for every line that was left out.
 
     `batches` is None if nothing is trained, or only samples that clients will send. `bad_calls`: invalid lines of a batch file
     whose lines go to vLLM as they are. `warnings`: what is most likely not meant.
     """
 
-    requests: tuple[Request, ...]
+    requests: RequestStream
     batches: MicroBatchStream | None
     left_out: tuple[str, ...]
     bad_calls: tuple[BadLine, ...] = ()
@@ -47,12 +47,12 @@ def load_workload(recipe: Recipe) -> Workload:
     """
     tokenizer = load_tokenizer(recipe.model) if recipe.engine.computes else None
     serving, training = recipe.serving, recipe.training
-    loaded = Loaded((), ())
+    loaded = Loaded(RequestStream.of(()), ())
     if serving is not None and serving.source is not None:
         within = context_of(recipe) if recipe.engine.serves_http else None
         loaded = load_requests(serving, seed=recipe.seed, tokenizer=tokenizer, calls_within=within)
     only_posted = serving is not None and serving.http is not None and training is not None and training.data is None
     batches = None if training is None or only_posted else stream(training, tokenizer, recipe.seed)
     left_out = loaded.malformed + (batches.malformed if batches else ())
-    bad_calls = loaded.bad_lines if any(request.call for request in loaded.requests) else ()
+    bad_calls = loaded.bad_lines if loaded.requests.demand.calls else ()
     return Workload(loaded.requests, batches, left_out, bad_calls, loaded.warnings)

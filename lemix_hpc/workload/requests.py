@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+import copy
+import functools
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lemix_hpc.config.errors import UserError
 from lemix_hpc.config.serving_section import GeneratedSource, Serving, TraceSource, Window
@@ -19,27 +25,29 @@ from lemix_hpc.workload.labels import labelled
 from lemix_hpc.workload.lengths import sample_lengths
 from lemix_hpc.workload.lines import BadLine, Findings
 from lemix_hpc.workload.openai_batch import DEFAULT_OUTPUT_TOKENS, read_openai_batch
+from lemix_hpc.workload.ordered_rows import OrderedRows
+from lemix_hpc.workload.request_stream import RequestStream
 from lemix_hpc.workload.tasks import Request
 from lemix_hpc.workload.thin_window import Extent, thin_window
 from lemix_hpc.workload.tokenizer import Tokenizer
 from lemix_hpc.workload.traces import TraceRow, read_azure, read_burstgpt, read_mooncake
 
-# Random prompts are cut out of one stream of this many tokens, which keeps a long trace small in memory.
+# Random prompts are cut out of one stream of this many tokens.
 _RANDOM_STREAM = 1 << 18
-MOST_PROMPT_TOKENS = 500_000_000
-"""Of all requests together, where they are tokens and not only lengths: 4 GB."""
+_BLOCK = 1024
+"""Values that are drawn at once: as many as one would draw one by one."""
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """Requests in order of arrival (later turns of conversations in the order of their source), and what was left out.
+    """Requests, and what was left out.
 
     `malformed` has one message per bad line: file, line number, what is wrong. `failed` counts the requests that the
     trace itself records as failed (BurstGPT). `bad_lines` has the bad lines themselves. `warnings`: what is most likely not
     meant.
     """
 
-    requests: tuple[Request, ...]
+    requests: RequestStream
     malformed: tuple[str, ...]
     failed: int = 0
     bad_lines: tuple[BadLine, ...] = ()
@@ -52,99 +60,103 @@ def load_requests(
     """All requests of a run. Without a tokenizer only their lengths matter, and `tokens` is empty.
 
     `calls_within`: lines of a batch file are calls for servers whose model takes so many tokens at once; None: they are
-    prompts. The same recipe, seed and files give the same requests. Raises UserError for files that cannot be read or have no
-    valid request, for an empty window, and for caps that leave nothing to do; ValueError if `serving` has no source.
+    prompts. The same recipe, seed and files give the same requests. Files are read here, and never again. Raises UserError for
+    files that cannot be read or have no valid request, for an empty window, and for caps that leave nothing to do; ValueError
+    if `serving` has no source.
     """
     source = serving.source
     if source is None:
         raise ValueError("serving has no source to load requests from")
     _check_caps(serving, source.kind)
+    findings, whole = Findings(), Extent()
     # One generator per purpose, so that a change of one draw leaves the others as they were.
-    arrival_seed, length_seed, prompt_seed, think_seed, class_seed = np.random.SeedSequence(seed).spawn(5)
-    findings = Findings()
+    seeds = np.random.SeedSequence(seed).spawn(5)
     rows: Iterable[TraceRow]
     if isinstance(source, GeneratedSource):
-        rows = _generated(source, np.random.default_rng(arrival_seed), np.random.default_rng(length_seed))
+        rows = _Generated(source, seeds[0], seeds[1])
         # The process starts at 0, before its first arrival.
         name, origin = f"serving.source ({source.kind})", 0.0
     else:
-        rows = _traced(source, serving, tokenizer, findings, calls_within)
-        name, origin = str(source.path), np.inf
-    whole = Extent()
-    chosen = replayed(whole.of(rows), serving.window, serving.rate_scale, name, origin=origin)
-    thin = None if isinstance(source, GeneratedSource) else thin_window(name, whole, serving, chosen)
-    rows = [row if row.call is not None else _capped(row, serving) for row in chosen]
-    if tokenizer is not None and not any(row.call for row in rows):
-        _check_tokens(sum(row.prompt_tokens for row in rows))
-        brings_text = source.kind == "openai-batch"
-        rows = list(_filled(rows, serving, brings_text, tokenizer, np.random.default_rng(prompt_seed), findings))
-    classes = _classes(serving, len(rows), np.random.default_rng(class_seed))
-    requests = tuple(
-        Request(
-            row.id or f"r{number}",
-            row.time,
-            row.prompt_tokens,
-            row.output_tokens,
-            row.tokens,
-            call=row.call,
-            service=service,
-        )
-        for number, (row, service) in enumerate(zip(rows, classes, strict=True))
-    )
-    if serving.conversations is not None:
-        thinking = np.random.default_rng(think_seed)
-        requests = in_conversations(requests, serving.conversations, serving.max_prompt_tokens, thinking)
+        rows = OrderedRows(whole.of(_traced(source, serving, tokenizer, findings, calls_within)))
+        name, origin = str(source.path), whole.first
+    plan = _Plan(serving, rows, origin, seeds)
+    if tokenizer is not None:
+        plan.text = _text(serving, source.kind, tokenizer, np.random.default_rng(seeds[2]), findings)
+    requests = RequestStream(plan.requests)
+    if not requests.demand.count:
+        raise _empty(serving.window, name, whole if isinstance(rows, OrderedRows) else Extent.over(rows))
+    thin = None if isinstance(source, GeneratedSource) else thin_window(name, whole, serving, requests.demand)
     warnings = () if thin is None else (thin,)
     return Loaded(requests, tuple(findings.malformed), findings.failed, tuple(findings.bad_lines), warnings)
 
 
-def replayed(
-    rows: Iterable[TraceRow], window: Window, rate_scale: float, name: str, *, origin: float = np.inf
-) -> list[TraceRow]:
-    """The rows of the window, sorted by time, with times in seconds of the run.
+@dataclass
+class _Plan:
+    """How requests are made from rows in order of time, whose clock begins at `origin`, with draws from `seeds`. `text`: what
+    gives them their tokens, if they have any."""
 
-    Time 0 of the trace is its earliest row, or `origin` if that is earlier. The window is [start_s, end_s) of that clock, and
-    its start is time 0 of the run; all times are divided by `rate_scale`. Equal times keep the file's order. `name` is the
-    source in the UserError that is raised if no row is left.
-    """
-    first, last = origin, -np.inf
-    candidates: list[TraceRow] = []
-    for row in rows:
-        first, last = min(first, row.time), max(last, row.time)
-        # `first` only goes down, so a row beyond the end now stays beyond it: a huge trace needs no huge memory.
-        if window.end_s is None or row.time - first < window.end_s:
-            candidates.append(row)
-    inside = [
-        row
-        for row in candidates
-        if row.time - first >= window.start_s and (window.end_s is None or row.time - first < window.end_s)
-    ]
-    if not inside:
-        has = f"its {last - first:.6g} s have requests elsewhere only" if candidates else "it has no request at all"
-        end = "the end" if window.end_s is None else f"{window.end_s:.6g} s"
-        raise UserError(
-            f"{name}: no request between {window.start_s:.6g} s and {end}; {has}. "
-            "Widen serving.window, or lengthen the generated workload."
-        )
-    inside.sort(key=lambda row: row.time)
-    return [replace(row, time=(row.time - first - window.start_s) / rate_scale) for row in inside[: window.limit]]
+    serving: Serving
+    rows: Iterable[TraceRow]
+    origin: float
+    seeds: list[np.random.SeedSequence]
+    text: _Text | None = None
 
+    def requests(self, start: int, filled: bool) -> Iterator[Request]:
+        """From a place on."""
+        serving, talk = self.serving, self.serving.conversations
+        first = start if talk is None else start - start % talk.turns
+        text = self.text if filled else None
+        rows = within(self.rows, serving.window, self.origin)
+        classes = _classes(serving, np.random.default_rng(self.seeds[4]))
+        cuts = itertools.repeat(0) if text is None else text.cuts()
+        drawn = islice(zip(itertools.count(), rows, classes, cuts, strict=False), first, None)
+        requests = itertools.starmap(functools.partial(self._request, text), drawn)
+        if talk is None:
+            return requests
+        think = np.random.default_rng(self.seeds[3])
+        thinking = islice(_draws(lambda count: think.exponential(talk.think_s, size=count)), first, None)
+        return islice(in_conversations(requests, talk, serving.max_prompt_tokens, thinking), start - first, None)
 
-def _check_tokens(count: int) -> None:
-    """Raises UserError for prompts that do not fit into memory."""
-    if count > MOST_PROMPT_TOKENS:
-        raise UserError(
-            f"serving: the prompts have {count:.3g} tokens together, and a run keeps at most {MOST_PROMPT_TOKENS:.3g} of them "
-            "in memory. Set serving.max_prompt_tokens, or serving.window.limit."
-        )
+    def _request(self, text: _Text | None, place: int, row: TraceRow, batch: bool, cut: int) -> Request:
+        prompt, output = row.prompt_tokens, row.output_tokens
+        if row.call is None:
+            prompt, output = _capped(prompt, output, self.serving)
+        tokens = () if text is None or row.call is not None else text.tokens(row, prompt, cut)
+        arrival = (row.time - self.origin - self.serving.window.start_s) / self.serving.rate_scale
+        service: ServiceClass = "batch" if batch else "interactive"
+        id = row.id or f"r{place}"
+        return Request(id, arrival, prompt, output, tokens, call=row.call, service=service, place=place)
 
 
-def _classes(serving: Serving, count: int, rng: np.random.Generator) -> list[ServiceClass]:
-    """The class of each of so many requests."""
+def within(rows: Iterable[TraceRow], window: Window, origin: float) -> Iterator[TraceRow]:
+    """The rows of the window [start_s, end_s) of a clock that begins at `origin`, of rows in order of time."""
+    if window.end_s is not None:
+        end = window.end_s
+        rows = itertools.takewhile(lambda row: row.time - origin < end, rows)
+    return islice(itertools.dropwhile(lambda row: row.time - origin < window.start_s, rows), window.limit)
+
+
+def _empty(window: Window, name: str, whole: Extent) -> UserError:
+    has = f"its {whole.span:.6g} s have requests elsewhere only" if whole.count else "it has no request at all"
+    end = "the end" if window.end_s is None else f"{window.end_s:.6g} s"
+    return UserError(
+        f"{name}: no request between {window.start_s:.6g} s and {end}; {has}. "
+        "Widen serving.window, or lengthen the generated workload."
+    )
+
+
+def _classes(serving: Serving, rng: np.random.Generator) -> Iterator[bool]:
+    """Of each request, whether it is of class batch."""
     share = serving.batch_requests
     if share is None:
         share = 1.0 if serving.source is not None and serving.source.kind == "openai-batch" else 0.0
-    return ["batch" if batch else "interactive" for batch in (rng.random(count) < share).tolist()]
+    return _draws(lambda count: rng.random(count) < share)
+
+
+def _draws(draw: Callable[[int], NDArray[Any]]) -> Iterator[Any]:
+    """One value after the other, without end."""
+    while True:
+        yield from draw(_BLOCK).tolist()
 
 
 def _check_caps(serving: Serving, kind: str) -> None:
@@ -159,13 +171,21 @@ def _check_caps(serving: Serving, kind: str) -> None:
         )
 
 
-def _generated(
-    source: GeneratedSource, arrival_rng: np.random.Generator, length_rng: np.random.Generator
-) -> Iterator[TraceRow]:
-    times = arrival_times(source, arrival_rng)
-    lengths = sample_lengths(source.lengths, len(times), length_rng)
-    for time, (prompt, output) in zip(times.tolist(), lengths.tolist(), strict=True):
-        yield TraceRow(time, prompt, output)
+class _Generated:
+    """Rows of a generated workload, drawn anew each time."""
+
+    def __init__(
+        self, source: GeneratedSource, arrivals: np.random.SeedSequence, lengths: np.random.SeedSequence
+    ) -> None:
+        self._source = source
+        self._arrivals = arrivals
+        self._lengths = lengths
+
+    def __iter__(self) -> Iterator[TraceRow]:
+        rng = np.random.default_rng(self._lengths)
+        for times in arrival_times(self._source, np.random.default_rng(self._arrivals)):
+            lengths = sample_lengths(self._source.lengths, len(times), rng)
+            yield from map(TraceRow, times.tolist(), lengths[:, 0].tolist(), lengths[:, 1].tolist())
 
 
 def _traced(
@@ -194,40 +214,57 @@ def _traced(
             )
 
 
-def _capped(row: TraceRow, serving: Serving) -> TraceRow:
+def _capped(prompt: int, output: int, serving: Serving) -> tuple[int, int]:
     """Lengths within the recipe's caps and at least what the mode needs."""
     scoring = serving.mode == "score"
-    prompt = min(row.prompt_tokens, serving.max_prompt_tokens or row.prompt_tokens)
-    output = min(row.output_tokens, serving.max_new_tokens or row.output_tokens)
-    return replace(
-        row,
-        prompt_tokens=max(prompt, 2 if scoring else 1),
-        output_tokens=0 if scoring else max(output, 1),
-    )
+    prompt = max(min(prompt, serving.max_prompt_tokens or prompt), 2 if scoring else 1)
+    return prompt, 0 if scoring else max(min(output, serving.max_new_tokens or output), 1)
 
 
-def _filled(
-    rows: list[TraceRow],
-    serving: Serving,
-    brings_text: bool,
-    tokenizer: Tokenizer,
-    rng: np.random.Generator,
-    findings: Findings,
-) -> Iterator[TraceRow]:
-    """Rows with as many tokens as their `prompt_tokens`."""
-    if brings_text:
-        for row in rows:
-            # A prompt too short for the mode is preceded by the token that stands between texts.
-            missing = max(row.prompt_tokens - len(row.tokens), 0)
-            yield replace(row, tokens=((tokenizer.eos,) * missing + row.tokens)[: row.prompt_tokens])
-        return
+class _Text(Protocol):
+    """Gives prompts as many tokens as they are long."""
+
+    def cuts(self) -> Iterator[int]:
+        """Where the prompts are cut out, one after the other, without end."""
+
+    def tokens(self, row: TraceRow, length: int, cut: int) -> tuple[int, ...]:
+        """Of a row's prompt."""
+
+
+def _text(serving: Serving, kind: str, tokenizer: Tokenizer, rng: np.random.Generator, findings: Findings) -> _Text:
+    if kind == "openai-batch":
+        return _OwnText(tokenizer.eos)
     if serving.prompts is None:
-        stream = rng.integers(tokenizer.vocab_size, size=_RANDOM_STREAM).tolist()
-    else:
-        stream = _text_stream(serving.prompts, tokenizer, findings)
-    starts = rng.integers(len(stream), size=len(rows)).tolist()
-    for row, start in zip(rows, starts, strict=True):
-        yield replace(row, tokens=_cut(stream, start, row.prompt_tokens))
+        return _OneText(rng.integers(tokenizer.vocab_size, size=_RANDOM_STREAM).tolist(), rng)
+    return _OneText(_text_stream(serving.prompts, tokenizer, findings), rng)
+
+
+@dataclass(frozen=True)
+class _OwnText:
+    """Of the rows themselves. A prompt too short for the mode is preceded by the token that stands between texts."""
+
+    eos: int
+
+    def cuts(self) -> Iterator[int]:
+        return itertools.repeat(0)
+
+    def tokens(self, row: TraceRow, length: int, cut: int) -> tuple[int, ...]:  # noqa: ARG002  nothing is cut out
+        return ((self.eos,) * max(length - len(row.tokens), 0) + row.tokens)[:length]
+
+
+@dataclass(frozen=True)
+class _OneText:
+    """All prompts are cut out of one stream of tokens, from where `rng` says."""
+
+    stream: list[int]
+    rng: np.random.Generator
+
+    def cuts(self) -> Iterator[int]:
+        rng = copy.deepcopy(self.rng)
+        return _draws(lambda count: rng.integers(len(self.stream), size=count))
+
+    def tokens(self, row: TraceRow, length: int, cut: int) -> tuple[int, ...]:  # noqa: ARG002  rows have none
+        return _cut(self.stream, cut, length)
 
 
 def _text_stream(prompts: TextData, tokenizer: Tokenizer, findings: Findings) -> list[int]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 
+import msgspec
+
 from lemix_hpc.policy.classes import ServiceClass
 
 
@@ -32,14 +34,14 @@ class ApiCall:
         return digest(f"{self.method} {self.path}", self.body)
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(msgspec.Struct, frozen=True):
     """One inference request.
 
     `arrival` is in seconds from the start of the run. `tokens` is empty where only lengths matter (emulated stages);
     otherwise it has `prompt_tokens` entries. `output_tokens` is 0 for prompt scoring. If `after` has the id of another
     request, this one arrives `think_s` seconds after the answer to that one, whatever its `arrival`. A request with a `call`
-    has no `tokens`; its lengths are those of `call_lengths`, of all its answers together. `service`: its class.
+    has no `tokens`; its lengths are those of `call_lengths`, of all its answers together. `service`: its class. `place`: among
+    the requests of the workload, from 0, None for one of a client; `followed`: another may come `after` it.
     """
 
     id: str
@@ -51,6 +53,8 @@ class Request:
     think_s: float = 0.0
     call: ApiCall | None = None
     service: ServiceClass = "interactive"
+    place: int | None = None
+    followed: bool = False
 
     @property
     def answers(self) -> int:

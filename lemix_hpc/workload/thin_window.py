@@ -6,11 +6,12 @@ Some traces begin long before their service was much used: the first day of Burs
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
 from lemix_hpc.config.serving_section import Serving
+from lemix_hpc.workload.demand import Demand
 
 if TYPE_CHECKING:
     from lemix_hpc.workload.traces import TraceRow
@@ -33,26 +34,34 @@ class Extent:
             self.first, self.last = min(self.first, row.time), max(self.last, row.time)
             yield row
 
+    @classmethod
+    def over(cls, rows: Iterable[TraceRow]) -> Self:
+        """Of these rows."""
+        extent = cls()
+        for _ in extent.of(rows):
+            pass
+        return extent
+
     @property
     def span(self) -> float:
         """Seconds from the first row to the last."""
         return self.last - self.first
 
 
-def thin_window(name: str, whole: Extent, serving: Serving, chosen: list[TraceRow]) -> str | None:
+def thin_window(name: str, whole: Extent, serving: Serving, chosen: Demand) -> str | None:
     """A warning if the window is thin and `rate_scale` does not make up for it; None otherwise.
 
-    `chosen`: the window's rows, with times in seconds of the run.
+    `chosen`: what is in the window, with times in seconds of the run.
     """
     window = serving.window
     end = whole.span if window.end_s is None else min(window.end_s, whole.span)
     length = end - window.start_s
-    if len(chosen) == window.limit:
+    if chosen.count == window.limit:
         # What comes behind the last of them is not replayed.
-        length = chosen[-1].time * serving.rate_scale
+        length = chosen.last_arrival * serving.rate_scale
     if not (length > 0 and whole.span > 0):
         return None
-    rate, mean = len(chosen) / length, whole.count / whole.span
+    rate, mean = chosen.count / length, whole.count / whole.span
     if rate * serving.rate_scale * THIN > mean:
         return None
     return (

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import msgspec
 
@@ -27,8 +26,7 @@ LATEST_S = 1e12
 _NEAR = datetime(2023, 1, 1, tzinfo=UTC)
 
 
-@dataclass(frozen=True, slots=True)
-class TraceRow:
+class TraceRow(NamedTuple):
     """One request of a trace: seconds, and numbers of tokens. `id`, `tokens` and `call` are empty unless the trace has them."""
 
     time: float

@@ -27,6 +27,7 @@ def start(attempt: Attempt, inherited: Inheritance) -> None:
             journal_part=inherited.journal_part,
             journal_bytes=inherited.journal_bytes,
             tasks=inherited.tasks,
+            results=inherited.results if inherited.last is not None else None,
             clock=inherited.clock,
             versions=inherited.versions,
         )
@@ -39,15 +40,17 @@ def open_files(
     """What an attempt that has started writes to."""
     recorder = Recorder(attempt.path)
     tasks: list[TaskRecord] = [*inherited.served, *inherited.trained]
-    fold = msgspec.structs.replace(inherited.fold, reach=recorder.inherited(tasks))
+    fold = msgspec.structs.replace(inherited.fold, reach=recorder.inherited(tasks), results=0)
     recorder.journal = Journal(attempt.path, fold, settle=recorder.settle, saved=saved)
     return recorder, recorder.journal
 
 
 def write(recorder: Recorder, records: Iterable[Record]) -> None:
     for record in records:
-        if isinstance(record, Ended | Trained):
-            recorder.task(record.task)
+        if isinstance(record, Ended):
+            recorder.request(record.task, record.place, followed=record.followed, results=record.results)
+        elif isinstance(record, Trained):
+            recorder.micro_batch(record.task)
         else:
             recorder.promise(record)
 

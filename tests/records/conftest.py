@@ -51,7 +51,10 @@ def write_run(tmp_path: Path) -> RunBuilder:
         for stretch in stretches_of(spans):
             recorder.work(stretch)
         for task in tasks:
-            recorder.task(task)
+            if isinstance(task, ServedTask):
+                recorder.request(task)
+            else:
+                recorder.micro_batch(task)
         recorder.facts(facts)
         recorder.close()
         return tmp_path

@@ -15,7 +15,10 @@ def test_records_read_back_as_they_were_written(tmp_path: Path) -> None:
     recorder = Recorder(tmp_path)
     recorder.work(work)
     for task in tasks:
-        recorder.task(task)
+        if isinstance(task, ServedTask):
+            recorder.request(task)
+        else:
+            recorder.micro_batch(task)
     recorder.progress(Progress("running", served=1))
     assert msgspec.json.decode((tmp_path / "spans.jsonl").read_bytes(), type=Stretch) == work
     lines = (tmp_path / "tasks.jsonl").read_bytes().splitlines()

@@ -11,6 +11,7 @@ from lemix_hpc.policy.latency import Affine, LatencyModel, Shape
 from lemix_hpc.policy.pacing import Pace
 from lemix_hpc.profiling.hardware import load_hardware
 from lemix_hpc.run_setup.scheduler_setup import aim, make_scheduler, pace_of, scheduler_config, training_nodes
+from lemix_hpc.workload.demand import Demand
 from lemix_hpc.workload.tasks import Request
 from tests.conftest import REPOSITORY
 
@@ -48,7 +49,7 @@ def test_the_allocation_ends_for_the_policy_only_with_a_reserve() -> None:
 COEFFICIENTS = REPOSITORY / "profiling" / "nvidia-a100-80gb" / "llama-2-7b-float16.yaml"
 LATENCY = LatencyModel((Affine(0.01, 0.001, 0.0, 0.0001),) * 2, (Affine(0.02, 0.0, 0.0),) * 2)
 """On each of two stages a pass takes 10 ms, 1 ms more for a new token, and 0.1 ms for one in the cache."""
-REQUESTS = (Request("a", 0.0, 10, 12), Request("b", 0.0, 30, 2))
+DEMAND = Demand.of((Request("a", 0.0, 10, 12), Request("b", 0.0, 30, 2)))
 
 
 def generating(**slo: object) -> Recipe:
@@ -58,11 +59,11 @@ def generating(**slo: object) -> Recipe:
 
 
 def test_decode_is_paced_to_the_limits_of_the_recipe() -> None:
-    assert pace_of(generating(ttft_ms=500, tpot_ms=50), LATENCY, REQUESTS) == Pace(0.5, 0.05)
+    assert pace_of(generating(ttft_ms=500, tpot_ms=50), LATENCY, DEMAND) == Pace(0.5, 0.05)
 
 
 def test_limits_that_are_not_given_are_multiples_of_what_idle_nodes_take() -> None:
-    pace = pace_of(generating(factors=[1.0, 2.0, 10.0], response_ms=10_000), LATENCY, REQUESTS)
+    pace = pace_of(generating(factors=[1.0, 2.0, 10.0], response_ms=10_000), LATENCY, DEMAND)
     assert pace is not None
     assert pace.ttft == pytest.approx(2.0 * 2 * (0.01 + 0.001 * (10 + 30) / 2))
     # One new token on top of 15 cached ones in the mean, and of 30.
@@ -72,10 +73,10 @@ def test_limits_that_are_not_given_are_multiples_of_what_idle_nodes_take() -> No
 def test_without_a_limit_on_tokens_long_answers_are_to_be_within_that_on_responses() -> None:
     """Of a hundred requests the four longest answers do not count."""
     requests = [Request(str(number), 0.0, 10, 1000 if number >= 96 else 101) for number in range(100)]
-    pace = pace_of(generating(factors=[4.0], ttft_ms=500, response_ms=5_500), LATENCY, requests)
+    pace = pace_of(generating(factors=[4.0], ttft_ms=500, response_ms=5_500), LATENCY, Demand.of(requests))
     assert pace is not None and tuple(pace) == pytest.approx((0.5, 5.0 / 100))
     # An idle node takes 2 x 11 ms and more for a token, and nothing is to be faster.
-    least = pace_of(generating(factors=[4.0], ttft_ms=500, response_ms=600), LATENCY, requests)
+    least = pace_of(generating(factors=[4.0], ttft_ms=500, response_ms=600), LATENCY, Demand.of(requests))
     assert least is not None and 0.022 < least.tpot < 0.04
 
 
@@ -85,7 +86,7 @@ def test_only_generation_beside_training_is_paced() -> None:
     assert serving is not None
     scores = {"serving": serving.model_copy(update={"mode": "score"})}
     for update in (scores, {"training": None}):
-        assert pace_of(paced.model_copy(update=update), LATENCY, REQUESTS) is None
+        assert pace_of(paced.model_copy(update=update), LATENCY, DEMAND) is None
 
 
 def test_what_clients_ask_for_is_generation_whatever_the_mode() -> None:
@@ -94,7 +95,7 @@ def test_what_clients_ask_for_is_generation_whatever_the_mode() -> None:
     clients = paced.serving.model_copy(update={"mode": "score", "http": Http()})
     engine = paced.engine.model_copy(update={"kind": "vllm"})
     served = paced.model_copy(update={"serving": clients, "engine": engine})
-    assert pace_of(served, LATENCY, REQUESTS) is not None
+    assert pace_of(served, LATENCY, DEMAND) is not None
 
 
 @pytest.mark.parametrize(
@@ -112,11 +113,11 @@ def test_clients_are_kept_waiting_where_the_recipe_says_for_how_long(
 ) -> None:
     made = generating(**slo)
     made = made.model_copy(update={"policy": made.policy.model_copy(update={"pace": pace})})
-    assert (pace_of(made, LATENCY, REQUESTS) is not None) == own
+    assert (pace_of(made, LATENCY, DEMAND) is not None) == own
     assert made.serving is not None
     serving = made.serving.model_copy(update={"http": Http()})
     called = made.model_copy(update={"serving": serving, "engine": made.engine.model_copy(update={"kind": "vllm"})})
-    assert (pace_of(called, LATENCY, REQUESTS) is not None) == clients
+    assert (pace_of(called, LATENCY, DEMAND) is not None) == clients
 
 
 @pytest.mark.parametrize(("limit", "alarms"), [(None, [(0, "serve")]), (math.inf, [])])

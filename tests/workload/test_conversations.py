@@ -15,7 +15,8 @@ def source(lengths: list[tuple[int, int]], *, tokens: bool = False) -> list[Requ
 
 
 def joined(requests: list[Request], turns: int, longest: int | None = None) -> tuple[Request, ...]:
-    return in_conversations(requests, Conversations(turns=turns, think_s=2.0), longest, np.random.default_rng(0))
+    thinking = np.random.default_rng(0).exponential(2.0, size=len(requests)).tolist()
+    return tuple(in_conversations(requests, Conversations(turns=turns, think_s=2.0), longest, thinking))
 
 
 def test_a_turn_carries_everything_said_before() -> None:
@@ -39,4 +40,5 @@ def test_every_request_stays_and_prompts_have_their_tokens(lengths: list[tuple[i
     assert [r.id for r in done] == [r.id for r in requests]
     assert all(len(r.tokens) == r.prompt_tokens <= 120 for r in done)
     assert all((r.after is None) == (n % turns == 0) for n, r in enumerate(done))
+    assert all(r.followed == ((n + 1) % turns != 0) for n, r in enumerate(done))
     assert done == joined(requests, turns, longest=120), "the same seed gives the same conversations"

@@ -1,9 +1,10 @@
-import dataclasses
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,7 +12,9 @@ from hypothesis import strategies as st
 from lemix_hpc.config.errors import UserError
 from lemix_hpc.config.serving_section import GeneratedSource, Serving, TraceSource, Window
 from lemix_hpc.config.workload_section import TextData, TextFields
-from lemix_hpc.workload.requests import Loaded, load_requests, replayed
+from lemix_hpc.workload.ordered_rows import OrderedRows
+from lemix_hpc.workload.requests import load_requests, within
+from lemix_hpc.workload.tasks import Request
 from lemix_hpc.workload.tokenizer import ByteTokenizer
 from lemix_hpc.workload.traces import TraceRow
 
@@ -24,9 +27,26 @@ def rows(at: list[float]) -> list[TraceRow]:
     return [TraceRow(time, number + 1, 1) for number, time in enumerate(at)]
 
 
-def serve(source: Any, *, seed: int = 0, text: bool = False, **serving: Any) -> Loaded:
+@dataclass(frozen=True)
+class Served:
+    """What was loaded, with all requests in memory."""
+
+    requests: tuple[Request, ...]
+    malformed: tuple[str, ...]
+    failed: int
+    warnings: tuple[str, ...]
+
+
+def serve(source: Any, *, seed: int = 0, text: bool = False, **serving: Any) -> Served:
     tokenizer = ByteTokenizer() if text else None
-    return load_requests(Serving(source=source, **serving), seed=seed, tokenizer=tokenizer)
+    loaded = load_requests(Serving(source=source, **serving), seed=seed, tokenizer=tokenizer)
+    return Served(tuple(loaded.requests), loaded.malformed, loaded.failed, loaded.warnings)
+
+
+def replayed(rows: list[TraceRow], window: Window) -> list[TraceRow]:
+    """As a trace is: in order, by its own clock."""
+    first = min(row.time for row in rows)
+    return [row._replace(time=row.time - first - window.start_s) for row in within(OrderedRows(rows), window, first)]
 
 
 @pytest.fixture
@@ -96,27 +116,30 @@ def test_a_window_a_hundred_times_thinner_than_its_trace_is_told(tmp_path: Path)
     assert not serve(GeneratedSource(kind="bursty", rate=9, on_s=9, off_s=999, requests=9)).warnings
 
 
-@given(times, st.floats(0.25, 8))
-def test_scaling_divides_every_arrival(at: list[float], scale: float) -> None:
-    plain = replayed(rows(at), Window(), 1.0, "trace")
-    scaled = replayed(rows(at), Window(), scale, "trace")
-    assert [row.time for row in plain] == sorted(time - min(at) for time in at)
-    assert [row.time for row in scaled] == [row.time / scale for row in plain]
+@given(times)
+def test_every_row_comes_in_order_of_time(at: list[float]) -> None:
+    assert [row.time for row in replayed(rows(at), Window())] == sorted(time - min(at) for time in at)
+
+
+@given(st.floats(0.25, 8))
+def test_scaling_divides_every_arrival(scale: float) -> None:
+    plain, scaled = serve(POISSON).requests, serve(POISSON, rate_scale=scale).requests
+    assert [request.arrival for request in scaled] == [request.arrival / scale for request in plain]
 
 
 @given(times, st.integers(1, 999).map(lambda quarter: quarter / 4))
 def test_two_windows_that_meet_hold_every_request_once(at: list[float], cut: float) -> None:
-    whole = replayed(rows(at), Window(), 1.0, "trace")
-    head = replayed(rows(at), Window(end_s=cut), 1.0, "trace")
-    tail = [] if max(at) - min(at) < cut else replayed(rows(at), Window(start_s=cut), 1.0, "trace")
+    whole = replayed(rows(at), Window())
+    head = replayed(rows(at), Window(end_s=cut))
+    tail = [] if max(at) - min(at) < cut else replayed(rows(at), Window(start_s=cut))
     joined = [(row.prompt_tokens, row.time) for row in head] + [(row.prompt_tokens, row.time + cut) for row in tail]
     assert joined == [(row.prompt_tokens, row.time) for row in whole]
 
 
 @given(times, st.integers(1, 20))
 def test_limit_takes_the_earliest(at: list[float], limit: int) -> None:
-    whole = replayed(rows(at), Window(), 1.0, "trace")
-    assert replayed(rows(at), Window(limit=limit), 1.0, "trace") == whole[:limit]
+    whole = replayed(rows(at), Window())
+    assert replayed(rows(at), Window(limit=limit)) == whole[:limit]
 
 
 def test_caps_and_what_each_mode_needs(burst_trace: TraceSource) -> None:
@@ -191,7 +214,7 @@ def test_lines_of_a_batch_file_are_of_class_batch_and_others_as_the_recipe_says(
     mixed = serve(drawn, batch_requests=0.3).requests
     assert sum(request.service == "batch" for request in mixed) == pytest.approx(600, rel=0.1)
     assert mixed == serve(drawn, batch_requests=0.3).requests
-    plain = [dataclasses.replace(request, service="interactive") for request in mixed]
+    plain = [msgspec.structs.replace(request, service="interactive") for request in mixed]
     assert tuple(plain) == serve(drawn).requests, "all else is drawn as before"
 
 

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from lemix_hpc.config.text_file import BROKEN_JSON
-from lemix_hpc.records.attempts import Attempt
+from lemix_hpc.records.attempts import Attempt, lineage
 from lemix_hpc.records.files import patiently
+from lemix_hpc.records.line_chain import line_chain, put_together
 from lemix_hpc.records.line_file import LineFile
+from lemix_hpc.records.schema import RESULTS
 from lemix_hpc.runtime.http.call import ResponsePart
 from lemix_hpc.runtime.http.errors import ApiError
 from lemix_hpc.workload.batch_calls import name_of
 from lemix_hpc.workload.lines import BadLine
 
-RESULTS = "results.jsonl"
 _EXPIRED = "This request could not be executed before the run ended."
 
 
@@ -27,20 +28,25 @@ class _Result(msgspec.Struct):
 
 
 class BatchResults:
-    """Writes `results.jsonl` of an attempt. `bad`: lines that were left out, which get an error each."""
+    """Writes `results.jsonl` of an attempt. `bad`: lines that were left out, which get an error each.
+
+    A result is written when its line has its outcome: then the journal says how many results count.
+    """
 
     def __init__(self, attempt: Attempt, bad: Iterable[BadLine]) -> None:
         self._file = LineFile(attempt.path / RESULTS)
         attempt.publish(RESULTS)
+        self._ready: dict[str, bytes] = {}
+        self._written = 0
         for line in bad:
-            self._write(name_of(line.content), None, {"code": "invalid_request", "message": line.reason})
+            error = {"code": "invalid_request", "message": line.reason}
+            self._write(result_line(name_of(line.content), None, error))
 
-    def inherit(self, before: Attempt, answered: Container[str]) -> None:
-        """Begin with the results of an earlier attempt, of those lines that are `answered`. Raises OSError."""
-        for line in _whole_lines(before.path / RESULTS):
-            if msgspec.json.decode(line, type=_Result).custom_id in answered:
-                self._file.write(line)
-        self._file.sync()
+    def ended(self, custom_id: str) -> int:
+        """A line, or somebody else's request, has its outcome: write its result, if it has one. Returns how many there are."""
+        if (line := self._ready.pop(custom_id, None)) is not None:
+            self._write(line)
+        return self._written
 
     def sync(self) -> None:
         """Wait until all results so far are on the disk. Raises OSError."""
@@ -52,10 +58,11 @@ class BatchResults:
 
     def answered(self, custom_id: str, status: int, request_id: str, body: bytes) -> None:
         response = {"status_code": status, "request_id": request_id, "body": body_in_json(body)}
-        self._write(custom_id, response, None)
+        self._ready[custom_id] = result_line(custom_id, response, None)
 
     def failed(self, custom_id: str, error: ApiError) -> None:
-        self._write(custom_id, None, {"code": error.code or error.kind, "message": error.message})
+        error_told = {"code": error.code or error.kind, "message": error.message}
+        self._ready[custom_id] = result_line(custom_id, None, error_told)
 
     @property
     def trouble(self) -> str | None:
@@ -67,9 +74,10 @@ class BatchResults:
         patiently(self._file.sync, timeout_s, over)
         self._file.close()
 
-    def _write(self, custom_id: str | None, response: dict[str, Any] | None, error: dict[str, str] | None) -> None:
-        self._file.write(result_line(custom_id, response, error))
+    def _write(self, line: bytes) -> None:
+        self._file.write(line)
         self._file.flush()
+        self._written += 1
 
 
 def expire(run_dir: Path, names: Iterable[str]) -> int:
@@ -78,22 +86,16 @@ def expire(run_dir: Path, names: Iterable[str]) -> int:
     `names`: the custom_ids of the batch, in order. Returns how many had none. A run that is resumed all the same asks them
     again. Raises OSError.
     """
-    path = run_dir / RESULTS
-    answered = {msgspec.json.decode(line, type=_Result).custom_id for line in _whole_lines(path)}
+    line = lineage(run_dir)
+    files = line_chain(line, RESULTS)
+    decode = msgspec.json.Decoder(_Result).decode
+    answered = {decode(result).custom_id for file in files for result in file.lines()}
     open_ones = [name for name in names if name not in answered]
-    with path.open("ab", buffering=0) as file:
+    with (line[-1].path / RESULTS).open("ab", buffering=0) as file:
         for name in open_ones:
             file.write(result_line(name, None, {"code": "batch_expired", "message": _EXPIRED}))
+    put_together(run_dir, line_chain(line, RESULTS), RESULTS)
     return len(open_ones)
-
-
-def _whole_lines(path: Path) -> list[bytes]:
-    """Of a results file, which may be missing; without a last one that was cut off."""
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        return []
-    return content[: content.rfind(b"\n") + 1].splitlines(keepends=True)
 
 
 def result_line(custom_id: str | None, response: dict[str, Any] | None, error: dict[str, str] | None) -> bytes:

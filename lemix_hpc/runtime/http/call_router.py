@@ -126,6 +126,10 @@ class CallRouter:
                 call.over = True
                 call.client.fail(closing())
 
+    def ended(self, request: str) -> int:
+        """A request has its outcome. Returns how many lines `results.jsonl` has with it."""
+        return 0 if self._results is None else self._results.ended(request)
+
     def carries(self, number: int) -> bool:
         """Whether a task is a call that is with a node."""
         return number in self._calls

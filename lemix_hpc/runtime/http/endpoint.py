@@ -6,17 +6,19 @@ import contextlib
 import math
 import os
 import platform
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from lemix_hpc.config.recipe import Recipe
 from lemix_hpc.config.serving_section import Http
 from lemix_hpc.config.training_section import Training
 from lemix_hpc.config.workload_section import TextFields
-from lemix_hpc.records.attempts import Attempt
+from lemix_hpc.records.attempts import Attempt, lineage
 from lemix_hpc.records.inheritance import Inheritance
 from lemix_hpc.records.journal import Record
 from lemix_hpc.records.key_file import keep_key
+from lemix_hpc.records.line_chain import CountedFile, line_chain, put_together
+from lemix_hpc.records.schema import RESULTS, SAMPLES
 from lemix_hpc.runtime.http import descriptors
 from lemix_hpc.runtime.http.answers import Answers
 from lemix_hpc.runtime.http.batch_results import BatchResults
@@ -27,6 +29,7 @@ from lemix_hpc.runtime.http.munge import MungeUsers
 from lemix_hpc.runtime.http.request_guard import Guard
 from lemix_hpc.runtime.http.sample_intake import SampleIntake
 from lemix_hpc.runtime.http.server import HttpServer, bind, url
+from lemix_hpc.runtime.http.taken_ids import TakenIds
 from lemix_hpc.runtime.transport.mailbox import Mailbox
 from lemix_hpc.runtime.transport.rank_layout import Layout
 from lemix_hpc.workload.api_lengths import context_of
@@ -67,8 +70,7 @@ class Endpoint:
         self._intake: SampleIntake | None = None
         self._router: CallRouter | None = None
         self._answers = Answers(inherited.answers, inherited.waiting.values())
-        # Ids of requests that are not clients', which no client may use.
-        self._taken: set[str] = set()
+        self._taken = TakenIds()
         self.address: str | None = None
         self.keys: str | None = None
         """The file with the keys that clients need."""
@@ -86,7 +88,7 @@ class Endpoint:
         if training is not None:
             self.samples = SampleQueue(training, load_tokenizer(self._recipe.model))
             fields = training.data.fields if training.data is not None else TextFields()
-            self._intake = SampleIntake(self._attempt, fields, self.samples, self._wake, self._inherited.last)
+            self._intake = SampleIntake(self._attempt, fields, self.samples, self._wake, self._before(SAMPLES))
         key_file = http.api_key_file or keep_key(self._attempt.run_dir, http.api_key)
         munge = MungeUsers(http.munge, os.getuid()) if http.munge is not None else None
         self.keys, guard = str(key_file), Guard(KeyRing(key_file), http.max_body_mb, munge=munge)
@@ -100,16 +102,13 @@ class Endpoint:
         number: Callable[[], int],
         work: Workload,
         promise: Callable[[Record], None],
-        over: Container[str] = (),
     ) -> CallRouter:
-        """What carries the calls. `number` gives tasks their numbers; `promise` writes down what clients may count on; `over`:
-        ids of requests of the workload that have their outcome."""
+        """What carries the calls. `number` gives tasks their numbers; `promise` writes down what clients may count on."""
         self._answers.promise = promise
-        self._taken.update(request.id for request in work.requests)
-        if any(request.call is not None for request in work.requests):
-            self._results = BatchResults(self._attempt, work.bad_calls)
-            if self._inherited.last is not None:
-                self._results.inherit(self._inherited.last, over)
+        if self._server is not None:
+            self._taken.of(work.requests)
+        if work.requests.demand.calls:
+            self._results = BatchResults(self._attempt, () if self._before(RESULTS) else work.bad_calls)
         http = self._recipe.serving.http if self._recipe.serving is not None else None
         lasts = http.duration_s if http is not None else None
         return CallRouter(
@@ -130,6 +129,10 @@ class Endpoint:
             return
         with self._answering(self._server, router):
             yield
+
+    def _before(self, name: str) -> list[CountedFile]:
+        """What earlier attempts have written."""
+        return line_chain(lineage(self._attempt.run_dir), name)
 
     @property
     def posted(self) -> Sequence[Sample]:
@@ -155,6 +158,11 @@ class Endpoint:
         """The last call. Raises OSError if the disk does not take what is left in `timeout_s`, or before it is `over`."""
         if self._results is not None:
             self._results.close(timeout_s, over)
+
+    def put_together(self) -> None:
+        """The run ends: results and samples of all attempts are one file each. Raises OSError."""
+        for name in (RESULTS, SAMPLES):
+            put_together(self._attempt.run_dir, self._before(name), name)
 
     @contextlib.contextmanager
     def _answering(self, server: HttpServer, router: CallRouter) -> Iterator[None]:

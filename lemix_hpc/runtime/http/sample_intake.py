@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
 
 from lemix_hpc.config.workload_section import TextFields
 from lemix_hpc.records.attempts import Attempt
+from lemix_hpc.records.line_chain import CountedFile
 from lemix_hpc.records.schema import SAMPLES
 from lemix_hpc.runtime.http.errors import ApiError, bad_request, reused, too_much
 from lemix_hpc.workload.samples import Sample, SampleQueue, parse_samples
@@ -53,7 +52,7 @@ class _Entry(msgspec.Struct, frozen=True, omit_defaults=True):
 class SampleIntake:
     """`take` is for one thread at a time. `wake` is called when there is something new to train on.
 
-    `posted`: the samples that earlier attempts took, `before` the last of these; they are not in the queue.
+    `posted`: the samples that earlier attempts took, which are in the files `before`; they are not in the queue.
     """
 
     def __init__(
@@ -62,7 +61,7 @@ class SampleIntake:
         fields: TextFields,
         queue: SampleQueue,
         wake: Callable[[], None],
-        before: Attempt | None = None,
+        before: Sequence[CountedFile] = (),
     ) -> None:
         self._attempt = attempt
         self._journal = (attempt.path / SAMPLES).open("ab", buffering=0)
@@ -70,9 +69,7 @@ class SampleIntake:
         self._fields = fields
         self._queue = queue
         self._wake = wake
-        entries = [] if before is None else _entries(before.path / SAMPLES)
-        if entries:
-            self._write(entries)
+        entries = [msgspec.json.decode(line, type=_Entry) for file in before for line in file.lines()]
         self.posted = [Sample(entry.id, queue.tokenised(entry.document)) for entry in entries]
         self._count = len(entries)
         self._acknowledged: dict[str, tuple[str, list[str]]] = {}
@@ -138,18 +135,6 @@ class SampleIntake:
             os.ftruncate(self._journal.fileno(), end)
             message = f"The samples cannot be written down ({error.strerror}). Nothing was taken."
             raise ApiError(507, message, "server_error") from error
-
-
-def _entries(path: Path) -> list[_Entry]:
-    """The samples of an earlier attempt. What it did not write to the end was never acknowledged, and is sent again."""
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        return []
-    lines = content[: content.rfind(b"\n") + 1].splitlines()
-    entries = [msgspec.json.decode(line, type=_Entry) for line in lines]
-    whole = Counter(entry.request for entry in entries)
-    return [entry for entry in entries if entry.request is None or whole[entry.request] == entry.of]
 
 
 def _entry(

@@ -42,7 +42,7 @@ from lemix_hpc.runtime.scheduler.drain import Drain, Ending
 from lemix_hpc.runtime.scheduler.live_classes import LiveClasses
 from lemix_hpc.runtime.scheduler.live_settings import Change, LiveSettings
 from lemix_hpc.runtime.scheduler.progress import LiveView
-from lemix_hpc.runtime.scheduler.resume import lost, remaining
+from lemix_hpc.runtime.scheduler.resume import lost
 from lemix_hpc.runtime.scheduler.sync_steps import Rounds, StepsTogether
 from lemix_hpc.runtime.scheduler.task_table import ServingTask, TaskNames
 from lemix_hpc.runtime.scheduler.training_tasks import TrainingTasks
@@ -86,7 +86,7 @@ class SchedulerLoop:
         mailbox: Mailbox,
         recorder: Recorder,
         now: Callable[[], float],
-        requests: Sequence[Request],
+        arrivals: Arrivals,
         feed: TrainingFeed | None,
         router: CallRouter,
         settings: LoopSettings,
@@ -109,9 +109,9 @@ class SchedulerLoop:
         self._mailbox = mailbox
         self._recorder = recorder
         self._now = now
-        # Those that clients sent are known by their outcomes alone.
-        self._requests = len(requests) + inherited.tally.total + len(inherited.served) - len(inherited.over)
-        self._arrivals = Arrivals(remaining(requests, inherited))
+        # Those that are over are known by their outcomes alone.
+        self._requests = arrivals.left + inherited.tally.total + len(inherited.served)
+        self._arrivals = arrivals
         self._accepted = {accepted.id: accepted for accepted in inherited.waiting.values()}
         self._router = router
         self._settings = settings
@@ -231,7 +231,7 @@ class SchedulerLoop:
         """When all is done: calls of earlier attempts whose clients have not come back with their ids are lost."""
         if self._ending is None:
             for accepted in self._accepted.values():
-                self._end(lost(accepted))
+                self._end(lost(accepted), accepted.place)
 
     def _change(self, change: Change) -> None:
         """A user has changed the policy."""
@@ -278,15 +278,15 @@ class SchedulerLoop:
         task = ServingTask(request)
         context = self._settings.context
         if request.call is None and context is not None and request.prompt_tokens + request.output_tokens > context:
-            self._end(task.rejected())
+            self._end(task.rejected(), request.place, followed=request.followed)
             self._arrivals.turned_away(request.id, self._now())
             return
         accepted = self._accepted.pop(request.id, None)
         number = accepted.number if accepted is not None else self._number()
         if accepted is None:
             digest = request.call.digest if request.call is not None and client is not None else ""
-            prompt, service = request.prompt_tokens, request.service
-            self._recorder.promise(Accepted(number, request.id, request.arrival, prompt, digest, service))
+            prompt, service, place = request.prompt_tokens, request.service, request.place
+            self._recorder.promise(Accepted(number, request.id, request.arrival, prompt, digest, service, place))
         self._serving[number] = task
         self._not_begun.add(number)
         self._names[number] = request.id
@@ -344,7 +344,7 @@ class SchedulerLoop:
         self._names.retire(number)
         if serving.request.call is not None:
             self._router.refuse(number)
-        self._end(serving.rejected(number))
+        self._end(serving.rejected(number), serving.request.place, followed=serving.request.followed)
         self._arrivals.turned_away(serving.request.id, self._now())
 
     def _receive(self, mail: Mail) -> None:
@@ -459,12 +459,13 @@ class SchedulerLoop:
         self._arrivals.answered(task.request.id, done.finished)
         self._names.retire(done.task)
         record = task.finished(done, outcome)
-        self._end(record)
+        self._end(record, task.request.place, followed=task.request.followed)
         self._tell(TaskFinished(self._now(), done.node, done.task, record.answer_tokens))
 
-    def _end(self, record: ServedTask) -> None:
+    def _end(self, record: ServedTask, place: int | None, *, followed: bool = False) -> None:
+        """A request has its outcome. `place`, `followed`: as in `Request`."""
         self._live.ended(record)
-        self._recorder.task(record)
+        self._recorder.request(record, place, followed=followed, results=self._router.ended(record.id))
 
     def show(self, *, last: bool = False) -> None:
         """Show how things are, if that is due; `last`: in any case, and as the final state."""

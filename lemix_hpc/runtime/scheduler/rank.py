@@ -57,13 +57,14 @@ from lemix_hpc.run_setup.training_feed import BEGINNING, TextStart, feed_of
 from lemix_hpc.runtime.http.call_router import CallRouter
 from lemix_hpc.runtime.http.endpoint import Endpoint
 from lemix_hpc.runtime.leader.make_leader import AnyLeader, engines_in
+from lemix_hpc.runtime.scheduler.arrivals import Arrivals
 from lemix_hpc.runtime.scheduler.checkpoints import Checkpoints
 from lemix_hpc.runtime.scheduler.disk_watch import DiskWatch
 from lemix_hpc.runtime.scheduler.drain import Drain, EndedEarlyError
 from lemix_hpc.runtime.scheduler.live_settings import LiveSettings
 from lemix_hpc.runtime.scheduler.loop import LoopSettings, SchedulerLoop
 from lemix_hpc.runtime.scheduler.pace_orders import send_pace
-from lemix_hpc.runtime.scheduler.resume import DISK_TIMEOUT_S, oldest_versions, poisonous, with_over, without_lost
+from lemix_hpc.runtime.scheduler.resume import DISK_TIMEOUT_S, arrivals_of, lost, oldest_versions, poisonous, without
 from lemix_hpc.runtime.scheduler.save_plan import save_plan
 from lemix_hpc.runtime.scheduler.warm_up import Probe, ProbeTimes, warm_up
 from lemix_hpc.runtime.scheduler.watch import Watch
@@ -73,8 +74,8 @@ from lemix_hpc.runtime.transport.mailbox import Inbox, Mail, Mailbox
 from lemix_hpc.runtime.transport.rank_layout import Layout
 from lemix_hpc.runtime.transport.run_clock import RunClock
 from lemix_hpc.workload.api_lengths import context_of
+from lemix_hpc.workload.demand import Demand
 from lemix_hpc.workload.load import Workload, load_workload
-from lemix_hpc.workload.tasks import Request
 
 PUBLISHED = (SPANS, TASKS, EVENTS, FACTS, PROGRESS, COEFFICIENTS, LEARNED)
 FACTS_EVERY_S = 5.0
@@ -114,7 +115,9 @@ class SchedulerRank:
         self._recorder = Recorder(attempt.path)
         # Only when these lines are safe may the journal begin with a fold that has not got them.
         tasks: list[TaskRecord] = [*self._inherited.served, *self._inherited.trained]
-        fold = msgspec.structs.replace(self._inherited.fold, reach=self._recorder.inherited(tasks, DISK_TIMEOUT_S))
+        fold = msgspec.structs.replace(
+            self._inherited.fold, reach=self._recorder.inherited(tasks, DISK_TIMEOUT_S), results=0
+        )
         self._journal = Journal(attempt.path, fold, self._endpoint.sync, self._settle, self._saved)
         self._recorder.journal = self._journal
         self._disk = DiskWatch(
@@ -137,7 +140,8 @@ class SchedulerRank:
         work = load_workload(self._recipe)
         for notice in work.notices:
             print(notice, flush=True)
-        self._look_back(work.requests)
+        self._look_back()
+        arrivals = arrivals_of(work.requests, self._inherited)
         # While others build their engines; once the run has started, everybody would wait for it.
         self._tell("compiling the scheduler, while the engines are built")
         compile_policy()
@@ -146,7 +150,7 @@ class SchedulerRank:
         if self._checkpoints is not None:
             self._checkpoints.clear()
         self._await_engines(engines_in(self._recipe))
-        times = self._warm_up(work.requests) if self._recipe.engine.computes else None
+        times = self._warm_up(work.requests.demand) if self._recipe.engine.computes else None
         overhead = 0.0 if times is None else max(kind.overhead for kind in times)
         hardware = self._hardware(times)
         patiently(
@@ -155,8 +159,8 @@ class SchedulerRank:
             lambda: self._drain.look() is not None,
         )
         reference = hardware.reference.latency(self._layout.stages)
-        t0 = mean_unloaded_response(reference, work.requests, self._recipe)
-        pace = pace_of(self._recipe, reference, work.requests)
+        t0 = mean_unloaded_response(reference, work.requests.demand, self._recipe)
+        pace = pace_of(self._recipe, reference, work.requests.demand)
         ttft, tpot = (0.0, 0.0) if pace is None else (pace.ttft, pace.tpot)
         scheduler = make_scheduler(
             self._recipe,
@@ -179,13 +183,9 @@ class SchedulerRank:
         self._order(m.Go(start_time), range(self._layout.nodes))
         self._clock.start(start_time)
         next_number = functools.partial(next, itertools.count(self._inherited.next_number))
-        router = endpoint.router(
-            self._layout, self._mailbox, next_number, work, self._recorder.promise, self._inherited.over
-        )
-        loop = self._make_loop(work, scheduler, endpoint, router, next_number, t0)
-
-        # What goes over all requests is asked once, not every few seconds.
-        outside = sum(not reference.covers(r.prompt_tokens + r.output_tokens) for r in work.requests)
+        router = endpoint.router(self._layout, self._mailbox, next_number, work, self._recorder.promise)
+        loop = self._make_loop(work, arrivals, scheduler, endpoint, router, next_number, t0)
+        outside = work.requests.demand.outside([reference])
         constant = self._constant_facts(t0, pace, work.lines_left_out, outside)
 
         def facts(duration: float) -> RunFacts:
@@ -201,17 +201,21 @@ class SchedulerRank:
         self._stop(loop)
         self._write_down(facts(duration), scheduler, coefficients)
         self._recorder.learned(self._learned(scheduler))
+        return self._close(loop)
+
+    def _close(self, loop: SchedulerLoop) -> AttemptEnd:
+        """Wait until the disk has everything. Returns why the run ended."""
         self._recorder.close(DISK_TIMEOUT_S, lambda: self._drain.hopeless)
         self._endpoint.close(DISK_TIMEOUT_S, lambda: self._drain.hopeless)
         self._journal.close(DISK_TIMEOUT_S)
         self._attempt.must_count()
-        return self._end(loop)
-
-    def _end(self, loop: SchedulerLoop) -> AttemptEnd:
-        """Why it ended. What was learned may not be lost in silence."""
         end, failure = loop.end, self._checkpoints.unsaved if self._checkpoints is not None else None
-        if failure is None or end.reason not in ("finished", "drained"):
+        if end.reason not in ("finished", "drained"):
             return end
+        patiently(self._endpoint.put_together, DISK_TIMEOUT_S, lambda: self._drain.hopeless)
+        if failure is None:
+            return end
+        # What was learned may not be lost in silence.
         return AttemptEnd("unsaved", f"{end.message}, but the training state could not be saved: {failure}", end.time)
 
     def _recall(self, scheduler: Scheduler, hardware: Hardware, coefficients: str) -> None:
@@ -275,16 +279,17 @@ class SchedulerRank:
         """The versions of the oldest weights that training may go back to; None if it never does. In a thread."""
         return oldest_versions(self._recipe, self._attempt.run_dir)
 
-    def _look_back(self, requests: Sequence[Request]) -> None:
-        """Do not try again what may have broken the attempts before, and find out what is over."""
+    def _look_back(self) -> None:
+        """Do not try again what may have broken the attempts before."""
         gone = poisonous(self._inherited)
-        for task in gone:
-            self._recorder.task(task)
-        self._inherited = with_over(without_lost(self._inherited, gone), requests)
+        for accepted in gone:
+            self._recorder.request(lost(accepted), accepted.place)
+        self._inherited = without(self._inherited, gone)
 
     def _make_loop(
         self,
         work: Workload,
+        arrivals: Arrivals,
         scheduler: Scheduler,
         endpoint: Endpoint,
         router: CallRouter,
@@ -315,7 +320,7 @@ class SchedulerRank:
             self._mailbox,
             self._recorder,
             self._clock.now,
-            work.requests,
+            arrivals,
             feed,
             router,
             settings,
@@ -452,12 +457,12 @@ class SchedulerRank:
         self._turn_until(lambda: len(mails) >= count, turn)
         return [mail.message for mail in mails]
 
-    def _warm_up(self, requests: Sequence[Request]) -> list[ProbeTimes]:
+    def _warm_up(self, demand: Demand) -> list[ProbeTimes]:
         """Run ordinary requests that nobody waits for."""
         self._tell("warming up")
         if max(self._kinds):
             print(f"nodes have {max(self._kinds) + 1} kinds of devices; each is measured for itself", flush=True)
-        return warm_up(self._recipe, requests, self._context, self._kinds, self._run_probes)
+        return warm_up(self._recipe, demand, self._context, self._kinds, self._run_probes)
 
     def _run_probes(self, together: Sequence[Probe]) -> tuple[float, Sequence[m.WorkSpan]]:
         sent, spans, left = self._clock.now(), list[m.WorkSpan](), 0

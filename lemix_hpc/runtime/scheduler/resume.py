@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
+import functools
 import os
 import socket
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from msgspec import structs
 
 from lemix_hpc.checkpoints.resumption import NodeStart, Resumption, check_model, find_checkpoint
 from lemix_hpc.checkpoints.store import CHECKPOINTS, Checkpoint, complete_paths, newest_whole
@@ -20,9 +22,10 @@ from lemix_hpc.records.attempts import Attempt, AttemptStart, lineage
 from lemix_hpc.records.files import patiently
 from lemix_hpc.records.inheritance import Inheritance, inherit
 from lemix_hpc.records.journal import Accepted
-from lemix_hpc.records.reader import read_tasks
-from lemix_hpc.records.schema import ServedTask
-from lemix_hpc.records.task_chain import chain
+from lemix_hpc.records.line_chain import acknowledged
+from lemix_hpc.records.schema import SAMPLES, ServedTask
+from lemix_hpc.runtime.scheduler.arrivals import Arrivals
+from lemix_hpc.workload.request_stream import RequestStream
 from lemix_hpc.workload.tasks import Request
 
 DISK_TIMEOUT_S = 600.0
@@ -56,14 +59,17 @@ def take_over(recipe: Recipe, attempt: Attempt) -> tuple[Beginning, Inheritance]
     damage = [message for message in (*problems, *inherited.damage) if message not in told]
     for message in damage:
         print(f"damaged: {message}", flush=True)
+    last = inherited.last
     start = AttemptStart(
         time=time.time(),
         host=socket.gethostname(),
         job=os.environ.get("SLURM_JOB_ID"),
-        inherits=inherited.last.number if inherited.last is not None else None,
+        inherits=None if last is None else last.number,
         journal_part=inherited.journal_part,
         journal_bytes=inherited.journal_bytes,
         tasks=inherited.tasks,
+        results=None if last is None else inherited.results,
+        samples=None if last is None else acknowledged(last.path / SAMPLES),
         clock=inherited.clock,
         checkpoint=own.path.name if own is not None else None,
         versions=inherited.versions,
@@ -127,25 +133,42 @@ def _versions(recipe: Recipe, own: Checkpoint | None) -> dict[int, int]:
     return {} if own is None else Resumption(own, continued=True).versions(recipe.nodes.count)
 
 
-def remaining(requests: Sequence[Request], inherited: Inheritance) -> Iterator[Request]:
-    """The requests that have no outcome yet. Those that came before keep their arrival; the next turn of a conversation comes
-    when its author has thought since the answer."""
-    over = inherited.over
-    came = {accepted.id: accepted.time for accepted in inherited.waiting.values()}
-    for request in requests:
-        if request.id in over:
-            continue
-        if request.id in came:
-            yield dataclasses.replace(request, arrival=came[request.id], after=None)
-        elif request.after is not None and request.after in over:
-            yield dataclasses.replace(request, arrival=_turn(request, over[request.after]), after=None)
-        else:
-            yield request
+def arrivals_of(requests: RequestStream, inherited: Inheritance) -> Arrivals:
+    """The requests that have no outcome yet. Raises UserError, at once or later, if they are not those of before."""
+    over, waiting, (newest, _) = inherited.over, inherited.waiting.values(), inherited.newest
+    came = {accepted.place: accepted.time for accepted in waiting if accepted.place is not None}
+    left = functools.partial(remaining, inherited, came)
+    known = min(over.first_gap, max(newest, 0))
+    return Arrivals(requests.behind(known), len(requests) - len(over), left)
 
 
-def poisonous(inherited: Inheritance) -> list[ServedTask]:
+def remaining(inherited: Inheritance, came: Mapping[int, float], request: Request) -> Request | None:
+    """A request of the workload as it comes now; None if it has its outcome. `came`: when those that wait had come [s], by
+    place.
+
+    These keep their arrival; the next turn of a conversation comes when its author has thought since the answer.
+    """
+    place = request.place
+    assert place is not None, "those of a workload have places"
+    if place == inherited.newest[0] and request.id != inherited.newest[1]:
+        raise UserError(
+            f"serving.source: request {place + 1} is {request.id[:80]!r}, and was {inherited.newest[1][:80]!r} when it came. "
+            "While a run is not over, lines may only be added at the end of its file. Restore it, or start a new run."
+        )
+    if place in inherited.over:
+        return None
+    if place in came:
+        return structs.replace(request, arrival=came[place], after=None)
+    if request.after is not None and place - 1 in inherited.over:
+        finished = inherited.turns.get(place)
+        arrival = request.arrival if finished is None else finished + request.think_s
+        return structs.replace(request, arrival=arrival, after=None)
+    return request
+
+
+def poisonous(inherited: Inheritance) -> list[Accepted]:
     """Requests that may have broken two attempts in a row, and will not be tried again."""
-    return [lost(accepted) for number, accepted in inherited.waiting.items() if number in inherited.poison]
+    return [accepted for number, accepted in inherited.waiting.items() if number in inherited.poison]
 
 
 def lost(accepted: Accepted) -> ServedTask:
@@ -154,24 +177,9 @@ def lost(accepted: Accepted) -> ServedTask:
     return ServedTask(accepted.id, "lost", accepted.time, accepted.prompt_tokens, number=number, service=service)
 
 
-def without_lost(inherited: Inheritance, lost: Sequence[ServedTask]) -> Inheritance:
-    """The inheritance once these have their outcome."""
-    gone = {task.number for task in lost}
-    waiting = {number: accepted for number, accepted in inherited.waiting.items() if number not in gone}
-    return dataclasses.replace(inherited, served=[*inherited.served, *lost], waiting=waiting)
-
-
-def with_over(inherited: Inheritance, requests: Sequence[Request]) -> Inheritance:
-    """The inheritance once it knows which requests have their outcome: what it has itself is not yet in each `tasks.jsonl`.
-    Raises UserError if one of these is missing or broken."""
-    if inherited.last is None or not requests:
-        return inherited
-    run_dir = inherited.last.run_dir
-    ids = {request.id for request in requests}
-    tasks = itertools.chain(read_tasks(chain(lineage(run_dir))), inherited.served)
-    over = {task.id: task.finished for task in tasks if isinstance(task, ServedTask) and task.id in ids}
-    return dataclasses.replace(inherited, over=over)
-
-
-def _turn(request: Request, finished: float | None) -> float:
-    return request.arrival if finished is None else finished + request.think_s
+def without(inherited: Inheritance, gone: Sequence[Accepted]) -> Inheritance:
+    """The inheritance once these are lost."""
+    numbers = {accepted.number for accepted in gone}
+    waiting = {number: accepted for number, accepted in inherited.waiting.items() if number not in numbers}
+    over = inherited.over.with_all(accepted.place for accepted in gone if accepted.place is not None)
+    return dataclasses.replace(inherited, served=[*inherited.served, *map(lost, gone)], waiting=waiting, over=over)

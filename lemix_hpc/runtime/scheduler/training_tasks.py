@@ -182,7 +182,7 @@ class TrainingTasks:
             return
         step = self._steps.pop((node, group))
         for member in members:
-            self._recorder.task(member.record(step))
+            self._recorder.micro_batch(member.record(step))
             self._end(member.micro_batch.id)
         self.trained += len(members)
         self.tokens += sum(member.micro_batch.rows * member.micro_batch.length for member in members)

@@ -14,7 +14,7 @@ from lemix_hpc.profiling.coefficients import CoefficientFile
 from lemix_hpc.profiling.estimate import Point, fit_affine
 from lemix_hpc.run_setup.scheduler_setup import TYPICAL_TOKENS
 from lemix_hpc.runtime.transport.messages import PlaceRequest, WorkSpan
-from lemix_hpc.workload.tasks import Request
+from lemix_hpc.workload.demand import Demand
 
 REPEATS = 3
 SHORTEST = 8
@@ -40,7 +40,7 @@ def kinds_of(devices: Sequence[Sequence[str]]) -> tuple[int, ...]:
 
 def warm_up(
     recipe: Recipe,
-    requests: Sequence[Request],
+    demand: Demand,
     context: int | None,
     kinds: Sequence[int],
     run: Callable[[Sequence[Probe]], tuple[float, Sequence[WorkSpan]]],
@@ -49,7 +49,7 @@ def warm_up(
     side, and returns when they were sent [s] and their passes."""
     times = [ProbeTimes(recipe.nodes.stages) for _ in range(max(kinds) + 1)]
     firsts = [kinds.index(kind) for kind in range(len(times))]
-    for together in probes(recipe, requests, context, firsts):
+    for together in probes(recipe, demand, context, firsts):
         sent, spans = run(together)
         for probe in together:
             times[kinds[probe.node]].add(probe, sent, [span for span in spans if span.node == probe.node])
@@ -57,7 +57,7 @@ def warm_up(
 
 
 def probes(
-    recipe: Recipe, requests: Sequence[Request], context: int | None, measured: Sequence[int] = (0,)
+    recipe: Recipe, demand: Demand, context: int | None, measured: Sequence[int] = (0,)
 ) -> Iterator[list[Probe]]:
     """Requests to run, one list after the other, of which those of a list run side by side: each length once on all nodes, then
     some times on the nodes to be `measured`, one at a time, so that nothing else is under way.
@@ -67,9 +67,8 @@ def probes(
     """
     training = recipe.training
     clients = recipe.serving is not None and recipe.serving.http is not None
-    generate = clients or any(request.output_tokens for request in requests)
-    longest = max([request.prompt_tokens + request.output_tokens for request in requests], default=1)
-    longest = max(longest, training.sequence_length if training else 1, 2 * TYPICAL_TOKENS if clients else 1)
+    generate = clients or demand.generates
+    longest = max(1, demand.longest, training.sequence_length if training else 1, 2 * TYPICAL_TOKENS if clients else 1)
     if context is not None:
         longest = min(longest, context - DECODED * generate)
     if recipe.engine.has_scheduler:

@@ -8,7 +8,8 @@ import pytest
 
 from lemix_hpc.config.training_section import Training
 from lemix_hpc.config.workload_section import TextData, TextFields
-from lemix_hpc.records.attempts import Attempt, claim
+from lemix_hpc.records.attempts import claim
+from lemix_hpc.records.line_chain import CountedFile, acknowledged
 from lemix_hpc.records.schema import SAMPLES
 from lemix_hpc.runtime.http.errors import ApiError
 from lemix_hpc.runtime.http.sample_intake import SampleIntake
@@ -24,11 +25,10 @@ def waiting() -> SampleQueue:
 
 
 def intake(tmp_path: Path, waiting: SampleQueue, **more: Any) -> SampleIntake:
-    attempt, before = claim(tmp_path), more.get("before")
+    before = [CountedFile(path, acknowledged(path)) for path in more.get("before", ())]
+    attempt = claim(tmp_path)
     attempt.make_current()
-    return SampleIntake(
-        attempt, more.get("fields", TextFields()), waiting, more.get("wake", lambda: None), before and Attempt(before)
-    )
+    return SampleIntake(attempt, more.get("fields", TextFields()), waiting, more.get("wake", lambda: None), before)
 
 
 def journal(tmp_path: Path) -> list[dict[str, Any]]:
@@ -118,8 +118,8 @@ def test_the_next_attempt_has_what_was_accepted(tmp_path: Path, waiting: SampleQ
     with (tmp_path / SAMPLES).open("ab") as file:
         file.write(b'{"id": "sample2", "received": 9, "te')
     queue = SampleQueue(Training(sequence_length=8, packing="padded"), ByteTokenizer())
-    again = intake(tmp_path, queue, before=tmp_path / "attempts" / "0")
-    assert journal(tmp_path) == before
+    again = intake(tmp_path, queue, before=[tmp_path / "attempts" / "0" / SAMPLES])
+    assert len(before) == 2 and journal(tmp_path) == [], "each attempt has its own"
     assert [sample.id for sample in again.posted] == ["sample0", "sample1"]
     assert queue.pending == 0, "some of them may have been trained on"
     assert again.take(b'{"text": "d"}', 2.5) == ["sample2"]
@@ -136,7 +136,7 @@ def test_what_comes_again_is_acknowledged_again_and_taken_once(tmp_path: Path, w
     assert waiting.pending == 3
     assert [entry.get("request") for entry in journal(tmp_path)] == ["mine", "mine", "other"]
     queue = SampleQueue(Training(sequence_length=8, packing="padded"), ByteTokenizer())
-    again = intake(tmp_path, queue, before=tmp_path / "attempts" / "0")
+    again = intake(tmp_path, queue, before=[tmp_path / "attempts" / "0" / SAMPLES])
     assert again.take(body, 9.0, "mine") == ["sample0", "sample1"]
     queue.closed = True
     assert again.take(b'{"text": "a"}', 9.0, "other") == ["sample2"], "it was promised"
@@ -151,10 +151,10 @@ def test_a_call_that_was_cut_off_in_the_middle_was_never_acknowledged(tmp_path: 
     path = tmp_path / "attempts" / "0" / SAMPLES
     path.write_bytes(path.read_bytes()[:-9])
     queue = SampleQueue(Training(sequence_length=8, packing="padded"), ByteTokenizer())
-    again = intake(tmp_path, queue, before=tmp_path / "attempts" / "0")
+    again = intake(tmp_path, queue, before=[tmp_path / "attempts" / "0" / SAMPLES])
     assert [sample.id for sample in again.posted] == ["sample0"]
     assert again.take(body, 2.0, "cut") == ["sample1", "sample2"]
-    assert [entry["text"] for entry in journal(tmp_path)] == ["a", "b", "c"]
+    assert [entry["text"] for entry in journal(tmp_path)] == ["b", "c"]
 
 
 def test_who_was_left_behind_accepts_nothing(tmp_path: Path, waiting: SampleQueue) -> None:
@@ -179,7 +179,7 @@ def test_conversations_are_taken_and_come_again(tmp_path: Path) -> None:
     with pytest.raises(ApiError, match="line 1: `messages` has no message of the assistant"):
         samples_in.take(json.dumps({"messages": messages[:1]}).encode(), 0.6)
     samples_in.close()
-    again = intake(tmp_path, new(), before=samples_in._attempt.path)
+    again = intake(tmp_path, new(), before=[samples_in._attempt.path / SAMPLES])
     [sample] = again.posted
     assert sample.tokens.tolist() == first._pending[0].tokens.tolist()
     prompt, answer = b"user: a?\nassistant: ", b"b!\n"

@@ -33,9 +33,11 @@ from lemix_hpc.runtime.http.call_router import CallRouter
 from lemix_hpc.runtime.http.errors import ApiError
 from lemix_hpc.runtime.scheduler.drain import Drain
 from lemix_hpc.runtime.scheduler.loop import LoopSettings, SchedulerLoop
+from lemix_hpc.runtime.scheduler.resume import arrivals_of
 from lemix_hpc.runtime.transport import messages as m
 from lemix_hpc.runtime.transport.mailbox import Inbox, Mail
 from lemix_hpc.runtime.transport.rank_layout import Layout
+from lemix_hpc.workload.request_stream import RequestStream
 from lemix_hpc.workload.tasks import ApiCall, Request
 from lemix_hpc.workload.training import stream
 
@@ -130,13 +132,14 @@ class Rank:
         post: Any = self.post
         opened: Any = server
         self.policy = Scheduler(config, LATENCY)
+        in_places = [msgspec.structs.replace(request, place=place) for place, request in enumerate(requests)]
         self.loop = SchedulerLoop(
             LAYOUT,
             self.policy,
             post,
             self.recorder,
             self.post.now,
-            requests,
+            arrivals_of(RequestStream.of(in_places), inherited),
             feed(number) if feed is not None else None,
             CallRouter(LAYOUT, post, number, 60.0, server=opened, end=closes),
             settings,

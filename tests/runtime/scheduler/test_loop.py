@@ -21,6 +21,7 @@ from lemix_hpc.policy.events import (
 )
 from lemix_hpc.records.inheritance import Inheritance
 from lemix_hpc.records.journal import Accepted
+from lemix_hpc.records.places import Places
 from lemix_hpc.records.schema import ServedTask, Span, TrainedTask
 from lemix_hpc.run_setup.scheduler_setup import Partners
 from lemix_hpc.runtime.http.call import ResponsePart
@@ -368,12 +369,13 @@ def test_a_client_that_comes_back_after_a_restart_has_its_place(start: Start) ->
 
 
 def test_what_has_an_outcome_is_not_served_again(start: Start) -> None:
-    waiting = {1: Accepted(1, "r1", 0.5, 8)}
-    inherited = Inheritance(over={"r0": 1.0}, waiting=waiting, next_number=7, clock=2.0)
+    waiting = {1: Accepted(1, "r2", 0.5, 8, place=2)}
+    over = Places().with_all([0])
+    inherited = Inheritance(over=over, turns={1: 1.0}, waiting=waiting, next_number=7, clock=2.0)
     turns = [
-        Request("r0", 0.0, 8, 0),
-        Request("r1", 0.25, 8, 0),
-        Request("r2", 9.0, 8, 0, after="r0", think_s=1.5),
+        Request("r0", 0.0, 8, 0, followed=True),
+        Request("r1", 9.0, 8, 0, after="r0", think_s=1.5),
+        Request("r2", 0.25, 8, 0),
     ]
     rank = start(*turns, inherited=inherited)
     rank.turn(2.0)
@@ -381,7 +383,7 @@ def test_what_has_an_outcome_is_not_served_again(start: Start) -> None:
     assert rank.loop.until_due() == 0.5, "the next turn of the conversation"
     rank.turn(2.5, done(1, 2.5))
     rank.turn(3.0, done(7, 3.0))
-    assert [(task.id, task.arrival, task.number) for task in rank.tasks()] == [("r1", 0.5, 1), ("r2", 2.5, 7)]
+    assert [(task.id, task.arrival, task.number) for task in rank.tasks()] == [("r2", 0.5, 1), ("r1", 2.5, 7)]
     assert rank.loop.finished
 
 

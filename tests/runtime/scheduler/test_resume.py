@@ -20,7 +20,8 @@ from lemix_hpc.records.attempts import Attempt, AttemptEnd, EndReason, claim
 from lemix_hpc.records.inheritance import Inheritance
 from lemix_hpc.records.journal import Accepted, Ended, GroupCut, Placed, Record, Stepped, Trained
 from lemix_hpc.records.schema import ServedTask, TrainedTask
-from lemix_hpc.runtime.scheduler.resume import Beginning, poisonous, remaining, take_over, with_over, without_lost
+from lemix_hpc.runtime.scheduler.resume import Beginning, arrivals_of, poisonous, remaining, take_over, without
+from lemix_hpc.workload.request_stream import RequestStream
 from lemix_hpc.workload.tasks import Request
 from tests.records.attempt_files import newest_part, write_all
 from tests.runtime.conftest import tiny_llama
@@ -199,23 +200,55 @@ def test_what_those_before_still_write_does_not_count(run: Run) -> None:
 
 
 def test_what_broke_two_attempts_is_lost_and_the_rest_is_served_under_its_number(run: Run) -> None:
-    accepted = [Accepted(number, f"r{number}", number / 8, 3) for number in range(3)]
+    accepted = [Accepted(number, f"r{number}", number / 8, 3, place=number) for number in (0, 2)]
+    accepted.insert(1, Accepted(1, "r3", 0.125, 3, place=3))
     run.attempt(*accepted, Placed(0, 0), Placed(1, 0), end="error")
-    answered = Ended(ServedTask("r1", "finished", 0.125, 3, finished=2.0, number=1))
+    answered = Ended(ServedTask("r3", "finished", 0.125, 3, finished=2.0, number=1), place=3, followed=True)
     run.attempt(Placed(0, 0), Placed(1, 0), answered, end="error")
     _, _, inherited = run.attempt()
     gone = poisonous(inherited)
-    assert [(task.id, task.outcome, task.number) for task in gone] == [("r0", "lost", 0)]
-    left = without_lost(inherited, gone)
-    assert list(left.waiting) == [2] and [task.id for task in left.served] == ["r1", "r0"]
-    requests = [Request(f"r{number}", 0.0, 3, 0) for number in range(4)]
-    requests.append(Request("turn", 9.0, 3, 0, after="r1", think_s=0.5))
-    requests.append(Request("later", 9.0, 3, 0, after="r3", think_s=0.5))
-    assert [
-        (request.id, request.arrival, request.after) for request in remaining(requests, with_over(left, requests))
-    ] == [
-        ("r2", 0.25, None),
-        ("r3", 0.0, None),
-        ("turn", 2.5, None),
-        ("later", 9.0, "r3"),
+    assert [(accepted.id, accepted.number) for accepted in gone] == [("r0", 0)]
+    left = without(inherited, gone)
+    assert list(left.waiting) == [2] and [task.id for task in left.served] == ["r3", "r0"]
+    assert [task.outcome for task in left.served] == ["finished", "lost"]
+    turns = [(None, 0.0), ("r0", 9.0), (None, 0.0), (None, 0.0), ("r3", 9.0), (None, 1.0), ("r5", 9.0)]
+    requests = [
+        Request(f"r{place}", arrival, 3, 0, after=after, think_s=0.5, place=place)
+        for place, (after, arrival) in enumerate(turns)
     ]
+    came = {2: 0.25}
+    found = [remaining(left, came, request) for request in requests]
+    assert [(request.id, request.arrival, request.after) for request in found if request is not None] == [
+        ("r1", 9.0, None),
+        ("r2", 0.25, None),
+        ("r4", 2.5, None),
+        ("r5", 1.0, None),
+        ("r6", 9.0, "r5"),
+    ]
+    arrivals = arrivals_of(RequestStream.of(requests), left)
+    assert arrivals.left == 5
+    come = [request.id for request in arrivals.until(3.0)]
+    arrivals.answered("r5", 3.0)
+    assert come == ["r2", "r5", "r4"] and [request.id for request in arrivals.until(9.0)] == ["r6", "r1"]
+    assert arrivals.over
+
+
+def test_a_file_that_has_changed_before_its_last_request_that_came_is_told(run: Run) -> None:
+    ended = [
+        record
+        for place, name in enumerate("ab")
+        for record in (
+            Accepted(place, name, 0.5, 3, place=place),
+            Ended(ServedTask(name, "finished", 0.5, 3, finished=1.0, number=place), place=place),
+        )
+    ]
+    run.attempt(*ended)
+    _, _, inherited = run.attempt()
+
+    def left(*names: str) -> list[str]:
+        requests = [Request(name, 0.0, 3, 0, place=place) for place, name in enumerate(names)]
+        return [request.id for request in arrivals_of(RequestStream.of(requests), inherited).until(9.0)]
+
+    assert left("a", "b") == [] and left("a", "b", "c") == ["c"]
+    with pytest.raises(UserError, match="request 2 is 'x', and was 'b' when it came"):
+        left("a", "x", "b")

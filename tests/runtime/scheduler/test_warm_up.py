@@ -10,6 +10,7 @@ from lemix_hpc.policy.latency import Affine, Shape
 from lemix_hpc.runtime.scheduler.warm_up import DECODED, REPEATS, Probe, ProbeTimes, kinds_of, probes, warm_up
 from lemix_hpc.runtime.transport.messages import WorkSpan
 from lemix_hpc.runtime.transport.rank_layout import Layout
+from lemix_hpc.workload.demand import Demand
 from lemix_hpc.workload.tasks import Request
 from tests.runtime.conftest import tiny_llama
 
@@ -32,7 +33,7 @@ def request(prompt: int, output: int) -> Request:
 
 
 def test_each_length_goes_through_all_nodes_at_once_and_is_measured_alone_on_the_first() -> None:
-    found = list(probes(recipe(3, training=False), [request(20, 0)], 1000))
+    found = list(probes(recipe(3, training=False), Demand.of([request(20, 0)]), 1000))
     warming = [together for together in found if not together[0].measured]
     assert [[(probe.node, probe.request.prompt) for probe in together] for together in warming] == [
         [(node, length) for node in range(3)] for length in (8, 16, 20)
@@ -68,7 +69,7 @@ def test_each_kind_of_nodes_is_measured_for_itself() -> None:
                 clock += seconds
         return sent, spans
 
-    times = warm_up(recipe(4, training=False), [request(64, 0)], None, kinds, run)
+    times = warm_up(recipe(4, training=False), Demand.of([request(64, 0)]), None, kinds, run)
     assert {tuple(nodes) for nodes in alone} == {(0,), (1,)}
     for kind, measured in enumerate(times):
         latency = measured.coefficients(hardware="h", model="m", dtype="float32", layers=2).latency(2)
@@ -82,14 +83,14 @@ def test_each_kind_of_nodes_is_measured_for_itself() -> None:
 def test_probes_are_as_long_as_the_run_needs_and_the_engine_takes(
     output: int, context: int | None, longest: int
 ) -> None:
-    found = list(probes(recipe(1, training=True), [request(10, output)], context))
+    found = list(probes(recipe(1, training=True), Demand.of([request(10, output)]), context))
     assert max(probe.request.prompt for [probe] in found) == longest
     assert {probe.request.output for [probe] in found} == {DECODED if output else 0}
 
 
 def test_probes_of_an_engine_that_cuts_prompts_are_no_longer_than_its_batches() -> None:
     whole = recipe(1, training=True).model_copy(update={"engine": Engine(kind="vllm", max_batch_tokens=64)})
-    found = list(probes(whole, [request(500, 5)], 1000))
+    found = list(probes(whole, Demand.of([request(500, 5)]), 1000))
     assert [probe.request.prompt for [probe] in found if not probe.measured] == [8, 16, 32, 64]
 
 
@@ -98,7 +99,7 @@ def test_stage_times_and_what_comes_besides_are_told_apart(output: int) -> None:
     times = ProbeTimes(2)
     truth = (Affine(0.01, 1e-4, 0.0), Affine(0.02, 2e-4, 0.0))
     clock = 5.0
-    for [probe] in probes(recipe(1, training=False), [request(64, output)], None):
+    for [probe] in probes(recipe(1, training=False), Demand.of([request(64, output)]), None):
         sent, spans, prompt = clock, [], probe.request.prompt
         for done in range(max(1, probe.request.output)):
             shape = Shape.of((prompt,)) if done == 0 else Shape.of((1,), (prompt + done - 1,))
@@ -117,6 +118,6 @@ def test_stage_times_and_what_comes_besides_are_told_apart(output: int) -> None:
 
 def test_passes_that_overlap_make_no_negative_overhead() -> None:
     times = ProbeTimes(1)
-    [*_, [probe]] = probes(recipe(1, training=False), [request(8, 0)], None)
+    [*_, [probe]] = probes(recipe(1, training=False), Demand.of([request(8, 0)]), None)
     times.add(probe, 1.0, [span(0, 0.9, 1.1)])
     assert times.overhead == 0.0
