@@ -4,8 +4,8 @@
 
 A Poisson workload of so many requests, or with `--trace` a Mooncake trace of them, whose lines are not quite in order, is
 loaded. What all requests ask for is counted, as limits and the forecast need it; then they are gone through as a run does,
-which keeps none of them, and behind all but the last ten, as an attempt does that goes on. Seconds of
-processor time for each, and the most memory that the process has had since its modules were imported.
+which keeps none of them, and behind all but the last ten, as an attempt does that goes on. Seconds of processor time for each,
+and the most memory that the process has had since its modules were imported.
 """
 
 from __future__ import annotations
