@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import itertools
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -77,7 +78,7 @@ def load_requests(
         # The process starts at 0, before its first arrival.
         name, origin = f"serving.source ({source.kind})", 0.0
     else:
-        rows = OrderedRows(whole.of(_traced(source, serving, tokenizer, findings, calls_within)))
+        rows = _ordered(source, whole.of(_traced(source, serving, tokenizer, findings, calls_within)))
         name, origin = str(source.path), whole.first
     plan = _Plan(serving, rows, origin, seeds)
     if tokenizer is not None:
@@ -88,6 +89,16 @@ def load_requests(
     thin = None if isinstance(source, GeneratedSource) else thin_window(name, whole, serving, requests.demand)
     warnings = () if thin is None else (thin,)
     return Loaded(requests, tuple(findings.malformed), findings.failed, tuple(findings.bad_lines), warnings)
+
+
+def _ordered(source: TraceSource, rows: Iterable[TraceRow]) -> OrderedRows:
+    try:
+        return OrderedRows(rows)
+    except OSError as error:
+        raise UserError(
+            f"{source.path}: its requests cannot be kept in the temporary directory {tempfile.gettempdir()}: "
+            f"{error.strerror}. Set TMPDIR to one with more room."
+        ) from error
 
 
 @dataclass

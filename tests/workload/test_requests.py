@@ -85,6 +85,15 @@ def test_times_go_on_over_midnight_to_a_microsecond(tmp_path: Path) -> None:
     assert [request.arrival for request in loaded.requests] == pytest.approx([0, 1e-6, 0.123457], abs=1e-6)
 
 
+def test_a_temporary_directory_without_room_is_named(burst_trace: TraceSource, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", full)
+    with pytest.raises(UserError, match=r"trace\.csv: its requests cannot be kept in .*: No space left.* Set TMPDIR"):
+        serve(burst_trace)
+
+
 def test_window_limit_and_rate(burst_trace: TraceSource) -> None:
     window = Window(start_s=1, end_s=10, limit=2)
     loaded = serve(burst_trace, mode="generate", window=window, rate_scale=2)
