@@ -194,6 +194,9 @@ def _check_training(recipe: Recipe) -> Iterator[Problem]:
     http = recipe.serving.http if recipe.serving is not None else None
     if recipe.engine.computes and training.data is None and http is None:
         yield Problem(("training", "data"), f"missing; the {recipe.engine.kind} engine needs text to train on")
+    if training.data is None and training.held_out is not None and training.held_out.share is not None:
+        way_out = "there is no training.data to hold it out of; name a file by training.held_out.path"
+        yield Problem(("training", "held_out", "share"), way_out)
     if http is not None and training.share is not None:
         yield Problem(
             ("training", "share"),
@@ -293,6 +296,9 @@ def files_of(recipe: Recipe) -> Iterator[tuple[KeyPath, Path]]:
             yield from _data_files(("serving", "prompts", "path"), recipe.serving.prompts)
     if recipe.training is not None and recipe.training.data is not None:
         yield from _data_files(("training", "data", "path"), recipe.training.data)
+    held_out = recipe.training.held_out if recipe.training is not None else None
+    if held_out is not None and held_out.path is not None:
+        yield ("training", "held_out", "path"), held_out.path
 
 
 def _data_files(key: KeyPath, data: TextData) -> Iterator[tuple[KeyPath, Path]]:

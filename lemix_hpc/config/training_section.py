@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
@@ -28,6 +28,33 @@ class Checkpoint(Section):
     keep: PositiveInt = Field(default=2, description="How many checkpoints stay; older ones are removed.")
 
 
+class HeldOut(Section):
+    """Samples that are never trained on: a part of `training.data`, or those of a file."""
+
+    share: Annotated[float, Field(gt=0.0, lt=1.0)] | None = Field(
+        default=None,
+        description=(
+            "Of the documents of `training.data`, chosen by their content, so that it stays the same ones in every run. "
+            "Give this or `path`."
+        ),
+    )
+    path: FilePath | None = Field(
+        default=None,
+        description=(
+            "A file like those of `training.data`, with the same `fields`. What is in both is left out of training."
+        ),
+    )
+    documents: PositiveInt = Field(
+        default=64, description="The loss is taken on so many of them at most, the first ones."
+    )
+
+    @model_validator(mode="after")
+    def _one_of_them(self) -> Self:
+        if (self.share is None) == (self.path is None):
+            raise ValueError("give `share` or `path`, one of them")
+        return self
+
+
 class Training(Section):
     """Text to train on, how it is cut into micro-batches, when they are released, and the optimizer.
 
@@ -37,6 +64,13 @@ class Training(Section):
     data: TextData | None = Field(
         default=None,
         description="Text to train on: needed by engines that compute, unless clients send samples over `serving.http`.",
+    )
+    held_out: HeldOut | None = Field(
+        default=None,
+        description=(
+            "Documents that are never trained on. The [loss on them](engines.md#did-it-help) is taken before training "
+            "begins and when the run has finished, to see whether training has helped."
+        ),
     )
     sequence_length: Tokens = Field(default=128, description="Tokens in a training sequence.")
     lengths: LengthTable | None = Field(

@@ -280,6 +280,15 @@ class SettingChange(msgspec.Struct, frozen=True):
     at_s: float
 
 
+class HeldOutLoss(msgspec.Struct, frozen=True):
+    """The mean loss, in nats per token, on `tokens` of `documents` that are never trained on, after so many `steps`."""
+
+    steps: int
+    loss: float
+    documents: int
+    tokens: int
+
+
 class RunFacts(msgspec.Struct, frozen=True):
     """What the report needs in addition to spans and tasks (`facts.json`).
 
@@ -293,7 +302,7 @@ class RunFacts(msgspec.Struct, frozen=True):
     `skipped_steps`: whose gradients were not finite, so that they changed nothing and are none of the `steps`;
     `training_stopped`: whether it was for that; `lost_losses`: micro-batches whose loss was not finite; `completion_window_s`:
     limit on responses of batch requests; `changes`: of the recipe, while the run went on; `spans`: how much of the work is in
-    `spans.jsonl`.
+    `spans.jsonl`; `held_out`: losses before training and at its end, in order, as far as they were taken.
     """
 
     policy: str
@@ -322,6 +331,7 @@ class RunFacts(msgspec.Struct, frozen=True):
     completion_window_s: float | None = None
     changes: list[SettingChange] = []
     spans: Sampling = "all"
+    held_out: list[HeldOutLoss] = []
 
 
 class LearnedTimes(msgspec.Struct, frozen=True):
@@ -385,7 +395,7 @@ class Progress(msgspec.Struct, frozen=True):
     requests `under_way`, the `waiting` ones have no pass behind them; `held`: training micro-batches that are held back.
     `losses`: their course over all of training, as means of equally many. `forecast_error`: median of |forecast - response| /
     response; `attainment`: limits on interactive responses [s] and the shares within; both of the last requests. `versions`:
-    the newest weights of each node.
+    the newest weights of each node. `held_out`: losses before training and at its end, as far as they were taken.
     """
 
     state: Literal["starting", "running", "finished", "failed"]
@@ -427,3 +437,4 @@ class Progress(msgspec.Struct, frozen=True):
     forecast_error: float | None = None
     attainment: list[tuple[float, float]] = []
     versions: list[int] = []
+    held_out: list[HeldOutLoss] = []

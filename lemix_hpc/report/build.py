@@ -258,8 +258,22 @@ class _Training:
             "tokens_per_s": self._tokens / seconds if seconds > 0 else None,
             "loss_first": loss_first,
             "loss_last": loss_last,
+            "held_out": _held_out(facts),
             "hold_s": {"mean": self._held / self._released if self._released else None, "max": self._longest},
         }
+
+
+def _held_out(facts: RunFacts) -> Section | None:
+    """Losses before training and at its end, which a run that goes on or ended early has not."""
+    if not facts.held_out:
+        return None
+    before, *later = facts.held_out
+    return {
+        "before": before.loss,
+        "after": later[-1].loss if later else None,
+        "documents": before.documents,
+        "tokens": before.tokens,
+    }
 
 
 class KeyUses:

@@ -161,6 +161,10 @@ def _training(training: dict[str, Any]) -> list[tuple[str, RenderableType]]:
             ABSENT if loss is None else f"{loss:.4f}" for loss in (training["loss_first"], training["loss_last"])
         )
         rows.insert(1, ("loss", f"{first} → {last} nats/token"))
+    if held_out := training.get("held_out"):
+        before, after = (ABSENT if held_out[key] is None else f"{held_out[key]:.4f}" for key in ("before", "after"))
+        told = f"{before} before → {after} after, nats/token on {_count(held_out['documents'], 'document')}"
+        rows.insert(2, ("held-out loss", told))
     return [*rows, *_not_finite(training)]
 
 

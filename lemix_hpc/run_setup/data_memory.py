@@ -17,6 +17,7 @@ from lemix_hpc.records.files import replace
 from lemix_hpc.records.inheritance import inherit
 from lemix_hpc.run_setup.training_feed import BEGINNING, TextStart, text_left
 from lemix_hpc.workload.data_identity import DataIdentity
+from lemix_hpc.workload.training import MicroBatchStream
 
 DATA = "data.json"
 
@@ -52,6 +53,17 @@ def recall_data(run_dir: Path, identity: DataIdentity, elsewhere: Path | None) -
     if before is None or notices:
         _keep(run_dir, DataMemory(identity, *start))
     return RecalledData(start, notices)
+
+
+def text_start(text: MicroBatchStream | None, run_dir: Path, elsewhere: Path | None) -> TextStart:
+    """Where the run's training text begins; prints what its user should know of that. `elsewhere` as in `recall_data`."""
+    identity = None if text is None else text.identity()
+    if identity is None:
+        return BEGINNING
+    recalled = recall_data(run_dir, identity, elsewhere)
+    for notice in recalled.notices:
+        print(notice, flush=True)
+    return recalled.start
 
 
 def changed(run_dir: Path, identity: DataIdentity) -> Sequence[str]:

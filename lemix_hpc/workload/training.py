@@ -11,6 +11,7 @@ from lemix_hpc.config.training_section import Training
 from lemix_hpc.config.workload_section import LengthTable
 from lemix_hpc.workload.data_identity import DataIdentity, identity_of
 from lemix_hpc.workload.data_set import BLOCK, DataSet, Window
+from lemix_hpc.workload.held_out import HeldOut
 from lemix_hpc.workload.labels import NO_LABEL, Labelled, has_labels, labelled
 from lemix_hpc.workload.lengths import sample_lengths
 from lemix_hpc.workload.tasks import TrainingBatch
@@ -52,6 +53,7 @@ class MicroBatchStream(Iterator[TrainingBatch]):
         self._training = training
         self._tokenizer = tokenizer
         self._seed = seed
+        self.held_out = None if tokenizer is None else HeldOut(training)
         self._data = None if tokenizer is None else _data(training, seed, block)
         self._tokenised: dict[int, Labelled | None] = {}
         drawn = None if training.lengths is None or tokenizer is not None else _drawn_lengths(training.lengths, seed)
@@ -66,6 +68,11 @@ class MicroBatchStream(Iterator[TrainingBatch]):
     def __next__(self) -> TrainingBatch:
         return next(self._endless)
 
+    @property
+    def first_window(self) -> Window | None:
+        """The documents that are read first, None if no data are read."""
+        return None if self._data is None else self._data.first
+
     def identity(self) -> DataIdentity | None:
         """Of the data, None if none are read. Raises OSError for a file that cannot be read any more."""
         if self._data is None or self._tokenizer is None:
@@ -74,7 +81,8 @@ class MicroBatchStream(Iterator[TrainingBatch]):
         assert training.data is not None, "there are data"
         sizes = (training.micro_batch_size, training.sequence_length, training.packing, self._seed)
         probe = tokenizer.encode("The quick brown fox: 1 + 1 = 2, \u00e4\u4e2d.")
-        cut = (*sizes, training.data.fields.model_dump_json(), tokenizer.vocab_size, tokenizer.eos, probe)
+        left_out = () if training.held_out is None else (training.held_out.model_dump_json(),)
+        cut = (*sizes, training.data.fields.model_dump_json(), tokenizer.vocab_size, tokenizer.eos, probe, *left_out)
         return identity_of([file.path for file in self._data.files], cut)
 
     def go_to(self, index: int, window: tuple[int, int] = (0, 0)) -> None:
@@ -143,9 +151,12 @@ class MicroBatchStream(Iterator[TrainingBatch]):
                 yield tokens
 
     def _labelled(self, window: Window, at: int, *, tell: bool) -> Labelled | None:
-        assert self._tokenizer is not None, "there are data"
+        assert self._tokenizer is not None and self.held_out is not None, "there are data"
+        document = window.document(at)
+        if self.held_out.has(document):
+            return None
         try:
-            return labelled(window.document(at), self._tokenizer)
+            return labelled(document, self._tokenizer)
         except ValueError as error:  # only trying tells what a chat template refuses
             if tell:
                 self._leave_out(f"{window.place(at)}: {error}")

@@ -117,6 +117,16 @@ CASES = {
         "serving.source.path",
         "there is no file /nowhere/t.csv",
     ),
+    "a share of clients' samples held out": (
+        VLLM | {"serving": {"http": {}}, "training": {"held_out": {"share": 0.1}}},
+        "training.held_out.share",
+        "there is no training.data to hold it out of; name a file by training.held_out.path",
+    ),
+    "missing file of held-out samples": (
+        VLLM | {"serving": {"http": {}}, "training": {"held_out": {"path": "/nowhere/h.jsonl"}}},
+        "training.held_out.path",
+        "there is no file /nowhere/h.jsonl",
+    ),
     "missing file of several": (
         {"model": LLAMA, "training": {"micro_batches": 1, "data": {"path": [__file__, "/nowhere/t.jsonl"]}}},
         "training.data.path",

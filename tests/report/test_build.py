@@ -47,6 +47,7 @@ def test_report_of_the_example(example_run: Path) -> None:
         "tokens_per_s": 260 / (8.5 - 2.0),
         "loss_first": 3.5,
         "loss_last": 3.5,
+        "held_out": None,
         "hold_s": {"mean": 0.5, "max": 0.5},
         "skipped_steps": 0,
         "stopped": False,

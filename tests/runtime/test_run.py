@@ -159,6 +159,25 @@ def test_requests_beyond_the_models_context_and_steps_that_break_are_counted(lem
     assert shown.lost_losses == training["lost_losses"] and shown.trained == 20
 
 
+def test_the_loss_on_held_out_samples_is_what_training_on_them_would_begin_with(lemix_run: Run, tmp_path: Path) -> None:
+    sample = {"prompt": "Ada had 3 coins. ", "completion": "How many? 3 - 1 = 2."}
+    held_out = tmp_path / "held-out.jsonl"
+    held_out.write_text(json.dumps(sample) + "\n")
+    recipe = {"name": "on-it", "nodes": {"count": 1, "stages": 2}, "model": {"config": tiny_llama()}}
+    training = sums_training(release="sync", packing="padded", micro_batches=1, micro_batch_size=1)
+    on_it = lemix_run(recipe | {"training": training | {"data": {"path": str(held_out)}}})
+    plain = sums_training(release="sync", micro_batches=12)
+    told = lemix_run(recipe | {"name": "told", "training": plain | {"held_out": {"path": str(held_out)}}})
+    untold = lemix_run(recipe | {"name": "untold", "training": plain})
+    found = told.report["training"]["held_out"]
+    assert found["documents"] == 1 and found["tokens"] == len(sample["completion"]) + 1
+    assert found["before"] == pytest.approx(on_it.losses()[0], rel=1e-5)
+    assert found["after"] < found["before"]
+    assert told.losses() == untold.losses(), "taking the loss changes nothing"
+    shown = read_progress(RunDir(told.path))
+    assert shown is not None and [each.loss for each in shown.held_out] == [found["before"], found["after"]]
+
+
 def test_emulated_stages_run_the_whole_runtime(lemix_run: Run) -> None:
     run = lemix_run(
         {

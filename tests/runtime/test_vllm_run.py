@@ -136,7 +136,9 @@ def test_training_beside_vllm_takes_its_own_course_and_no_batch_mixes_versions(l
         "name": "alone",
         "nodes": {"stages": 2},
         "model": {"path": str(checkpoint), "resize": True},
-        "training": sums_training(release="sync", micro_batches_per_step=2, micro_batches=80),
+        "training": sums_training(
+            release="sync", micro_batches_per_step=2, micro_batches=80, held_out={"share": 0.05, "documents": 8}
+        ),
     }
     alone = lemix_run(recipe)
     beside = lemix_run(
@@ -144,6 +146,10 @@ def test_training_beside_vllm_takes_its_own_course_and_no_batch_mixes_versions(l
     )
     assert alone.losses() == pytest.approx(beside.losses(), rel=1e-4)
     assert beside.losses()[-1] < beside.losses()[0] - 0.5
+    # On samples that are not trained on, as torch's stages have it and as vLLM does.
+    held_out = [run.report["training"]["held_out"] for run in (alone, beside)]
+    assert held_out[0] == pytest.approx(held_out[1], rel=1e-3)
+    assert held_out[0]["after"] < held_out[0]["before"] - 0.5
     for run in (alone, beside):
         found = load_file(exported(run, tmp_path / f"exported-{run.path.name}") / "model.safetensors")
         assert found["model.embed_tokens.weight"].shape == (257, 128)

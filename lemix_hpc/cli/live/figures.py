@@ -80,6 +80,8 @@ def _training(progress: Progress, *, goes_on: bool) -> Iterator[str]:
         yield f"{progress.held} held back"
     if progress.loss is not None:
         yield f"loss {progress.loss:.4f}"
+    if progress.held_out:
+        yield f"held-out loss {' → '.join(f'{taken.loss:.4f}' for taken in progress.held_out)}"
 
 
 def _weights(progress: Progress) -> Iterator[str]:

@@ -39,6 +39,8 @@ _FIGURES: list[tuple[str, tuple[str, ...], Callable[[float | None], str]]] = [
     ("optimizer steps", ("training", "steps"), _count),
     ("tokens trained per second", ("training", "tokens_per_s"), number),
     ("loss, last tenth", ("training", "loss_last"), number),
+    ("held-out loss before, nats/token", ("training", "held_out", "before"), number),
+    ("held-out loss after, nats/token", ("training", "held_out", "after"), number),
     ("training held back, mean s", ("training", "hold_s", "mean"), number),
     ("tasks per second", ("throughput", "per_makespan"), number),
     ("idle (bubbles)", ("bubble_rate",), percent),

@@ -67,7 +67,7 @@ def _sections(runs: Sequence[ShownRun]) -> Iterator[Section]:
     yield Section(
         "training",
         "Training",
-        "",
+        " ".join(_held_out(runs)),
         [("", each) for each in training(by_name, time)],
         side_by_side=True,
     )
@@ -101,6 +101,17 @@ def _forecast_text(runs: Sequence[ShownRun]) -> str:
     every = len(found) * max((each.every for each in found), default=1)
     shown = f" One in {every} is shown, or more." if every > 1 else ""
     return f"Response of interactive requests as it was predicted when they were placed, and as it was.{shown}"
+
+
+def _held_out(runs: Sequence[ShownRun]) -> Iterator[str]:
+    """What the loss on them was."""
+    for run in runs:
+        if (found := run.report["training"].get("held_out")) is None:
+            continue
+        after = "" if found["after"] is None else f", {found['after']:.4f} after it"
+        of = f" of {run.name}" if len(runs) > 1 else ""
+        told = f"Loss{of} on {found['documents']} documents that are never trained on"
+        yield f"{told}: {found['before']:.4f} nats per token before training{after}."
 
 
 def _warnings(run: ShownRun) -> Iterator[str]:

@@ -238,8 +238,7 @@ class Leader:
                 request.part = batch.take(request)
                 if self._gate.limited and 0 < request.part < request.next_length:
                     request.part = 0 if tokens else request.next_length
-            # Where memory has an end, nothing stops half-way that nobody could take it from.
-            elif self._pacer is not None and not self._queues.interactive.ready and not self._gate.limited:
+            elif self._pacer is not None and self._may_cut(request):
                 prompts = prompts or self._pacer.prompt_parts(members, now)
                 if prompts is not None:
                     request.part = prompts.take(request)
@@ -251,6 +250,11 @@ class Leader:
         if self._share is not None:
             self._share.formed(members, interactive, now)
         return _Members(members, interactive)
+
+    def _may_cut(self, request: NodeRequest) -> bool:
+        """Whether a pass may take a part of its prompt. Scoring is one pass. Where memory has an end, nothing stops half-way
+        that nobody could take it from."""
+        return request.output_wanted > 0 and not self._queues.interactive.ready and not self._gate.limited
 
     def _takes_memory(self, request: NodeRequest, members: list[NodeRequest]) -> bool:
         """Whether another request of a batch has got memory for its part; for the first one there is some."""

@@ -27,7 +27,7 @@ from lemix_hpc.records.attempts import AttemptEnd
 from lemix_hpc.records.inheritance import NOTHING, Inheritance
 from lemix_hpc.records.journal import Accepted, Changed, Placed
 from lemix_hpc.records.sampling import Sampling, is_kept
-from lemix_hpc.records.schema import NodeMemory, ServedTask, Stretch
+from lemix_hpc.records.schema import HeldOutLoss, NodeMemory, ServedTask, Stretch
 from lemix_hpc.records.stretches import batch_work, of_stages, with_members
 from lemix_hpc.records.writer import Recorder
 from lemix_hpc.run_setup.memory_limits import longest_hold
@@ -39,6 +39,7 @@ from lemix_hpc.runtime.scheduler.arrivals import Arrivals
 from lemix_hpc.runtime.scheduler.checkpoints import Checkpoints
 from lemix_hpc.runtime.scheduler.disk_watch import DiskWatch
 from lemix_hpc.runtime.scheduler.drain import Drain, Ending
+from lemix_hpc.runtime.scheduler.held_out import HeldOutLosses, is_unnamed
 from lemix_hpc.runtime.scheduler.live_classes import LiveClasses
 from lemix_hpc.runtime.scheduler.live_settings import Change, LiveSettings
 from lemix_hpc.runtime.scheduler.progress import LiveView
@@ -97,7 +98,9 @@ class SchedulerLoop:
         watch: Watch | None = None,
         disk: DiskWatch | None = None,
         live_settings: LiveSettings | None = None,
+        held_out: HeldOutLosses | None = None,
     ) -> None:
+        self._held_out = held_out
         self._disk = disk
         self._live_settings = live_settings
         self.changes = [*inherited.changes]
@@ -179,6 +182,11 @@ class SchedulerLoop:
     def lost_losses(self) -> int:
         """Micro-batches whose loss is not finite, in all attempts."""
         return self._live.lost_losses
+
+    @property
+    def held_out(self) -> list[HeldOutLoss]:
+        """The losses on held-out samples so far."""
+        return [] if self._held_out is None else self._held_out.taken
 
     @property
     def finished(self) -> bool:
@@ -360,6 +368,8 @@ class SchedulerLoop:
                 self._router.parts(parts, self._now())
             case m.Withdrawn(node, numbers):
                 self._withdrawn(node, numbers)
+            case m.RequestDone() as done if self._held_out is not None and is_unnamed(done.task):
+                self._held_out.heard(done)
             case m.RequestDone() as done:
                 self._request_done(done)
             case m.Alive() as sign:
@@ -404,6 +414,8 @@ class SchedulerLoop:
         now = self._now()
         for each in work:
             match each:
+                case m.BatchRan(tasks=[task, *_]) | m.Passed(task=task) | m.AnswerDone(task=task) if is_unnamed(task):
+                    continue
                 case m.BatchRan():
                     self._record_batch(node, each)
                     self._router.heard(node, each.tasks, now)
@@ -430,6 +442,8 @@ class SchedulerLoop:
 
     def _worked(self, span: m.WorkSpan) -> None:
         """A stretch of training, of a weight update, or of a serving pass that does not end with it."""
+        if span.tasks and is_unnamed(span.tasks[0]):
+            return
         if is_kept(self._settings.spans, span.start):
             self._record(span)
         self._live.worked(span)
@@ -484,5 +498,6 @@ class SchedulerLoop:
             failure=self._checkpoints.trouble if self._checkpoints is not None else None,
             disk=self._disk.trouble if self._disk is not None else None,
             draining=self._ending.message if self._ending is not None else None,
+            held_out=self.held_out,
             last=last,
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from lemix_hpc.policy.drift import Drift, Straggler
-from lemix_hpc.records.schema import Progress, ServedTask
+from lemix_hpc.records.schema import HeldOutLoss, Progress, ServedTask
 from lemix_hpc.records.writer import Recorder
 from lemix_hpc.runtime.http.metrics import Figures
 from lemix_hpc.runtime.scheduler.live_classes import LiveClasses
@@ -91,6 +91,7 @@ class LiveView:
         failure: str | None = None,
         disk: str | None = None,
         draining: str | None = None,
+        held_out: Sequence[HeldOutLoss] = (),
         last: bool = False,
     ) -> Figures:
         """Replace the picture, and return the figures of this moment.
@@ -98,7 +99,7 @@ class LiveView:
         `received` of `requests` have come so far, `serving` are under way, by number, and `waiting` of them have not begun;
         `drifts` and `stragglers`: alarms so far;
         `checkpoint`: step of the newest, `failure`: why one could not be saved; `disk`: why it does not take everything;
-        `draining`: why the run ends early.
+        `draining`: why the run ends early; `held_out`: losses on held-out samples.
         """
         self._shown = now
         training, figures, loss = self._training, self._figures, self._figures.loss
@@ -138,6 +139,7 @@ class LiveView:
                 forecast_error=figures.forecast_error,
                 attainment=figures.attainment(self._limits_s),
                 versions=self._versions,
+                held_out=list(held_out),
             )
         )
         lengths = [task.request.prompt_tokens + task.request.output_tokens for task in serving.values()]

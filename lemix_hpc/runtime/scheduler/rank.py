@@ -7,10 +7,8 @@ import functools
 import importlib
 import itertools
 import math
-import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 
 import msgspec
 
@@ -18,8 +16,8 @@ from lemix_hpc.config.recipe import Recipe
 from lemix_hpc.engines.model_sizes import describe
 from lemix_hpc.policy.pacing import Pace
 from lemix_hpc.policy.scheduler import Scheduler, compile_policy
-from lemix_hpc.profiling.coefficients import CoefficientFile, load_coefficients, save_coefficients
-from lemix_hpc.profiling.hardware import Hardware, load_hardware
+from lemix_hpc.profiling.coefficients import save_coefficients
+from lemix_hpc.profiling.hardware import Hardware
 from lemix_hpc.records.attempts import Attempt, AttemptEnd
 from lemix_hpc.records.event_log import EVENTS
 from lemix_hpc.records.files import patiently
@@ -41,7 +39,7 @@ from lemix_hpc.records.schema import (
 )
 from lemix_hpc.records.writer import Recorder
 from lemix_hpc.run_setup import recollection
-from lemix_hpc.run_setup.data_memory import recall_data
+from lemix_hpc.run_setup.data_memory import text_start
 from lemix_hpc.run_setup.memory_limits import memory_use
 from lemix_hpc.run_setup.scheduler_setup import (
     allocation_end,
@@ -53,7 +51,7 @@ from lemix_hpc.run_setup.scheduler_setup import (
     placement_of,
     split,
 )
-from lemix_hpc.run_setup.training_feed import BEGINNING, TextStart, feed_of
+from lemix_hpc.run_setup.training_feed import feed_of
 from lemix_hpc.runtime.http.call_router import CallRouter
 from lemix_hpc.runtime.http.endpoint import Endpoint
 from lemix_hpc.runtime.leader.make_leader import AnyLeader, engines_in
@@ -61,11 +59,13 @@ from lemix_hpc.runtime.scheduler.arrivals import Arrivals
 from lemix_hpc.runtime.scheduler.checkpoints import Checkpoints
 from lemix_hpc.runtime.scheduler.disk_watch import DiskWatch
 from lemix_hpc.runtime.scheduler.drain import Drain, EndedEarlyError
+from lemix_hpc.runtime.scheduler.held_out import HeldOutLosses
 from lemix_hpc.runtime.scheduler.live_settings import LiveSettings
 from lemix_hpc.runtime.scheduler.loop import LoopSettings, SchedulerLoop
 from lemix_hpc.runtime.scheduler.pace_orders import send_pace
 from lemix_hpc.runtime.scheduler.resume import DISK_TIMEOUT_S, arrivals_of, lost, oldest_versions, poisonous, without
 from lemix_hpc.runtime.scheduler.save_plan import save_plan
+from lemix_hpc.runtime.scheduler.stage_times import believed_file, hardware_of
 from lemix_hpc.runtime.scheduler.warm_up import Probe, ProbeTimes, warm_up
 from lemix_hpc.runtime.scheduler.watch import Watch
 from lemix_hpc.runtime.transport import messages as m
@@ -145,14 +145,16 @@ class SchedulerRank:
         # While others build their engines; once the run has started, everybody would wait for it.
         self._tell("compiling the scheduler, while the engines are built")
         compile_policy()
-        if self._believed_file is None and self._recipe.engine.computes:
+        if believed_file(self._recipe) is None and self._recipe.engine.computes:
             importlib.import_module("scipy.optimize")  # stage times are fitted to the warm-up
         if self._checkpoints is not None:
             self._checkpoints.clear()
         self._await_engines(engines_in(self._recipe))
         times = self._warm_up(work.requests.demand) if self._recipe.engine.computes else None
+        apart = split(self._recipe)
+        held_out = self._held_out(work, apart.serving if apart else range(self._layout.nodes))
         overhead = 0.0 if times is None else max(kind.overhead for kind in times)
-        hardware = self._hardware(times)
+        hardware = hardware_of(self._recipe, times, self._kinds)
         patiently(
             lambda: save_coefficients(hardware.believed[0], self._attempt.path / COEFFICIENTS),
             DISK_TIMEOUT_S,
@@ -176,7 +178,6 @@ class SchedulerRank:
         coefficients = recollection.digest(hardware)
         self._recall(scheduler, hardware, coefficients)
         # The time of the run goes on where the last attempt ended.
-        apart = split(self._recipe)
         trainers = apart.training if apart else range(self._layout.nodes)
         send_pace(self._mailbox, self._layout, hardware, pace, trainers, self._recipe.policy.batch_share)
         start_time = self._clock.monotonic() - self._inherited.clock
@@ -184,7 +185,7 @@ class SchedulerRank:
         self._clock.start(start_time)
         next_number = functools.partial(next, itertools.count(self._inherited.next_number))
         router = endpoint.router(self._layout, self._mailbox, next_number, work, self._recorder.promise)
-        loop = self._make_loop(work, arrivals, scheduler, endpoint, router, next_number, t0)
+        loop = self._make_loop(work, arrivals, scheduler, endpoint, router, next_number, t0, held_out)
         outside = work.requests.demand.outside([reference])
         constant = self._constant_facts(t0, pace, work.lines_left_out, outside)
 
@@ -198,6 +199,7 @@ class SchedulerRank:
         loop.end_unclaimed()
         duration = self._clock.now()
         self._save_the_last(loop)
+        self._take_last_loss(loop, held_out)
         self._stop(loop)
         self._write_down(facts(duration), scheduler, coefficients)
         self._recorder.learned(self._learned(scheduler))
@@ -225,16 +227,6 @@ class SchedulerRank:
         if memory is not None:
             scheduler.recall(memory)
             self._recorder.recalled(SchedulerMemory(coefficients, memory))
-
-    def _recall_data(self, work: Workload) -> TextStart:
-        """Where the run's training text begins."""
-        identity = work.batches.identity() if work.batches is not None else None
-        if identity is None:
-            return BEGINNING
-        recalled = recall_data(self._attempt.run_dir, identity, self._inherited.elsewhere)
-        for notice in recalled.notices:
-            print(notice, flush=True)
-        return recalled.start
 
     def _write_down(self, facts: RunFacts, scheduler: Scheduler, coefficients: str) -> None:
         self._recorder.facts(facts)
@@ -295,12 +287,14 @@ class SchedulerRank:
         router: CallRouter,
         next_number: Callable[[], int],
         t0: float,
+        held_out: HeldOutLosses | None,
     ) -> SchedulerLoop:
         recipe = self._recipe
         feed = feed_of(recipe, work, next_number, endpoint.samples)
         if feed is not None:
-            recalled, behind = self._recall_data(work), self._inherited.behind
-            feed.go_on(self._inherited.cuts, self._inherited.done, endpoint.posted, recalled, behind)
+            start = text_start(work.batches, self._attempt.run_dir, self._inherited.elsewhere)
+            inherited = self._inherited
+            feed.go_on(inherited.cuts, inherited.done, endpoint.posted, start, inherited.behind)
         settings = LoopSettings(
             self._context,
             recipe.report.live_interval_s,
@@ -331,7 +325,28 @@ class SchedulerRank:
             self._watch,
             self._disk,
             LiveSettings(self._attempt.run_dir, self._recipe, self._clock.now),
+            held_out,
         )
+
+    def _held_out(self, work: Workload, nodes: Sequence[int]) -> HeldOutLosses | None:
+        """Take the loss on held-out samples, unless an earlier attempt has."""
+        if work.held_out is None:
+            return None
+        losses = HeldOutLosses(work.held_out, self._layout, nodes, self._mailbox, self._attempt.run_dir)
+        if not losses.taken:
+            self._tell("taking the loss on held-out samples")
+            losses.ask(0.0, self._inherited.steps)
+            while losses.awaited:
+                for message in self._collect(1):
+                    losses.heard(message)
+        return losses
+
+    def _take_last_loss(self, loop: SchedulerLoop, held_out: HeldOutLosses | None) -> None:
+        """On held-out samples, of a run that has finished; if it is to end at once meanwhile, there is none."""
+        if held_out is None or loop.end.reason != "finished" or loop.steps <= held_out.taken[-1].steps:
+            return
+        held_out.ask(self._clock.now(), loop.steps)
+        self._turn_until(lambda: not held_out.awaited or loop.end.reason != "finished", loop.turn, loop.until_due)
 
     def _save_the_last(self, loop: SchedulerLoop) -> None:
         """Save what has been learned since the last checkpoint."""
@@ -393,25 +408,14 @@ class SchedulerRank:
             disk=self._disk.facts(),
             changes=[SettingChange(change.key, change.value, change.time) for change in loop.changes],
             memory=memory_use(list(loop.memory.values())),
+            held_out=loop.held_out,
         )
 
     def _learned(self, scheduler: Scheduler) -> LearnedTimes:
-        source = None if self._believed_file is None else str(self._believed_file)
-        return LearnedTimes(source, self._recipe.policy.recalibrate, list(scheduler.learned))
-
-    @property
-    def _believed_file(self) -> Path | None:
-        """The coefficient file that forecasts start from."""
-        return self._recipe.policy.coefficients or self._recipe.engine.coefficients
-
-    def _hardware(self, times: Sequence[ProbeTimes] | None) -> Hardware:
-        """Stage times of emulated nodes by their files, of nodes that compute by what their kind took. T0 is a property of the
-        hardware, and goes by the engine's own file, whatever forecasts start from."""
-        if times is None:
-            return load_hardware(self._recipe)
-        believed, own = tuple(map(self._coefficients, times)), self._recipe.engine.coefficients
-        real = believed if own is None else (load_coefficients(own),) * len(times)
-        return Hardware(real[0], real, believed, self._kinds)
+        source = believed_file(self._recipe)
+        return LearnedTimes(
+            None if source is None else str(source), self._recipe.policy.recalibrate, list(scheduler.learned)
+        )
 
     def _tell(self, message: str) -> None:
         self._recorder.progress(Progress("starting", message=message, since=time.time()))
@@ -476,19 +480,6 @@ class SchedulerRank:
                     spans += message.spans()
                 done += isinstance(message, m.RequestDone)
         return sent, spans
-
-    def _coefficients(self, times: ProbeTimes) -> CoefficientFile:
-        """Stage times from the file that the recipe names, or those just measured."""
-        file = self._believed_file
-        if file is not None:
-            return load_coefficients(file)
-        sizes = describe(self._recipe.model)
-        return times.coefficients(
-            hardware=platform.processor() or platform.machine(),
-            model=sizes.family,
-            dtype=self._recipe.engine.dtype,
-            layers=sizes.layers,
-        )
 
     def _stop(self, loop: SchedulerLoop) -> None:
         """Stop training nodes first: their last weight copies must find the serving nodes still listening."""
