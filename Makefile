@@ -16,6 +16,7 @@ demo: $(STAMP)
 	@echo "What did sharing gain? The same requests with one node that serves and one that trains, in simulated time, with the"
 	@echo "stage times that were just measured:"
 	@$(BIN)/lemix replay quickstart --policy separate
+	@echo "What did training cost serving? The same requests without it, simulated, too: lemix report quickstart --serve-only"
 	@echo "Try next, with $(BIN) on your PATH (source $(BIN)/activate):"
 	@echo "  lemix report quickstart --html report.html    figures of this run, for a browser"
 	@echo "  lemix init recipe.yaml                        a recipe for your model, data and Slurm partition"

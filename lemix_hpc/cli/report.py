@@ -40,6 +40,13 @@ def report(
     as_json: Json = False,
     html: Html = None,
     png: Png = None,
+    serve_only: Annotated[
+        bool,
+        typer.Option(
+            "--serve-only",
+            help="Simulate each run's load without its training, too: what training cost serving. Later reports have it.",
+        ),
+    ] = False,
 ) -> None:
     """Print the report of a run; of one that goes on, or was cut off, what there is so far. Or compare runs in figures."""
     from lemix_hpc.config.errors import UserError
@@ -50,9 +57,14 @@ def report(
     if sweeps := [run for run in runs if run.endswith(".json") and Path(run).is_file()]:
         if len(sweeps) < len(runs):
             raise UserError(f"{sweeps[0]} is a comparison; give it without runs")
+        if serve_only:
+            raise UserError("--serve-only is for runs, and comparisons are of simulated ones")
         _draw_sweeps(sweeps, html, png)
         return
     found = [find_run(run) for run in runs]
+    if serve_only:
+        for run in found:
+            _simulate_serve_only(run)
     if html is not None or png is not None:
         _draw(found, html, png)
         return
@@ -67,6 +79,19 @@ def report(
     from lemix_hpc.cli.show import render_report
 
     Console().print(render_report(found[0], content), crop=False)
+
+
+def _simulate_serve_only(run: RunDir) -> None:
+    """What training cost serving, into the run's directory."""
+    from lemix_hpc.config.errors import UserError
+    from lemix_hpc.report.training_cost import write_cost
+    from lemix_hpc.studies.serve_only import cost_of_training
+
+    cost = cost_of_training(run.path, run.recipe)
+    try:
+        write_cost(cost, run.path)
+    except OSError as error:
+        raise UserError(f"--serve-only: {run.path} cannot be written: {error.strerror}") from error
 
 
 def _report(run: RunDir) -> dict[str, Any]:

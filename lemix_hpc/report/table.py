@@ -5,10 +5,13 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Any
 
+import msgspec
 from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
+
+from lemix_hpc.report.training_cost import TrainingCost
 
 ABSENT = "-"
 MEMORY_EVENTS = (("waits", "wait"), ("offloads", "offload"), ("preemptions", "preemption"))
@@ -140,6 +143,9 @@ def _classes(classes: dict[str, Any]) -> list[tuple[str, RenderableType]]:
 def _trained(report: dict[str, Any]) -> list[tuple[str, RenderableType]]:
     """All rows on training."""
     rows = _training(report["training"])
+    if (cost := report.get("training_cost")) is not None:
+        told = msgspec.convert(cost, TrainingCost).words
+        rows.append(("cost serving", f"{told} · beside serve-only, both simulated"))
     return [*rows, *_checkpoints(report.get("checkpoints")), *_across_nodes(report.get("across_nodes"))]
 
 

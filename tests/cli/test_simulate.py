@@ -149,6 +149,16 @@ def test_a_replay_is_beside_the_run_and_the_same_in_simulated_time(inside: Comma
 
 
 @pytest.mark.usefixtures("simulated")
+def test_reports_have_what_training_cost_once_it_was_asked_for(inside: Command, tmp_path: Path) -> None:
+    assert "training_cost" not in json.loads(inside("report", "one", "--json").stdout)
+    assert "beside serve-only, both simulated" in " ".join(inside("report", "one", "--serve-only").stdout.split())
+    cost = json.loads(inside("report", "one", "--json").stdout)["training_cost"]
+    assert cost["simulated"] == cost["run"] and set(cost["serve_only"]) == set(cost["run"])
+    assert inside("report", "one", "--html", "page.html").returncode == 0
+    assert "Training cost serving: attainment " in (tmp_path / "page.html").read_text()
+
+
+@pytest.mark.usefixtures("simulated")
 def test_only_the_policy_of_a_recorded_run_can_be_changed(inside: Command) -> None:
     done = inside("replay", "one", "--policy", "pack", "--set", "seed=3")
     assert (done.returncode, done.stderr) == (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+import msgspec
 from bokeh.plotting import figure
 
 from lemix_hpc.report.aggregates.schema import RunAggregates
@@ -15,6 +16,7 @@ from lemix_hpc.report.html.gantt import gantt
 from lemix_hpc.report.html.style import time_range
 from lemix_hpc.report.html.training import training
 from lemix_hpc.report.shown_run import ShownRun
+from lemix_hpc.report.training_cost import TrainingCost
 
 
 def render_page(runs: Sequence[ShownRun]) -> str:
@@ -67,7 +69,7 @@ def _sections(runs: Sequence[ShownRun]) -> Iterator[Section]:
     yield Section(
         "training",
         "Training",
-        " ".join(_held_out(runs)),
+        " ".join([*_held_out(runs), *_costs(runs)]),
         [("", each) for each in training(by_name, time)],
         side_by_side=True,
     )
@@ -112,6 +114,15 @@ def _held_out(runs: Sequence[ShownRun]) -> Iterator[str]:
         of = f" of {run.name}" if len(runs) > 1 else ""
         told = f"Loss{of} on {found['documents']} documents that are never trained on"
         yield f"{told}: {found['before']:.4f} nats per token before training{after}."
+
+
+def _costs(runs: Sequence[ShownRun]) -> Iterator[str]:
+    """What training has cost requests, where somebody has asked for that."""
+    for run in runs:
+        if (found := run.report.get("training_cost")) is not None:
+            of = f" of {run.name}" if len(runs) > 1 else ""
+            told = msgspec.convert(found, TrainingCost).words
+            yield f"Training cost serving{of}: {told}; beside serve-only, both simulated with its arrivals and stage times."
 
 
 def _warnings(run: ShownRun) -> Iterator[str]:
