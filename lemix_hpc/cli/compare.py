@@ -78,6 +78,9 @@ def show_grid(
     _write(csv, as_csv(done))
     _write(json, as_json(done, rows, baseline))
     print_in_parts(_table(rows, baseline), beside=LOAD)
+    for one in done:
+        if one.broken:
+            typer.echo(f"not complete, and in no figure: {one.broken}", err=True)
     if html is not None or png is not None:
         draw_sweeps({name: as_sweep(rows, baseline)}, html, png)
 
@@ -162,4 +165,5 @@ def _load(value: float | None) -> str:
 
 def _policy(row: Row) -> str:
     trainers = "/".join(map(str, row.training_nodes))
-    return f"{row.policy} ({trainers} train)" if trainers else row.policy
+    name = f"{row.policy} ({trainers} train)" if trainers else row.policy
+    return f"{name} ({row.broken} of {row.runs} broken)" if row.broken else name

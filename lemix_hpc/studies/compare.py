@@ -20,12 +20,13 @@ Load = tuple[float | None, float | None]
 
 @dataclass(frozen=True)
 class Row:
-    """A policy under a load. `ratios`: of its means to the baseline's."""
+    """A policy under a load. `means`: of its `runs`, without the `broken` ones; `ratios`: of its means to the baseline's."""
 
     policy: str
     rate: float | None
     training_share: float | None
     runs: int
+    broken: int
     training_nodes: tuple[int, ...]
     means: Figures
     ratios: Figures
@@ -36,12 +37,13 @@ def summed_up(done: Sequence[Done], baseline: str) -> list[Row]:
     groups: dict[tuple[Load, str], list[Done]] = {}
     for one in done:
         groups.setdefault(((one.cell.rate, one.cell.training_share), one.cell.policy), []).append(one)
-    means = {key: _means([one.figures for one in runs]) for key, runs in groups.items()}
+    means = {key: _means(runs) for key, runs in groups.items()}
     return [
         Row(
             policy,
             *load,
             runs=len(runs),
+            broken=sum(bool(one.broken) for one in runs),
             training_nodes=tuple(sorted({one.training_nodes for one in runs if one.training_nodes is not None})),
             means=means[load, policy],
             ratios=_ratios(means[load, policy], means[load, baseline]),
@@ -76,18 +78,19 @@ def as_sweep(rows: Sequence[Row], baseline: str) -> Sweep:
 
 
 def _flat(one: Done) -> dict[str, Any]:
-    return {**dataclasses.asdict(one.cell), "training_nodes": one.training_nodes, **one.figures}
+    return {**dataclasses.asdict(one.cell), "training_nodes": one.training_nodes, "broken": one.broken, **one.figures}
 
 
-def _means(runs: Sequence[Figures]) -> Figures:
-    """Means of what is defined in every run."""
-    columns = {name: [run[name] for run in runs] for name in runs[0]}
+def _means(runs: Sequence[Done]) -> Figures:
+    """Means of what is defined in every run that counts."""
+    whole = [run.figures for run in runs if not run.broken]
+    columns = {name: [figures[name] for figures in whole] for name in runs[0].figures}
     return {name: _mean(values) for name, values in columns.items()}
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
     defined = [value for value in values if value is not None]
-    return sum(defined) / len(defined) if len(defined) == len(values) else None
+    return sum(defined) / len(defined) if defined and len(defined) == len(values) else None
 
 
 def _ratios(figures: Figures, baseline: Figures) -> Figures:

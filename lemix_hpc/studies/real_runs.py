@@ -80,8 +80,14 @@ def _wait(run: RunDir) -> RunDir:
 
 
 def _done(cell: Cell, recipe: Recipe, run: RunDir) -> Done:
-    nodes = recipe.policy.training_nodes
-    return Done(cell, nodes if isinstance(nodes, int) else None, figures(stream_run(run.path), report_of(run)))
+    nodes, report = recipe.policy.training_nodes, report_of(run)
+    broken = ""
+    if report["training"]["stopped"]:
+        steps = report["training"]["steps"]
+        broken = (
+            f"{run.path}: training stopped after {steps} steps, at a gradient that was not finite (training.on_nan)"
+        )
+    return Done(cell, nodes if isinstance(nodes, int) else None, figures(stream_run(run.path), report), broken)
 
 
 def _stop(run: RunDir) -> None:

@@ -31,11 +31,13 @@ class Cell:
 
 @dataclass(frozen=True)
 class Done:
-    """A run that is done. `training_nodes`: of `separate`, if it was given or found."""
+    """A run that is done. `training_nodes`: of `separate`, if it was given or found. `broken`: why it counts in no mean, ""
+    if it does."""
 
     cell: Cell
     training_nodes: int | None
     figures: Figures
+    broken: str = ""
 
 
 class Cells(Protocol):

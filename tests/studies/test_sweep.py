@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -43,6 +44,18 @@ def test_ratios_are_to_the_baseline_under_the_same_load() -> None:
         ("lemix", 1.0, 1, 6.0, 2.0),
         ("pack", 2.0, 1, None, None),
     ]
+
+
+def test_runs_that_broke_down_are_in_no_mean() -> None:
+    cells = [Cell(policy, None, None, seed) for policy in ("fill", "pack") for seed in (0, 1)]
+    values = [1.0, 3.0, 5.0, 7.0]
+    done = [Done(cell, None, {"throughput": value}) for cell, value in zip(cells, values, strict=True)]
+    broken = [dataclasses.replace(one, broken="NaN") for one in done]
+    fill, pack = summed_up([done[0], broken[1], *done[2:]], "fill")
+    assert (fill.runs, fill.broken, fill.means) == (2, 1, {"throughput": 1.0})
+    assert (pack.broken, pack.ratios) == (0, {"throughput": 6.0})
+    fill, pack = summed_up([*broken[:2], *done[2:]], "fill")
+    assert (fill.broken, fill.means, pack.ratios) == (2, {"throughput": None}, {"throughput": None})
 
 
 def test_a_rate_moves_the_same_requests_in_time(recipe: Recipe) -> None:
