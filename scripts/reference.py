@@ -112,7 +112,7 @@ def _cell(text: str) -> str:
 def _default(field: FieldInfo) -> str:
     if field.is_required():
         return "*required*"
-    if field.default is None or sections_in(field.annotation):
+    if field.default is None or field.default_factory is not None or sections_in(field.annotation):
         return ""
     return f"`{str(field.default).lower() if isinstance(field.default, bool) else field.default}`"
 

@@ -79,7 +79,10 @@ def read_recipe(path: Path, overrides: Sequence[str | Override] = ()) -> LoadedR
     try:
         recipe = Recipe.model_validate(document.data)
     except ValidationError as error:
-        explained = [explain(detail, document.data, Recipe) for detail in error.errors(include_url=False)]
+        details = error.errors(include_url=False)
+        # A default that depends on a key with a mistake is none of its own.
+        own = [detail for detail in details if detail["type"] != "default_factory_not_called"]
+        explained = [explain(detail, document.data, Recipe) for detail in own]
         found += [problem for problem in explained if problem.path not in known]
         found += _paths_of_the_rest(document.data, found, path.parent, overridden)
     problems += [located(problem, source, places) for problem in found]
@@ -120,7 +123,7 @@ def resolved_yaml(recipe: Recipe) -> str:
 
 def chosen_yaml(recipe: Recipe) -> str:
     """What of it is not the default: as long as what a person wrote; `load_recipe` reads it back to an equal recipe, too."""
-    return _yaml(recipe.model_dump(mode="json", exclude_defaults=True))
+    return _yaml(recipe.model_dump(mode="json", exclude_defaults=True, exclude_unset=True))
 
 
 def _yaml(data: dict[str, Any]) -> str:

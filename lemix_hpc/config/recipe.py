@@ -134,6 +134,21 @@ class Vllm(Section):
         return args
 
 
+FEW_REQUESTS = 8
+"""In a batch, where nobody has said how many."""
+VLLM_REQUESTS = 256
+"""What vLLM itself takes into a batch of a server's, by default, and lets the KV cache decide."""
+
+
+def _usual_batch(engine: dict[str, Any]) -> int:
+    """Requests in a batch, by what comes before in the section, as far as it is valid."""
+    kind = ENGINE_KINDS.get(engine.get("kind", ""))
+    if kind is None or not kind.has_scheduler:
+        return FEW_REQUESTS
+    most: int = engine.get("max_batch_tokens", VLLM_REQUESTS)
+    return min(VLLM_REQUESTS, most)
+
+
 class Engine(Section):
     kind: str = Field(
         default="torch",
@@ -157,8 +172,14 @@ class Engine(Section):
             "and a [transfer at the start](engines.md#gpus-and-mpi) shows that it does."
         ),
     )
-    max_batch_requests: PositiveInt = Field(default=8, description="Most requests in one serving batch.")
     max_batch_tokens: Tokens = Field(default=4096, description="Most new tokens in one serving batch.")
+    max_batch_requests: PositiveInt = Field(
+        default_factory=_usual_batch,
+        description=(
+            "Most requests in one serving batch. By default 8; with `vllm` 256, as vLLM itself has it, or "
+            "`max_batch_tokens` if that is less: what its KV cache has no room for waits there."
+        ),
+    )
     wait: Literal["auto", "spin", "backoff"] = Field(
         default="auto",
         description=(
@@ -189,6 +210,13 @@ class Engine(Section):
     def has_scheduler(self) -> bool:
         """Whether it forms its batches itself, instead of the node's leader."""
         return ENGINE_KINDS[self.kind].has_scheduler
+
+    @property
+    def cached_requests(self) -> int:
+        """How many of the longest requests the memory plan counts on at once. As many as vLLM takes by itself are not all to
+        be of that length: it then has room for a few, and shorter ones share that."""
+        leaves_it = self.has_scheduler and self.max_batch_requests >= min(VLLM_REQUESTS, self.max_batch_tokens)
+        return min(FEW_REQUESTS, self.max_batch_requests) if leaves_it else self.max_batch_requests
 
     @property
     def serves_http(self) -> bool:

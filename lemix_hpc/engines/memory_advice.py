@@ -108,8 +108,8 @@ def _candidates(recipe: Recipe) -> Iterator[tuple[str, Any]]:
                 yield "training.sequence_length", length
     if recipe.engine.dtype == "float32":
         yield "engine.dtype", "bfloat16"
-    if recipe.engine.max_batch_requests > 1:
-        yield "engine.max_batch_requests", recipe.engine.max_batch_requests // 2
+    if recipe.engine.cached_requests > 1:
+        yield "engine.max_batch_requests", recipe.engine.cached_requests // 2
     for stages in (2 * recipe.nodes.stages, 4 * recipe.nodes.stages):
         if stages <= layers:
             yield "nodes.stages", stages

@@ -82,7 +82,7 @@ def plan_from_file(recipe: Recipe, file: CoefficientFile, in_flight: int, tokens
             device["optimizer and gradients"] = memory.optimizer_bytes
             device["activations"] = (in_flight - stage) * tokens * (memory.activation_bytes_per_token or 0.0)
         if recipe.serving is not None:
-            requests = recipe.engine.max_batch_requests * longest_request(recipe, USUAL_CONTEXT)
+            requests = recipe.engine.cached_requests * longest_request(recipe, USUAL_CONTEXT)
             device[CACHE] = requests * (memory.kv_bytes_per_token or 0.0)
         plans.append(StagePlan(stage, range(start, start + layers), None, device, {}))
         start += layers
@@ -246,7 +246,7 @@ def _cache(recipe: Recipe, sizes: ModelSizes, layers: int, wide: int, *, cuda: b
         return engine.vllm.kv_cache_gb * 1e9
     if engine.kind == "vllm" and not cuda:
         return CPU_CACHE_GB * 1e9
-    tokens = engine.max_batch_requests * longest_request(recipe, sizes.max_positions or USUAL_CONTEXT)
+    tokens = engine.cached_requests * longest_request(recipe, sizes.max_positions or USUAL_CONTEXT)
     return tokens * 2 * layers * sizes.keys * wide
 
 

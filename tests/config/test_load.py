@@ -94,11 +94,33 @@ def test_what_is_chosen_of_a_recipe_reloads_to_an_equal_one(tmp_path: Path, path
     assert len(text.splitlines()) < 60 < len(resolved_yaml(recipe).splitlines())
 
 
+@pytest.mark.parametrize(
+    ("engine", "most", "planned"),
+    [
+        ("{kind: torch}", 8, 8),
+        ("{kind: vllm}", 256, 8),
+        ("{kind: vllm, max_batch_tokens: 64}", 64, 8),
+        ("{kind: vllm, max_batch_requests: 64}", 64, 64),
+        ("{kind: vllm, max_batch_requests: 5}", 5, 5),
+    ],
+)
+def test_a_batch_takes_what_its_engine_usually_does(tmp_path: Path, engine: str, most: int, planned: int) -> None:
+    path = tmp_path / "recipe.yaml"
+    serving = "{source: {kind: constant, rate: 1, requests: 1}, prompts: {path: recipe.yaml}}"
+    path.write_text(f"engine: {engine}\nmodel: {{config: {{model_type: llama}}}}\nserving: {serving}\n")
+    recipe = load_recipe(path)
+    assert (recipe.engine.max_batch_requests, recipe.engine.cached_requests) == (most, planned)
+    assert f"max_batch_requests: {most}\n" in resolved_yaml(recipe)
+    assert ("max_batch_requests" in chosen_yaml(recipe)) == ("max_batch_requests" in engine)
+    path.write_text(resolved_yaml(recipe))
+    assert load_recipe(path).engine == recipe.engine, "the number means the same when it is read again"
+
+
 BROKEN = {
     "unknown key with a near one": (
         "engine:\n  kinds: torch\n",
         "recipe.yaml:2: engine.kinds: unknown key; did you mean 'kind'? (valid: kind, coefficients, device, dtype, "
-        "share_devices, device_buffers, max_batch_requests, max_batch_tokens, wait, timeout_s, vllm)",
+        "share_devices, device_buffers, max_batch_tokens, max_batch_requests, wait, timeout_s, vllm)",
     ),
     "key of another section": (
         "partition: gpu\n",
