@@ -191,6 +191,12 @@ def _check_training(recipe: Recipe) -> Iterator[Problem]:
             ("training",),
             "without a `serving` section training has no end; give `micro_batches`, how many to train on in all",
         )
+    if training.release == "async" and training.recompute != "none":
+        yield Problem(
+            ("training", "recompute"),
+            f"{training.recompute} needs release: sync; with async all stages but the last keep their input alone anyway, and "
+            "run the forward again. Set training.release: sync, or leave this out",
+        )
     http = recipe.serving.http if recipe.serving is not None else None
     if recipe.engine.computes and training.data is None and http is None:
         yield Problem(("training", "data"), f"missing; the {recipe.engine.kind} engine needs text to train on")

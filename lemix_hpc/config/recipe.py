@@ -31,7 +31,7 @@ from lemix_hpc.config.section import (
     Tokens,
 )
 from lemix_hpc.config.serving_section import Serving
-from lemix_hpc.config.training_section import Training
+from lemix_hpc.config.training_section import Recompute, Training
 from lemix_hpc.config.vllm_args import why_not
 
 
@@ -347,3 +347,16 @@ class Recipe(Section):
         gives, or one for each stage."""
         given = self.training.in_flight if self.training is not None else None
         return given or self.nodes.stages
+
+    @property
+    def recomputing(self) -> int:
+        """How many stages, from the first on, compute again in the backwards of `release: sync`. The last one of `1f1b` gains
+        nothing by `recompute: all`: its backward follows the forward at once."""
+        training, stages = self.training, self.nodes.stages
+        if training is None or training.release != "sync" or training.recompute == "none":
+            return 0
+        return stages - 1 if training.recompute == "all" and training.schedule == "1f1b" else stages
+
+    def recompute_on(self, stage: int) -> Recompute:
+        """What a stage computes again in the backwards of `release: sync`."""
+        return self.training.recompute if self.training is not None and stage < self.recomputing else "none"

@@ -10,6 +10,7 @@ from lemix_hpc.config.section import FilePath, Fraction, Seconds, Section, Token
 from lemix_hpc.config.workload_section import LengthTable, TextData
 
 ParameterKind = Literal["norms", "biases", "embeddings"]
+Recompute = Literal["none", "layers", "all"]
 
 
 class Checkpoint(Section):
@@ -102,6 +103,15 @@ class Training(Section):
     )
     schedule: Literal["1f1b", "gpipe"] = Field(
         default="1f1b", description="Order of forwards and backwards in a group of `sync`: `1f1b` or `gpipe`."
+    )
+    recompute: Recompute = Field(
+        default="none",
+        description=(
+            "`sync`: what a stage computes again in the backward of a micro-batch, and so need not keep until then. "
+            "`none`; `layers`: each layer, from its input; `all`: the whole stage, from its input (but not the last stage "
+            "of `1f1b`, whose backward follows at once). It takes the time of another forward, and less "
+            "[memory](memory.md#computing-again). `async` always does `all`."
+        ),
     )
     micro_batches_per_step: int = Field(
         default=1,

@@ -37,12 +37,20 @@ def make_stage(
 ) -> EmulatedStage:
     """As `build_stage`, on any clock."""
     stages, kind, rate = recipe.nodes.stages, hardware.kinds[node], recipe.policy.memory.offload_gb_per_s
-    held = hardware.real[kind].memory(stages)
-    moving = 0.0
+    file, moving = hardware.real[kind], 0.0
+    held = file.memory(stages)
     if held is not None and rate is not None:
-        moving = math.ceil(held[stage].activation_bytes_per_token or 0.0) / (1e9 * rate)
-    latency = hardware.latencies(stages)[kind]
-    return EmulatedStage(latency, stage, hardware.pieces(stages), moving_token=moving, clock=clock, sleep=sleep)
+        kept, _ = held[stage].in_training(recipe.recompute_on(stage), file.layers_of(stages)[stage])
+        moving = math.ceil(kept) / (1e9 * rate)
+    return EmulatedStage(
+        hardware.latencies(stages)[kind],
+        stage,
+        hardware.pieces(stages),
+        recomputes=stage < recipe.recomputing,
+        moving_token=moving,
+        clock=clock,
+        sleep=sleep,
+    )
 
 
 def _sleep_precisely() -> None:
@@ -52,9 +60,9 @@ def _sleep_precisely() -> None:
 
 
 class EmulatedStage(WeightlessStage):
-    """One emulated device. `layers` is in how many pieces a training pass is cut; it can rest between two of them.
-    `moving_token`: seconds to move the activations of a token to the host or back, over a link that takes one thing after the
-    other.
+    """One emulated device. `layers` is in how many pieces a training pass is cut; it can rest between two of them. A backward
+    that `recomputes` its forward has twice as many. `moving_token`: seconds to move the activations of a token to the host or
+    back, over a link that takes one thing after the other.
 
     Within a pass the device is never starved: the next layer starts when the last one ended, as queued kernels do, however
     long the loop took between two calls. A pass that rested for other work goes on when it is called again.
@@ -66,6 +74,7 @@ class EmulatedStage(WeightlessStage):
         stage: int,
         layers: int,
         *,
+        recomputes: bool = False,
         moving_token: float = 0.0,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
@@ -75,6 +84,7 @@ class EmulatedStage(WeightlessStage):
         self._last = stage == latency.stages - 1
         self._first = stage == 0
         self._layers = layers
+        self._backward_pieces = 2 * layers if recomputes else layers
         self._clock = clock
         self._sleep = sleep
         self._shapes: dict[int, Shape] = {}
@@ -102,7 +112,7 @@ class EmulatedStage(WeightlessStage):
         return math.nan if self._last else NOTHING
 
     def backward(self, micro_batch: int, grad: Payload | None) -> Work[Payload | None]:  # noqa: ARG002
-        yield from self._occupy(self._backward.seconds(self._shapes.pop(micro_batch)), self._layers)
+        yield from self._occupy(self._backward.seconds(self._shapes.pop(micro_batch)), self._backward_pieces)
         return None if self._first else NOTHING
 
     def offload(self, micro_batch: int) -> Transfer:

@@ -9,6 +9,7 @@ from typing import Any
 
 from lemix_hpc.config.errors import UserError
 from lemix_hpc.config.recipe import Recipe
+from lemix_hpc.config.training_section import Training
 from lemix_hpc.engines.memory_plan import CACHE, SPARE, StagePlan, cache_room, plan_memory
 from lemix_hpc.engines.model_sizes import describe
 
@@ -94,18 +95,10 @@ def _layout(recipe: Recipe, gpus: Gpus, stages: int, offload: bool) -> Layout:
 
 
 def _candidates(recipe: Recipe) -> Iterator[tuple[str, Any]]:
-    training, layers = recipe.training, describe(recipe.model).layers
-    if training is not None:
-        if not training.offload_optimizer:
-            yield "training.offload_optimizer", True
-        if training.release == "async" and training.micro_batches_per_step < recipe.nodes.stages - 1:
-            yield "training.micro_batches_per_step", recipe.nodes.stages - 1
-        for size in (training.micro_batch_size // 2, 1):
-            if 0 < size < training.micro_batch_size:
-                yield "training.micro_batch_size", size
-        for length in (training.sequence_length // 2, training.sequence_length // 4):
-            if length >= 64:
-                yield "training.sequence_length", length
+    layers = describe(recipe.model).layers
+    if recipe.training is not None:
+        for name, value in _of_training(recipe.training, recipe.nodes.stages):
+            yield f"training.{name}", value
     if recipe.engine.dtype == "float32":
         yield "engine.dtype", "bfloat16"
     if recipe.engine.cached_requests > 1:
@@ -113,6 +106,23 @@ def _candidates(recipe: Recipe) -> Iterator[tuple[str, Any]]:
     for stages in (2 * recipe.nodes.stages, 4 * recipe.nodes.stages):
         if stages <= layers:
             yield "nodes.stages", stages
+
+
+def _of_training(training: Training, stages: int) -> Iterator[tuple[str, Any]]:
+    if not training.offload_optimizer:
+        yield "offload_optimizer", True
+    if training.release == "sync":
+        for recompute in ("layers", "all"):
+            if recompute != training.recompute:
+                yield "recompute", recompute
+    if training.release == "async" and training.micro_batches_per_step < stages - 1:
+        yield "micro_batches_per_step", stages - 1
+    for size in (training.micro_batch_size // 2, 1):
+        if 0 < size < training.micro_batch_size:
+            yield "micro_batch_size", size
+    for length in (training.sequence_length // 2, training.sequence_length // 4):
+        if length >= 64:
+            yield "sequence_length", length
 
 
 def _fits_with(recipe: Recipe, key: str, value: Any, capacity: float, *, cuda: bool) -> bool:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from lemix_hpc.config.errors import UserError
 from lemix_hpc.config.recipe import Recipe
-from lemix_hpc.config.training_section import Training
+from lemix_hpc.config.training_section import Recompute, Training
 from lemix_hpc.engines.model_sizes import ModelSizes, describe
 from lemix_hpc.engines.protocol import StageTakes
 from lemix_hpc.engines.torch.loss_chunks import chunk_tokens
@@ -80,7 +80,13 @@ def plan_from_file(recipe: Recipe, file: CoefficientFile, in_flight: int, tokens
         device: dict[str, float] = {"weights": memory.weights_bytes}
         if recipe.training is not None:
             device["optimizer and gradients"] = memory.optimizer_bytes
-            device["activations"] = (in_flight - stage) * tokens * (memory.activation_bytes_per_token or 0.0)
+            if recipe.recomputing and memory.input_bytes_per_token is None:
+                raise UserError(
+                    f"engine.coefficients: the file of {file.model} has no `input_bytes_per_token`, which says what "
+                    "training.recompute keeps"
+                )
+            kept, again = memory.in_training(recipe.recompute_on(stage), layers)
+            device["activations"] = tokens * ((in_flight - stage) * kept + again)
         if recipe.serving is not None:
             requests = recipe.engine.cached_requests * longest_request(recipe, USUAL_CONTEXT)
             device[CACHE] = requests * (memory.kv_bytes_per_token or 0.0)
@@ -132,12 +138,13 @@ def stage_takes(recipe: Recipe, stage: int, capacity: int | None, *, cuda: bool)
     resting += plan.device[CACHE] if own_cache else 0.0
     working, kept = 0.0, 0.0
     if training is not None:
-        whole = len(layers) * layer_activations(sizes, wide) + wide * sizes.hidden
         tokens = training.micro_batch_size * training.sequence_length
-        if stage < recipe.nodes.stages - 1 or (training.release == "sync" and training.schedule == "gpipe"):
-            kept = whole if training.release == "sync" else (wide * sizes.hidden if stage else 0)
-        if kept < whole:
-            working = tokens * whole  # of one micro-batch: run again, or with its backward right behind
+        kept, again = _kept_and_again(recipe, training, sizes, stage, len(layers), wide)
+        if stage == 0 and again:
+            kept -= wide * sizes.hidden  # tokens came in
+        working = tokens * again
+        if stage == recipe.nodes.stages - 1 and not _flushes_by_groups(training):
+            working, kept = working + tokens * kept, 0.0  # its backward is right behind
         if stage == recipe.nodes.stages - 1:
             working += tokens * (2 * wide + 4) * sizes.hidden
             working += min(tokens, chunk_tokens(sizes.vocab)) * head_activations(sizes, wide)
@@ -223,17 +230,44 @@ def _state(training: Training, wide: int, parameters: int) -> tuple[float, dict[
 
 
 def _activations(recipe: Recipe, training: Training, sizes: ModelSizes, stage: int, layers: int, wide: int) -> float:
-    tokens = training.micro_batch_size * training.sequence_length
-    # The output of the last layer is kept as well.
-    whole = tokens * (layers * layer_activations(sizes, wide) + wide * sizes.hidden)
-    if stage == recipe.nodes.stages - 1:
-        norms = tokens * (2 * wide + 4) * sizes.hidden
-        return whole + norms + min(tokens, chunk_tokens(sizes.vocab)) * head_activations(sizes, wide)
+    tokens, group = training.micro_batch_size * training.sequence_length, training.micro_batches_per_step
+    kept, again = _kept_and_again(recipe, training, sizes, stage, layers, wide)
+    last = stage == recipe.nodes.stages - 1
+    in_flight = recipe.in_flight - stage if not last else 1
     if training.release == "sync":
-        group = training.micro_batches_per_step
-        return whole * (group if training.schedule == "gpipe" else min(group, recipe.in_flight - stage))
-    # The forward runs again before its backward: until then a micro-batch keeps what came in.
-    return whole + (recipe.in_flight - stage) * tokens * sizes.hidden * wide
+        in_flight = group if training.schedule == "gpipe" else min(group, in_flight)
+    head = 0.0
+    if last:
+        norms = tokens * (2 * wide + 4) * sizes.hidden
+        head = norms + min(tokens, chunk_tokens(sizes.vocab)) * head_activations(sizes, wide)
+    return tokens * (in_flight * kept + again) + head
+
+
+def _kept_and_again(
+    recipe: Recipe, training: Training, sizes: ModelSizes, stage: int, layers: int, wide: int
+) -> tuple[float, float]:
+    """Bytes per token that a micro-batch keeps for its backward, and those that are made again in it, of one at a time."""
+    # The output of the last layer is kept as well.
+    whole, start = layers * layer_activations(sizes, wide) + wide * sizes.hidden, wide * sizes.hidden
+    if training.release == "async":
+        # On the last stage the backward follows at once, with the same weights.
+        recompute: Recompute = "none" if stage == recipe.nodes.stages - 1 else "all"
+    else:
+        recompute = recipe.recompute_on(stage)
+    match recompute:
+        case "none":
+            return whole, 0.0
+        case "layers":
+            # With vLLM's fused weights a piece of training is half a layer.
+            pieces = 2 if recipe.engine.kind == "vllm" else 1
+            return pieces * layers * start, layer_activations(sizes, wide)
+        case "all":
+            return start, whole
+
+
+def _flushes_by_groups(training: Training) -> bool:
+    """Whether all forwards of a group come before its backwards, on the last stage, too."""
+    return training.release == "sync" and training.schedule == "gpipe"
 
 
 def _cache(recipe: Recipe, sizes: ModelSizes, layers: int, wide: int, *, cuda: bool) -> float:

@@ -91,11 +91,14 @@ def profile(recipe: Recipe, run_dir: Path, order: ProfileOrder) -> None:
 
 
 def _unchanging(recipe: Recipe) -> Recipe:
-    """The recipe with a learning rate that leaves the weights as they are: a step costs the same, and nothing diverges."""
+    """The recipe with a learning rate that leaves the weights as they are: a step costs the same, and nothing diverges. Nothing
+    is computed again in backwards: who reads the file adds the forward."""
     if recipe.training is None:
         return recipe
     flat = {"learning_rate_schedule": "constant", "decay_steps": None, "warmup_steps": 0}
-    training = recipe.training.model_copy(update={"learning_rate": 1e-12, "weight_decay": 0.0} | flat)
+    training = recipe.training.model_copy(
+        update={"learning_rate": 1e-12, "weight_decay": 0.0, "recompute": "none"} | flat
+    )
     return recipe.model_copy(update={"training": training})
 
 

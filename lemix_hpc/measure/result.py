@@ -41,7 +41,7 @@ def write_result(
         layers=subject.layers,
         provenance=provenance,
         points=f"{name}.csv",
-        memory=[stage_memory(_of(stage, passes), _of(stage, others)) for stage in range(stages)],
+        memory=[stage_memory(_of(stage, passes), _of(stage, others), subject.hidden_bytes) for stage in range(stages)],
         step_s=[seconds for stage in range(stages) for seconds in _seconds(_of(stage, others), "step")],
         links=links(others),
     )
@@ -62,8 +62,9 @@ def write_result(
     replace(run_dir / "report.json", msgspec.json.format(msgspec.json.encode(summary)))
 
 
-def stage_memory(passes: Sequence[PassRow], others: Sequence[OtherRow]) -> StageMemory:
-    """Bytes at rest, and how the peaks grow with the tokens of a micro-batch and with those in the cache."""
+def stage_memory(passes: Sequence[PassRow], others: Sequence[OtherRow], hidden_bytes: int | None = None) -> StageMemory:
+    """Bytes at rest, and how the peaks grow with the tokens of a micro-batch and with those in the cache. `hidden_bytes`: of a
+    token's hidden state, where there is one."""
     rest = next(row.nbytes for row in others if row.kind == "at rest")
     return StageMemory(
         weights_bytes=rest,
@@ -73,6 +74,7 @@ def stage_memory(passes: Sequence[PassRow], others: Sequence[OtherRow]) -> Stage
         kv_bytes_per_token=_slope(
             [(r.batch * (r.length + r.context), r.peak_bytes) for r in passes if _peaked(r, "decode")]
         ),
+        input_bytes_per_token=hidden_bytes,
     )
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import lemix_hpc
 from lemix_hpc.config.recipe import Recipe
 from lemix_hpc.engines.build import Device
+from lemix_hpc.engines.memory_plan import BYTES
 from lemix_hpc.engines.model_sizes import describe, model_config
 from lemix_hpc.profiling.coefficients import load_coefficients
 
@@ -24,13 +25,15 @@ LIBRARIES = ("torch", "transformers", "deepspeed", "mpi4py", "numpy")
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """`longest` is the model's number of positions, None where there is no such limit."""
+    """`longest` is the model's number of positions, None where there is no such limit; `hidden_bytes` what goes from stage to
+    stage for each token, None where nothing does."""
 
     model: str
     dtype: str
     layers: int
     vocabulary: int
     longest: int | None
+    hidden_bytes: int | None = None
 
 
 def subject_of(recipe: Recipe, *, on_gpu: bool) -> Subject:
@@ -45,7 +48,7 @@ def subject_of(recipe: Recipe, *, on_gpu: bool) -> Subject:
     weights = sizes.layers * sizes.layer_parameters + sizes.head_parameters
     name = recipe.model.path.name if recipe.model.path else f"{sizes.family}-{_short(weights)}"
     dtype = automatic if recipe.engine.dtype == "auto" else recipe.engine.dtype
-    return Subject(name, dtype, sizes.layers, sizes.vocab, longest)
+    return Subject(name, dtype, sizes.layers, sizes.vocab, longest, BYTES[dtype] * sizes.hidden)
 
 
 def hardware_name(recipe: Recipe, device: Device) -> str:

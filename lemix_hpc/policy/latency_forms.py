@@ -1,13 +1,16 @@
-"""Forms of stage times besides `latency.Affine`: the paper's, a smooth roofline, and an interpolated curve."""
+"""Forms of stage times besides `latency.Affine`: the paper's, a smooth roofline, an interpolated curve, two passes as one."""
 
 from __future__ import annotations
 
 import math
+import operator
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lemix_hpc.policy.latency import Row, Shape
+from lemix_hpc.policy.latency import Row, Shape, StageTime
+
+NO_GAINS: Row = (1.0,) * 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,3 +141,58 @@ class Interpolated:
     def row(self, gains: Sequence[float]) -> Row:
         curve, c, d, e = gains
         return 0.0, curve, self.outside.c * c, self.outside.d * d, self.outside.e * e
+
+
+@dataclass(frozen=True, slots=True)
+class Together:
+    """The time of two passes of one shape, each of any form: a backward that computes its forward again.
+
+    Its terms are those of `StageTime.row`, of both together, each times its gain.
+    """
+
+    first: StageTime
+    second: StageTime
+    gains: Row = NO_GAINS
+
+    def seconds(self, shape: Shape) -> float:
+        return sum(self.terms(shape))
+
+    def terms(self, shape: Shape) -> tuple[float, ...]:
+        sizes = 1.0, self.level(shape.tokens), shape.squares, shape.cached, shape.prefills
+        return tuple(coefficient * size for coefficient, size in zip(self.row(NO_GAINS), sizes, strict=True))
+
+    def with_gains(self, gains: Sequence[float]) -> Together:
+        constant, level, squares, cached, prefills = map(operator.mul, self.gains, gains)
+        return Together(self.first, self.second, (constant, level, squares, cached, prefills))
+
+    def scaled(self, factor: float) -> Together:
+        return self.with_gains((factor,) * 5)
+
+    @property
+    def count(self) -> int:
+        return 5
+
+    def level(self, tokens: int) -> float:
+        """Seconds that the batch's tokens cost together."""
+        return sum(_whole(form)[1] * form.level(tokens) for form in (self.first, self.second))
+
+    def row(self, gains: Sequence[float]) -> Row:
+        own, other, factors = _whole(self.first), _whole(self.second), tuple(map(operator.mul, self.gains, gains))
+        constant, _, squares, cached, prefills = (
+            factor * (one + two) for factor, one, two in zip(factors, own, other, strict=True)
+        )
+        return constant, factors[1], squares, cached, prefills
+
+    def first_with(self, gains: Sequence[float]) -> StageTime:
+        """The first pass alone, with the gains of what was learned of both."""
+        return self.first.with_gains([_gain_of(self.first, term, gains) for term in range(self.first.count)])
+
+
+def _whole(form: StageTime) -> Row:
+    return form.row((1.0,) * form.count)
+
+
+def _gain_of(form: StageTime, term: int, gains: Sequence[float]) -> float:
+    """The gain of that column of a row which the term is in; of a term that is nothing it does not matter."""
+    alone = form.row([float(other == term) for other in range(form.count)])
+    return next((gain for gain, coefficient in zip(gains, alone, strict=True) if coefficient > 0.0), 1.0)

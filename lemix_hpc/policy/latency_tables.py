@@ -5,7 +5,7 @@ t = constant + gain * level(T) + c sum(l^2) + d sum(kv) + e n,   T = sum(l), n s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache, partial
 from typing import NamedTuple
 
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from lemix_hpc.policy.by_reference import by_reference
 from lemix_hpc.policy.jit import compiled, inlined
 from lemix_hpc.policy.latency import LatencyModel, StageTime
-from lemix_hpc.policy.latency_forms import Interpolated
+from lemix_hpc.policy.latency_forms import Interpolated, Together
 
 FORWARD_PASS, BACKWARD_PASS, SERVE_PASS = range(3)
 """Directions of a pass. Serving is a forward too, but recalibrated on its own."""
@@ -41,10 +41,8 @@ class Times(NamedTuple):
 def make_times(latencies: Sequence[LatencyModel], kind_of: NDArray[np.int64], table: int = TABLE) -> Times:
     """Tabulate one latency model for every kind of node; all have the same number of stages."""
     stages = latencies[0].stages
-    curves = [
-        form for latency in latencies for form in latency.forward + latency.backward if isinstance(form, Interpolated)
-    ]
-    table = max([table, *(form.knots[-1] + 1 for form in curves)])
+    all_forms = {form for latency in latencies for form in latency.forward + latency.backward}
+    table = max([table, *(knot + 1 for form in all_forms for knot in _last_knots(form))])
     # Most stages are alike.
     levels = cache(partial(_levels, table=table))
     level = np.empty((len(latencies), 2, stages, table + 1))
@@ -64,6 +62,14 @@ def with_own_kind(times: Times, node: int) -> Times:
     kind_of[node] = len(times.linear)
     level, linear = (np.concatenate([table, table[kind : kind + 1]]) for table in (times.level, times.linear))
     return Times(level, linear, kind_of)
+
+
+def _last_knots(form: StageTime) -> Iterator[int]:
+    if isinstance(form, Interpolated):
+        yield form.knots[-1]
+    elif isinstance(form, Together):
+        yield from _last_knots(form.first)
+        yield from _last_knots(form.second)
 
 
 def _levels(form: StageTime, table: int) -> list[float]:

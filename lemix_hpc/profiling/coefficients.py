@@ -13,6 +13,7 @@ from lemix_hpc.config.errors import UserError
 from lemix_hpc.config.load import located
 from lemix_hpc.config.problem import Problem
 from lemix_hpc.config.text_file import read_text
+from lemix_hpc.config.training_section import Recompute
 from lemix_hpc.config.validation_messages import explain, show
 from lemix_hpc.policy.latency import LatencyModel, StageTime
 from lemix_hpc.profiling.blocks import Block, FormName, NonNegative, Positive, Section, with_forms
@@ -43,13 +44,15 @@ class TimesResiduals(Section):
 class StageMemory(Section):
     """Bytes that a stage (or layer) holds: its weights, and per token what a micro-batch in training and the KV cache add.
 
-    `optimizer_bytes`: what training keeps beside the weights: gradients, master copy and moments.
+    `optimizer_bytes`: what training keeps beside the weights: gradients, master copy and moments. `input_bytes_per_token`: of
+    what comes into a stage or a layer, the hidden state.
     """
 
     weights_bytes: Annotated[int, Field(ge=0)]
     optimizer_bytes: Annotated[int, Field(ge=0)] = 0
     activation_bytes_per_token: NonNegative | None = None
     kv_bytes_per_token: NonNegative | None = None
+    input_bytes_per_token: NonNegative | None = None
 
     def times(self, layers: int) -> StageMemory:
         """What so many layers hold."""
@@ -59,7 +62,20 @@ class StageMemory(Section):
             optimizer_bytes=layers * self.optimizer_bytes,
             activation_bytes_per_token=None if activations is None else layers * activations,
             kv_bytes_per_token=None if cache is None else layers * cache,
+            input_bytes_per_token=self.input_bytes_per_token,
         )
+
+    def in_training(self, recompute: Recompute, layers: int) -> tuple[float, float]:
+        """Bytes per token that a micro-batch keeps until its backward on a stage of so many layers, and what one takes
+        besides while that computes again."""
+        whole, start = self.activation_bytes_per_token or 0.0, self.input_bytes_per_token or 0.0
+        match recompute:
+            case "none":
+                return whole, 0.0
+            case "layers":
+                return layers * start, whole / layers
+            case "all":
+                return start, whole
 
 
 class Times(Section):

@@ -8,6 +8,7 @@ from typing import Any
 from lemix_hpc.policy.drift import DEFAULT_LIMIT
 from lemix_hpc.policy.events import PassKind
 from lemix_hpc.policy.latency import StageTime
+from lemix_hpc.policy.latency_forms import Together
 from lemix_hpc.policy.memory import Learned
 from lemix_hpc.profiling.blocks import block
 from lemix_hpc.profiling.coefficients import CoefficientFile, Times
@@ -40,6 +41,9 @@ def learned_file(
 
     def corrected(form: StageTime, stage: int, *kinds: PassKind) -> StageTime:
         known = [gains[stage, kind] for kind in kinds if (stage, kind) in gains]
+        if known and len(known[0]) > form.count:
+            # It was learned of the backward together with a forward that it runs again: each of both is as far off.
+            return Together(form, latency.forward[stage]).first_with(known[0])
         return form.with_gains(known[0]) if known else form
 
     times = []

@@ -67,10 +67,12 @@ def rooms_of(recipe: Recipe, hardware: Hardware, node: int) -> list[StageRoom]:
 
     Raises UserError for a file that does not say what work takes, and for work that would never fit.
     """
-    capacity, is_trained = capacities(recipe)[node], trains(recipe, node)
+    capacity, file = capacities(recipe)[node], hardware.real[hardware.kinds[node]]
     return [
-        _room_of(recipe, f"stage {stage} of node {node}", memory, capacity, is_trained)
-        for stage, memory in enumerate(_of(recipe, hardware.real[hardware.kinds[node]]))
+        _room_of(recipe, node, stage, memory, layers, capacity if capacity is None else 1e9 * capacity)
+        for stage, (memory, layers) in enumerate(
+            zip(_of(recipe, file), file.layers_of(recipe.nodes.stages), strict=True)
+        )
     ]
 
 
@@ -173,16 +175,22 @@ def micro_batch_tokens(recipe: Recipe) -> int:
     return training.micro_batch_size * length
 
 
-def _room_of(recipe: Recipe, place: str, memory: StageMemory, capacity: float | None, trains: bool) -> StageRoom:
-    """The memory of a stage by its coefficient file. Raises UserError if that leaves nothing, or not enough for training."""
-    limits = recipe.policy.memory
-    resting = memory.weights_bytes + (memory.optimizer_bytes if trains else 0)
-    activation_bytes = math.ceil(memory.activation_bytes_per_token or 0.0) if trains else 0
-    limit, whole = NO_LIMIT, None if capacity is None else 1e9 * capacity
-    if whole is not None and limits.mode != "ignore":
-        limit = memory_rules.room(round(whole), limits.kappa, resting)
+def _room_of(
+    recipe: Recipe, node: int, stage: int, memory: StageMemory, layers: int, capacity: float | None
+) -> StageRoom:
+    """The memory of a stage by its coefficient file, of `capacity` bytes. Raises UserError if that leaves nothing, or not
+    enough for training."""
+    limits, place = recipe.policy.memory, f"stage {stage} of node {node}"
+    resting, activation_bytes = memory.weights_bytes, 0
+    if trains(recipe, node):
+        kept, again = memory.in_training(recipe.recompute_on(stage), layers)
+        resting += memory.optimizer_bytes + math.ceil(again * micro_batch_tokens(recipe))
+        activation_bytes = math.ceil(kept)
+    limit = NO_LIMIT
+    if capacity is not None and limits.mode != "ignore":
+        limit = memory_rules.room(round(capacity), limits.kappa, resting)
     cache_bytes = math.ceil(memory.kv_bytes_per_token or 0.0)
-    room = StageRoom(limit, cache_bytes, activation_bytes, resting, whole, _least(recipe, activation_bytes))
+    room = StageRoom(limit, cache_bytes, activation_bytes, resting, capacity, _least(recipe, activation_bytes))
     if limit < 0:
         _refuse(recipe, room, place, "weights, optimizer state")
     _check_training(recipe, room, place)
@@ -226,6 +234,7 @@ def _of(recipe: Recipe, file: CoefficientFile) -> list[StageMemory]:
     memories = file.memory(recipe.nodes.stages)
     needed = {"kv_bytes_per_token": recipe.serving is not None and recipe.serving.mode == "generate"}
     needed["activation_bytes_per_token"] = recipe.training is not None
+    needed["input_bytes_per_token"] = recipe.recomputing > 0
     missing = ["memory"] if memories is None else []
     for key, is_needed in needed.items():
         if is_needed and any(getattr(memory, key) is None for memory in memories or ()):

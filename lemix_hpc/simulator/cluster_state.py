@@ -48,7 +48,8 @@ class SimulationConfig(NamedTuple):
     `between`: from what a stage has to do until it does that, at least [s], for example messages. `batch_share`: of the time
     that interactive requests leave where decode is paced, for batch requests. `in_flight`: micro-batches of a node between the
     first stage's forward and its backward, at most, of which `useful_in_flight` keep stages busy. `max_hold`: how long requests
-    may keep training from the memory that it waits for [s]."""
+    may keep training from the memory that it waits for [s]. `recomputing`: stages, from the first on, whose backward runs the
+    forward again."""
 
     nodes: int
     stages: int
@@ -78,6 +79,7 @@ class SimulationConfig(NamedTuple):
     in_flight: int = 1
     max_hold: float = 0.0
     useful_in_flight: int = 1
+    recomputing: int = 0
 
 
 @by_reference

@@ -61,4 +61,5 @@ def make_config(
         in_flight=planned_in_flight(recipe),
         max_hold=recipe.policy.max_hold_s if recipe.policy.serving_first else 0.0,
         useful_in_flight=useful_in_flight(recipe),
+        recomputing=recipe.recomputing,
     )

@@ -5,11 +5,18 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from lemix_hpc.policy.execution_rules import NOTHING
+from lemix_hpc.policy.execution_rules import BACKWARD, NOTHING
 from lemix_hpc.policy.jit import inlined
+from lemix_hpc.simulator.cluster_state import SimulationConfig
 
 ROUNDING = 1e-9
 """Pieces by which a time may be off a boundary and still count as on it."""
+
+
+@inlined
+def pieces_of(config: SimulationConfig, kind: int, stage: int) -> int:
+    """In how many pieces a training pass is cut: a backward that runs its forward again in twice as many."""
+    return 2 * config.pieces if kind == BACKWARD and stage < config.recomputing else config.pieces
 
 
 @inlined

@@ -98,5 +98,6 @@ def _pass_that_ends(config: SimulationConfig, cluster: ClusterState) -> PassMeas
         shape = Shape(int(batch["tokens"]), int(batch["squares"]), float(batch["cached"]), int(batch["prefills"]))
         return BatchMeasured(now, node, shape, (*cluster.took[item, :-1].tolist(), float(work["piece"])))
     shape = Shape.of([int(cluster.lengths[item])] * config.rows)
-    seconds = float(work["piece"]) * config.pieces
+    again = 2 if kind == BACKWARD and stage < config.recomputing else 1
+    seconds = float(work["piece"]) * again * config.pieces
     return PassMeasured(now, node, stage, PASS_KINDS[kind], shape, seconds)

@@ -18,7 +18,7 @@ from lemix_hpc.simulator.dtypes import BACKWARDS, FORWARDS, NONE, STEPS
 from lemix_hpc.simulator.latency_noise import spread
 from lemix_hpc.simulator.memory import asked_for
 from lemix_hpc.simulator.pairing_heap import pop, push
-from lemix_hpc.simulator.pieces import ROUNDING, pieces_until
+from lemix_hpc.simulator.pieces import ROUNDING, pieces_of, pieces_until
 from lemix_hpc.simulator.tournament_tree import set_timer
 from lemix_hpc.simulator.weight_updates import begin_step, commit_since, publish, ready_here, report
 
@@ -182,7 +182,8 @@ def _train(cluster: ClusterState, config: SimulationConfig, node: int, stage: in
     seconds = stage_seconds(cluster.times, node, direction, stage, tokens, squares, 0.0, prefills)
     seconds *= spread(config, cluster.requests.size + micro_batch, 0, stage, direction)
     state.resting, state.resting_item = kind, micro_batch
-    state.resting_piece, state.resting_left = seconds / config.pieces, config.pieces
+    pieces = pieces_of(config, kind, stage)
+    state.resting_piece, state.resting_left = seconds / pieces, pieces
     _resume(cluster, config, at, waiting)
 
 

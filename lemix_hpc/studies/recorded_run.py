@@ -53,4 +53,4 @@ def _coefficients(run_dir: Path) -> CoefficientFile:
 
 
 def _alike(file: CoefficientFile, recipe: Recipe) -> Hardware:
-    return Hardware(file, (file,), (file,), (0,) * recipe.nodes.count)
+    return Hardware(file, (file,), (file,), (0,) * recipe.nodes.count, recipe.recomputing)

@@ -166,6 +166,14 @@ def test_training_alone_needs_an_amount(tmp_path: Path, training: dict[str, Any]
     assert "give `micro_batches`" in text
 
 
+def test_only_synchronous_training_chooses_what_it_computes_again() -> None:
+    common = {"engine": {"kind": "emulated", "coefficients": __file__}}
+    training = {"micro_batches": 4, "recompute": "layers"}
+    [(key, text)] = problems(**common, training=training)
+    assert key == "training.recompute" and "set training.release: sync" in text.lower()
+    assert problems(**common, training=training | {"release": "sync"}) == []
+
+
 def test_micro_batches_in_flight_reach_the_last_stage_and_are_for_1f1b() -> None:
     data = {"data": {"path": __file__}, "micro_batches": 4}
     common = {"model": LLAMA, "nodes": {"stages": 4}}

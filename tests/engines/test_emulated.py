@@ -7,6 +7,7 @@ from lemix_hpc.engines.emulated import EmulatedStage
 from lemix_hpc.engines.meter import finish
 from lemix_hpc.engines.protocol import MicroBatch, Payload, SequenceResult, ServeBatch, ServeSequence
 from lemix_hpc.policy.latency import Affine, LatencyModel
+from lemix_hpc.policy.latency_forms import Together
 
 HIDDEN = Payload((), "uint8", memoryview(b""))
 # Binary fractions, so that sums of times are exact: forward 2 + l / 8 on the first stage, 1 on the second.
@@ -68,6 +69,15 @@ def test_a_training_pass_takes_the_predicted_time_and_can_rest_between_layers(fi
     assert time.now == 100 + 2 + 16 / 8
     assert [time.now for _ in first.backward(0, HIDDEN)] == [106.0, 108.0, 110.0]
     assert time.now == 104 + 4 + 16 / 4
+
+
+def test_a_backward_that_computes_again_takes_the_forward_longer_and_rests_twice_as_often(time: Time) -> None:
+    latency = LatencyModel(LATENCY.forward, (Together(LATENCY.backward[0], LATENCY.forward[0]), LATENCY.backward[1]))
+    stage = EmulatedStage(latency, 0, LAYERS, recomputes=True, clock=time.clock, sleep=time.sleep)
+    assert len(list(stage.forward(micro_batch(), None))) == LAYERS - 1
+    start = time.now
+    assert len(list(stage.backward(0, HIDDEN))) == 2 * LAYERS - 1
+    assert time.now - start == 4 + 16 / 4 + 2 + 16 / 8
 
 
 def test_the_device_is_not_starved_by_the_loop_between_two_layers(first: EmulatedStage, time: Time) -> None:

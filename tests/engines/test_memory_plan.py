@@ -181,7 +181,36 @@ def test_micro_batches_in_flight_by_order() -> None:
     assert kept["sync", "gpipe"][:3] == [6 * one] * 3
     # Only what came in is kept of those that wait; 4 bytes of 64 values each.
     assert kept["async", "1f1b"][0] == one + 4 * 128 * 64 * 4
-    assert len({tuple(values[3:]) for values in kept.values()}) == 1
+    assert kept["sync", "1f1b"][3:] == kept["async", "1f1b"][3:]
+    assert kept["sync", "gpipe"][3] - kept["sync", "1f1b"][3] == pytest.approx(5 * one), (
+        "its backwards wait for the group"
+    )
+
+
+@pytest.mark.parametrize("kind", ["torch", "vllm"])
+def test_what_is_computed_again_is_counted_once(kind: str) -> None:
+    def activations(recompute: str, schedule: str) -> list[float]:
+        training = {"release": "sync", "schedule": schedule, "recompute": recompute, "micro_batches_per_step": 6}
+        plans = plan_memory(recipe(LLAMA, 2, {"kind": kind}, **training), cuda=False)
+        return [plan.device["activations"] for plan in plans]
+
+    layer, start = 128 * layer_activations(describe(recipe(LLAMA).model), 4), 128 * 4 * 64
+    inputs = 2 * start * (2 if kind == "vllm" else 1)
+    for schedule, (first, last) in {"1f1b": (2, 1), "gpipe": (6, 6)}.items():
+        head = activations("none", schedule)[1] - last * (2 * layer + start)
+        assert activations("none", schedule)[0] == first * (2 * layer + start)
+        assert activations("layers", schedule) == [first * inputs + layer, last * inputs + layer + head]
+        assert activations("all", schedule)[0] == first * start + 2 * layer + start
+        # With 1f1b the backward follows at once on the last stage.
+        alone = 2 * layer + start if schedule == "1f1b" else last * start + 2 * layer + start
+        assert activations("all", schedule)[1] == alone + head
+
+
+def test_computing_again_is_named_where_it_would_make_a_run_fit() -> None:
+    content = recipe(LLAMA_8B, 4, {"dtype": "bfloat16"}, sequence_length=8192, release="sync", micro_batches_per_step=8)
+    room = max(plan.on_device for plan in plan_memory(with_key(content, "training.recompute", "layers"), cuda=True))
+    keys = changes_that_fit(content, 1.01 * room / SPARE, cuda=True)
+    assert "training.recompute: layers" in keys and "training.recompute: all" not in keys
 
 
 def test_the_cache_is_what_the_batch_may_come_to_or_what_the_recipe_gives() -> None:

@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lemix_hpc.policy.latency import Affine, LatencyModel, Shape, StageTime
-from lemix_hpc.policy.latency_forms import Interpolated, Quadratic, Roofline
+from lemix_hpc.policy.latency_forms import Interpolated, Quadratic, Roofline, Together
 
 # Times that a clock can tell from none; a product of smaller numbers loses digits that no measurement has.
 seconds = st.just(0.0) | st.floats(1e-9, 1e-2)
@@ -19,7 +19,8 @@ def interpolated(draw: st.DrawFn) -> Interpolated:
     return Interpolated(tuple(sorted(knots)), tuple(sorted(curve)), draw(roofline))
 
 
-forms = st.one_of(st.builds(Quadratic, per_token), affine, roofline, interpolated())
+alone = st.one_of(st.builds(Quadratic, per_token), affine, roofline, interpolated())
+forms = st.one_of(alone, st.builds(Together, alone, alone))
 lengths = st.lists(st.integers(1, 3000), min_size=1, max_size=4)
 
 
@@ -56,6 +57,17 @@ def test_a_request_takes_its_passes(form: StageTime, prompt: int, output: int) -
     model = LatencyModel((form,), (form,))
     passes = [Shape.of([prompt])] + [Shape.of([1], [prompt + i]) for i in range(output - 1)]
     assert model.request_times(prompt, output)[0] == pytest.approx(sum(map(form.seconds, passes)), rel=1e-9)
+
+
+@given(alone, alone, lengths, st.lists(st.sampled_from([0.5, 1.0, 4.0]), min_size=5, max_size=5))
+def test_two_passes_take_their_sum_and_what_is_learned_of_both_holds_for_each(
+    first: StageTime, second: StageTime, batch: list[int], gains: list[float]
+) -> None:
+    shape, both = Shape.of(batch), Together(first, second)
+    assert both.seconds(shape) == pytest.approx(first.seconds(shape) + second.seconds(shape), rel=1e-9)
+    learned = both.first_with(gains).seconds(shape) + Together(second, first).first_with(gains).seconds(shape)
+    assert both.with_gains(gains).seconds(shape) == pytest.approx(learned, rel=1e-9)
+    assert both.with_gains(gains).with_gains([2.0] * 5) == both.with_gains([2.0 * gain for gain in gains])
 
 
 def test_the_papers_form_counts_squares_alone() -> None:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from lemix_hpc.policy.candidates import request_row, training_rows
 from lemix_hpc.policy.latency import Affine, LatencyModel, Shape, StageTime
-from lemix_hpc.policy.latency_forms import Interpolated, Quadratic, Roofline
+from lemix_hpc.policy.latency_forms import Interpolated, Quadratic, Roofline, Together
 from lemix_hpc.policy.latency_tables import (
     BACKWARD_PASS,
     FORWARD_PASS,
@@ -45,7 +45,8 @@ def curves(draw: st.DrawFn) -> Interpolated:
 straight: st.SearchStrategy[StageTime] = st.one_of(
     st.builds(Affine, constants, per_token, per_square, st.floats(0.0, 1e-6)), st.builds(Quadratic, per_square)
 )
-forms: st.SearchStrategy[StageTime] = st.one_of(straight, rooflines, curves())
+alone: st.SearchStrategy[StageTime] = st.one_of(straight, rooflines, curves())
+forms = st.one_of(alone, st.builds(Together, alone, alone))
 
 
 @st.composite

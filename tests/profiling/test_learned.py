@@ -42,6 +42,12 @@ def test_what_was_learned_goes_into_the_stages_of_the_new_file() -> None:
     assert new.provenance == {"source": "a run"}
 
 
+def test_what_was_learned_of_a_backward_that_computes_again_is_of_the_backward_alone_in_the_file() -> None:
+    file = made(stages=[{"forward": block(AFFINE), "backward": block(CURVE)}])
+    learned = [lesson(0, "backward", 2, 3, 4, 5, 6)]
+    assert learned_file(file, 1, learned, {}).latency(1).backward == (CURVE.with_gains((3, 4, 5, 6)),)
+
+
 def test_what_stages_hold_stays_as_it_was() -> None:
     layer = {"weights_bytes": 3, "optimizer_bytes": 5, "activation_bytes_per_token": 2.5, "kv_bytes_per_token": 1.5}
     file = made(per_layer={"forward": block(AFFINE), "memory": layer})

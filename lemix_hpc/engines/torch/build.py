@@ -49,6 +49,7 @@ def build_stage(recipe: Recipe, *, stage: int, device: str) -> TorchStage:
         None if training is None else StageOptimizer(module, training),
         seed=recipe.seed,
         keep_graphs=training is not None and training.release == "sync",
+        recompute=recipe.recompute_on(stage),
         max_positions=sizes.max_positions,
         takes=stage_takes(recipe, stage, capacity, cuda=place.type == "cuda"),
         offloads=limited and memory.mode == "offload",

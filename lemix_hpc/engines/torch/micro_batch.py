@@ -25,16 +25,16 @@ Collect = Callable[[torch.Tensor, torch.Tensor], None]
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """One piece's graph, from its detached input (None where that is tokens) to its output. `run` makes the output from the
-    input."""
+    """One piece's graph, from its detached input (None where that is tokens) to its output, None where that is to be computed
+    again. `run` makes the output from the input."""
 
     input: torch.Tensor | None
-    output: torch.Tensor
+    output: torch.Tensor | None
     parameters: list[torch.Tensor]
     run: Callable[[], torch.Tensor]
 
     def made_again(self) -> Segment:
-        """With a new graph, in place of one that was used in part. Under the same weights it is the same."""
+        """With a new graph, in place of one that was used in part or not kept. Under the same weights it is the same."""
         with torch.enable_grad():
             return replace(self, output=self.run())
 
@@ -45,11 +45,14 @@ def forward(
     labels: Labels | None,
     segments: list[Segment | HeadGradients] | None,
     share: float = 1.0,
+    *,
+    inputs_only: bool = False,
 ) -> Work[torch.Tensor]:
     """Run the stage on `entry`: tokens (rows, length) on the first stage, else hidden (rows, length, hidden).
 
-    Returns the hidden state, or with labels the mean loss. The graph is appended to `segments`, or not kept without it.
-    `share`: what the loss is multiplied with where its gradient is taken at once.
+    Returns the hidden state, or with labels the mean loss. The graph is appended to `segments`, or not kept without it; with
+    `inputs_only` that of the loss alone, and of each block what it starts from. `share`: what the loss is multiplied with where
+    its gradient is taken at once.
     """
     keep = segments is not None
     positions = torch.arange(entry.shape[1], device=entry.device).unsqueeze(0)
@@ -63,10 +66,10 @@ def forward(
         else:
             start = hidden.detach().requires_grad_(keep)
         run = functools.partial(_run_block, module, block, start, entry, positions, arguments)
-        with torch.set_grad_enabled(keep):
+        with torch.set_grad_enabled(keep and not inputs_only):
             hidden = run()
         if segments is not None:
-            segments.append(Segment(start, hidden, parameters, run))
+            segments.append(Segment(start, None if inputs_only else hidden, parameters, run))
         yield
     if labels is None:
         return hidden.detach()
@@ -112,8 +115,8 @@ def _whole_loss(module: StageModule, hidden: torch.Tensor, labels: Labels) -> to
 
 
 def backward(segments: list[Segment | HeadGradients], course: Backward, collect: Collect) -> Work[torch.Tensor | None]:
-    """Backpropagate the gradient of the last segment's output, and free the graph on the way. Where the gradient of the loss
-    was taken at once, it goes on from that.
+    """Backpropagate the gradient of the last segment's output, and free the graph on the way. What was not kept of it is made
+    again, in a piece of its own. Where the gradient of the loss was taken at once, it goes on from that.
 
     Hands every parameter's gradient to `collect` (more than once for a parameter that several segments use) and returns
     the gradient of the first segment's input, None where that is tokens. After an error for want of memory the same call goes
@@ -127,6 +130,9 @@ def backward(segments: list[Segment | HeadGradients], course: Backward, collect:
             course.flowing, course.uncollected = segment.hidden, pairs
             segments.pop()
         else:
+            if segment.output is None:
+                segments[-1] = segment.made_again()
+                yield
             course.through(segments)
         course.settle(collect)
         if segments:
@@ -155,6 +161,7 @@ class Backward:
         inputs = list(segment.parameters)
         if segment.input is not None:
             inputs.append(segment.input)
+        assert segment.output is not None, "made again before"
         try:
             grads = torch.autograd.grad(segment.output, inputs, self.flowing)
         except torch.OutOfMemoryError:

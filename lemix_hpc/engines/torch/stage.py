@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from lemix_hpc.config.training_section import Recompute
 from lemix_hpc.engines.protocol import LedByLeader, Payload, SequenceResult, ServeBatch, StageTakes, Work
 from lemix_hpc.engines.torch import serving
 from lemix_hpc.engines.torch.kv_cache import KeyValueCache
@@ -27,6 +28,7 @@ class TorchStage(LedByLeader, StageTraining):
         seed: int,
         keep_graphs: bool,
         max_positions: int | None,
+        recompute: Recompute = "none",
         takes: StageTakes | None = None,
         offloads: bool = False,
     ) -> None:
@@ -36,6 +38,7 @@ class TorchStage(LedByLeader, StageTraining):
             optimizer,
             keep_graphs=keep_graphs,
             max_positions=max_positions,
+            recompute=recompute,
             takes=takes,
             offloads=offloads,
         )

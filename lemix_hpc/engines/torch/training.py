@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from lemix_hpc.checkpoints.stage_state import SavedState, StageState
+from lemix_hpc.config.training_section import Recompute
 from lemix_hpc.engines.protocol import GroupGradient, MicroBatch, Payload, StageTakes, Transfer, Vector, Work
 from lemix_hpc.engines.torch import flat_vectors, saved_state
 from lemix_hpc.engines.torch import micro_batch as passes
@@ -44,9 +45,10 @@ class _Pass:
 class StageTraining:
     """What of `lemix_hpc.engines.protocol.StageEngine` is training; an engine adds serving with the same parameters.
 
-    With `keep_graphs`, a micro-batch's graph lives from forward to backward on every stage, and weights must not change in
-    between. Without it only the last stage, whose backward follows at once, keeps the graph; the others remember their
-    input and run the forward again, under the weights of that moment, when the backward comes.
+    With `keep_graphs`, a micro-batch's graph lives from forward to backward on every stage, or what of it `recompute` leaves:
+    the inputs of layers, or that of the stage, from which the rest is made again. Weights must not change in between. Without
+    it only the last stage, whose backward follows at once, keeps the graph; the others remember their input and run the
+    forward again, under the weights of that moment, when the backward comes.
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class StageTraining:
         *,
         keep_graphs: bool,
         max_positions: int | None,
+        recompute: Recompute = "none",
         takes: StageTakes | None = None,
         offloads: bool = False,
     ) -> None:
@@ -64,7 +67,10 @@ class StageTraining:
         self._module = module
         self._wire = wire
         self._optimizer = optimizer
-        self._keep_graphs = keep_graphs or module.last
+        self._same_weights = keep_graphs
+        self._recompute: Recompute = recompute
+        if not keep_graphs:
+            self._recompute = "none" if module.last else "all"
         self._max_positions = max_positions
         self._parameters = list(module.parameters())
         self._device = module.device
@@ -99,16 +105,16 @@ class StageTraining:
 
     @property
     def holds_graph(self) -> bool:
-        return any(current.segments for current in self._passes.values())
+        return any(current.segments or (current.recompute and self._same_weights) for current in self._passes.values())
 
     def _forward(self, micro_batch: MicroBatch, hidden: Payload | None) -> Work[torch.Tensor]:
         self._check_length(micro_batch.length)
         current = _Pass(micro_batch, self._entry(micro_batch, hidden), self._labels(micro_batch))
-        current.recompute = not self._keep_graphs
+        current.recompute = self._recompute == "all"
         self._passes[micro_batch.id] = current
         done = False
         try:
-            work = self._run(current, keep=self._keep_graphs)
+            work = self._run(current, keep=not current.recompute, inputs_only=self._recompute == "layers")
             output = yield from (work if self._mover is None else current.kept.noting(work))
             self._note_kept(current, output)
             done = True
@@ -280,11 +286,9 @@ class StageTraining:
     def _labels(self, micro_batch: MicroBatch) -> Labels | None:
         return Labels.of(_int_matrix(micro_batch.labels, micro_batch), self._device) if self._module.last else None
 
-    def _run(self, current: _Pass, *, keep: bool) -> Work[torch.Tensor]:
-        segments = current.segments if keep else None
-        return passes.forward(
-            self._module, current.entry, current.labels, segments, 1.0 / current.micro_batch.group_size
-        )
+    def _run(self, current: _Pass, *, keep: bool, inputs_only: bool = False) -> Work[torch.Tensor]:
+        segments, share = current.segments if keep else None, 1.0 / current.micro_batch.group_size
+        return passes.forward(self._module, current.entry, current.labels, segments, share, inputs_only=inputs_only)
 
     def _output_grad(self, micro_batch: MicroBatch, grad: Payload | None) -> torch.Tensor:
         if grad is not None:

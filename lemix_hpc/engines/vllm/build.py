@@ -68,6 +68,7 @@ def build_stage(recipe: Recipe, *, stage: int, device: str, meeting: Path) -> Vl
         optimizer,
         CopiedWeights(served, module) if copied else None,
         keep_graphs=training is not None and training.release == "sync",
+        recompute=recipe.recompute_on(stage),
         max_positions=sizes.max_positions,
         # The memory plan has divided a GPU between vLLM's cache and training.
         takes=stage_takes(recipe, stage, None, cuda=place.type == "cuda"),

@@ -12,6 +12,7 @@ from vllm.v1.outputs import AsyncModelRunnerOutput
 from vllm.v1.worker.worker_base import WorkerWrapperBase
 
 from lemix_hpc.checkpoints.stage_state import SavedState
+from lemix_hpc.config.training_section import Recompute
 from lemix_hpc.engines.protocol import EngineOrder, Payload, SequenceResult, ServeBatch, StageTakes, Work
 from lemix_hpc.engines.torch.optimizer import StageOptimizer
 from lemix_hpc.engines.torch.payloads import Wire
@@ -39,6 +40,7 @@ class VllmStage(StageTraining):
         *,
         keep_graphs: bool,
         max_positions: int | None,
+        recompute: Recompute,
         takes: StageTakes,
         offloads: bool,
     ) -> None:
@@ -48,6 +50,7 @@ class VllmStage(StageTraining):
             optimizer,
             keep_graphs=keep_graphs,
             max_positions=max_positions,
+            recompute=recompute,
             takes=takes,
             offloads=offloads,
         )

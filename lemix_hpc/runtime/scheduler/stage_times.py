@@ -25,7 +25,7 @@ def hardware_of(recipe: Recipe, times: Sequence[ProbeTimes] | None, kinds: tuple
         return load_hardware(recipe)
     believed, own = tuple(_coefficients(recipe, each) for each in times), recipe.engine.coefficients
     real = believed if own is None else (load_coefficients(own),) * len(times)
-    return Hardware(real[0], real, believed, kinds)
+    return Hardware(real[0], real, believed, kinds, recipe.recomputing)
 
 
 def _coefficients(recipe: Recipe, times: ProbeTimes) -> CoefficientFile:

@@ -18,15 +18,22 @@ from lemix_hpc.engines.torch.stage import TorchStage
 from tests.runtime.conftest import tiny_llama
 
 ROWS, LENGTH = 2, 64
+CHOICES = [("sync", "none"), ("sync", "layers"), ("sync", "all"), ("async", "none")]
 
 
-def stages(release: str = "sync", mode: str = "offload") -> list[TorchStage]:
+def stages(release: str = "sync", mode: str = "offload", recompute: str = "none") -> list[TorchStage]:
     recipe = Recipe.model_validate(
         {
             "nodes": {"stages": 2},
             "model": {"config": tiny_llama(4)},
             "engine": {"dtype": "float32", "device": "cpu"},
-            "training": {"release": release, "micro_batch_size": ROWS, "sequence_length": LENGTH, "zero_stage": 0},
+            "training": {
+                "release": release,
+                "recompute": recompute,
+                "micro_batch_size": ROWS,
+                "sequence_length": LENGTH,
+                "zero_stage": 0,
+            },
             "policy": {"memory": {"capacity_gb": 1.0, "mode": mode}},
         }
     )
@@ -56,9 +63,11 @@ def gradients(pair: list[TorchStage], *, moved: bool) -> list[torch.Tensor]:
     return [gradient.clone() for stage in pair for gradient in stage._gradients.take(0)]
 
 
-@pytest.mark.parametrize("release", ["sync", "async"])
-def test_a_backward_does_not_notice_that_its_activations_have_been_away(release: str) -> None:
-    for here, away in zip(gradients(stages(release), moved=False), gradients(stages(release), moved=True), strict=True):
+@pytest.mark.parametrize(("release", "recompute"), CHOICES)
+def test_a_backward_does_not_notice_that_its_activations_have_been_away(release: str, recompute: str) -> None:
+    undisturbed = gradients(stages(release, recompute=recompute), moved=False)
+    moved = gradients(stages(release, recompute=recompute), moved=True)
+    for here, away in zip(undisturbed, moved, strict=True):
         assert torch.equal(here, away)
 
 
@@ -120,10 +129,10 @@ def backward(stage: TorchStage, number: int, grad: Any) -> Any:
 
 
 def test_a_backward_without_memory_goes_on_where_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
-    for release, summing in itertools.product(("sync", "async"), (False, True)):
-        undisturbed, at = gradients(stages(release), moved=False), 0
+    for (release, recompute), summing in itertools.product(CHOICES, (False, True)):
+        undisturbed, at = gradients(stages(release, recompute=recompute), moved=False), 0
         while True:
-            first, last = stages(release)
+            first, last = stages(release, recompute=recompute)
             for number in (0, 1):
                 hidden: Any = finish(first.forward(micro_batch(number), None))
                 finish(last.forward(micro_batch(number), hidden))
@@ -132,7 +141,7 @@ def test_a_backward_without_memory_goes_on_where_it_was(monkeypatch: pytest.Monk
                 for number in (0, 1):
                     backward(first, number, backward(last, number, None))
             found = [gradient for stage in (first, last) for gradient in stage._gradients.take(0)]
-            assert all(map(torch.equal, found, undisturbed)), (release, summing, at)
+            assert all(map(torch.equal, found, undisturbed)), (release, recompute, summing, at)
             if not short.came:
                 break
             at += 7 if summing else 1
