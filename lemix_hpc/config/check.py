@@ -48,7 +48,6 @@ def check_profile(recipe: Recipe) -> list[Problem]:
     """What profiling needs of a recipe: a model and devices, but no work to do. Looks at the file system."""
     checks: Sequence[Callable[[Recipe], Iterator[Problem]]] = (
         _check_engine,
-        _check_profiled_engine,
         _check_devices,
         _check_model_files,
     )
@@ -105,15 +104,6 @@ def _check_engine(recipe: Recipe) -> Iterator[Problem]:
         yield Problem(
             ("model",),
             f"the {engine.kind} engine needs a model; give `path` (a checkpoint directory) or `config` (initialised at random)",
-        )
-
-
-def _check_profiled_engine(recipe: Recipe) -> Iterator[Problem]:
-    if recipe.engine.has_scheduler:
-        yield Problem(
-            ("engine", "kind"),
-            f"{recipe.engine.kind} cannot be profiled; its runs measure their stage times at the start. Set torch to "
-            "profile that engine",
         )
 
 

@@ -87,6 +87,16 @@ def build_engine(recipe: Recipe, *, node: int, stage: int, device: Device, meeti
     return engine
 
 
+def build_measured(recipe: Recipe, *, stage: int, device: Device, meeting: Path) -> StageEngine:
+    """The engine of a stage of a profiling job, whose ranks share the directory `meeting`. One that forms its own batches is
+    built without what forms them, by `build_lone_stage` of its package, and runs those that it is given."""
+    if not recipe.engine.has_scheduler:
+        return build_engine(recipe, node=0, stage=stage, device=device, meeting=meeting)
+    package = importlib.import_module(ENGINE_KINDS[recipe.engine.kind].package)
+    engine: StageEngine = package.build_lone_stage(recipe, stage=stage, device=device.name, meeting=meeting)
+    return engine
+
+
 def build_meter(device: Device) -> Meter:
     """What measures work on a device."""
     if device.gpu is None:

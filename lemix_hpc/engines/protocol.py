@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import msgspec
 import numpy as np
@@ -140,6 +140,14 @@ class StageTakes(msgspec.Struct, frozen=True, array_like=True):
 
 
 EngineOrder = ServeBatch | PermissionToCommit
+
+
+@runtime_checkable
+class TakesCacheWhole(Protocol):
+    """An engine whose KV cache has its size from the start, so that its memory does not show what a token takes of it."""
+
+    @property
+    def cache_bytes_per_token(self) -> float: ...
 
 
 class StageEngine(Protocol):

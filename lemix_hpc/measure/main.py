@@ -9,14 +9,16 @@ import msgspec
 
 from lemix_hpc.config.errors import UserError
 from lemix_hpc.config.recipe import Recipe
-from lemix_hpc.engines.build import build_engine, build_meter, check_sharing, choose_device, settle_device_buffers
+from lemix_hpc.engines.build import build_measured, build_meter, check_sharing, choose_device, settle_device_buffers
+from lemix_hpc.engines.protocol import TakesCacheWhole
 from lemix_hpc.measure.passes import StagePasses
 from lemix_hpc.measure.profiler import Profiler
 from lemix_hpc.measure.result import write_result
-from lemix_hpc.measure.subject import hardware_name, provenance, subject_of
+from lemix_hpc.measure.subject import Subject, hardware_name, provenance, subject_of
 from lemix_hpc.measure.worker import ProfiledStage
-from lemix_hpc.profiling.grid import design
+from lemix_hpc.profiling.grid import GridPoint, design
 from lemix_hpc.records.files import replace
+from lemix_hpc.runtime.meeting_place import meeting_place
 from lemix_hpc.runtime.transport.doorbell import hang_doorbell
 from lemix_hpc.runtime.transport.idle_wait import make_waiter
 from lemix_hpc.runtime.transport.mailbox import Inbox, Mailbox
@@ -52,42 +54,52 @@ def profile(recipe: Recipe, run_dir: Path, order: ProfileOrder) -> None:
     hardware = [name for name in comm.allgather(device and hardware_name(recipe, device)) if name]
     hosts = comm.allgather(platform.node())
     subject = subject_of(recipe, on_gpu=any(comm.allgather(device is not None and device.gpu is not None)))
-    if stage is None:
-        assert rank == SCHEDULER_RANK, "one node has one leader"
-        _check_hardware(run_dir / HARDWARE, hardware)
-        grid = design(
-            recipe.profile,
-            longest=subject.longest,
-            max_tokens=recipe.engine.max_batch_tokens,
-            training=recipe.training is not None,
-        )
-        Profiler(recipe.profile, grid, layout, run_dir, Mailbox(comm, Inbox.SCHEDULER, bell), quiet).run()
-        write_result(subject, hardware[0], layout.stages, run_dir, Path(order.out), provenance(order.command, hosts))
-        return
-    assert device is not None, "stages have one"
-    engine = build_engine(_unchanging(recipe), node=0, stage=stage, device=device)
-    meter = build_meter(device)
-    ProfiledStage(
-        layout,
-        stage,
-        StagePasses(
-            engine,
+    with meeting_place(comm, 0, is_leader=stage is None) as meeting:
+        if stage is None:
+            assert rank == SCHEDULER_RANK, "one node has one leader"
+            _check_hardware(run_dir / HARDWARE, hardware)
+            grid = _grid(recipe, subject)
+            Profiler(recipe.profile, grid, layout, run_dir, Mailbox(comm, Inbox.SCHEDULER, bell), quiet).run()
+            write_result(
+                subject, hardware[0], layout.stages, run_dir, Path(order.out), provenance(order.command, hosts)
+            )
+            return
+        assert device is not None, "stages have one"
+        engine = build_measured(_unchanging(recipe), stage=stage, device=device, meeting=meeting)
+        meter = build_meter(device)
+        ProfiledStage(
+            layout,
+            stage,
+            StagePasses(
+                engine,
+                meter,
+                first=stage == 0,
+                last=stage == layout.stages - 1,
+                vocabulary=subject.vocabulary,
+                generate=recipe.serving is not None and recipe.serving.mode == "generate",
+                warm_up=recipe.profile.warm_up,
+                repeats=recipe.profile.repeats,
+                pause_s=recipe.profile.pause_s,
+            ),
             meter,
-            first=stage == 0,
-            last=stage == layout.stages - 1,
-            vocabulary=subject.vocabulary,
-            generate=recipe.serving is not None and recipe.serving.mode == "generate",
-            warm_up=recipe.profile.warm_up,
-            repeats=recipe.profile.repeats,
-            pause_s=recipe.profile.pause_s,
-        ),
-        meter,
-        Mailbox(comm, Inbox.STAGE, bell, engine.buffer),
-        engine.buffer,
-        quiet=quiet,
-        waiter=waiter,
-    ).run()
-    engine.close()
+            Mailbox(comm, Inbox.STAGE, bell, engine.buffer),
+            engine.buffer,
+            cache_bytes=engine.cache_bytes_per_token if isinstance(engine, TakesCacheWhole) else None,
+            quiet=quiet,
+            waiter=waiter,
+        ).run()
+        engine.close()
+
+
+def _grid(recipe: Recipe, subject: Subject) -> list[GridPoint]:
+    """An engine that forms its own batches answers each prompt with a token at least, which has a position, too."""
+    answer = 1 if recipe.engine.has_scheduler else 0
+    return design(
+        recipe.profile,
+        longest=None if subject.longest is None else subject.longest - answer,
+        max_tokens=recipe.engine.max_batch_tokens,
+        training=recipe.training is not None,
+    )
 
 
 def _unchanging(recipe: Recipe) -> Recipe:

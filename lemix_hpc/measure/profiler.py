@@ -20,6 +20,7 @@ from lemix_hpc.runtime.transport.mailbox import Inbox, Mail, Mailbox
 from lemix_hpc.runtime.transport.rank_layout import Layout
 
 POINTS = "points.csv"
+CACHED_TOKEN = "cached token"
 OTHERS = "others.csv"
 COPY_BYTES = 1 << 26
 MESSAGE_BYTES = (1, 1 << 12, 1 << 16, 1 << 20, 1 << 24)
@@ -73,6 +74,8 @@ class Profiler:
         assert stage is not None, "only stages report"
         if not any(row[:2] == (stage, "at rest") for row in self._done):
             self._others.append(OtherRow(stage, "at rest", measured.peak, "", "", "", 1))
+            if measured.cache_bytes is not None:
+                self._others.append(OtherRow(stage, CACHED_TOKEN, round(measured.cache_bytes), "", "", "", 1))
 
     def _measure_passes(self) -> None:
         todo = [(stage, point) for stage, point in self._grid if not self._have(stage, point)]

@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 
 from lemix_hpc.measure.measurement_rows import OtherRow, PassRow, read_rows
-from lemix_hpc.measure.profiler import COPY_BYTES, MESSAGE_BYTES, OTHERS, POINTS
+from lemix_hpc.measure.profiler import CACHED_TOKEN, COPY_BYTES, MESSAGE_BYTES, OTHERS, POINTS
 from lemix_hpc.measure.subject import Subject, slug
 from lemix_hpc.profiling.coefficients import Links, StageMemory, save_coefficients
 from lemix_hpc.profiling.fitting import fit_points, make_file
@@ -31,7 +31,7 @@ def write_result(
     fitted = [fit_points([point for point in table.points if point.stage == stage]) for stage in range(stages)]
     directory = out / slug(hardware)
     directory.mkdir(parents=True, exist_ok=True)
-    name = f"{slug(subject.model)}-{subject.dtype}-s{stages}"
+    name = f"{subject.file_name}-s{stages}"
     file = make_file(
         fitted,
         per_layer=False,
@@ -71,11 +71,17 @@ def stage_memory(passes: Sequence[PassRow], others: Sequence[OtherRow], hidden_b
         activation_bytes_per_token=_slope(
             [(r.batch * r.length, r.peak_bytes) for r in passes if _peaked(r, "backward")]
         ),
-        kv_bytes_per_token=_slope(
-            [(r.batch * (r.length + r.context), r.peak_bytes) for r in passes if _peaked(r, "decode")]
-        ),
+        kv_bytes_per_token=_of_cache(passes, others),
         input_bytes_per_token=hidden_bytes,
     )
+
+
+def _of_cache(passes: Sequence[PassRow], others: Sequence[OtherRow]) -> float | None:
+    """What the engine says, or how its peaks grow."""
+    told = [float(row.nbytes) for row in others if row.kind == CACHED_TOKEN]
+    if told:
+        return told[0]
+    return _slope([(r.batch * (r.length + r.context), r.peak_bytes) for r in passes if _peaked(r, "decode")])
 
 
 def links(others: Sequence[OtherRow]) -> Links:

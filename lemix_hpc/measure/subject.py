@@ -21,6 +21,8 @@ from lemix_hpc.profiling.coefficients import load_coefficients
 
 TIMEOUT_S = 30
 LIBRARIES = ("torch", "transformers", "deepspeed", "mpi4py", "numpy")
+BUILT_UNDER_OTHER_NAMES = "vllm"
+"""Its builds for processors have names of their own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +36,13 @@ class Subject:
     vocabulary: int
     longest: int | None
     hidden_bytes: int | None = None
+    engine: str = "torch"
+
+    @property
+    def file_name(self) -> str:
+        """What files are named after, without the number of stages. Times of another engine are other times."""
+        engine = "" if self.engine in ("torch", "emulated") else f"-{self.engine}"
+        return f"{slug(self.model)}-{self.dtype}{engine}"
 
 
 def subject_of(recipe: Recipe, *, on_gpu: bool) -> Subject:
@@ -48,7 +57,7 @@ def subject_of(recipe: Recipe, *, on_gpu: bool) -> Subject:
     weights = sizes.layers * sizes.layer_parameters + sizes.head_parameters
     name = recipe.model.path.name if recipe.model.path else f"{sizes.family}-{_short(weights)}"
     dtype = automatic if recipe.engine.dtype == "auto" else recipe.engine.dtype
-    return Subject(name, dtype, sizes.layers, sizes.vocab, longest, BYTES[dtype] * sizes.hidden)
+    return Subject(name, dtype, sizes.layers, sizes.vocab, longest, BYTES[dtype] * sizes.hidden, recipe.engine.kind)
 
 
 def hardware_name(recipe: Recipe, device: Device) -> str:
@@ -79,9 +88,16 @@ def provenance(command: Sequence[str], hosts: Sequence[str]) -> dict[str, Any]:
         "driver": _text(Path("/proc/driver/nvidia/version")).partition("\n")[0],
         "clocks": _clocks(),
         "mpi": MPI.Get_library_version().partition(",")[0].strip(),
-        "libraries": {name: importlib.metadata.version(name) for name in LIBRARIES},
+        "libraries": _versions(),
     }
     return {key: value for key, value in facts.items() if value}
+
+
+def _versions() -> dict[str, str]:
+    versions = {name: importlib.metadata.version(name) for name in LIBRARIES}
+    for name in importlib.metadata.packages_distributions().get(BUILT_UNDER_OTHER_NAMES, [])[:1]:
+        versions[BUILT_UNDER_OTHER_NAMES] = importlib.metadata.version(name)
+    return versions
 
 
 def _clocks() -> list[str]:

@@ -22,7 +22,7 @@ FIRST_ECHOES = 10
 
 class ProfiledStage:
     """Answers each order with `Measured`. `quiet` waits without taking a core from the stage that is being measured, `waiter`
-    as in a run."""
+    as in a run. `cache_bytes`: of a token in the KV cache, where the engine knows it, having taken its cache as a whole."""
 
     def __init__(
         self,
@@ -33,6 +33,7 @@ class ProfiledStage:
         mailbox: Mailbox,
         buffer: Callable[[int], Any],
         *,
+        cache_bytes: float | None = None,
         quiet: Waiter,
         waiter: Waiter,
     ) -> None:
@@ -42,13 +43,14 @@ class ProfiledStage:
         self._meter = meter
         self._mailbox = mailbox
         self._buffer = buffer
+        self._cache_bytes = cache_bytes
         self._quiet = quiet
         self._waiter = waiter
 
     def run(self) -> None:
         """Tell what memory the stage takes at rest, then do as told until it is over."""
         self._meter.reset_peak()
-        self._answer(m.Measured({}, self._meter.peak()))
+        self._answer(m.Measured({}, self._meter.peak(), cache_bytes=self._cache_bytes))
         while (mail := self._next(self._quiet)).message != m.Stop():
             self._obey(mail)
         while not self._mailbox.sent_all:

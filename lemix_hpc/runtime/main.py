@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import platform
-from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lemix_hpc.checkpoints.resumption import NodeStart
 from lemix_hpc.config.recipe import Recipe
 from lemix_hpc.engines.build import build_engine, check_sharing, choose_device, settle_device_buffers
-from lemix_hpc.engines.host_files import own_directory
 from lemix_hpc.records.attempts import Attempt
 from lemix_hpc.run_setup.in_flight import planned_in_flight
 from lemix_hpc.run_setup.memory_limits import is_limited
 from lemix_hpc.run_setup.scheduler_setup import is_paced, partners, split
 from lemix_hpc.runtime.leader.make_leader import AnyLeader, make_leader
+from lemix_hpc.runtime.meeting_place import meeting_place
 from lemix_hpc.runtime.scheduler.resume import Beginning, take_over
 from lemix_hpc.runtime.stage.links import StagePlace
 from lemix_hpc.runtime.stage.worker import StageRules, StageWorker
@@ -29,8 +26,6 @@ from lemix_hpc.runtime.transport.rank_layout import SCHEDULER_RANK, Layout
 from lemix_hpc.runtime.transport.run_clock import synchronise
 
 if TYPE_CHECKING:
-    from mpi4py import MPI
-
     from lemix_hpc.records.attempts import AttemptEnd
     from lemix_hpc.runtime.scheduler.drain import Drain
 
@@ -65,7 +60,7 @@ def run(recipe: Recipe, attempt: Attempt, drain: Drain | None) -> AttemptEnd | N
     beginning: Beginning = comm.bcast(taken_over and taken_over[0], SCHEDULER_RANK)
     resumption = beginning.resumption
     start = beginning.starts.get(node, NodeStart())
-    with _meeting_place(comm, node, is_leader=stage is None) as meeting:
+    with meeting_place(comm, node, is_leader=stage is None) as meeting:
         if stage is not None and device is not None:
             engine = build_engine(recipe, node=node, stage=stage, device=device, meeting=meeting)
             if resumption is not None:
@@ -107,17 +102,6 @@ def _lead(leader: AnyLeader, waiter: Waiter) -> None:
             waiter.reset()
         else:
             waiter.idle(leader.until_due(), in_transit=leader.in_transit)
-
-
-@contextlib.contextmanager
-def _meeting_place(comm: MPI.Comm, node: int, *, is_leader: bool) -> Iterator[Path]:
-    """A directory on the node's host that only this user may enter, gone when the leader leaves. Collective over `comm`."""
-    ranks = comm.Split(node, 0 if is_leader else 1)
-    if is_leader:
-        with own_directory() as directory:
-            yield ranks.bcast(directory)
-    else:
-        yield ranks.bcast(None)
 
 
 def stage_place(recipe: Recipe, layout: Layout, node: int, stage: int) -> StagePlace:

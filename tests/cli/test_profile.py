@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from lemix_hpc.profiling.coefficients import load_coefficients
 from tests.cli.conftest import LEMIX, Command
 from tests.conftest import SlurmCluster
 
@@ -76,6 +77,33 @@ def test_profile_writes_a_file_that_a_run_takes(lemix: Command, tiny: Path, tmp_
     )
     assert run.returncode == 0, run.stderr
     assert json.loads(run.stdout)["serving"]["finished"] == 5
+
+
+@pytest.mark.mpi
+def test_vllm_is_profiled_too_and_simulations_and_its_runs_take_the_file(lemix: Command, tiny: Path) -> None:
+    # Heads of a size that vLLM has on CPUs.
+    tiny.write_text(RECIPE.replace("hidden_size: 64", "hidden_size: 128") + "engine: {kind: vllm}\n")
+    less = ("--set", "profile.lengths=[8, 16, 32]", "--set", "serving={mode: generate}")
+    done = lemix("profile", tiny, "--cluster", "local", "--json", *less)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    path = Path(found["coefficients"])
+    assert (found["points"], found["did_not_fit"]) == (2 * (6 + 6 + 4), 0)
+    assert path.name.endswith("-float32-vllm-s2.yaml")
+    memories = load_coefficients(path).memory(2)
+    assert memories is not None
+    # Two layers of two heads of 32 values in float32, keys and values; a hidden state of 128.
+    assert [(each.kv_bytes_per_token, each.input_bytes_per_token) for each in memories] == [(1024, 512)] * 2
+    assert all((each.activation_bytes_per_token or 0) > 0 and each.weights_bytes > 10**8 for each in memories)
+    source = "{kind: poisson, rate: 20, requests: 5}"
+    work = (
+        *("--set", f"engine.coefficients={path}", "--set", "training=null", "--set", "nodes.count=1"),
+        *("--set", f"serving={{mode: generate, source: {source}, max_prompt_tokens: 32, max_new_tokens: 4}}", "--json"),
+    )
+    for command in (("simulate", tiny), ("run", tiny, "--cluster", "local")):
+        done = lemix(*command, *work)
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["serving"]["finished"] == 5
 
 
 @pytest.mark.mpi

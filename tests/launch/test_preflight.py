@@ -199,11 +199,8 @@ def test_text_that_makes_no_micro_batch_is_refused(write: Write, tmp_path: Path)
 # Profiling
 
 
-def test_profiling_needs_no_work_and_engines_that_can_be_profiled(write: Write) -> None:
+def test_profiling_needs_no_work(write: Write) -> None:
     preflight_profile(write(COMPUTES), "local")
-    vllm = write(f"model: {{{LLAMA}}}", "engine: {kind: vllm, device: cpu}")
-    with pytest.raises(UserError, match=r"r\.yaml:2: engine\.kind: vllm cannot be profiled"):
-        preflight_profile(vllm, "local")
 
 
 def test_profiling_reads_the_coefficients_too(write: Write, tmp_path: Path) -> None:

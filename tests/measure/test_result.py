@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,17 @@ def test_memory_is_told_by_what_grows_with_tokens() -> None:
     assert memory.weights_bytes == rest
     assert memory.activation_bytes_per_token == pytest.approx(300)
     assert memory.kv_bytes_per_token == pytest.approx(20)
+
+
+def test_an_engine_that_takes_its_cache_whole_says_what_a_token_takes() -> None:
+    passes = [row("decode", 2, 1, 5_000, context=context) for context in (16, 64)]
+    rest = [OtherRow(0, kind, nbytes, "", "", "", 1) for kind, nbytes in (("at rest", 5_000), ("cached token", 64))]
+    assert stage_memory(passes, rest, 256).kv_bytes_per_token == 64
+    assert stage_memory(passes, rest, 256).input_bytes_per_token == 256
+
+
+def test_files_of_another_engine_have_a_name_of_their_own() -> None:
+    assert replace(SUBJECT, engine="vllm").file_name == f"{SUBJECT.file_name}-vllm" == "some-model-v1-float32-vllm"
 
 
 def test_memory_without_training_has_no_activations() -> None:

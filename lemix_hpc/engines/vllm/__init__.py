@@ -12,6 +12,7 @@ from lemix_hpc.config.recipe import Recipe
 from lemix_hpc.engines.vllm.environment import prepare
 
 if TYPE_CHECKING:
+    from lemix_hpc.engines.vllm.lone_stage import LoneStage
     from lemix_hpc.engines.vllm.stage import VllmStage
 
 
@@ -22,3 +23,11 @@ def build_stage(recipe: Recipe, *, node: int, stage: int, device: str, meeting: 
     from lemix_hpc.engines.vllm import build
 
     return build.build_stage(recipe, stage=stage, device=device, meeting=meeting)
+
+
+def build_lone_stage(recipe: Recipe, *, stage: int, device: str, meeting: Path) -> LoneStage:
+    """See `lemix_hpc.engines.vllm.build.build_lone_stage`. Raises UserError where vLLM cannot be used, too."""
+    prepare()
+    from lemix_hpc.engines.vllm import build
+
+    return build.build_lone_stage(recipe, stage=stage, device=device, meeting=meeting)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.platforms import current_platform
 from vllm.v1.worker.worker_base import WorkerWrapperBase
 
@@ -22,10 +24,12 @@ from lemix_hpc.engines.torch.partition import layer_ranges
 from lemix_hpc.engines.torch.payloads import Wire
 from lemix_hpc.engines.torch.solo_world import group_of_this_rank
 from lemix_hpc.engines.vllm.aliasing import share
+from lemix_hpc.engines.vllm.args import server_args
 from lemix_hpc.engines.vllm.hugging_face import CopiedWeights, fill
+from lemix_hpc.engines.vllm.lone_stage import LoneStage
 from lemix_hpc.engines.vllm.model_files import fills
 from lemix_hpc.engines.vllm.module import FusedLlamaStage
-from lemix_hpc.engines.vllm.stage import VllmStage
+from lemix_hpc.engines.vllm.stage import TrainingParts, VllmStage
 from lemix_hpc.engines.vllm.stage_socket import StageSocket
 
 START_TIMEOUT_S = 600.0
@@ -36,8 +40,7 @@ def build_stage(recipe: Recipe, *, stage: int, device: str, meeting: Path) -> Vl
 
     Raises UserError as the torch engine does, and TimeoutError if the engine process does not come.
     """
-    sizes = describe(recipe.model)
-    ranges = layer_ranges(sizes, recipe.nodes.stages)
+    ranges = layer_ranges(describe(recipe.model), recipe.nodes.stages)
     # Both engines cut the model in the same places.
     os.environ["VLLM_PP_LAYER_PARTITION"] = ",".join(str(len(layers)) for layers in ranges)
     socket = StageSocket(meeting, stage)
@@ -45,6 +48,40 @@ def build_stage(recipe: Recipe, *, stage: int, device: str, meeting: Path) -> Vl
     place = torch.device(device)
     take(place)  # vLLM asks which device is the current one, and keeps to the current stream
     worker = _start_worker(call.args[0], stage, len(ranges), meeting)
+    training = _training(recipe, worker, stage, ranges, place)
+    socket.started()
+    return VllmStage(socket, worker, training)
+
+
+def build_lone_stage(recipe: Recipe, *, stage: int, device: str, meeting: Path) -> LoneStage:
+    """A stage as `build_stage` makes it, without an engine process: for a profiling job, whose stages build at the same time.
+
+    The grid may have more requests and tokens in a batch than the recipe's runs.
+    """
+    ranges = layer_ranges(describe(recipe.model), recipe.nodes.stages)
+    os.environ["VLLM_PP_LAYER_PARTITION"] = ",".join(str(len(layers)) for layers in ranges)
+    place = torch.device(device)
+    take(place)
+    own = meeting / f"model-{stage}"
+    own.mkdir()
+    config = AsyncEngineArgs.from_cli_args(server_args(_for_grid(recipe), own)).create_engine_config()
+    worker = _start_worker(config, stage, len(ranges), meeting)
+    return LoneStage(worker, config, _training(recipe, worker, stage, ranges, place))
+
+
+def _for_grid(recipe: Recipe) -> Recipe:
+    engine, grid = recipe.engine, recipe.profile
+    most = {
+        "max_batch_requests": max(engine.max_batch_requests, *grid.batches),
+        "max_batch_tokens": max(engine.max_batch_tokens, *grid.batches, *grid.contexts),
+    }
+    return recipe.model_copy(update={"engine": engine.model_copy(update=most)})
+
+
+def _training(
+    recipe: Recipe, worker: WorkerWrapperBase, stage: int, ranges: Sequence[range], place: torch.device
+) -> TrainingParts:
+    """Training on the weights of a worker, which get the recipe's values."""
     config = hugging_face_config(recipe.model)
     served = worker.get_model()
     ends = {"first": stage == 0, "last": stage == len(ranges) - 1}
@@ -59,17 +96,14 @@ def build_stage(recipe: Recipe, *, stage: int, device: str, meeting: Path) -> Vl
     optimizer = None if training is None else StageOptimizer(module, training, process_group=alone)
     if not copied:
         share(served, module)
-    socket.started()
-    return VllmStage(
-        socket,
-        worker,
+    return TrainingParts(
         module,
         Wire(place, device_buffers=sends_device_memory(recipe.engine, place)),
         optimizer,
         CopiedWeights(served, module) if copied else None,
         keep_graphs=training is not None and training.release == "sync",
         recompute=recipe.recompute_on(stage),
-        max_positions=sizes.max_positions,
+        max_positions=describe(recipe.model).max_positions,
         # The memory plan has divided a GPU between vLLM's cache and training.
         takes=stage_takes(recipe, stage, None, cuda=place.type == "cuda"),
         offloads=recipe.policy.memory.capacity_gb is not None and recipe.policy.memory.mode == "offload",

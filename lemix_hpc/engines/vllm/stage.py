@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import cloudpickle
@@ -26,37 +27,68 @@ BETWEEN_STAGES = ("hidden_states", "residual")
 """What vLLM's Llama-like models hand to the next stage, each (tokens, hidden)."""
 
 
-class VllmStage(StageTraining):
+@dataclass(frozen=True, slots=True)
+class TrainingParts:
+    """What a stage trains with: the module on vLLM's weights, or on a copy (`copied`, which then follows it)."""
+
+    module: FusedLlamaStage
+    wire: Wire
+    optimizer: StageOptimizer | None
+    copied: CopiedWeights | None
+    keep_graphs: bool
+    recompute: Recompute
+    max_positions: int | None
+    takes: StageTakes
+    offloads: bool
+
+
+class SharedTraining(StageTraining):
+    """Training of the weights that vLLM serves. Where vLLM has a copy of its own, that follows them."""
+
+    def __init__(self, parts: TrainingParts) -> None:
+        super().__init__(
+            parts.module,
+            parts.wire,
+            parts.optimizer,
+            keep_graphs=parts.keep_graphs,
+            max_positions=parts.max_positions,
+            recompute=parts.recompute,
+            takes=parts.takes,
+            offloads=parts.offloads,
+        )
+        self._copied = parts.copied
+
+    def publish(self, group: int) -> Work[None]:
+        yield from super().publish(group)
+        self._copy()
+
+    def publish_average(self) -> Work[None]:
+        yield from super().publish_average()
+        self._copy()
+
+    def write_weights(self, weights: list[Payload]) -> None:
+        super().write_weights(weights)
+        self._copy()
+
+    def restore(self, saved: SavedState) -> None:
+        super().restore(saved)
+        self._copy()
+
+    def forget(self, requests: Sequence[int]) -> None:
+        """Nothing: each batch tells vLLM's worker what to free."""
+
+    def _copy(self) -> None:
+        if self._copied is not None:
+            self._copied.publish()
+
+
+class VllmStage(SharedTraining):
     """Implements `lemix_hpc.engines.protocol.StageEngine`. Batches come from vLLM's engine process, through its socket."""
 
-    def __init__(
-        self,
-        socket: StageSocket,
-        worker: WorkerWrapperBase,
-        module: FusedLlamaStage,
-        wire: Wire,
-        optimizer: StageOptimizer | None,
-        copied: CopiedWeights | None,
-        *,
-        keep_graphs: bool,
-        max_positions: int | None,
-        recompute: Recompute,
-        takes: StageTakes,
-        offloads: bool,
-    ) -> None:
-        super().__init__(
-            module,
-            wire,
-            optimizer,
-            keep_graphs=keep_graphs,
-            max_positions=max_positions,
-            recompute=recompute,
-            takes=takes,
-            offloads=offloads,
-        )
+    def __init__(self, socket: StageSocket, worker: WorkerWrapperBase, training: TrainingParts) -> None:
+        super().__init__(training)
         self._socket = socket
         self._worker = worker
-        self._copied = copied
 
     def serve(self, batch: ServeBatch, hidden: Payload | None) -> Work[Payload | list[SequenceResult] | None]:
         plan = pickle.loads(batch.plan)
@@ -78,25 +110,6 @@ class VllmStage(StageTraining):
         return None
         yield
 
-    def publish(self, group: int) -> Work[None]:
-        yield from super().publish(group)
-        self._copy()
-
-    def publish_average(self) -> Work[None]:
-        yield from super().publish_average()
-        self._copy()
-
-    def write_weights(self, weights: list[Payload]) -> None:
-        super().write_weights(weights)
-        self._copy()
-
-    def restore(self, saved: SavedState) -> None:
-        super().restore(saved)
-        self._copy()
-
-    def forget(self, requests: Sequence[int]) -> None:
-        """Nothing: vLLM's scheduler tells the workers what to free with every batch."""
-
     def orders(self) -> Sequence[EngineOrder]:
         return self._socket.poll(self._perform)
 
@@ -111,11 +124,6 @@ class VllmStage(StageTraining):
     def close(self) -> None:
         super().close()
         self._socket.close()
-
-    def _copy(self) -> None:
-        """Where vLLM has a copy of the weights of its own, it follows."""
-        if self._copied is not None:
-            self._copied.publish()
 
     def _perform(self, call: Call) -> Any:
         """A call of the engine process to this stage's worker."""

@@ -422,11 +422,13 @@ class Echo(msgspec.Struct, frozen=True, array_like=True, tag=True):
 
 
 class Measured(msgspec.Struct, frozen=True, array_like=True, tag=True):
-    """Stage to profiler: seconds of each repeat by what was measured, the peak memory in bytes, and if it fitted at all."""
+    """Stage to profiler: seconds of each repeat by what was measured, the peak memory in bytes, and if it fitted at all; at
+    rest also the bytes of a token in the KV cache, where memory does not show it."""
 
     seconds: dict[str, list[float]]
     peak: int = 0
     fits: bool = True
+    cache_bytes: float | None = None
 
 
 AnyMessage = (
