@@ -13,6 +13,10 @@ from lemix_hpc.config.load import load_recipe
 from lemix_hpc.config.policy_section import Policy
 from lemix_hpc.config.recipe import Recipe
 from lemix_hpc.records.settings import LIVE_KEYS, SETTINGS, read_settings
+from lemix_hpc.run_setup.memory_limits import longest_hold
+from lemix_hpc.runtime.transport import messages as m
+from lemix_hpc.runtime.transport.mailbox import Inbox, Mailbox
+from lemix_hpc.runtime.transport.rank_layout import Layout
 
 LOOK_EVERY_S = 1.0
 
@@ -64,6 +68,14 @@ class LiveSettings:
         except OSError:
             return None
         return found.st_ino, found.st_mtime_ns, found.st_size
+
+
+def pass_on(policy: Policy, layout: Layout, mailbox: Mailbox) -> None:
+    """Tell leaders and stages what they go by from now on."""
+    for node in range(layout.nodes):
+        mailbox.send(layout.leader(node), Inbox.LEADER, m.HoldTraining(longest_hold(policy)))
+        for stage in range(layout.stages):
+            mailbox.send(layout.worker(node, stage), Inbox.STAGE, m.ShareTime(policy.minimum_training_share))
 
 
 def _value(policy: Policy, key: str) -> object:

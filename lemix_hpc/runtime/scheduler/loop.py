@@ -30,7 +30,6 @@ from lemix_hpc.records.sampling import Sampling, is_kept
 from lemix_hpc.records.schema import HeldOutLoss, NodeMemory, ServedTask, Stretch
 from lemix_hpc.records.stretches import batch_work, of_stages, with_members
 from lemix_hpc.records.writer import Recorder
-from lemix_hpc.run_setup.memory_limits import longest_hold
 from lemix_hpc.run_setup.scheduler_setup import Partners
 from lemix_hpc.run_setup.training_feed import TrainingFeed
 from lemix_hpc.runtime.http.call import Client
@@ -41,7 +40,7 @@ from lemix_hpc.runtime.scheduler.disk_watch import DiskWatch
 from lemix_hpc.runtime.scheduler.drain import Drain, Ending
 from lemix_hpc.runtime.scheduler.held_out import HeldOutLosses, is_unnamed
 from lemix_hpc.runtime.scheduler.live_classes import LiveClasses
-from lemix_hpc.runtime.scheduler.live_settings import Change, LiveSettings
+from lemix_hpc.runtime.scheduler.live_settings import Change, LiveSettings, pass_on
 from lemix_hpc.runtime.scheduler.progress import LiveView
 from lemix_hpc.runtime.scheduler.resume import lost
 from lemix_hpc.runtime.scheduler.sync_steps import Rounds, StepsTogether
@@ -249,11 +248,7 @@ class SchedulerLoop:
             changed = Changed(key, value, now)
             self._recorder.promise(changed)
             self.changes.append(changed)
-        for node in range(self._layout.nodes):
-            self._mailbox.send(self._layout.leader(node), Inbox.LEADER, m.HoldTraining(longest_hold(policy)))
-            for stage in range(self._layout.stages):
-                order = m.ShareTime(policy.minimum_training_share)
-                self._mailbox.send(self._layout.worker(node, stage), Inbox.STAGE, order)
+        pass_on(policy, self._layout, self._mailbox)
         self._tell(RulesChanged(now, policy.admission, policy.max_hold_s))
 
     def _close_doors(self, ending: Ending) -> None:
