@@ -36,6 +36,7 @@ from lemix_hpc.records.writer import Recorder
 from lemix_hpc.runtime.http.call_router import CallRouter
 from lemix_hpc.runtime.leader.batching_leader import Leader
 from lemix_hpc.runtime.leader.memory_gate import NodeMemoryLimits
+from lemix_hpc.runtime.scheduler.arrivals import Arrivals
 from lemix_hpc.runtime.scheduler.loop import LoopSettings, SchedulerLoop
 from lemix_hpc.runtime.scheduler.watch import Watch
 from lemix_hpc.runtime.transport import messages as m
@@ -92,7 +93,7 @@ class Node:
         self.box, self._node, self._clock, self._latency = LeaderBox(), node, clock, latency
         nobody_asks: Any = None
         nothing_waits = {"max_hold": 0.0, "gpipe": False, "useful_in_flight": STAGES}
-        unlimited = NodeMemoryLimits(STAGES, (), nobody_asks, 1.0, offloads=False, **nothing_waits)
+        unlimited = NodeMemoryLimits(layout.stages, (), nobody_asks, 1.0, offloads=False, **nothing_waits)
         limits: Any = {
             "max_requests": 4 * batch,
             "max_tokens": 4 * batch * PROMPT,
@@ -169,12 +170,13 @@ class Took:
 class Cluster:
     """The scheduler rank, and all that tells it something."""
 
-    def __init__(self, nodes: int, batch: int, turns: int, order: OrderName, directory: Path) -> None:
-        self._layout, self._clock, self._comm = Layout(nodes, STAGES), Clock(), Comm()
+    def __init__(self, layout: Layout, arrivals: Arrivals, batch: int, order: OrderName, directory: Path) -> None:
+        self._layout, self._clock, self._comm = layout, Clock(), Comm()
+        nodes, stages = layout.nodes, layout.stages
         forward = Affine(0.765e-3, 6.70e-6, 0.947e-9, 2.5e-9)
-        latency = LatencyModel((forward,) * STAGES, (forward.scaled(2.0),) * STAGES)
+        latency = LatencyModel((forward,) * stages, (forward.scaled(2.0),) * stages)
         self._nodes = [Node(self._layout, node, self._clock, batch, latency) for node in range(nodes)]
-        config = SchedulerConfig(nodes, t0=STAGES * 0.01, batch_requests=batch, order=order)
+        config = SchedulerConfig(nodes, t0=stages * 0.01, batch_requests=batch, order=order)
         scheduler = Scheduler(config, latency)
         bell = Doorbell(f"benchmark-{directory.name}", SCHEDULER_RANK, frozenset(), remote=True)
         comm: Any = self._comm
@@ -189,7 +191,7 @@ class Cluster:
             mailbox,
             self._recorder,
             now,
-            list(_requests(nodes * batch, turns)),
+            arrivals,
             None,
             CallRouter(self._layout, mailbox, number, 60.0),
             LoopSettings(None, 1.0),
@@ -201,17 +203,17 @@ class Cluster:
         self.took = Took()
         self._directory = directory
 
-    def run(self, seconds: float) -> None:
-        """So long of virtual time."""
+    def run(self, seconds: float, period: float = PERIOD_S) -> None:
+        """So long of virtual time, in which a pass ends on each node every `period` seconds."""
         nodes, begin = len(self._nodes), self._clock.time
         turn_at = begin
-        for step in range(round(seconds / PERIOD_S) * nodes):
-            self._clock.time = begin + (step + 1) * PERIOD_S / nodes
+        for step in range(round(seconds / period) * nodes):
+            self._clock.time = begin + (step + 1) * period / nodes
             node = self._nodes[step % nodes]
             passes, tokens = node.pass_all()
             self.took.passes += passes
             self.took.tokens += tokens
-            self._signs(self._clock.time - PERIOD_S / nodes, self._clock.time)
+            self._signs(self._clock.time - period / nodes, self._clock.time)
             self._tell(node.box)
             if self._clock.time >= turn_at:
                 turn_at = self._clock.time + TURN_S
@@ -272,7 +274,9 @@ def measure(nodes: int, batch: int, passes: int, order: OrderName, *, profile: b
     """Once all requests have come and some have been answered."""
     of_each = max(passes // nodes, 8)
     with tempfile.TemporaryDirectory() as directory:
-        cluster = Cluster(nodes, batch, of_each // OUTPUT + 3, order, Path(directory))
+        turns = of_each // OUTPUT + 3
+        arrivals = Arrivals(_requests(nodes * batch, turns), nodes * batch * turns)
+        cluster = Cluster(Layout(nodes, STAGES), arrivals, batch, order, Path(directory))
         cluster.run(8 * PERIOD_S)
         cluster.took = Took(nbytes=-cluster.written())
         cluster.profile = cProfile.Profile(time.thread_time) if profile else None
