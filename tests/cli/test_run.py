@@ -9,9 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from safetensors.numpy import save_file
 
 from tests.cli.conftest import LEMIX, Command
+from tests.runtime.conftest import sums_training, tiny_llama
 
 DEADLINE_S = 60
 ENDLESS = "serving.source={kind: constant, rate: 1, requests: 1000}"
@@ -219,6 +221,36 @@ def test_interrupting_twice_ends_it_at_once(recipe: Path, tmp_path: Path) -> Non
     assert process.returncode == 130
     assert "Interrupted again; cancelling the run." in stderr
     wait_for(lambda: not processes_in(tmp_path / "one"), "the ranks to end")
+
+
+@pytest.mark.mpi
+def test_a_run_that_is_stopped_says_whether_its_training_has_helped(lemix: Command, tmp_path: Path) -> None:
+    held_out = {"share": 0.2, "documents": 3}
+    training = sums_training(held_out=held_out)
+    (tmp_path / "torch.yaml").write_text(
+        yaml.safe_dump(
+            {
+                "model": {"config": tiny_llama(2)},
+                "nodes": {"count": 1, "stages": 1},
+                "serving": {"source": {"kind": "constant", "rate": 1, "requests": 1000}, "max_prompt_tokens": 32},
+                "training": training,
+            }
+        )
+    )
+    done = lemix("submit", "torch.yaml", "--cluster", "local", "--out", "torch")
+    assert done.returncode == 0, done.stderr
+    run = tmp_path / "torch"
+
+    def has_trained() -> bool:
+        return (run / "progress.json").exists() and json.loads((run / "progress.json").read_text())["steps"] > 3
+
+    wait_for(has_trained, "some steps")
+    assert lemix("stop", "torch").returncode == 0
+    wait_for((run / "attempts/0/end.json").exists, "the run to end")
+    before, after = json.loads((run / "held_out.json").read_text())
+    assert before["steps"] == 0 and after["steps"] > 3
+    assert after["loss"] < before["loss"]
+    wait_for(lambda: not processes_in(run), "the ranks to end")
 
 
 @pytest.mark.mpi

@@ -342,11 +342,12 @@ class SchedulerRank:
         return losses
 
     def _take_last_loss(self, loop: SchedulerLoop, held_out: HeldOutLosses | None) -> None:
-        """On held-out samples, of a run that has finished; if it is to end at once meanwhile, there is none."""
-        if held_out is None or loop.end.reason != "finished" or loop.steps <= held_out.taken[-1].steps:
+        """On held-out samples, of a run that has finished or was asked to stop, as far as there is time for that."""
+        if held_out is None or loop.steps <= held_out.taken[-1].steps:
             return
-        held_out.ask(self._clock.now(), loop.steps)
-        self._turn_until(lambda: not held_out.awaited or loop.end.reason != "finished", loop.turn, loop.until_due)
+        if loop.end.reason in ("finished", "drained"):
+            held_out.ask(self._clock.now(), loop.steps)
+            self._turn_until(lambda: not held_out.awaited or self._drain.over, loop.turn, loop.until_due)
 
     def _save_the_last(self, loop: SchedulerLoop) -> None:
         """Save what has been learned since the last checkpoint."""
