@@ -54,8 +54,10 @@ class Disk:
         write = os.pwrite
 
         def pwrite(file: int, content: bytes, offset: int) -> int:
-            done = write(file, content[: max(0, int(min(self.left, len(content))))], offset)
-            self._spend(len(content))
+            # Reserved space has zeros: what ends with some is whole without them.
+            needed = len(content.rstrip(b"\0"))
+            done = write(file, content if needed <= self.left else content[: max(0, int(self.left))], offset)
+            self._spend(needed)
             return done
 
         self.patch.setattr(os, "pwrite", pwrite)
