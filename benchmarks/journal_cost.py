@@ -32,6 +32,7 @@ from lemix_hpc.records.journal import journal_part
 from lemix_hpc.records.journal_writer import Journal
 from lemix_hpc.records.writer import Recorder
 from lemix_hpc.runtime.http.call_router import CallRouter
+from lemix_hpc.runtime.scheduler.arrivals import Arrivals
 from lemix_hpc.runtime.scheduler.loop import LoopSettings, SchedulerLoop
 from lemix_hpc.runtime.transport import messages as m
 from lemix_hpc.runtime.transport.mailbox import Inbox, Mail
@@ -99,7 +100,7 @@ class Rank:
             mailbox,
             self._recorder,
             self._now,
-            requests,
+            Arrivals(requests, len(requests)),
             None,
             CallRouter(layout, mailbox, number, math.inf),
             LoopSettings(None, live_interval=1.0),

@@ -45,7 +45,7 @@ def lemix(tmp_path: Path) -> Command:
     def call(*arguments: object, **env: str) -> subprocess.CompletedProcess[str]:
         command = [LEMIX, *map(str, arguments)]
         return subprocess.run(
-            command, cwd=tmp_path, env={**os.environ, **env}, capture_output=True, text=True, timeout=120, check=False
+            command, cwd=tmp_path, env={**os.environ, **env}, capture_output=True, text=True, timeout=400, check=False
         )
 
     return call

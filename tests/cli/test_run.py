@@ -139,9 +139,8 @@ def test_submit_ps_logs_cancel(lemix: Command, recipe: Path) -> None:
     assert {line.split(":")[0] for line in logs} >= {"rank 0", "rank 1", "rank 2"}
     assert lemix("logs", started["id"], "--rank", "3").returncode == 2
     assert lemix("cancel", started["id"]).returncode == 0
-    wait_for(lambda: not processes_in(directory), "the ranks to end")
-    [row] = json.loads(lemix("ps", "--json").stdout)
-    assert row["state"] == "CANCELLED"
+    wait_for(lambda: json.loads(lemix("ps", "--json").stdout)[0]["state"] == "CANCELLED", "its end to be known")
+    assert not processes_in(directory)
 
 
 def running(directory: Path) -> bool:
