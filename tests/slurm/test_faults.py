@@ -66,6 +66,9 @@ def test_ranks_and_daemons_may_be_killed(submit: Submit) -> None:
 def test_a_rank_that_dies_without_a_controller_is_replaced_when_that_is_back(submit: Submit) -> None:
     run = submit()
     attempt = run.serving()
+    # The controller tells the accounting some seconds later; without either nobody knows that the job has begun.
+    accounting = ("sacct", "-j", run.job, "-X", "-n", "-P", "-o", "State")
+    until("a record of the start", lambda: run.cluster.run(*accounting) == "RUNNING")
     run.cluster.kill("slurmctld")
     os.kill(run.pid_of_rank(0), signal.SIGKILL)
     assert run.state == "RUNNING"
