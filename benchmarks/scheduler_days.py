@@ -16,7 +16,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from benchmarks.scheduler_rank import Cluster
+from scheduler_rank import Cluster
+
 from lemix_hpc.policy.scheduler import compile_policy
 from lemix_hpc.runtime.scheduler.arrivals import Arrivals
 from lemix_hpc.runtime.transport.rank_layout import Layout
