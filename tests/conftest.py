@@ -131,7 +131,9 @@ def slurm_cluster() -> Iterator[SlurmCluster]:
     was_up = cluster.devcluster("status").returncode == 0
     # The interpreter that runs the ranks and the data must be visible in the nodes too, also when they lie below /tmp.
     shared = [Path(sys.prefix), Path(sys.base_prefix), _trial_data_directory()]
-    started = cluster.devcluster("up", *(f"--share={directory}" for directory in shared if directory.is_dir()))
+    started = cluster.devcluster(
+        "up", "--gpus=4", *(f"--share={directory}" for directory in shared if directory.is_dir())
+    )
     if started.returncode == MACHINE_UNFIT and os.environ.get("LEMIX_REQUIRE_SLURM") != "1":
         pytest.skip(f"no Slurm cluster on this machine: {started.stderr.strip()}")
     if started.returncode != 0:

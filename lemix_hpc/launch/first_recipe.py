@@ -35,6 +35,8 @@ TINY = {
 PROCESS, CUDA_PROCESS = 1e9, 3e9
 """Bytes of a host that a rank takes beside what the plan counts, without and with GPUs. Estimates."""
 MOST_CORES, HOUR = 8, 3600
+GPU_RATE, CPU_RATE = 2, 0.5
+"""Requests/s that a small model keeps up with while it trains. On CPUs by a trial on two cores."""
 LONGEST = 512
 """Tokens of a prompt and of a training sequence, which a first run keeps short."""
 
@@ -101,9 +103,10 @@ def _sections(answers: Answers, model: Model, sizes: ModelSizes, shape: _Shape) 
     hosts = answers.hosts
     length = min(LONGEST, sizes.context or LONGEST)
     nodes = {"count": shape.replicas, "stages": shape.stages}
+    rate = GPU_RATE if hosts.gpus else CPU_RATE
     serving: dict[str, Any] = {
         "mode": "generate",
-        "source": {"kind": "poisson", "rate": 2, "duration_s": 60, "lengths": "lmsys-chat"},
+        "source": {"kind": "poisson", "rate": rate, "duration_s": 60, "lengths": "lmsys-chat"},
         "max_prompt_tokens": max(1, length // 2),
         "max_new_tokens": max(1, min(32, length // 2)),
     }

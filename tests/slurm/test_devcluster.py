@@ -153,6 +153,10 @@ def test_up_on_a_running_cluster_changes_nothing(slurm_cluster: SlurmCluster) ->
     again = slurm_cluster.devcluster("up")
     assert (again.returncode, controller_pid(slurm_cluster)) == (0, before)
     assert "already up" in again.stdout
+    other = slurm_cluster.devcluster("up", "--gpus=2")
+    assert other.returncode == 2
+    assert "with 4 GPUs on each node instead of 2" in other.stderr
+    assert controller_pid(slurm_cluster) == before
 
 
 def test_second_cluster_runs_beside_the_first(slurm_cluster: SlurmCluster, second_cluster: SlurmCluster) -> None:
@@ -160,6 +164,11 @@ def test_second_cluster_runs_beside_the_first(slurm_cluster: SlurmCluster, secon
     second_cluster.run("srun", "-N3", "touch", str(second_cluster.scratch / "seen-from-a-node"))
     assert (second_cluster.scratch / "seen-from-a-node").exists()
     assert slurm_cluster.run("srun", "-N1", "-w", "n1", "hostname") == "n1"
+
+
+def test_nodes_count_the_gpus_that_were_asked_for(slurm_cluster: SlurmCluster, second_cluster: SlurmCluster) -> None:
+    assert set(slurm_cluster.run("sinfo", "-h", "-o", "%G").splitlines()) == {"gpu:4"}
+    assert set(second_cluster.run("sinfo", "-h", "-o", "%G").splitlines()) == {"(null)"}
 
 
 def test_half_a_cluster_is_started_afresh(second_cluster: SlurmCluster) -> None:

@@ -11,7 +11,7 @@ from vcluster.cluster import Cluster
 from vcluster.daemons import DAEMONS
 from vcluster.errors import DevclusterError, UsageError
 from vcluster.layout import state_directory
-from vcluster.plan import NODES, shared_directories
+from vcluster.plan import MOST_GPUS, NODES, shared_directories
 
 NODE_COMMANDS = {
     "crash": "cut a node's power; Slurm has to find out by itself",
@@ -51,7 +51,7 @@ def _dispatch(arguments: argparse.Namespace) -> int:
             packages.require_machine()
             with cluster.locked():
                 shares = shared_directories(cluster.layout.root, [Path(path) for path in arguments.share])
-                print(cluster.up(shares))
+                print(cluster.up(shares, arguments.gpus))
         case "down":
             _down(cluster)
         case "status":
@@ -120,6 +120,13 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         metavar="DIR",
         help="directory below /tmp or /dev/shm to show to the nodes",
+    )
+    up.add_argument(
+        "--gpus",
+        type=int,
+        choices=range(MOST_GPUS + 1),
+        metavar="N",
+        help=f"GPUs that each node counts, at most {MOST_GPUS}; behind them is nothing (default: 0)",
     )
     commands.add_parser("down", help="end the cluster and remove what it took of the machine")
     commands.add_parser("status", help="show daemons and nodes")

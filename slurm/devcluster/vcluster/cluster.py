@@ -51,10 +51,15 @@ class Cluster:
         """All daemons run and the controller answers; nodes may be crashed."""
         return not set(DAEMONS) & set(self.dead()) and self._daemons.controller_answers()
 
-    def up(self, shares: tuple[str, ...]) -> str:
-        """Start the cluster unless it is up; a sentence about what was done."""
+    def up(self, shares: tuple[str, ...], gpus: int | None = None) -> str:
+        """Start the cluster unless it is up; a sentence about what was done. `gpus`: of each node, by default none."""
         dead = self.dead()
         if not dead and self._daemons.controller_answers():
+            counted = self.plan().gpus
+            if gpus not in (None, counted):
+                raise UsageError(
+                    f"the cluster is up, with {counted} GPUs on each node instead of {gpus}; run `devcluster down` first"
+                )
             unshared = [share for share in shares if not covered(share, self.plan().shares)]
             if unshared:
                 raise UsageError(
@@ -67,7 +72,7 @@ class Cluster:
         began = time.monotonic()
         self.down()
         self.layout.wipe()
-        plan = choose_plan(self.layout.root, shares, network.taken_networks())
+        plan = choose_plan(self.layout.root, shares, gpus or 0, network.taken_networks())
         plan.save(self.layout.plan)
         try:
             self._start_all(plan)

@@ -9,6 +9,7 @@ from pathlib import Path
 from vcluster.errors import UsageError
 
 NODES = ("n1", "n2", "n3")
+MOST_GPUS = 16
 REPOSITORY = Path(__file__).resolve().parents[3]
 # Directories every node has for itself; what lies below them on the host is only seen in a node when shared.
 PRIVATE = (Path("/tmp"), Path("/dev/shm"))
@@ -16,13 +17,16 @@ PRIVATE = (Path("/tmp"), Path("/dev/shm"))
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What one cluster takes of the machine: names, a /24 network, two TCP ports, shared directories."""
+    """What one cluster takes of the machine: names, a /24 network, two TCP ports, shared directories.
+
+    `gpus`: of each node, only counted and told to jobs; behind them is nothing."""
 
     tag: str
     network: str
     controller_port: int
     accounting_port: int
     shares: tuple[str, ...]
+    gpus: int = 0
 
     @property
     def gateway(self) -> str:
@@ -77,7 +81,7 @@ def covered(directory: str, shares: tuple[str, ...]) -> bool:
     return any(Path(directory).is_relative_to(share) for share in shares)
 
 
-def choose_plan(root: Path, shares: tuple[str, ...], taken_networks: set[str]) -> Plan:
+def choose_plan(root: Path, shares: tuple[str, ...], gpus: int, taken_networks: set[str]) -> Plan:
     """Start from the hash of the path, so a cluster mostly keeps its numbers, and step past whatever is taken."""
     seed = int.from_bytes(hashlib.sha256(str(root).encode()).digest()[:4])
     networks = (f"10.{64 + (seed + i) // 256 % 128}.{(seed + i) % 256}" for i in range(128 * 256))
@@ -87,7 +91,7 @@ def choose_plan(root: Path, shares: tuple[str, ...], taken_networks: set[str]) -
     # Below the kernel's range for outgoing connections, so that no client sits on them by chance.
     ports = (20000 + (seed + i) % 10000 for i in range(10000))
     free = (port for port in ports if _port_is_free(port))
-    return Plan(tag_of(root), network, next(free), next(free), shares)
+    return Plan(tag_of(root), network, next(free), next(free), shares, gpus)
 
 
 def _port_is_free(port: int) -> bool:

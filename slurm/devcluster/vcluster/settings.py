@@ -11,8 +11,6 @@ from vcluster.plan import NODES, Plan
 # Claimed by each node whatever the machine has: jobs of many small ranks shall fit.
 CPUS_PER_NODE = 32
 MEMORY_PER_NODE_MIB = 6000
-# Only counted and told to jobs: behind them is nothing.
-GPUS_PER_NODE = 4
 # Debian's own spool path: each node binds a directory of its own there, so that the sockets of Slurm's PMIx plugin
 # keep a short path wherever the state directory lies.
 SPOOL = Path("/var/lib/slurm/slurmd")
@@ -68,7 +66,6 @@ PartitionName=urgent Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=10 Preempt
 
 GRES_CONF = """\
 AutoDetect=off
-Name=gpu File={etc}/gpu[0-{last}]
 """
 
 SLURMDBD_CONF = """\
@@ -100,24 +97,28 @@ def write_settings(layout: Layout, plan: Plan) -> None:
         "log": layout.log,
         "spool": SPOOL,
         "nodes": "\n".join(_node_line(node, plan) for node in NODES),
-        "etc": layout.etc,
-        "last": GPUS_PER_NODE - 1,
     }
     layout.slurm_conf.write_text(SLURM_CONF.format(**values))
-    (layout.etc / "gres.conf").write_text(GRES_CONF.format(**values))
-    for number in range(GPUS_PER_NODE):
-        # Slurm takes nothing but devices; this one is another /dev/null.
-        os.mknod(layout.etc / f"gpu{number}", stat.S_IFCHR | 0o600, os.makedev(1, 3))
+    _write_gpus(layout, plan.gpus)
     _write_private(layout.etc / "slurmdbd.conf", SLURMDBD_CONF.format(**values).encode())
     _write_private(layout.etc / "munge.key", os.urandom(128))
     (layout.etc / "hosts").write_text(_hosts_table(plan))
+
+
+def _write_gpus(layout: Layout, count: int) -> None:
+    devices = [layout.etc / f"gpu{number}" for number in range(count)]
+    for device in devices:
+        # Slurm takes nothing but devices; this one is another /dev/null.
+        os.mknod(device, stat.S_IFCHR | 0o600, os.makedev(1, 3))
+    lines = "".join(f"Name=gpu File={device}\n" for device in devices)
+    (layout.etc / "gres.conf").write_text(GRES_CONF + lines)
 
 
 def _node_line(node: str, plan: Plan) -> str:
     return (
         f"NodeName={node} NodeHostname={node} NodeAddr={plan.address(node)} CPUs={CPUS_PER_NODE} Boards=1 "
         f"SocketsPerBoard=1 CoresPerSocket={CPUS_PER_NODE} ThreadsPerCore=1 "
-        f"RealMemory={MEMORY_PER_NODE_MIB} Gres=gpu:{GPUS_PER_NODE} State=UNKNOWN"
+        f"RealMemory={MEMORY_PER_NODE_MIB} {f'Gres=gpu:{plan.gpus} ' if plan.gpus else ''}State=UNKNOWN"
     )
 
 
