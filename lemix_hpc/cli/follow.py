@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-import signal
 import time
 from collections.abc import Callable
-from types import FrameType
 
 import typer
 from rich.console import Console
 from rich.live import Live
 
+from lemix_hpc.cli.interrupts import Interrupts
 from lemix_hpc.cli.live.as_json import as_data
 from lemix_hpc.cli.live.lines import Lines
 from lemix_hpc.cli.live.picture import Picture, pictures
@@ -35,35 +34,9 @@ LOGS_SHOWN = 3
 EXIT_INTERRUPTED = 130
 
 
-class _Interrupts:
-    """Ctrl-C, a TERM and a closed terminal, held back while a run is being started: a half started run would be left behind."""
-
-    def __init__(self) -> None:
-        self._came = False
-        # What is ignored stays so, as HUP under nohup.
-        self._numbers = [
-            number
-            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-            if signal.getsignal(number) is not signal.SIG_IGN
-        ]
-        for number in self._numbers:
-            signal.signal(number, self._hold)
-
-    def _hold(self, _number: int, _frame: FrameType | None) -> None:
-        self._came = True
-
-    def release(self) -> None:
-        """From now on each raises KeyboardInterrupt; at once, if one was held back."""
-        for number in self._numbers:
-            signal.signal(number, signal.default_int_handler)
-        came, self._came = self._came, False
-        if came:
-            raise KeyboardInterrupt
-
-
 def follow(start: Callable[[], StartedRun], *, as_json: bool) -> int:
     """Start a run and show it until it ends. Returns the exit code: 0, 1 if it failed, 130 if the user interrupted it."""
-    interrupts = _Interrupts()
+    interrupts = Interrupts()
     started = start()
     console, lines = Console(stderr=True), Lines()
     console.print(f"{started.record.id}: {started.run.path}", soft_wrap=True, highlight=False)

@@ -56,9 +56,8 @@ def study(
     from lemix_hpc.config.study import read_study
     from lemix_hpc.studies.study import grid_of
 
-    content = read_study(file)
+    content = read_study(file).as_run(None if on is None else on.value)
     given: dict[str, object] = {
-        "on": None if on is None else on.value,
         "rates": options.rates(rates) if rates else None,
         "training_shares": options.shares(training_shares) if training_shares else None,
         "seeds": options.seeds(seeds) if seeds else None,
@@ -87,9 +86,11 @@ def _answers(
         from lemix_hpc.studies.sweep import run_grid
 
         return "simulating", run_grid(grid, jobs=jobs)
+    from lemix_hpc.cli.interrupts import Interrupts
     from lemix_hpc.launch.start import choose_cluster
     from lemix_hpc.studies.real_runs import run_for_real
 
     kind = choose_cluster(cluster or next(iter(grid.variants.values())).cluster.kind)
     typer.echo(f"The runs are in {out}", err=True)
+    Interrupts().release()  # whatever ends the study is to reach its runs
     return "running", run_for_real(grid, kind, out.absolute())

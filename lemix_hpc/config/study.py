@@ -22,10 +22,20 @@ Keys = dict[str, Any]
 On = Literal["simulator", "emulated", "devices"]
 
 
+class OnDevices(Section):
+    """What of a study is another one on devices, which are not those of the coefficient files. What is not given stays."""
+
+    recipe: FilePath | None = None
+    variants: dict[str, Keys] | None = Field(default=None, min_length=1)
+    settings: Keys | None = None
+    rates: list[PositiveFloat] | None = None
+    training_shares: list[Share] | None = None
+
+
 class Study(Section):
     """`settings` change the recipe for all `variants`. Loads and seeds that are not given are the recipe's. `on`: what runs
     them: simulated time, real ranks whose stages sleep for the times of the coefficient file, or the recipe's own engine. Paths
-    among the values are relative to the study's file, as that of the recipe."""
+    among the values are relative to the study's file, as those of recipes."""
 
     recipe: FilePath
     on: On = "simulator"
@@ -35,12 +45,20 @@ class Study(Section):
     rates: list[PositiveFloat] = Field(default=[])
     training_shares: list[Share] = Field(default=[])
     seeds: list[NonNegativeInt] = Field(default=[])
+    on_devices: OnDevices = Field(default=OnDevices())
 
     @model_validator(mode="after")
     def _baseline_is_there(self) -> Self:
-        if self.baseline is not None and self.baseline not in self.variants:
-            raise ValueError(f"the baseline {self.baseline!r} is not among the variants: {', '.join(self.variants)}")
+        for variants in (self.variants, self.on_devices.variants or self.variants):
+            if self.baseline is not None and self.baseline not in variants:
+                raise ValueError(f"the baseline {self.baseline!r} is not among the variants: {', '.join(variants)}")
         return self
+
+    def as_run(self, on: On | None) -> Study:
+        """The study as it is on what was asked for, or else on what it says itself."""
+        where = on or self.on
+        other = self.on_devices.model_dump(exclude_none=True) if where == "devices" else {}
+        return self.model_copy(update=other | {"on": where})
 
 
 def read_study(path: Path) -> Study:
@@ -65,4 +83,7 @@ def read_study(path: Path) -> Study:
         raise UserError("\n".join([*problems, *(located(each, str(path), places) for each in found)])) from None
     if problems:
         raise UserError("\n".join(problems))
-    return study.model_copy(update={"recipe": path.parent / study.recipe.expanduser()})
+    devices = study.on_devices
+    if devices.recipe is not None:
+        devices = devices.model_copy(update={"recipe": path.parent / devices.recipe.expanduser()})
+    return study.model_copy(update={"recipe": path.parent / study.recipe.expanduser(), "on_devices": devices})
