@@ -82,7 +82,8 @@ def leave(cluster: ClusterState, config: SimulationConfig, node: int, task: int)
 
 @compiled
 def promote(cluster: ClusterState, config: SimulationConfig, node: int) -> None:
-    """Batch requests whose window is nearly over go with the interactive ones from now on."""
+    """Batch requests whose window is nearly over go with the interactive ones from now on, in the order of their windows: as if
+    each had been promoted in time, however late this is called."""
     leader, requests, now = cluster.nodes[node], cluster.requests, cluster.run[0].now
     if now < leader.promotes:
         return
@@ -96,7 +97,14 @@ def promote(cluster: ClusterState, config: SimulationConfig, node: int) -> None:
     queue = cluster.ready[config.nodes + node]
     task, queue.head = queue.head, NONE
     leader.patient_ready = leader.patient_cached = 0
+    late = NONE
     while task != NONE:
         behind = requests[task].next
-        go_on(cluster, config, node, task)
+        if is_batch(cluster, task):
+            go_on(cluster, config, node, task)
+        else:
+            late = push(requests, late, task)
         task = behind
+    while late != NONE:
+        task, late = late, pop(requests, late)
+        go_on(cluster, config, node, task)

@@ -180,12 +180,18 @@ class RequestQueues:
         queue.ready.remove(request)
 
     def promote(self, now: float) -> None:
-        """Batch requests whose window is nearly over go with the interactive ones from now on."""
+        """Batch requests whose window is nearly over go with the interactive ones from now on, in the order of their windows:
+        as if each had been promoted in time, however late this is called."""
         if now < self._promotes:
             return
         before, self.batch, self._promotes = self.batch, Queue(), math.inf
+        late: list[NodeRequest] = []
         for request in before.ready:
-            self.go_on(request, now)
+            if waits_as_batch(request.patient, request.key, now):
+                self.go_on(request, now)
+            else:
+                late.append(request)
+        self.interactive.ready.extend(sorted(late, key=lambda request: (request.key, request.task)))
         for request in before:
             self.wait(request, now)
 

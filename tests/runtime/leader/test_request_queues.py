@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lemix_hpc.policy.latency import Shape
-from lemix_hpc.runtime.leader.request_queues import NodeRequest, Queue
+from lemix_hpc.runtime.leader.request_queues import NodeRequest, Queue, RequestQueues
 
 moves = st.lists(
     st.one_of(
@@ -40,3 +40,18 @@ def test_the_shape_of_all_is_kept_up_to_date(drawn: list[tuple[Any, ...]]) -> No
         assert queue.waiting.shape == Shape.of([r.next_length for r in here], [r.cached for r in here])
         assert queue.waiting.first is queue.first
         assert all(queue.first.key <= request.key for request in here)
+
+
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=8), st.sets(st.integers(0, 10)))
+def test_when_requests_are_promoted_does_not_hang_on_when_somebody_looks(keys: list[int], looks: set[int]) -> None:
+    """Batch requests that generate already, each with the time of its promotion; the last look is after all of them."""
+
+    def order(times: list[float]) -> list[int]:
+        queues = RequestQueues()
+        for task, key in enumerate(keys):
+            queues.go_on(NodeRequest(task, float(key), 4, 1, [], 0.0, patient=True), -1.0)
+        for time in times:
+            queues.promote(time)
+        return [request.task for request in queues.interactive.ready]
+
+    assert order([*sorted(looks), 10.0]) == order([0.5 * step for step in range(21)]) == order([10.0])
