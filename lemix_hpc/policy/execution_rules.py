@@ -27,7 +27,8 @@ def pick(serve: float, commit: float, backward: float, forward: float, serving_f
 
     Each kind's argument is since when its next piece of work is ready [s], inf when there is none. Serving first: before a
     weight update, so that nobody waits for it; else in the order in which work became ready. When training is `owed` time,
-    serving comes last. A backward goes before a forward, so that memory is freed first.
+    serving comes last. A backward goes before a forward, so that memory is freed first, and no second micro-batch of the last
+    stage needs the weights of its forward.
     """
     training = min(commit, backward, forward)
     if serve < math.inf and not (owed and training < math.inf) and (serving_first or serve < training):
@@ -36,9 +37,7 @@ def pick(serve: float, commit: float, backward: float, forward: float, serving_f
         return NOTHING
     if commit < math.inf and (serving_first or owed or commit == training):
         return COMMIT
-    if backward < math.inf and (serving_first or owed or backward == training):
-        return BACKWARD
-    return FORWARD
+    return BACKWARD if backward < math.inf else FORWARD
 
 
 def debt_after(debt: float, share: float, served: float, trained: float) -> float:

@@ -268,10 +268,12 @@ class StageWorker:
         # back the passes that stages before this one wait for would keep those from committing.
         holding = self._updates.asked or (self._updates.holding and not self._rules.sync)
         held = holding or (self._rules.sync and (self._updates.stepping or self._passes.sealing))
+        # What needs the old weights must have run before they change.
+        waits = holding and self._updates.may_publish()
         return pick(
             _since(self._queue.next_serve),
             min(_since(self._next_commit), self._updates.preparation_since, self._across.since, self._saves.since),
-            math.inf if holding else self._passes.backward_since,
+            math.inf if waits else self._passes.backward_since,
             _since(train if forward and may_forward and not held else None),
             self._rules.serving_first,
             self._debt > 0,

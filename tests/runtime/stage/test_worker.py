@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from lemix_hpc.engines.emulated import EmulatedStage
-from lemix_hpc.engines.protocol import MicroBatch, ServeBatch, ServeSequence
+from lemix_hpc.engines.protocol import MicroBatch, ServeBatch, ServeSequence, Transfer
 from lemix_hpc.policy.latency import Affine, LatencyModel
 from lemix_hpc.runtime.stage.links import StagePlace
 from lemix_hpc.runtime.stage.worker import StageRules, StageWorker
@@ -81,6 +81,39 @@ class SlowStep(EmulatedStage):
         yield from self._occupy(self._publish_s, 1)
 
 
+class HoldsGraphs(SlowStep):
+    """The last stage without a flush between steps: a micro-batch needs the weights from its forward to its backward."""
+
+    def __init__(self, world: World) -> None:
+        super().__init__(0.0, 0.0, world)
+        self._world = world
+        self._held: set[int] = set()
+        self.most = 0
+
+    def forward(self, micro_batch: MicroBatch, hidden: Any) -> Any:
+        self._held.add(micro_batch.id)
+        self.most = max(self.most, len(self._held))
+        return (yield from super().forward(micro_batch, hidden))
+
+    def backward(self, micro_batch: int, grad: Any) -> Any:
+        result = yield from super().backward(micro_batch, grad)
+        self._held.discard(micro_batch)
+        return result
+
+    def offload(self, micro_batch: int) -> Transfer:  # noqa: ARG002
+        """Takes 100 ms, as does the way back."""
+        until = self._world.time + 0.1
+        return Transfer(lambda: max(0.0, until - self._world.time))
+
+    def publish(self, group: int) -> Any:
+        assert not self._held, "weights change under a micro-batch"
+        return super().publish(group)
+
+    @property
+    def holds_graph(self) -> bool:
+        return bool(self._held)
+
+
 def request(number: int) -> m.Serve:
     return m.Serve(ServeBatch(number, [ServeSequence(number, 8, 0, False, [])]), -1, 0.0)
 
@@ -93,6 +126,9 @@ def rules(
     *, sync: bool = False, serving_first: bool = True, yield_training: bool = True, share: float = 0.0
 ) -> StageRules:
     return StageRules(sync, False, serving_first, yield_training, share)
+
+
+FIFO = rules(serving_first=False, yield_training=False)
 
 
 def ran(
@@ -307,3 +343,31 @@ def test_a_later_stage_reports_an_update_before_the_last_piece_of_a_backward() -
     StageWorker(place, SlowStep(0.0, 0.0, world), world, world, world, rules()).run()  # type: ignore[arg-type]
     assert [version for _, version in world.prepared] == [1, 2, 3]
     assert [time for time, _ in world.prepared] == pytest.approx([0.22, 0.36, 0.4])
+
+
+@pytest.mark.parametrize(("order", "away", "most"), [(rules(), False, 1), (FIFO, False, 1), (rules(), True, 4)])
+def test_weights_change_although_several_micro_batches_wait_for_their_backward(
+    order: StageRules, away: bool, most: int
+) -> None:
+    """On the last stage backwards follow their forwards, and only one needs the weights, unless one is `away`, on the host."""
+    micro_batches = [m.Forward(MicroBatch(number, 0, number, 5, 1, 8, b"", b"")) for number in range(5)]
+    between: Mails = [(0.04, request(9)), (0.05, m.Offload(0))] if away else []
+    mails: Mails = [
+        *((0.0, micro_batch) for micro_batch in micro_batches),
+        *between,
+        (0.05, m.Prepare(1, 7, 1.0)),
+        (0.3, m.Commit(1)),
+        (0.3, m.Stop()),
+    ]
+    world = World(deque(mails))
+    engine = HoldsGraphs(world)
+    worker = StageWorker(StagePlace(Layout(1, 2), 0, 1), engine, world, world, world, replace(order, in_flight=8))  # type: ignore[arg-type]
+    worker.run()
+    assert engine.most == most
+    passes = [
+        (span.kind, span.tasks[0]) for span in world.spans if span.kind in ("forward", "backward") and span.complete
+    ]
+    forwards, backwards = ([(kind, n) for n in range(5)] for kind in ("forward", "backward"))
+    in_turn = [each for pair in zip(forwards, backwards, strict=True) for each in pair]
+    assert passes == in_turn if not away else sorted(passes) == backwards + forwards
+    assert [version for _, version in world.prepared] == [1]
