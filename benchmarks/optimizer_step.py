@@ -4,7 +4,8 @@
     OMP_NUM_THREADS=1 python benchmarks/optimizer_step.py --width 768 --layers 12 --steps 50
 
 Steps by made-up gradients of a model with the matrices of a Llama. Without stops, preparation and publication are one stretch;
-with stops, a request waits for one piece of the preparation or for the publication at most. All times are milliseconds.
+with stops, a request waits for one piece of the preparation or for the publication at most. What comes before, the norm of the
+gradient, is in all modes the same, and has stops as well. All times are milliseconds.
 """
 
 from __future__ import annotations
@@ -13,11 +14,14 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
 
 from lemix_hpc.config.training_section import Training
+from lemix_hpc.engines.protocol import Work
+from lemix_hpc.engines.torch.gradients import GroupGradients
 from lemix_hpc.engines.torch.optimizer import StageOptimizer
 
 MODES = [(dtype, *mode) for dtype in ("float32", "bfloat16") for mode in ((0, False), (1, False), (1, True))]
@@ -39,16 +43,36 @@ def milliseconds(call: Callable[[], object]) -> float:
     return 1e3 * (time.perf_counter() - start)
 
 
+def pieces_of(work: Work[Any]) -> list[float]:
+    """Milliseconds of each piece."""
+    stretches, ended = [], False
+    while not ended:
+        start = time.perf_counter()
+        ended = next(work, "end") == "end"
+        stretches.append(1e3 * (time.perf_counter() - start))
+    return stretches
+
+
+def norms(module: nn.Module, steps: int) -> tuple[list[float], list[float]]:
+    """Pieces of the norms of gradients, and whole norms."""
+    pieces, wholes = [], []
+    parameters = list(module.parameters())
+    gradients = GroupGradients(parameters)
+    for parameter in parameters:
+        gradients.add(0, parameter, torch.randn(parameter.shape))
+    for _ in range(steps):
+        stretches = pieces_of(gradients.norm(0))
+        pieces += stretches
+        wholes.append(sum(stretches))
+    return pieces, wholes
+
+
 def measure(module: nn.Module, optimizer: StageOptimizer, steps: int) -> tuple[list[float], list[float], list[float]]:
     """Pieces of the preparations, whole preparations, and publications, without the first step, which makes the state."""
     pieces, wholes, publications = [], [], []
     for step in range(steps + 1):
         grads = [torch.randn(parameter.shape) for parameter in module.parameters()]
-        work, stretches, ended = optimizer.prepare(grads, 1.0), [], False
-        while not ended:
-            start = time.perf_counter()
-            ended = next(work, "end") == "end"
-            stretches.append(1e3 * (time.perf_counter() - start))
+        stretches = pieces_of(optimizer.prepare(grads, 1.0))
         publication = milliseconds(optimizer.publish)
         if step:
             pieces += stretches
@@ -70,6 +94,8 @@ def main() -> None:
     count = sum(parameter.numel() for parameter in model(args.width, args.layers).parameters())
     print(f"{count / 1e6:.1f} million parameters, {torch.get_num_threads()} threads; median and largest, ms")
     print(f"{'':28}{'one piece':>17} {'publication':>17} {'without stops':>17}")
+    pieces, wholes = norms(model(args.width, args.layers), args.steps)
+    print(f"{'norm of the gradient':28}{summary(pieces)} {'':17} {summary(wholes)}")
     for dtype, zero, offload in MODES:
         module = model(args.width, args.layers).to(getattr(torch, dtype))
         training = Training(zero_stage=zero, offload_optimizer=offload, weight_decay=0.1)  # type: ignore[arg-type]

@@ -123,7 +123,7 @@ class replay:  # noqa: N801  a function that returns two things
             for micro_batch in group.micro_batches:
                 done(stage.forward(micro_batch, None))
                 done(stage.backward(micro_batch.id, None))
-            sealed = stage.seal(group.number, None)
+            sealed = done(stage.seal(group.number, None))
             done(stage.prepare(group.number, sealed.square_norm**0.5, None))
             done(stage.publish(group.number))
             version += 1

@@ -205,8 +205,9 @@ class StageEngine(Protocol):
         """Whether a micro-batch is between forward and backward in a way that a weight update would break."""
         ...
 
-    def seal(self, group: int, tied: Payload | None) -> GroupGradient:
-        """End a group: all its backwards ran here. Its gradient is set aside; the next group may start its backwards.
+    def seal(self, group: int, tied: Payload | None) -> GroupGradient | Work[GroupGradient]:
+        """End a group: all its backwards ran here. Its gradient is set aside; the next group may start its backwards, serving
+        and forwards go on. At once where there is nothing to sum.
 
         The last stage returns its part of the gradient of tied weights, which is not in its norm. The first one is given that
         as `tied`, adds its own, counts the sum in its norm and returns it.

@@ -41,7 +41,7 @@ class WeightlessStage(LedByLeader, StageEngine):
     def holds_graph(self) -> bool:
         return False
 
-    def seal(self, group: int, tied: Payload | None) -> GroupGradient:  # noqa: ARG002
+    def seal(self, group: int, tied: Payload | None) -> GroupGradient | Work[GroupGradient]:  # noqa: ARG002
         return GroupGradient(0.0)
 
     def prepare(self, group: int, grad_norm: float, tied: Payload | None) -> Work[None] | None:  # noqa: ARG002

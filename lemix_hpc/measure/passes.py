@@ -8,7 +8,7 @@ from array import array
 from collections.abc import Callable
 
 from lemix_hpc.engines.meter import DeviceMemoryError, Meter, finish
-from lemix_hpc.engines.protocol import MicroBatch, Payload, ServeBatch, ServeSequence, StageEngine
+from lemix_hpc.engines.protocol import GroupGradient, MicroBatch, Payload, ServeBatch, ServeSequence, StageEngine
 from lemix_hpc.profiling.grid import GridPoint
 from lemix_hpc.runtime.transport.messages import Measured
 
@@ -102,10 +102,16 @@ class StagePasses:
         tied = None if self._last else self._engine.sample_tied()
         finish(self._engine.forward(micro_batch, entry))
         backward = self._meter.time(self._engine.backward(number, grad))[1]
-        sealed = self._engine.seal(number, tied)
-        preparation = self._engine.prepare(number, math.sqrt(sealed.square_norm), sealed.tied)
-        prepare = 0.0 if preparation is None else self._meter.time(preparation)[1]
-        return {"backward": backward, "step": prepare + self._meter.time(self._engine.publish(number))[1]}
+        return {"backward": backward, "step": self._step(number, tied)}
+
+    def _step(self, group: int, tied: Payload | None) -> float:
+        """All parts of an optimizer step by a group: its gradient is sealed, and the step prepared and published."""
+        sealing = self._engine.seal(group, tied)
+        sealed, seconds = (sealing, 0.0) if isinstance(sealing, GroupGradient) else self._meter.time(sealing)
+        preparation = self._engine.prepare(group, math.sqrt(sealed.square_norm), sealed.tied)
+        if preparation is not None:
+            seconds += self._meter.time(preparation)[1]
+        return seconds + self._meter.time(self._engine.publish(group))[1]
 
     def _entry(self, rows: int, length: int) -> Payload | None:
         return None if self._first else self._engine.sample(rows, length)

@@ -57,8 +57,12 @@ def weights(run: FinishedRun) -> list[bytes]:
     return [(run.path / f"weights-0-{stage}").read_bytes() for stage in (0, 1)]
 
 
+PARTS = 3
+"""Of a step on a stage: its gradient is sealed, and it is prepared and published."""
+
+
 def served_while_a_step_was_prepared(run: FinishedRun) -> int:
-    """Steps, of each stage one by one, between two stretches of whose preparation requests were served."""
+    """Steps, of each stage one by one, between two stretches of one of whose parts requests were served."""
     steps, serves = defaultdict(list), defaultdict(list)
     for span in run.lines("spans.jsonl"):
         if span["kind"] == "step":
@@ -72,7 +76,8 @@ def served_while_a_step_was_prepared(run: FinishedRun) -> int:
         rests = [(before["end"], after["start"]) for before, after in itertools.pairwise(ordered[:-1])]
         between = [s for s in serves[stage] if any(end <= s["start"] and s["end"] <= start for end, start in rests)]
         assert all(span["version"] == version for span in between), "served by the old weights"
-        found += bool(between)
+        assert len(stretches) >= PARTS
+        found += bool(between) and len(stretches) > PARTS
     return found
 
 

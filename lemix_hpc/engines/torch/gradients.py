@@ -5,7 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch.nn.utils import get_total_norm
+
+from lemix_hpc.engines.protocol import Work
+
+CHUNK = {"cpu": 1 << 20, "cuda": 1 << 26}
+"""Elements of one piece of work on gradients that are only read, by the kind of device: less than a millisecond of memory
+traffic, and well above what starting a piece costs."""
 
 
 class GroupGradients:
@@ -30,10 +35,33 @@ class GroupGradients:
             sums[parameter] = torch.zeros_like(parameter, dtype=torch.float32)
         return sums[parameter]
 
-    def square_norm(self, group: int, without: torch.Tensor | None = None) -> float:
-        """Squared 2-norm of all the group's gradients, but that of the parameter `without`."""
-        grads = [grad for parameter, grad in self._sums.get(group, {}).items() if parameter is not without]
-        return float(get_total_norm(grads)) ** 2
+    @torch.no_grad()
+    def norm(self, group: int, without: torch.Tensor | None = None) -> Work[torch.Tensor]:
+        """2-norm of all the group's gradients, but that of the parameter `without`: one element, where the gradients are.
+
+        It is torch's `get_total_norm` to the last bit, which is the norm of the norms of tensors: so no tensor is cut.
+        """
+        norms: list[torch.Tensor] = []
+        piece: list[torch.Tensor] = []
+        for parameter, grad in list(self._sums.get(group, {}).items()):
+            if parameter is without:
+                continue
+            piece.append(grad)
+            if sum(part.numel() for part in piece) >= CHUNK[grad.device.type]:
+                norms.extend(torch._foreach_norm(piece))
+                piece = []
+                yield
+        if piece:
+            norms.extend(torch._foreach_norm(piece))
+        return torch.linalg.vector_norm(torch.stack(norms)) if norms else torch.zeros(())
+
+    def add_to(self, group: int, parameter: torch.Tensor, other: torch.Tensor) -> Work[None]:
+        """Add a float32 gradient of the parameter's shape to its sum."""
+        own, chunk = self.of(group, parameter).view(-1), CHUNK[other.device.type]
+        added = other.reshape(-1)
+        for start in range(0, own.numel(), chunk):
+            own[start : start + chunk] += added[start : start + chunk]
+            yield
 
     def take(self, group: int) -> list[torch.Tensor]:
         """The group's gradients in the order of the parameters; the group is over."""

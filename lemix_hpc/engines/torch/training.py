@@ -165,21 +165,25 @@ class StageTraining:
                     self._gradients.drop(group)
         return result
 
-    def seal(self, group: int, tied: Payload | None) -> GroupGradient:
-        with self._queue.inside():
-            return self._seal(group, tied)
+    def seal(self, group: int, tied: Payload | None) -> Work[GroupGradient]:
+        return self._queue.work(self._seal(group, tied), self._sealed)
 
-    def _seal(self, group: int, tied: Payload | None) -> GroupGradient:
+    def _seal(self, group: int, tied: Payload | None) -> Work[tuple[torch.Tensor, torch.Tensor | None]]:
+        """The norm, still on the device, and the gradient of tied weights."""
         shared = self._module.shared_embedding
         if shared is None:
-            return GroupGradient(self._gradients.square_norm(group))
+            return (yield from self._gradients.norm(group)), None
         own = self._gradients.of(group, shared)
         if self._module.last:
-            return GroupGradient(self._gradients.square_norm(group, without=shared), self._wire.payload(own))
+            return (yield from self._gradients.norm(group, without=shared)), own
         if tied is None:
             raise ValueError(f"group {group}: the first stage needs the last one's gradient of the tied embedding")
-        own += self._wire.tensor(tied)
-        return GroupGradient(self._gradients.square_norm(group), self._wire.payload(own))
+        yield from self._gradients.add_to(group, shared, self._wire.tensor(tied))
+        return (yield from self._gradients.norm(group)), own
+
+    def _sealed(self, result: tuple[torch.Tensor, torch.Tensor | None]) -> GroupGradient:
+        norm, tied = result
+        return GroupGradient(float(norm) ** 2, None if tied is None else self._wire.payload(tied))
 
     def prepare(self, group: int, grad_norm: float, tied: Payload | None) -> Work[None]:
         return self._in_queue(self._prepare(group, grad_norm, tied))

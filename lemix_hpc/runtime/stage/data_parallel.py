@@ -46,14 +46,14 @@ class DataParallel:
         if partners.mode == "average":
             self._mode = Averaging(partners, links, engine, updates, self._reduction, steps)
         else:
-            self._mode = Together(engine, self._reduction, passes.whole)
+            self._mode = Together(engine, self._reduction, passes.seals.whole)
 
     def group_done(self, group: int) -> None:
         """Every backward of a group has run on this stage: its gradient is whole, unless it is one of several nodes'."""
         if isinstance(self._mode, Together):
             self._mode.group_done(group)
         else:
-            self._passes.whole(group)
+            self._passes.seals.whole(group)
 
     def published(self, update: Update) -> None:
         """An update has come into force on this stage."""

@@ -6,8 +6,9 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from lemix_hpc.engines.protocol import MicroBatch, Payload, StageEngine
+from lemix_hpc.engines.protocol import MicroBatch, StageEngine
 from lemix_hpc.policy.latency import Shape
+from lemix_hpc.runtime.stage.group_seals import GroupSeals
 from lemix_hpc.runtime.stage.links import StageLinks
 from lemix_hpc.runtime.stage.micro_batch_tracker import Gradient, MicroBatchTracker
 from lemix_hpc.runtime.stage.resting_activations import RestingActivations
@@ -19,7 +20,7 @@ from lemix_hpc.runtime.transport import messages as m
 class Passes:
     """Makes passes out of what arrived, and sends on what they give.
 
-    `on_group_done` is called when all backwards of a group have run here; its gradient is `whole` then, or later.
+    `on_group_done` is called when all backwards of a group have run here; its gradient is whole for `seals` then, or later.
     """
 
     def __init__(
@@ -35,15 +36,13 @@ class Passes:
         flush: bool,
     ) -> None:
         self.groups = MicroBatchTracker(links.place.stage, in_flight, gpipe=gpipe, flush=flush)
+        self.seals = GroupSeals(links, engine, updates, now)
         self.resting = RestingActivations(links, engine.offload, engine.bring_back)
         self._place = links.place
         self._links = links
         self._engine = engine
         self._updates = updates
         self._now = now
-        self._sealed_behind: dict[int, m.Sealed] = {}
-        self._tied: dict[int, Payload] = {}
-        self._whole: set[int] = set()
         self._on_group_done = on_group_done
 
     def serve(self, arrived: Arrived[m.Serve]) -> Pass:
@@ -120,45 +119,6 @@ class Passes:
         work = self._engine.backward(micro_batch.id, gradient.grad)
         shape = _shape(micro_batch)
         return Pass("backward", work, done, [micro_batch.id], shape=shape, again=lambda: self._backward(gradient))
-
-    def whole(self, group: int) -> None:
-        """A group's gradient has everything that belongs to it on this stage."""
-        self._whole.add(group)
-        self._seal(group)
-
-    @property
-    def sealing(self) -> bool:
-        """Whether a group has ended here, and the stages behind have not said yet that it has there."""
-        return bool(self._whole)
-
-    def sealed_behind(self, message: m.Sealed) -> None:
-        """The stages behind this one have all gradients of a group."""
-        self._sealed_behind[message.group] = message
-        self._seal(message.group)
-
-    def tied_arrived(self, group: int, gradient: Payload | None) -> None:
-        """On the first stage: the last one's gradient of the weights that both have."""
-        assert gradient is not None, "it is what the message is for"
-        self._tied[group] = gradient
-        self._seal(group)
-
-    def _seal(self, group: int) -> None:
-        """Set a group's gradient aside once it is whole here and behind; the first stage then decides to step."""
-        behind = m.Sealed(group, 0.0) if self._place.last else self._sealed_behind.get(group)
-        if group not in self._whole or behind is None:
-            return
-        if self._place.first and behind.tied and group not in self._tied:
-            return
-        self._whole.discard(group)
-        self._sealed_behind.pop(group, None)
-        gradient = self._engine.seal(group, self._tied.pop(group, None))
-        square_norm = behind.square_norm + gradient.square_norm
-        if self._place.first:
-            self._updates.step(group, math.sqrt(square_norm), gradient.tied)
-            return
-        if gradient.tied is not None:
-            self._links.to_first(m.TiedGradient(group), gradient.tied)
-        self._links.up(m.Sealed(group, square_norm, behind.tied or gradient.tied is not None))
 
     def forget(self, message: m.Forget) -> None:
         """Requests are over on all stages."""

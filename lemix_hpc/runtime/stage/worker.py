@@ -167,7 +167,8 @@ class StageWorker:
     def _finished(self) -> bool:
         running = self._urgent or self._training or self._retry
         idle = running is None and not len(self._queue) and self._saves.idle
-        at_rest = idle and self._passes.groups.idle and not self._updates.stepping
+        open_groups = not self._passes.groups.idle or self._passes.seals.open
+        at_rest = idle and not open_groups and not self._updates.stepping
         return self._stopping and at_rest and self._across.leave() and self._mailbox.sent_all
 
     def _receive(self, mail: Mail) -> None:
@@ -179,9 +180,9 @@ class StageWorker:
             case m.Backward(micro_batch):
                 self._passes.groups.gradient_arrived(micro_batch, mail.payload, self._clock.now())
             case m.Sealed() as sealed:
-                self._passes.sealed_behind(sealed)
+                self._passes.seals.sealed_behind(sealed)
             case m.TiedGradient(group):
-                self._passes.tied_arrived(group, mail.payload)
+                self._passes.seals.tied_arrived(group, mail.payload)
             case m.Commit() as commit:
                 # Without a flush between steps, training is stale by nature, and keeps no batch behind the update waiting.
                 self._queue.add_update(Arrived(commit, None, self._clock.now()), before_training=not self._rules.sync)
@@ -264,20 +265,31 @@ class StageWorker:
         """`forward`: whether a training forward can run."""
         train, groups = self._queue.next_train, self._passes.groups
         may_forward = train is not None and groups.may_forward(train.message)
-        # With a flush between steps nothing is in flight when they are committed; averages come at any time, and holding
-        # back the passes that stages before this one wait for would keep those from committing.
-        holding = self._updates.asked or (self._updates.holding and not self._rules.sync)
-        held = holding or (self._rules.sync and (self._updates.stepping or self._passes.sealing))
+        holding = self._holding
+        held = holding or (self._rules.sync and (self._updates.stepping or self._passes.seals.open))
         # What needs the old weights must have run before they change.
         waits = holding and self._updates.may_publish()
+        preparing = min(self._seal_since, self._updates.preparation_since, self._across.since, self._saves.since)
         return pick(
             _since(self._queue.next_serve),
-            min(_since(self._next_commit), self._updates.preparation_since, self._across.since, self._saves.since),
+            min(_since(self._next_commit), preparing),
             math.inf if waits else self._passes.backward_since,
             _since(train if forward and may_forward and not held else None),
             self._rules.serving_first,
             self._debt > 0,
         )
+
+    @property
+    def _holding(self) -> bool:
+        """Whether no training pass may begin, since an update is about to be committed."""
+        # With a flush between steps nothing is in flight when they are committed; averages come at any time, and holding
+        # back the passes that stages before this one wait for would keep those from committing.
+        return self._updates.asked or (self._updates.holding and not self._rules.sync)
+
+    @property
+    def _seal_since(self) -> float:
+        """Since when a group's gradient can be sealed [s]; inf if none can."""
+        return math.inf if self._holding else self._passes.seals.since
 
     def _start(self, kind: int) -> None:
         if kind == SERVE:
@@ -292,8 +304,11 @@ class StageWorker:
     def _start_update(self) -> None:
         commit = self._next_commit
         if commit is None:
-            # Snapshots of the weights go before the preparation of the next step, which may change the master copy.
-            if self._saves.since < math.inf:
+            # The stages before wait for the norm of what is sealed. Snapshots of the weights go before the preparation of the
+            # next step, which may change the master copy.
+            if self._seal_since < math.inf:
+                self._training = self._passes.seals.take()
+            elif self._saves.since < math.inf:
                 self._training = self._saves.take()
             elif self._across.since < math.inf:
                 self._training = self._across.take_preparation()

@@ -170,7 +170,7 @@ class Pipeline:
         """The norm over all stages, and the tied gradient."""
         square, tied = 0.0, None
         for stage in reversed(self.stages):
-            sealed = stage.seal(group, tied if stage is self.stages[0] else None)
+            sealed = finish(stage.seal(group, tied if stage is self.stages[0] else None))
             square, tied = square + sealed.square_norm, sealed.tied or tied
         return square**0.5, tied
 

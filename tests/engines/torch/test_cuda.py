@@ -79,7 +79,7 @@ def test_bfloat16_training_learns(tiny_recipe: TinyRecipe) -> None:
     for group in range(10):
         losses.append(finish(stage.forward(MicroBatch(group, group, 0, 1, 2, 32, tokens, tokens), None)))
         finish(stage.backward(group, None))
-        finish(stage.prepare(group, stage.seal(group, None).square_norm ** 0.5, None))
+        finish(stage.prepare(group, finish(stage.seal(group, None)).square_norm ** 0.5, None))
         finish(stage.publish(group))
     stage.close()
     assert losses[-1] < 0.8 * losses[0]

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from lemix_hpc.engines import meter
 from lemix_hpc.engines.protocol import Vector, Work
 from lemix_hpc.engines.torch import flat_vectors
 from lemix_hpc.engines.torch.build import build_stage
@@ -32,7 +33,7 @@ def step(stage: TorchStage, group: int, seed: int) -> None:
     """One optimizer step by a made-up gradient."""
     vector = np.random.default_rng(seed).standard_normal(stage.parameters, dtype=np.float32)
     finish(stage.set_gradient(group, vector))
-    norm = stage.seal(group, None).square_norm ** 0.5
+    norm = meter.finish(stage.seal(group, None)).square_norm ** 0.5
     finish(stage.prepare(group, norm, None))
     finish(stage.publish(group))
 

@@ -172,7 +172,7 @@ def test_a_recomputed_pass_uses_the_weights_of_the_moment(tiny_recipe: TinyRecip
             finish(first.forward(other, None))
         grad = first._wire.payload(torch.full((2, 16, 64), 1e-2))
         finish(first.backward(other.id, grad))
-        norms.append(first.seal(1, None).square_norm)
+        norms.append(finish(first.seal(1, None)).square_norm)
     assert norms[0] == norms[1] > 0.0
 
 

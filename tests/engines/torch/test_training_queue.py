@@ -153,12 +153,6 @@ def watched(stage: Any, watches: list[Watch], stream: SlowStream) -> None:
                     assert all(inside for inside, _ in watch.seen)
             yield
 
-    def sealed(*arguments: Any) -> Any:
-        with Watch(stream) as watch:
-            found = seal(*arguments)
-        assert all(inside for inside, _ in watch.seen)
-        return found
-
     def published(group: int) -> Work[None]:
         before = stream.joined
         with Watch(stream) as watch:
@@ -170,4 +164,5 @@ def watched(stage: Any, watches: list[Watch], stream: SlowStream) -> None:
     stage.forward = lambda *arguments: training(forward(*arguments))
     stage.backward = lambda *arguments: training(backward(*arguments))
     stage.prepare = lambda *arguments: training(prepare(*arguments))
-    stage.seal, stage.publish = sealed, published
+    stage.seal = lambda *arguments: training(seal(*arguments))
+    stage.publish = published

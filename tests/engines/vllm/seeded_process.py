@@ -96,7 +96,7 @@ def trained_step(training: StageTraining, number: int) -> float:
     tokens = torch.randint(0, 257, (ROWS, LENGTH), generator=generator).int().numpy().tobytes()
     loss = finish(training.forward(MicroBatch(number, number, 0, 1, ROWS, LENGTH, tokens, tokens), None))
     finish(training.backward(number, None))
-    finish(training.prepare(number, training.seal(number, None).square_norm ** 0.5, None))
+    finish(training.prepare(number, finish(training.seal(number, None)).square_norm ** 0.5, None))
     finish(training.publish(number))
     assert isinstance(loss, float)
     return loss

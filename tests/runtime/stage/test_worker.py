@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from lemix_hpc.engines.emulated import EmulatedStage
-from lemix_hpc.engines.protocol import MicroBatch, ServeBatch, ServeSequence, Transfer
+from lemix_hpc.engines.protocol import GroupGradient, MicroBatch, ServeBatch, ServeSequence, Transfer
 from lemix_hpc.policy.latency import Affine, LatencyModel
 from lemix_hpc.runtime.stage.links import StagePlace
 from lemix_hpc.runtime.stage.worker import StageRules, StageWorker
@@ -67,12 +67,20 @@ class World:
 
 
 class SlowStep(EmulatedStage):
-    """Takes time for the optimizer: some to prepare a step, in four pieces, and some to publish it."""
+    """Takes time for the optimizer: some to seal a gradient and to prepare a step, in four pieces each, and some to publish."""
 
-    def __init__(self, prepare: float, publish: float, world: World) -> None:
+    def __init__(self, prepare: float, publish: float, world: World, *, seal: float = 0.0) -> None:
         super().__init__(LATENCY, 0, PIECES, clock=world.now, sleep=world.sleep)
+        self._seal_s = seal
         self._prepare_s = prepare
         self._publish_s = publish
+
+    def seal(self, group: int, tied: Any) -> Any:
+        return self._sealing() if self._seal_s else super().seal(group, tied)
+
+    def _sealing(self) -> Any:
+        yield from self._occupy(self._seal_s, PIECES)
+        return GroupGradient(1.0)
 
     def prepare(self, group: int, grad_norm: float, tied: Any) -> Any:
         return self._occupy(self._prepare_s, PIECES) if self._prepare_s else super().prepare(group, grad_norm, tied)
@@ -135,6 +143,7 @@ def ran(
     order: StageRules,
     mails: Mails,
     *,
+    seal: float = 0.0,
     prepare: float = 0.0,
     publish: float = 0.0,
     stages: int = 1,
@@ -142,7 +151,8 @@ def ran(
     """What the first of some stages runs until everything is done."""
     world = World(deque([*mails, (mails[-1][0], m.Stop())]))
     place = StagePlace(Layout(1, stages), 0, 0)
-    StageWorker(place, SlowStep(prepare, publish, world), world, world, world, order).run()  # type: ignore[arg-type]
+    engine = SlowStep(prepare, publish, world, seal=seal)
+    StageWorker(place, engine, world, world, world, order).run()  # type: ignore[arg-type]
     return world.spans
 
 
@@ -245,6 +255,52 @@ def test_a_step_is_prepared_in_pieces_that_rest_for_serving_and_published_in_one
         ("step", 170, 200),
         ("step", 200, 210),
         ("serve", 210, 250),
+    ]
+
+
+@pytest.mark.parametrize("sync", [True, False])
+def test_a_gradient_is_sealed_in_pieces_that_rest_for_serving(sync: bool) -> None:
+    """The next group waits for the step, or goes on when its turn comes; the request comes in the first of four pieces."""
+    mails: Mails = [(0.0, micro_batch(0)), (0.06, micro_batch(1)), (0.125, request(1))]
+    spans = ran(rules(sync=sync), mails, seal=0.04, prepare=0.02, publish=0.01)
+    assert milliseconds(spans, steps=True)[:6] == [
+        ("forward", 0, 40),
+        ("backward", 40, 120),
+        ("step", 120, 130),
+        ("serve", 130, 170),
+        ("step", 170, 200),
+        ("step", 200, 220),
+    ]
+    assert [span.version for span in spans if span.kind == "forward"] == [0, 1]
+
+
+def test_a_gradient_that_is_owed_time_or_may_not_rest_is_sealed_in_one_go() -> None:
+    mails: Mails = [(0.0, micro_batch(0)), (0.125, request(1))]
+    still = milliseconds(ran(rules(yield_training=False), mails, seal=0.04), steps=True)
+    assert still[2:] == [("step", 120, 160), ("serve", 160, 200), ("step", 200, 200)]
+
+
+def test_no_gradient_is_sealed_on_a_stage_that_has_reported_an_update_as_ready() -> None:
+    """The update is reported before the last piece of the backward, at 100 ms, and committed at 200."""
+    mails: Mails = [
+        (0.0, m.Forward(MicroBatch(0, 0, 0, 1, 1, 8, b"", b""))),
+        (0.0, m.Forward(MicroBatch(1, 1, 0, 1, 1, 8, b"", b""))),
+        (0.205, m.Prepare(1, 7, 1.0)),
+        (0.3, m.Commit(1)),
+        (0.3, m.Stop()),
+    ]
+    world = World(deque(mails))
+    place, engine = StagePlace(Layout(1, 2), 0, 1), SlowStep(0.0, 0.01, world, seal=0.04)
+    StageWorker(place, engine, world, world, world, rules()).run()  # type: ignore[arg-type]
+    assert world.prepared == [(pytest.approx(0.26), 1)]
+    assert milliseconds(world.spans, steps=True) == [
+        ("forward", 0, 40),
+        ("backward", 40, 120),
+        ("step", 120, 160),
+        ("forward", 160, 200),
+        ("backward", 200, 280),
+        ("step", 300, 310),
+        ("step", 310, 350),
     ]
 
 
