@@ -122,11 +122,11 @@ class Pacer:
             found = longest_in_time(self.pace, longest, decode, seconds - decode, left)
             return found if now + found <= latest else longest
 
-        return PromptParts(longest_batch(self.pace, decode), self.seconds, ready, longest_with)
+        return PromptParts(longest_batch(self.pace, decode), self._shape_seconds, ready, longest_with)
 
     def parts_within(self, longest: float, members: Sequence[PacedRequest]) -> PromptParts:
         """How prompts are cut that join the parts of these requests, so that the batch takes at most so many seconds."""
-        return PromptParts(longest, self.seconds, members, lambda _request, longest, _seconds: longest)
+        return PromptParts(longest, self._shape_seconds, members, lambda _request, longest, _seconds: longest)
 
     def seconds(self, lengths: Sequence[int], cached: Sequence[int]) -> float:
         """What a batch of so many new tokens on top of cached ones is taken to need on all stages [s]."""
@@ -161,21 +161,21 @@ class Pacer:
 class PromptParts:
     """Cuts prompts so that a batch keeps nobody waiting for long, one prompt after the other.
 
-    `longest_with`: how long the batch may take with the whole of another prompt in view, that could take so many `longest`
-    without it, and takes so many seconds with it.
+    `seconds`: what a batch of a shape is taken to need. `longest_with`: how long the batch may take with the whole of another
+    prompt in view, that could take so many `longest` without it, and takes so many seconds with it.
     """
 
     def __init__(
         self,
         longest: float,
-        seconds: Callable[[list[int], list[int]], float],
+        seconds: Callable[[Shape], float],
         members: Sequence[PacedRequest],
         longest_with: Callable[[PacedRequest, float, float], float],
     ) -> None:
         self._longest_with = longest_with
         self._seconds = seconds
-        self._lengths = [request.part for request in members]
-        self._cached = [request.cached for request in members]
+        self._shape = Shape.of([request.part for request in members], [request.cached for request in members])
+        self._empty = not members
         self._longest = longest
 
     def take(self, request: PacedRequest) -> int:
@@ -185,9 +185,9 @@ class PromptParts:
         self._longest = self._longest_with(request, self._longest, seconds)
         fits = whole if seconds <= self._longest else self._most(request, whole)
         if fits < min(whole, LEAST_PART):
-            fits = 0 if self._lengths else min(whole, LEAST_PART)
-        self._lengths.append(fits)
-        self._cached.append(request.cached)
+            fits = min(whole, LEAST_PART) if self._empty else 0
+        self._shape = self._shape_with(request, fits)
+        self._empty = False
         return fits
 
     def _most(self, request: PacedRequest, too_many: int) -> int:
@@ -201,4 +201,7 @@ class PromptParts:
         return fits
 
     def _with(self, request: PacedRequest, tokens: int) -> float:
-        return self._seconds([*self._lengths, tokens], [*self._cached, request.cached])
+        return self._seconds(self._shape_with(request, tokens))
+
+    def _shape_with(self, request: PacedRequest, tokens: int) -> Shape:
+        return self._shape + Shape.of((tokens,), (request.cached,))

@@ -6,9 +6,10 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 
-from vllm.v1.core.sched.request_queue import PriorityRequestQueue, RequestQueue
+from vllm.v1.core.sched.request_queue import RequestQueue
 from vllm.v1.request import Request
 
+from lemix_hpc.engines.vllm.ordered_queue import OrderedQueue
 from lemix_hpc.engines.vllm.priority import is_batch, promoted
 
 
@@ -20,8 +21,8 @@ class ClassedQueue(RequestQueue):  # type: ignore[misc]
     """
 
     def __init__(self) -> None:
-        self.interactive = PriorityRequestQueue()
-        self.batch = PriorityRequestQueue()
+        self.interactive = OrderedQueue()
+        self.batch = OrderedQueue()
         self.show()
 
     def show(self, *, interactive: bool = True, batch: float = math.inf) -> None:
@@ -47,7 +48,7 @@ class ClassedQueue(RequestQueue):  # type: ignore[misc]
     def peek_request(self) -> Request:
         return self._first().peek_request()
 
-    def _first(self) -> PriorityRequestQueue:
+    def _first(self) -> OrderedQueue:
         if self._shows_interactive and self.interactive:
             return self.interactive
         if self._shown > 0 and self.batch:
@@ -66,9 +67,9 @@ class ClassedQueue(RequestQueue):  # type: ignore[misc]
         (self.batch if is_batch(request.priority) else self.interactive).remove_request(request)
 
     def remove_requests(self, requests: Iterable[Request]) -> None:
-        gone = set(requests)
-        self.interactive.remove_requests(gone)
-        self.batch.remove_requests(gone)
+        gone = list(requests)
+        self.batch.remove_requests(request for request in gone if is_batch(request.priority))
+        self.interactive.remove_requests(request for request in gone if not is_batch(request.priority))
 
     def __bool__(self) -> bool:
         return bool((self._shows_interactive and self.interactive) or (self._shown > 0 and self.batch))

@@ -10,9 +10,10 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
-from lemix_hpc.engines.vllm.paced_requests import Batch, Interactive, Member, Paced, Queues
+from lemix_hpc.engines.vllm.paced_requests import Batch, Interactive, Line, Member, Paced, Queues, WaitingQueue
 from lemix_hpc.engines.vllm.priority import is_batch, promotion
 from lemix_hpc.engines.vllm.step_plan import NOTHING, StepPlan, plan_step
 from lemix_hpc.policy.batch_share import BatchShare, next_due
@@ -37,8 +38,8 @@ class _InFlight:
 class EnginePace:
     """For the engine's own thread alone. Nothing is held until the leader has given a pace to keep.
 
-    Methods take vLLM's requests: those that are `running`, interactive ones that are `waiting`, and batch requests that wait
-    (`batch`), in vLLM's order.
+    Methods take vLLM's requests: those that are `running`, those that wait but are `holding` a cache, interactive ones that are
+    `waiting`, and batch requests that wait (`batch`), each in vLLM's order.
     """
 
     def __init__(self, stages: int, now: Callable[[], float] = time.monotonic) -> None:
@@ -89,12 +90,14 @@ class EnginePace:
         """Whether the window of a batch request is: it goes with the interactive ones from then on."""
         return is_batch(request.priority) and self._began + promotion(request.priority) <= self._now()
 
-    def until_due(self, running: Sequence[Any], waiting: Iterable[Any], batch: Iterable[Any] = ()) -> float:
+    def until_due(
+        self, running: Sequence[Any], holding: Iterable[Any], waiting: WaitingQueue, batch: Iterable[Any]
+    ) -> float:
         """Seconds for which the next batch is held, 0 if it is not; inf: until something comes, or comes back."""
         if self._pacer is None or self._share is None:
             return 0.0
         now = self._now()
-        queues = self._queues(running, waiting, batch, now)
+        queues = self._queues(running, holding, waiting, batch, now)
         if queues.batch.first is None and queues.interactive.first is None:
             return math.inf if running else 0.0
         due = next_due(self._pacer, queues)
@@ -103,14 +106,21 @@ class EnginePace:
         return max(0.0, due - now)
 
     def plan(
-        self, running: Sequence[Any], waiting: Iterable[Any], batch: Iterable[Any], limit: int, *, cuts: bool
+        self,
+        running: Sequence[Any],
+        holding: Iterable[Any],
+        waiting: WaitingQueue,
+        batch: Iterable[Any],
+        limit: int,
+        *,
+        cuts: bool,
     ) -> StepPlan | None:
         """What the batch that is formed now takes, at most so many tokens; None: whatever vLLM likes. It `cuts` prompts, so
         that they keep nobody waiting for long."""
         if self._pacer is None or self._share is None:
             return None
         now = self._now()
-        queues = self._queues(running, waiting, batch, now)
+        queues = self._queues(running, holding, waiting, batch, now)
         due = next_due(self._pacer, queues) <= now
         if not due and self._fills(self._share, queues, now) > now:
             return NOTHING
@@ -163,9 +173,20 @@ class EnginePace:
         known = (self._requests.get(request.request_id) for request in requests)
         return (paced for paced in known if paced is not None and paced.next_length > 0)
 
-    def _queues(self, running: Sequence[Any], waiting: Iterable[Any], batch: Iterable[Any], now: float) -> Queues:
+    def _queues(
+        self,
+        running: Sequence[Any],
+        holding: Iterable[Any],
+        waiting: WaitingQueue,
+        batch: Iterable[Any],
+        now: float,
+    ) -> Queues:
         as_batch: list[Paced] = []
         interactive: list[Paced] = []
         for paced in self._of(running):
             (as_batch if self._waits(paced, now) else interactive).append(paced)
-        return Queues(Interactive(interactive, list(self._of(waiting))), Batch(as_batch, self._of(batch)))
+        queued, changing = Line((holding, waiting), self._of), self._of(chain(holding, waiting.changing))
+        return Queues(
+            Interactive(interactive, queued, list(changing), waiting.shape),
+            Batch(as_batch, Line((batch,), self._of)),
+        )

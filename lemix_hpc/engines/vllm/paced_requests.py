@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from itertools import chain
-from typing import Any
+from typing import Any, Protocol
 
+from lemix_hpc.policy.latency import Shape
 from lemix_hpc.policy.pacer import Waiting
 
 
@@ -77,42 +78,60 @@ class Member:
         )
 
 
+class WaitingQueue(Protocol):
+    """vLLM's requests of one class that wait, the first one first. There may be very many: nobody looks at more than the first
+    few, and those that are `changing` while they wait; `shape`: of what all others are to compute, of which nothing is yet."""
+
+    def __iter__(self) -> Iterator[Any]: ...
+
+    @property
+    def changing(self) -> Iterable[Any]: ...
+
+    @property
+    def shape(self) -> Shape: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Interactive:
-    """Interactive requests with something to compute: those that run, and those that are queued, the first one first."""
+    """Interactive requests with something to compute: those that run, and those that are `queued`, the first one first; of
+    those the ones that are `changing`, and the `shape` of all others, none of which has an answer yet."""
 
     running: list[Paced]
-    queued: list[Paced]
+    queued: Iterable[Paced]
+    changing: list[Paced]
+    shape: Shape
 
     @property
     def ready(self) -> list[Paced]:
         """Those that a batch has had before, also those whose cache was taken from them since."""
-        return [*self.running, *(paced for paced in self.queued if paced.produced)]
+        return [*self.running, *(paced for paced in self.changing if paced.produced)]
 
     @property
     def waiting(self) -> Waiting:
-        return Waiting.of([paced for paced in self.queued if not paced.produced])
+        changing = Waiting.of([paced for paced in self.changing if not paced.produced])
+        first = next((paced for paced in self.queued if not paced.produced), None)
+        return Waiting(first, changing.shape + self.shape)
 
     @property
     def first(self) -> Paced | None:
         return next(chain(self.running, self.queued), None)
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Batch:
-    """Batch requests with something to compute: those that run, and those that are queued, of which there may be many: they are
-    looked at once, and no more of them than are needed."""
+    """Batch requests with something to compute: those that run, and those that are queued, the first one first."""
 
     running: list[Paced]
-    queued: Iterator[Paced]
-    ready: list[Paced] = field(init=False)
-    first_queued: Paced | None = field(init=False)
+    queued: Iterable[Paced]
 
-    def __post_init__(self) -> None:
-        self.ready = [paced for paced in self.running if paced.decodes]
-        self.first_queued = next(self.queued, None)
-        if self.first_queued is not None:
-            self.queued = chain([self.first_queued], self.queued)
+    @property
+    def ready(self) -> list[Paced]:
+        """Those that are to have their next token."""
+        return [paced for paced in self.running if paced.decodes]
+
+    @property
+    def first_queued(self) -> Paced | None:
+        return next(iter(self.queued), None)
 
     @property
     def partial(self) -> list[Paced]:
@@ -126,8 +145,20 @@ class Batch:
     @property
     def promotes(self) -> float:
         """When the first of them is promoted [s of the run]; that is the order of those that are queued."""
-        queued = [] if self.first_queued is None else [self.first_queued]
+        first = self.first_queued
+        queued = [] if first is None else [first]
         return min((paced.promoted for paced in [*self.running, *queued]), default=math.inf)
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """vLLM's requests in order, as they are `seen` here: looked up anew whenever somebody goes through them, and no further."""
+
+    requests: tuple[Iterable[Any], ...]
+    seen: Callable[[Iterable[Any]], Iterator[Paced]]
+
+    def __iter__(self) -> Iterator[Paced]:
+        return self.seen(chain.from_iterable(self.requests))
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,8 +15,6 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
-from itertools import chain
 from typing import Any
 
 from vllm.v1.core.kv_cache_utils import BlockHash
@@ -69,7 +67,7 @@ class VersionedScheduler(Scheduler):  # type: ignore[misc]
         if self.pause_state != PauseState.UNPAUSED:
             return 0.0
         self._promote()
-        return self._pace.until_due(self.running, self._interactive(), self.waiting.batch)
+        return self._pace.until_due(self.running, self.kv_holding_waiting, self.waiting.interactive, self.waiting.batch)
 
     def has_requests(self) -> bool:
         """Whether there is something to do now."""
@@ -120,10 +118,6 @@ class VersionedScheduler(Scheduler):  # type: ignore[misc]
         self._pace.forget(request.request_id)
         return super()._free_request(request, *args, **kwargs)
 
-    def _interactive(self) -> Iterator[Request]:
-        """Those that wait and are not of class batch, in the order in which they will be taken."""
-        return chain(self.kv_holding_waiting, self.waiting.interactive)
-
     def _promote(self) -> None:
         """Batch requests whose window is nearly over go with the interactive ones from now on."""
         self.waiting.promote(self._pace.nearly_over)
@@ -137,7 +131,8 @@ class VersionedScheduler(Scheduler):  # type: ignore[misc]
         if self.pause_state != PauseState.UNPAUSED:
             return None
         cuts = self.scheduler_config.enable_chunked_prefill
-        return self._pace.plan(self.running, self._interactive(), self.waiting.batch, self._most_tokens, cuts=cuts)
+        waiting = self.kv_holding_waiting, self.waiting.interactive, self.waiting.batch
+        return self._pace.plan(self.running, *waiting, self._most_tokens, cuts=cuts)
 
     def _follow(self, plan: StepPlan | None) -> None:
         """Show vLLM what the next batch is to take, and nothing else."""

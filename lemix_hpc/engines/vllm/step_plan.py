@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 from lemix_hpc.engines.vllm.paced_requests import Batch, Interactive, Paced, Queues
@@ -90,7 +91,7 @@ def _take_interactive(step: _Step, pacer: Pacer, queue: Interactive, now: float)
     parts = pacer.prompt_parts(step.members, now)
     part_of: Callable[[Paced], int] = _whole if parts is None else parts.take
     begun = [paced for paced in queue.running if not paced.decodes]
-    taken = step.take_prompts([*begun, *queue.queued], part_of)
+    taken = step.take_prompts(chain(begun, queue.queued), part_of)
     return taken[len(begun) :]
 
 

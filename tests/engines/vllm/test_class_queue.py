@@ -10,10 +10,19 @@ from lemix_hpc.engines.vllm.class_queue import ClassedQueue
 from lemix_hpc.engines.vllm.priority import is_batch, priority_of, promoted, promotion
 
 
-@dataclass(order=True, unsafe_hash=True)
+@dataclass(eq=False)
 class Waiting:
     priority: int
     name: str = ""
+    arrival_time: float = 0.0
+    num_tokens: int = 5
+    num_computed_tokens: int = 0
+    num_output_tokens: int = 0
+    num_in_flight_tokens: int = 0
+
+    @property
+    def request_id(self) -> str:
+        return self.name
 
 
 def queue_of(**keys: float) -> ClassedQueue:

@@ -12,11 +12,22 @@ from lemix_hpc.engines.vllm.engine_pace import EnginePace
 from lemix_hpc.engines.vllm.priority import is_batch, priority_of
 from lemix_hpc.engines.vllm.step_plan import StepPlan
 from lemix_hpc.policy.classes import LARGEST_CLAIM
+from lemix_hpc.policy.latency import Shape
 from lemix_hpc.policy.pacing import FIRST_MARGIN, LEAST_PART, NO_PATIENCE, PASS_SHARE, PATIENCE
 from tests.runtime.leader.test_pacer import PASS, TPOT, TTFT, keep_pace
 
 MARGIN = FIRST_MARGIN * TPOT
 RUN_BEGAN, LATER = 90.0, 1e6
+
+
+class Waiting(list[Any]):
+    """Interactive requests that wait; each of them is looked at."""
+
+    shape = Shape(0, 0)
+
+    @property
+    def changing(self) -> list[Any]:
+        return self
 
 
 @dataclass
@@ -53,10 +64,10 @@ class Engine:
         return request
 
     def held(self) -> float:
-        return self.pace.until_due(self.running, self.waiting, self.patient)
+        return self.pace.until_due(self.running, [], Waiting(self.waiting), self.patient)
 
     def plan(self, limit: int = 1000, *, cuts: bool = True) -> StepPlan:
-        plan = self.pace.plan(self.running, self.waiting, self.patient, limit, cuts=cuts)
+        plan = self.pace.plan(self.running, [], Waiting(self.waiting), self.patient, limit, cuts=cuts)
         assert plan is not None
         return plan
 
@@ -109,7 +120,7 @@ def test_nothing_is_held_before_there_is_a_pace_to_keep() -> None:
     unpaced.comes("a")
     unpaced.comes("b", promoted=LATER)
     assert unpaced.held() == 0.0
-    assert unpaced.pace.plan([], unpaced.waiting, unpaced.patient, 1000, cuts=True) is None
+    assert unpaced.pace.plan([], [], Waiting(unpaced.waiting), unpaced.patient, 1000, cuts=True) is None
 
 
 def test_requests_wait_until_the_first_of_them_is_due_and_then_have_credit(engine: Engine) -> None:
