@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import defaultdict, deque
-from collections.abc import Mapping, Sequence
+from collections import Counter, defaultdict, deque
+from collections.abc import Iterable, Mapping
 from typing import get_args
 
 import msgspec
@@ -12,67 +12,66 @@ from lemix_hpc.policy.classes import ServiceClass
 from lemix_hpc.records.schema import ClassFigures, ServedTask
 from lemix_hpc.records.tally import Tally
 from lemix_hpc.report.classes import class_figures
-from lemix_hpc.runtime.scheduler.task_table import ServingTask
 from lemix_hpc.runtime.transport.messages import BatchRan
 
 RECENT = 200
 """So many requests of a class count."""
-NODES, BATCHES, ENDED = 4, 256, 1000
-"""Times between tokens are those of some nodes, of so many of their batches that ended last, and of the requests under way
-and so many others."""
+WATCHED = 256
+"""Times between tokens are those of about so many requests of a class at a time: all where there are no more. Whether one is
+among them is drawn when it is placed, whatever its node, by how many are under way then."""
+GAPS = 4096
+"""So many of a class count, the last ones."""
+_GOLDEN = (5.0**0.5 - 1.0) / 2.0
+"""Multiples of it are spread evenly between whole numbers, whichever of them are taken in regular turn."""
 
 
 class LiveClasses:
-    """`limits_ms`: on interactive requests; `window_s`: of batch requests; `nodes`: how many there are. `tally`: of the
-    requests so far, which is kept up."""
+    """`limits_ms`: on interactive requests; `window_s`: of batch requests. `tally`: of the requests so far, kept up here."""
 
-    def __init__(self, limits_ms: Mapping[str, float], window_s: float, nodes: int, tally: Tally) -> None:
+    def __init__(self, limits_ms: Mapping[str, float], window_s: float, tally: Tally) -> None:
         self.tally = tally
         self._limits_ms = limits_ms
         self._window_s = window_s
         self._recent: dict[ServiceClass, deque[ServedTask]] = defaultdict(lambda: deque(maxlen=RECENT))
-        self._every = -(-nodes // NODES)
-        self._batches: deque[BatchRan] = deque(maxlen=BATCHES)
-        self._services: dict[int, ServiceClass] = {}
+        self._under_way = Counter[ServiceClass]()
+        # Of those that are watched, by number: when their last token came.
+        self._watched: dict[ServiceClass, dict[int, float | None]] = {service: {} for service in get_args(ServiceClass)}
+        self._gaps: dict[ServiceClass, deque[float]] = defaultdict(lambda: deque(maxlen=GAPS))
 
-    def served(self, node: int, ran: BatchRan) -> None:
-        """A batch is through all stages. What follows for its requests is only looked at for the figures."""
-        if node % self._every == 0:
-            self._batches.append(ran)
+    def placed(self, number: int, service: ServiceClass) -> None:
+        """A request goes to a node."""
+        self._under_way[service] += 1
+        if number * _GOLDEN % 1.0 * self._under_way[service] < WATCHED:
+            self._watched[service][number] = None
+
+    def served(self, ran: BatchRan) -> None:
+        """A batch is through all stages of a node. Nothing is done for each of its tokens, but for those that are watched."""
+        end = ran.ends[-1]
+        for service, watched in self._watched.items():
+            for number in watched.keys() & ran.tasks:
+                if number in ran.partial:
+                    continue
+                before, watched[number] = watched[number], end
+                if before is not None:
+                    self._gaps[service].append(end - before)
 
     def ended(self, task: ServedTask) -> None:
         """A request has its outcome."""
         self.tally.add(task)
         self._recent[task.service].append(task)
-        if task.number is not None:
-            self._services[task.number] = task.service
-            if len(self._services) > ENDED:
-                del self._services[next(iter(self._services))]
+        if task.node is not None and task.number is not None:
+            self._under_way[task.service] = max(0, self._under_way[task.service] - 1)
+            self._watched[task.service].pop(task.number, None)
 
-    def figures(self, serving: Mapping[int, ServingTask]) -> dict[str, ClassFigures]:
-        """Of each class that had requests; counts are of all of them. `serving`: the requests under way, by number."""
-        gaps = self._gaps(serving)
+    def figures(self) -> dict[str, ClassFigures]:
+        """Of each class that had requests; counts are of all of them."""
         return {
-            service: self._figures(service, gaps[service])
+            service: self._figures(service, self._gaps[service])
             for service in get_args(ServiceClass)
             if service in self.tally.received
         }
 
-    def _gaps(self, serving: Mapping[int, ServingTask]) -> dict[ServiceClass, list[float]]:
-        """Times between tokens [s]."""
-        gaps: dict[ServiceClass, list[float]] = defaultdict(list)
-        token_at: dict[int, float] = {}
-        for ran in self._batches:
-            end = ran.ends[-1]
-            for number in ran.tasks if not ran.partial else set(ran.tasks).difference(ran.partial):
-                before, token_at[number] = token_at.get(number), end
-                task = serving.get(number)
-                service = self._services.get(number) if task is None else task.request.service
-                if before is not None and service is not None:
-                    gaps[service].append(end - before)
-        return gaps
-
-    def _figures(self, service: ServiceClass, gaps: Sequence[float]) -> ClassFigures:
+    def _figures(self, service: ServiceClass, gaps: Iterable[float]) -> ClassFigures:
         window_s = self._window_s if service == "batch" else None
         tally = self.tally
         recent = class_figures(self._recent[service], gaps, limits_ms=self._limits_ms, window_s=window_s)

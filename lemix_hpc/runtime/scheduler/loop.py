@@ -139,7 +139,7 @@ class SchedulerLoop:
         )
         self.rounds = Rounds(partners, layout.stages) if partners is not None else None
         tally = inherited.tally.copy()
-        classes = LiveClasses(settings.limits_ms, settings.window, layout.nodes, tally)
+        classes = LiveClasses(settings.limits_ms, settings.window, tally)
         self._live = LiveView(
             recorder,
             layout,
@@ -327,6 +327,7 @@ class SchedulerLoop:
         serving = self._serving[place.task]
         serving.place = place
         request = serving.request
+        self._live.placed(place.task, request.service)
         patient = request.service == "batch"
         if request.call is not None:
             answer = max(1, request.answer_tokens)

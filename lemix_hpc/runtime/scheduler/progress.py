@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from lemix_hpc.policy.classes import ServiceClass
 from lemix_hpc.policy.drift import Drift, Straggler
 from lemix_hpc.records.schema import HeldOutLoss, Progress, ServedTask
 from lemix_hpc.records.writer import Recorder
@@ -55,9 +56,13 @@ class LiveView:
         self._figures.worked(span.node, span.stage, span.kind, span.end - span.start)
         self._versions[span.node] = max(self._versions[span.node], span.version)
 
+    def placed(self, number: int, service: ServiceClass) -> None:
+        """A request goes to a node."""
+        self._classes.placed(number, service)
+
     def served(self, node: int, ran: BatchRan) -> None:
         """A batch is through all stages of a node."""
-        self._classes.served(node, ran)
+        self._classes.served(ran)
         self._figures.served(node, ran.starts, ran.ends)
         self._versions[node] = max(self._versions[node], ran.version)
 
@@ -128,7 +133,7 @@ class LiveView:
                 stragglers=[straggler for straggler in stragglers if straggler.until_s is None],
                 disk=disk,
                 keys=self._keys,
-                classes=self._classes.figures(serving),
+                classes=self._classes.figures(),
                 draining=draining,
                 requests_per_s=lately.requests_per_s,
                 tokens_per_s=lately.tokens_per_s,

@@ -81,8 +81,8 @@ def test_nothing_grows_with_the_tasks_ever_served(start: Start, monkeypatch: pyt
     for module, name in (
         (task_table, "LATE_REPORTS"),
         (live_classes, "RECENT"),
-        (live_classes, "ENDED"),
-        (live_classes, "BATCHES"),
+        (live_classes, "WATCHED"),
+        (live_classes, "GAPS"),
     ):
         monkeypatch.setattr(module, name, 20)
     server = Server()
