@@ -168,6 +168,12 @@ class StageEngine(Protocol):
         """
         ...
 
+    def expect(self, batch: ServeBatch) -> Work[None]:
+        """Prepare a batch of the engine's own scheduler whose activations are still to come: what needs neither those nor the
+        weights, which may change before `serve` is called for it. That is the next batch served here, and the one before it has
+        been."""
+        ...
+
     def forget(self, requests: Sequence[int]) -> None:
         """Free what was kept for requests (their KV cache). Unknown ones are ignored."""
         ...
@@ -324,6 +330,11 @@ class StageEngine(Protocol):
 
 class LedByLeader:
     """The part of `StageEngine` that concerns a scheduler of the engine's own, for engines without one."""
+
+    def expect(self, batch: ServeBatch) -> Work[None]:  # noqa: ARG002
+        """Nothing: the leader tells of no batch before its activations come."""
+        return
+        yield
 
     def orders(self) -> Sequence[EngineOrder]:
         return ()

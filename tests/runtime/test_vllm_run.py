@@ -154,11 +154,12 @@ def test_training_beside_vllm_takes_its_own_course_and_no_batch_mixes_versions(l
         found = load_file(exported(run, tmp_path / f"exported-{run.path.name}") / "model.safetensors")
         assert found["model.embed_tokens.weight"].shape == (257, 128)
     _check_versions(beside)
+    _check_preparations(beside)
 
 
 def _check_versions(run: FinishedRun) -> None:
     batches = run.serving_batches()
-    assert len(batches) >= 500
+    assert len(batches) >= 200, "a slow machine forms few and large ones"
     for spans in batches.values():
         assert {span["stage"] for span in spans} == {0, 1}
         assert len({span["version"] for span in spans}) == 1
@@ -168,3 +169,13 @@ def _check_versions(run: FinishedRun) -> None:
     assert len(served) == 120
     assert any(task["versions"][0] < task["versions"][1] for task in served), "requests span versions"
     assert all(0 <= task["versions"][0] <= task["versions"][1] <= max(versions) for task in served)
+
+
+def _check_preparations(run: FinishedRun) -> None:
+    """The second stage has prepared batches before their activations came: that is time beside that of their spans."""
+    spans = sorted(run.lines("spans.jsonl"), key=lambda span: span["start"])
+    passes = {(span["stage"], span["batch"]): span["end"] - span["start"] for span in spans if span["kind"] == "serve"}
+    measured = [event["BatchMeasured"]["seconds"] for event in run.lines("events.jsonl") if "BatchMeasured" in event]
+    first, second = zip(*measured, strict=True)
+    assert sum(first) == pytest.approx(sum(took for (stage, _), took in passes.items() if stage == 0))
+    assert sum(second) > 1.001 * sum(took for (stage, _), took in passes.items() if stage == 1)

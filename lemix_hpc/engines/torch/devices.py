@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,19 @@ def take(device: torch.device) -> None:
         stream = torch.cuda.Stream(device, priority=first)  # type: ignore[no-untyped-call]
         stream.wait_stream(current)
         torch.cuda.set_stream(stream)
+
+
+def like_here(device: torch.device) -> Callable[[], None]:
+    """What another thread has to call to compute on this device, in the current stream of this thread."""
+    if device.type != "cuda":
+        return lambda: None
+    stream = torch.cuda.current_stream(device)
+
+    def enter() -> None:
+        torch.cuda.set_device(device)
+        torch.cuda.set_stream(stream)
+
+    return enter
 
 
 def cores_near(device: torch.device) -> set[int]:

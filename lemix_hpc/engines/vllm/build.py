@@ -18,7 +18,7 @@ from lemix_hpc.engines.memory_plan import stage_takes
 from lemix_hpc.engines.model_sizes import describe
 from lemix_hpc.engines.torch.build import hugging_face_config, weight_source
 from lemix_hpc.engines.torch.device_buffers import sends_device_memory
-from lemix_hpc.engines.torch.devices import take
+from lemix_hpc.engines.torch.devices import like_here, take
 from lemix_hpc.engines.torch.optimizer import StageOptimizer
 from lemix_hpc.engines.torch.partition import layer_ranges
 from lemix_hpc.engines.torch.payloads import Wire
@@ -29,6 +29,7 @@ from lemix_hpc.engines.vllm.hugging_face import CopiedWeights, fill
 from lemix_hpc.engines.vllm.lone_stage import LoneStage
 from lemix_hpc.engines.vllm.model_files import fills
 from lemix_hpc.engines.vllm.module import FusedLlamaStage
+from lemix_hpc.engines.vllm.pass_thread import PassThread
 from lemix_hpc.engines.vllm.stage import TrainingParts, VllmStage
 from lemix_hpc.engines.vllm.stage_socket import StageSocket
 
@@ -50,7 +51,7 @@ def build_stage(recipe: Recipe, *, stage: int, device: str, meeting: Path) -> Vl
     worker = _start_worker(call.args[0], stage, len(ranges), meeting)
     training = _training(recipe, worker, stage, ranges, place)
     socket.started()
-    return VllmStage(socket, worker, training)
+    return VllmStage(socket, worker, training, PassThread(like_here(place)))
 
 
 def build_lone_stage(recipe: Recipe, *, stage: int, device: str, meeting: Path) -> LoneStage:

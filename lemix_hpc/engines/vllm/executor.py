@@ -1,7 +1,7 @@
 """vLLM's executor, in the engine process: drives the stage ranks of one node.
 
-A batch goes to the first stage alone and travels on with its activations, from rank to rank; the last stage answers. Only
-calls that set the workers up go to every stage.
+A batch goes to the first stage alone, which tells the others of it, and travels on with its activations, from rank to rank. The
+last stage answers. Only calls that set the workers up go to every stage.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import count
 
 import torch
@@ -45,10 +46,10 @@ class LoneStage(LedByLeader, SharedTraining):
     def _serve(self, batch: ServeBatch, hidden: Payload | None) -> Work[Payload | list[SequenceResult] | None]:
         self._planner = self._planner or self._with_cache()
         plan = self._planner.plan(batch.sequences)
-        tensors = None
+        arrive = None
         if hidden is not None:  # both that come from the stage before have this shape
-            tensors = dict.fromkeys(BETWEEN_STAGES, self._wire.tensor(hidden).flatten(0, 1))
-        output = self._worker.execute_stage(plan, tensors)
+            arrive = partial(dict.fromkeys, BETWEEN_STAGES, self._wire.tensor(hidden).flatten(0, 1))
+        output = self._worker.execute_stage(plan, arrive)
         if isinstance(output, dict):
             return self._wire.payload(torch.stack([output[name] for name in BETWEEN_STAGES]))
         sampled = self._worker.sample_tokens(None) if output is None else output

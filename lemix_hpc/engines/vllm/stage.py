@@ -21,6 +21,7 @@ from lemix_hpc.engines.torch.training import StageTraining
 from lemix_hpc.engines.vllm.engine_ipc import Call
 from lemix_hpc.engines.vllm.hugging_face import CopiedWeights
 from lemix_hpc.engines.vllm.module import FusedLlamaStage
+from lemix_hpc.engines.vllm.pass_thread import PassThread
 from lemix_hpc.engines.vllm.stage_socket import StageSocket
 
 BETWEEN_STAGES = ("hidden_states", "residual")
@@ -85,17 +86,25 @@ class SharedTraining(StageTraining):
 class VllmStage(SharedTraining):
     """Implements `lemix_hpc.engines.protocol.StageEngine`. Batches come from vLLM's engine process, through its socket."""
 
-    def __init__(self, socket: StageSocket, worker: WorkerWrapperBase, training: TrainingParts) -> None:
+    def __init__(
+        self, socket: StageSocket, worker: WorkerWrapperBase, training: TrainingParts, ahead: PassThread
+    ) -> None:
+        """`ahead`: where passes begin before their activations have come."""
         super().__init__(training)
         self._socket = socket
         self._worker = worker
+        self._ahead = ahead
+        self._begun = -1
+
+    def expect(self, batch: ServeBatch) -> Work[None]:
+        plan = pickle.loads(batch.plan)
+        self._ahead.start(lambda arrive: self._worker.execute_stage(plan, arrive))
+        self._begun = batch.id
+        return
+        yield
 
     def serve(self, batch: ServeBatch, hidden: Payload | None) -> Work[Payload | list[SequenceResult] | None]:
-        plan = pickle.loads(batch.plan)
-        tensors = None
-        if hidden is not None:
-            tensors = dict(zip(BETWEEN_STAGES, self._wire.tensor(hidden), strict=True))
-        output = self._worker.execute_stage(plan, tensors)
+        output = self._output(batch, hidden)
         if isinstance(output, dict):
             if batch.sequences and self._module.first:
                 self._socket.passed()
@@ -110,6 +119,15 @@ class VllmStage(SharedTraining):
         return None
         yield
 
+    def _output(self, batch: ServeBatch, hidden: Payload | None) -> Any:
+        """What the model runner gives for a batch, whether it has begun with that or not."""
+        tensors = None
+        if hidden is not None:
+            tensors = dict(zip(BETWEEN_STAGES, self._wire.tensor(hidden), strict=True))
+        if self._begun == batch.id:
+            return self._ahead.finish(tensors)
+        return self._worker.execute_stage(pickle.loads(batch.plan), None if tensors is None else lambda: tensors)
+
     def orders(self) -> Sequence[EngineOrder]:
         return self._socket.poll(self._perform)
 
@@ -123,6 +141,7 @@ class VllmStage(SharedTraining):
 
     def close(self) -> None:
         super().close()
+        self._ahead.close()
         self._socket.close()
 
     def _perform(self, call: Call) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -38,13 +40,25 @@ class StageWorker(Worker):  # type: ignore[misc]
             )
 
     @torch.inference_mode()
-    def execute_stage(self, plan: Any, tensors: dict[str, torch.Tensor] | None) -> Any:
+    def execute_stage(self, plan: Any, arrive: Callable[[], dict[str, torch.Tensor]] | None) -> Any:
         """Run this stage's part of a batch: tensors for the next stage, or the model runner's own result.
 
-        `tensors` are those of the stage before, each (tokens, hidden); None on the first stage.
+        `arrive` gives those of the stage before, each (tokens, hidden), and is called once the batch is prepared; None on the
+        first stage.
         """
-        output = self.model_runner.execute_model(plan, None if tensors is None else IntermediateTensors(tensors))
+        output = self.model_runner.execute_model(plan, None if arrive is None else ArrivingTensors(arrive))
         return output.tensors if isinstance(output, IntermediateTensors) else output
+
+
+class ArrivingTensors(IntermediateTensors):  # type: ignore[misc]
+    """Those of the stage before, from when the runner first looks at them."""
+
+    def __init__(self, arrive: Callable[[], dict[str, torch.Tensor]]) -> None:
+        self._arrive = arrive
+
+    @cached_property
+    def tensors(self) -> dict[str, torch.Tensor]:
+        return self._arrive()
 
 
 def keep_weights(layer: torch.nn.Module, remove_weight: bool) -> None:  # noqa: ARG001  as vLLM calls it

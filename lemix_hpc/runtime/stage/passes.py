@@ -6,8 +6,9 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from lemix_hpc.engines.protocol import MicroBatch, StageEngine
+from lemix_hpc.engines.protocol import MicroBatch, ServeBatch, StageEngine, Work
 from lemix_hpc.policy.latency import Shape
+from lemix_hpc.runtime.stage.expected_batches import ExpectedBatches
 from lemix_hpc.runtime.stage.group_seals import GroupSeals
 from lemix_hpc.runtime.stage.links import StageLinks
 from lemix_hpc.runtime.stage.micro_batch_tracker import Gradient, MicroBatchTracker
@@ -35,6 +36,7 @@ class Passes:
         gpipe: bool,
         flush: bool,
     ) -> None:
+        self.expected = ExpectedBatches()
         self.groups = MicroBatchTracker(links.place.stage, in_flight, gpipe=gpipe, flush=flush)
         self.seals = GroupSeals(links, engine, updates, now)
         self.resting = RestingActivations(links, engine.offload, engine.bring_back)
@@ -53,18 +55,25 @@ class Passes:
                 f"batch {message.batch.id} ran under weights {message.version}, this stage has {self._updates.version}"
             )
         batch, version = message.batch, self._updates.version
+        prepared = self.expected.begins(batch.id)
 
         def done(result: Any) -> None:
+            self.expected.over(batch.id)
             if not self._place.last:
                 self._links.down(m.Serve(batch, version, message.key), result)
             elif result is not None:
                 self._links.to_leader(m.Served(batch.id, result, version, self._now()))
 
-        # A task may have several sequences in a batch: a client's prompts, or choices.
-        tasks = list(dict.fromkeys(sequence.request for sequence in batch.sequences))
-        shape = Shape.of([s.length for s in batch.sequences], [s.cached for s in batch.sequences]) if tasks else None
-        work, partial = self._engine.serve(batch, arrived.payload), [s.request for s in batch.sequences if s.partial]
-        return Pass("serve", work, done, tasks, batch.id, shape, partial, again=lambda: self.serve(arrived))
+        made = _serving(batch, self._engine.serve(batch, arrived.payload), done)
+        made.worked, made.again = prepared, lambda: self.serve(arrived)
+        return made
+
+    def expect(self, arrived: Arrived[ServeBatch]) -> Pass:
+        """What of a batch can be done before its activations come."""
+        batch = arrived.message
+        made = _serving(batch, self._engine.expect(batch), lambda _: self.expected.prepared(batch.id, made.worked))
+        made.prepares = True
+        return made
 
     def forward(self, arrived: Arrived[MicroBatch]) -> Pass:
         """Training forward; on the last stage it makes its own backward ready."""
@@ -86,6 +95,11 @@ class Passes:
         work = self._engine.forward(micro_batch, arrived.payload)
         shape = _shape(micro_batch)
         return Pass("forward", work, done, [micro_batch.id], shape=shape, again=lambda: self._forward(arrived))
+
+    @property
+    def idle(self) -> bool:
+        """Whether no pass has to follow one that has run, or of which the first stage has told."""
+        return self.groups.idle and not self.seals.open and self.expected.idle
 
     def settle(self) -> bool:
         """Bring back what the next backward needs. Whether anything has changed."""
@@ -124,6 +138,13 @@ class Passes:
         """Requests are over on all stages."""
         self._engine.forget(message.requests)
         self._links.down(message)
+
+
+def _serving(batch: ServeBatch, work: Work[Any], done: Callable[[Any], None]) -> Pass:
+    # A task may have several sequences in a batch: a client's prompts, or choices.
+    tasks = list(dict.fromkeys(sequence.request for sequence in batch.sequences))
+    shape = Shape.of([s.length for s in batch.sequences], [s.cached for s in batch.sequences]) if tasks else None
+    return Pass("serve", work, done, tasks, batch.id, shape, [s.request for s in batch.sequences if s.partial])
 
 
 def _shape(micro_batch: MicroBatch) -> Shape:

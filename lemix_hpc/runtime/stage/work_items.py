@@ -28,8 +28,9 @@ class Pass:
     """Work that was started; `done` takes its result. `since`: start of the current stretch, None while it rests.
 
     `shape` is what it costs by, None for weight updates; `worked` the seconds of all stretches that are closed.
-    `partial`: those of its tasks whose prompts go on in another pass. `pieces` have run. `again` makes the same pass once more,
-    where that can be; `tries` have failed for want of memory.
+    `partial`: those of its tasks whose prompts go on in another pass. `prepares`: it is only the part of a serving pass that
+    comes before the activations, and is reported as time of that pass. `pieces` have run. `again` makes the same pass once
+    more, where that can be; `tries` have failed for want of memory.
     """
 
     kind: SpanKind
@@ -45,3 +46,4 @@ class Pass:
     pieces: int = 0
     again: Callable[[], Pass] | None = None
     tries: int = 0
+    prepares: bool = False

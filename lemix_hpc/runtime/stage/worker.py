@@ -167,14 +167,13 @@ class StageWorker:
     def _finished(self) -> bool:
         running = self._urgent or self._training or self._retry
         idle = running is None and not len(self._queue) and self._saves.idle
-        open_groups = not self._passes.groups.idle or self._passes.seals.open
-        at_rest = idle and not open_groups and not self._updates.stepping
+        at_rest = idle and self._passes.idle and not self._updates.stepping
         return self._stopping and at_rest and self._across.leave() and self._mailbox.sent_all
 
     def _receive(self, mail: Mail) -> None:
         match mail.message:
-            case m.Serve() as serve:
-                self._queue.add_serve(Arrived(serve, mail.payload, self._clock.now()), serve.key)
+            case (m.Serve() | m.Expect() | m.Forget()) as order:
+                self._receive_of_serving(order, mail.payload)
             case m.Train(micro_batch) | m.Forward(micro_batch):
                 self._queue.add_train(Arrived(micro_batch, mail.payload, self._clock.now()))
             case m.Backward(micro_batch):
@@ -186,8 +185,6 @@ class StageWorker:
             case m.Commit() as commit:
                 # Without a flush between steps, training is stale by nature, and keeps no batch behind the update waiting.
                 self._queue.add_update(Arrived(commit, None, self._clock.now()), before_training=not self._rules.sync)
-            case m.Forget() as forget:
-                self._passes.forget(forget)
             case (m.Offload() | m.GrantMemory() | m.TryAgain()) as order:
                 self._receive_of_memory(order)
             case m.Go(start_time):
@@ -199,6 +196,15 @@ class StageWorker:
                 self._rules = replace(self._rules, minimum_training_share=share)
             case other:
                 self._receive_of_weights(other, mail.payload)
+
+    def _receive_of_serving(self, order: m.Serve | m.Expect | m.Forget, payload: Payload | None) -> None:
+        match order:
+            case m.Serve() as serve:
+                self._queue.add_serve(Arrived(serve, payload, self._clock.now()), serve.key)
+            case m.Expect(batch):
+                self._passes.expected.told(Arrived(batch, None, self._clock.now()))
+            case m.Forget() as forget:
+                self._passes.forget(forget)
 
     def _receive_of_memory(self, order: m.Offload | m.GrantMemory | m.TryAgain) -> None:
         match order:
@@ -228,6 +234,7 @@ class StageWorker:
         """From the scheduler of an engine that has one."""
         now = self._clock.now()
         if isinstance(order, ServeBatch):
+            self._links.behind(m.Expect(order))
             self._queue.add_serve(Arrived(m.Serve(order, order.version, order.id), None, now), order.id)
         else:
             self._queue.add_update(Arrived(self._updates.permitted(), None, now), before_training=True)
@@ -242,7 +249,12 @@ class StageWorker:
     @property
     def _gives_way(self) -> bool:
         """Whether the training pass that has begun rests for serving now, or goes on resting."""
-        return self._rules.yield_training and self._debt <= 0 and self._queue.next_serve is not None
+        return self._rules.yield_training and self._debt <= 0 and self._serve_since < math.inf
+
+    @property
+    def _serve_since(self) -> float:
+        """Since when there is a batch to serve, or to prepare [s]; inf if there is none."""
+        return min(_since(self._queue.next_serve), _since(self._passes.expected.next))
 
     def _pick(self) -> int:
         """What to start, when no pass has begun."""
@@ -271,7 +283,7 @@ class StageWorker:
         waits = holding and self._updates.may_publish()
         preparing = min(self._seal_since, self._updates.preparation_since, self._across.since, self._saves.since)
         return pick(
-            _since(self._queue.next_serve),
+            self._serve_since,
             min(_since(self._next_commit), preparing),
             math.inf if waits else self._passes.backward_since,
             _since(train if forward and may_forward and not held else None),
@@ -293,13 +305,18 @@ class StageWorker:
 
     def _start(self, kind: int) -> None:
         if kind == SERVE:
-            self._urgent = self._passes.serve(self._queue.take_serve())
+            self._urgent = self._start_serving()
         elif kind == COMMIT:
             self._start_update()
         elif kind == BACKWARD:
             self._training = self._passes.backward()
         elif kind == FORWARD:
             self._training = self._passes.forward(self._queue.take_train())
+
+    def _start_serving(self) -> Pass:
+        if self._queue.next_serve is None:
+            return self._passes.expect(self._passes.expected.take())
+        return self._passes.serve(self._queue.take_serve())
 
     def _start_update(self) -> None:
         commit = self._next_commit
@@ -393,8 +410,8 @@ class StageWorker:
         assert since is not None, "a stretch is closed once"
         stopped.worked += stopped.until - since
         stopped.since = None
-        if stopped.kind == "serve" and not stopped.tasks:
-            return  # it only told the stages what is over
+        if stopped.prepares or (stopped.kind == "serve" and not stopped.tasks):
+            return  # the pass that follows tells; or there is none, only word of what is over
         span = (
             place.node,
             place.stage,

@@ -164,6 +164,12 @@ class Serve(msgspec.Struct, frozen=True, array_like=True, tag=True):
     key: float
 
 
+class Expect(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """First stage to all behind, before it runs a batch of the engine's own scheduler: its activations will come."""
+
+    batch: ServeBatch
+
+
 class Forward(msgspec.Struct, frozen=True, array_like=True, tag=True):
     """Stage to next stage, with activations: training forward."""
 
@@ -452,6 +458,7 @@ AnyMessage = (
     | TimeIs
     | EngineReady
     | Serve
+    | Expect
     | Forward
     | Backward
     | Sealed

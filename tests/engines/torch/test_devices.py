@@ -1,4 +1,5 @@
 import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,7 +10,7 @@ import torch
 from lemix_hpc.config.errors import UserError
 from lemix_hpc.config.recipe import Engine
 from lemix_hpc.engines.torch import devices
-from lemix_hpc.engines.torch.devices import choose_device, cores_in, gpu_id, take
+from lemix_hpc.engines.torch.devices import choose_device, cores_in, gpu_id, like_here, take
 
 
 @pytest.mark.parametrize(("gpus", "expected"), [(1, ["cuda:0"] * 3), (4, ["cuda:0", "cuda:1", "cuda:2"])])
@@ -134,3 +135,25 @@ def test_a_stage_computes_on_its_gpu_in_an_urgent_stream_that_is_made_once(monke
     assert chosen == [torch.device("cuda:3")] * 2
     assert [stream.priority for stream in current] == [0, -5]
     assert current[-1].waited_for == [default], "what was begun before is there"
+
+
+def test_another_thread_computes_in_the_stream_of_this_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which torch keeps for each thread."""
+    own = threading.local()
+    own.stream = "of serving"
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: own.stream)
+    monkeypatch.setattr(torch.cuda, "set_stream", lambda stream: setattr(own, "stream", stream))
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: setattr(own, "device", device))
+    found = []
+    enter = like_here(torch.device("cuda:1"))
+
+    def look() -> None:
+        enter()
+        found.append((own.stream, own.device))
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    thread.join()
+    assert found == [("of serving", torch.device("cuda:1"))]
+    like_here(torch.device("cpu"))()
+    assert not hasattr(own, "device"), "on a CPU there is nothing to take over"
