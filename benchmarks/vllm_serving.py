@@ -83,12 +83,13 @@ def make_model(directory: Path) -> None:
 
 
 @contextmanager
-def stock(model: Path, port: int, worker: str) -> Iterator[str]:
-    """Stock vLLM with two stages, on a worker of `stock_worker.py`."""
+def stock(model: Path, port: int, worker: str, batch: int = 256) -> Iterator[str]:
+    """Stock vLLM with two stages and so many requests in a batch at most, on a worker of `stock_worker.py`."""
     command = [sys.executable, "-m", "vllm.entrypoints.launchers.api_server.entry", "--model", str(model)]
     command += ["--served-model-name", "model", "--port", str(port), "--dtype", "float32", "--enforce-eager"]
     command += ["--pipeline-parallel-size", str(STAGES), "--distributed-executor-backend", "mp"]
-    command += ["--kv-cache-memory-bytes", "250000000", "--max-num-seqs", "8", "--max-num-batched-tokens", "4096"]
+    command += ["--max-num-seqs", str(batch), "--max-num-batched-tokens", "4096"]
+    command += ["--kv-cache-memory-bytes", "250000000"]
     command += ["--worker-cls", f"benchmarks.stock_worker.{worker}"]
     with started(command, model.parent / f"{worker}.log"):
         address = f"http://127.0.0.1:{port}"
@@ -97,13 +98,13 @@ def stock(model: Path, port: int, worker: str) -> Iterator[str]:
 
 
 @contextmanager
-def ours(model: Path, directory: Path, *, training: bool, weights: str = "shared") -> Iterator[str]:
-    """A run of ours; `directory` has what it wrote once it is closed."""
+def ours(model: Path, directory: Path, *, training: bool, weights: str = "shared", batch: int = 256) -> Iterator[str]:
+    """A run of ours, with so many requests in a batch at most; `directory` has what it wrote once it is closed."""
     recipe: dict[str, Any] = {
         "name": "model",
         "nodes": {"stages": STAGES},
         "model": {"path": str(model)},
-        "engine": {"kind": "vllm", "vllm": {"weights": weights}},
+        "engine": {"kind": "vllm", "vllm": {"weights": weights}, "max_batch_requests": batch},
         "serving": {"http": {"port": 0}},
         "policy": {"minimum_training_share": 0.0},
     }
@@ -173,12 +174,13 @@ def closed(directory: Path) -> None:
         time.sleep(0.5)
 
 
-def ask(address: str, model: Path, served_name: str, prompts: int) -> Asked:
-    """vLLM's serving benchmark: 64 random tokens in, 64 out, eight clients at a time."""
+def ask(address: str, model: Path, served_name: str, prompts: int, clients: int = 8) -> Asked:
+    """vLLM's serving benchmark: 64 random tokens in, 64 out, so many clients at a time."""
     command = [sys.executable, "-m", "benchmarks.stock_client", "--backend", "openai", "--base-url", address]
     command += ["--model", served_name, "--tokenizer", str(model), "--endpoint", "/v1/completions", "--seed", "1"]
     command += ["--dataset-name", "random", "--random-input-len", "64", "--random-output-len", "64", "--ignore-eos"]
-    command += ["--num-prompts", str(prompts), "--max-concurrency", "8", "--num-warmups", "8", "--disable-tqdm"]
+    command += ["--num-prompts", str(prompts), "--max-concurrency", str(clients)]
+    command += ["--num-warmups", "8", "--disable-tqdm"]
     command += ["--percentile-metrics", "ttft,tpot,itl,e2el", "--metric-percentiles", "50,99", "--save-result"]
     with tempfile.TemporaryDirectory() as directory:
         command += ["--result-dir", directory, "--result-filename", "result.json"]
@@ -237,6 +239,8 @@ def update_latency(directory: Path) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--prompts", type=int, default=60)
+    parser.add_argument("--clients", type=int, default=8)
+    parser.add_argument("--batch-requests", type=int, default=256, help="in a batch at most, of all servers")
     parser.add_argument("--port", type=int, default=8317)
     parser.add_argument("--keep", type=Path, default=None, help="directory for models, runs and logs")
     options = parser.parse_args()
@@ -246,15 +250,15 @@ def main() -> None:
     make_model(model)
     results: dict[str, Asked] = {}
     for name, worker in (("stock", "EagerPipelineWorker"), ("unpacked", "UnpackedWorker")):
-        with stock(model, options.port, worker) as address:
-            results[name] = ask(address, model, "model", options.prompts)
+        with stock(model, options.port, worker, options.batch_requests) as address:
+            results[name] = ask(address, model, "model", options.prompts, options.clients)
     for name, training, weights in (
         ("serving", False, "shared"),
         ("training", True, "shared"),
         ("copying", True, "copy"),
     ):
-        with ours(model, base / name, training=training, weights=weights) as address:
-            results[name] = ask(address, model, "model", options.prompts)
+        with ours(model, base / name, training=training, weights=weights, batch=options.batch_requests) as address:
+            results[name] = ask(address, model, "model", options.prompts, options.clients)
     report(results, base)
 
 
