@@ -165,11 +165,12 @@ class Engine(Section):
         default="auto", description="`float32`, `bfloat16`, or `auto`, by device."
     )
     share_devices: bool = Field(default=False, description="Allow several stages on one GPU.")
-    device_buffers: Literal["auto", "on", "off"] = Field(
+    device_buffers: Literal["auto", "ipc", "mpi", "on", "off"] = Field(
         default="auto",
         description=(
-            "Whether MPI sends a GPU's memory as it is: `on`, `off`, or `auto`: if its library says that it can, "
-            "and a [transfer at the start](engines.md#gpus-and-mpi) shows that it does."
+            "How stages hand tensors of GPUs on: `ipc`: from GPU to GPU of one host by CUDA IPC; `mpi` (or `on`): MPI sends a "
+            "GPU's memory as it is; `off`: through pinned host memory; `auto`: the first of these that works, as "
+            "[transfers at the start](engines.md#gpus-and-mpi) show."
         ),
     )
     max_batch_tokens: Tokens = Field(default=4096, description="Most new tokens in one serving batch.")
@@ -192,6 +193,11 @@ class Engine(Section):
         description="A stage or engine that does not answer for so many seconds has failed, and the run fails with it.",
     )
     vllm: Vllm = Vllm()
+
+    @field_validator("device_buffers")
+    @classmethod
+    def _older_name(cls, given: str) -> str:
+        return "mpi" if given == "on" else given
 
     @field_validator("kind", mode="before")
     @classmethod

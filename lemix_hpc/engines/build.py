@@ -12,10 +12,12 @@ from lemix_hpc.config.engine_kinds import ENGINE_KINDS
 from lemix_hpc.config.errors import UserError
 from lemix_hpc.config.recipe import Recipe
 from lemix_hpc.engines.meter import HostMeter, Meter
-from lemix_hpc.engines.protocol import StageEngine
+from lemix_hpc.engines.protocol import HandsOn, StageEngine
 
 if TYPE_CHECKING:
     from mpi4py import MPI
+
+    from lemix_hpc.engines.torch.hand_over import HandOver
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,26 +55,27 @@ def check_sharing(recipe: Recipe, devices: Sequence[Device | None]) -> None:
         )
 
 
-def settle_device_buffers(recipe: Recipe, device: Device | None, stages: MPI.Comm) -> Recipe:
-    """The recipe with `engine.device_buffers` on or off where it is auto and stages compute on GPUs: a transfer shows it.
+def settle_device_buffers(
+    recipe: Recipe, device: Device | None, node: int, stages: MPI.Comm
+) -> tuple[Recipe, HandOver | None]:
+    """The recipe with `engine.device_buffers` as this stage's `node` will have it, where stages compute on GPUs: transfers show
+    what works. The second is for `connect`, where it is by CUDA IPC.
 
-    Collective over `stages`, the ranks of all stages of a run, or of all others, without a device.
+    Collective over `stages`, the ranks of all stages of a run, or of all others, without a device. Raises UserError if the
+    recipe wants CUDA IPC and it does not work.
     """
-    if device is None or recipe.engine.device_buffers != "auto" or not all(stages.allgather(device.gpu is not None)):
-        return recipe
+    given = recipe.engine.device_buffers
+    if device is None or given in ("mpi", "off") or not all(stages.allgather(device.gpu is not None)):
+        return recipe, None
     import torch
 
-    from lemix_hpc.engines.torch import devices
-    from lemix_hpc.engines.torch.device_buffers import why_not_by_device
+    from lemix_hpc.engines.torch import between_stages, devices
 
     place = torch.device(device.name)
-    devices.take(place)  # MPI asks which device is the current one
-    reason = why_not_by_device(stages, place)
-    if stages.Get_rank() == 0:
-        way = "as it is" if reason is None else f"through pinned host memory: {reason}"
-        print(f"engine.device_buffers: auto: MPI sends the memory of GPUs {way}", flush=True)
-    settled = recipe.engine.model_copy(update={"device_buffers": "on" if reason is None else "off"})
-    return recipe.model_copy(update={"engine": settled})
+    devices.take(place)  # MPI and CUDA ask which device is the current one
+    settled = between_stages.settle(recipe, place, node, stages)
+    engine = recipe.engine.model_copy(update={"device_buffers": settled.way})
+    return recipe.model_copy(update={"engine": engine}), settled.hand_over
 
 
 def build_engine(recipe: Recipe, *, node: int, stage: int, device: Device, meeting: Path | None = None) -> StageEngine:
@@ -85,6 +88,13 @@ def build_engine(recipe: Recipe, *, node: int, stage: int, device: Device, meeti
     package = importlib.import_module(ENGINE_KINDS[recipe.engine.kind].package)
     engine: StageEngine = package.build_stage(recipe, node=node, stage=stage, device=device.name, meeting=meeting)
     return engine
+
+
+def connect(engine: StageEngine, hand_over: HandOver | None) -> None:
+    """Let an engine on a GPU hand tensors on by what `settle_device_buffers` has found, if it has."""
+    if hand_over is not None:
+        assert isinstance(engine, HandsOn), "only stages of torch are asked to"
+        engine.connect(hand_over)
 
 
 def build_measured(recipe: Recipe, *, stage: int, device: Device, meeting: Path) -> StageEngine:

@@ -14,6 +14,7 @@ from lemix_hpc.config.recipe import Recipe
 from lemix_hpc.config.training_section import Recompute, Training
 from lemix_hpc.engines.model_sizes import ModelSizes, describe
 from lemix_hpc.engines.protocol import StageTakes
+from lemix_hpc.engines.torch.handed_on import region_bytes
 from lemix_hpc.engines.torch.loss_chunks import chunk_tokens
 from lemix_hpc.engines.torch.partition import layer_ranges
 from lemix_hpc.profiling.coefficients import CoefficientFile
@@ -152,6 +153,11 @@ def stage_takes(recipe: Recipe, stage: int, capacity: int | None, *, cuda: bool)
     return StageTakes(math.ceil(resting), math.ceil(working), math.ceil(cache), math.ceil(kept), capacity)
 
 
+def handed_on(recipe: Recipe) -> int:
+    """Bytes of a GPU in which a stage hands tensors to others of its host. Raises UserError as `describe`."""
+    return region_bytes(recipe, describe(recipe.model).hidden, _width(recipe, cuda=True))
+
+
 def stage_parameters(sizes: ModelSizes, layers: range, *, first: bool, last: bool) -> int:
     """Weights of a stage."""
     embedding = sizes.head_parameters
@@ -208,6 +214,8 @@ def _plan(recipe: Recipe, sizes: ModelSizes, stage: int, layers: range, *, cuda:
     device[CACHE] = _cache(recipe, sizes, len(layers), wide, cuda=cuda)
     if cuda:
         device["context and graphs"] = CONTEXT + (GRAPHS if engine.kind == "vllm" else 0.0)
+        if stages > 1 and engine.device_buffers in ("auto", "ipc"):
+            device["handed on"] = region_bytes(recipe, sizes.hidden, wide)
     return StagePlan(stage, layers, parameters, device, host)
 
 

@@ -150,6 +150,15 @@ class TakesCacheWhole(Protocol):
     def cache_bytes_per_token(self) -> float: ...
 
 
+@runtime_checkable
+class HandsOn(Protocol):
+    """An engine whose stages may read from memory of each other's devices."""
+
+    def connect(self, hand_over: Any) -> None:
+        """Hand payloads on by a `lemix_hpc.engines.torch.hand_over.HandOver`, before any work."""
+        ...
+
+
 class StageEngine(Protocol):
     """One stage of one node. Not thread-safe; calls come from the stage worker's loop alone.
 

@@ -197,8 +197,12 @@ def _directory(hosts: Sequence[DirectoryTimes]) -> Iterator[Check]:
 def _between_gpus(found: Findings) -> Iterator[Check]:
     if found.by_device is not None:
         on = not found.by_device
-        text = "is sent as it is" if on else f"goes through pinned host memory: {found.by_device}"
-        yield Check("GPU memory by MPI", "ok", text, (f"engine.device_buffers={'on' if on else 'off'}",))
+        text = "is sent as it is" if on else f"is not sent as it is: {found.by_device}"
+        way = "ipc" if found.by_ipc == "" else "mpi" if on else "off"
+        yield Check("GPU memory by MPI", "ok", text, (f"engine.device_buffers={way}",))
+    if found.by_ipc is not None:
+        text = f"is not read: {found.by_ipc}" if found.by_ipc else "is read by the other stages of a node"
+        yield Check("GPU memory by CUDA IPC", "ok", text)
     if found.nccl_fault is not None:
         yield Check("NCCL", "warn", f"does not connect the stages of a node: {found.nccl_fault}")
     elif found.nccl:

@@ -9,7 +9,14 @@ import msgspec
 
 from lemix_hpc.config.errors import UserError
 from lemix_hpc.config.recipe import Recipe
-from lemix_hpc.engines.build import build_measured, build_meter, check_sharing, choose_device, settle_device_buffers
+from lemix_hpc.engines.build import (
+    build_measured,
+    build_meter,
+    check_sharing,
+    choose_device,
+    connect,
+    settle_device_buffers,
+)
 from lemix_hpc.engines.protocol import TakesCacheWhole
 from lemix_hpc.measure.passes import StagePasses
 from lemix_hpc.measure.profiler import Profiler
@@ -50,7 +57,7 @@ def profile(recipe: Recipe, run_dir: Path, order: ProfileOrder) -> None:
     stages_before = sum(host.allgather(stage is not None)[: host.Get_rank()])
     device = choose_device(recipe, stages_before) if stage is not None else None
     check_sharing(recipe, host.allgather(device))
-    recipe = settle_device_buffers(recipe, device, comm.Split(stage is not None))
+    recipe, hand_over = settle_device_buffers(recipe, device, 0, comm.Split(stage is not None))
     hardware = [name for name in comm.allgather(device and hardware_name(recipe, device)) if name]
     hosts = comm.allgather(platform.node())
     subject = subject_of(recipe, on_gpu=any(comm.allgather(device is not None and device.gpu is not None)))
@@ -66,6 +73,9 @@ def profile(recipe: Recipe, run_dir: Path, order: ProfileOrder) -> None:
             return
         assert device is not None, "stages have one"
         engine = build_measured(_unchanging(recipe), stage=stage, device=device, meeting=meeting)
+        if hand_over is not None:
+            hand_over.unread = True  # what a measured pass gives stays here
+        connect(engine, hand_over)
         meter = build_meter(device)
         ProfiledStage(
             layout,

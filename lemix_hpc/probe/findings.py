@@ -56,12 +56,14 @@ class DirectoryTimes(msgspec.Struct, frozen=True):
 
 class Findings(msgspec.Struct, frozen=True):
     """`phase` is what was being tried when this was written, `DONE` at the end. `by_device`: why MPI is not to send the memory
-    of GPUs, empty if it can, None if no stage has one; `nccl_fault` likewise why NCCL does not connect the stages of a node."""
+    of GPUs, empty if it can, None if no stage has one; `by_ipc` likewise why stages cannot read each other's by CUDA IPC, and
+    `nccl_fault` why NCCL does not connect the stages of a node."""
 
     phase: str
     ranks: list[RankFacts] = []
     links: list[Link] = []
     directory: list[DirectoryTimes] = []
     by_device: str | None = None
+    by_ipc: str | None = None
     nccl: list[Link] = []
     nccl_fault: str | None = None

@@ -73,16 +73,22 @@ def _clock_off(comm: MPI.Comm) -> float:
 
 
 def _try_gpus(comm: MPI.Comm, layout: Layout, notes: _Notes, facts: RankFacts, directory: Path) -> None:
-    """What the stages' GPUs send each other, by MPI and by NCCL. Collective, and each stage has a GPU."""
+    """What the stages' GPUs send each other, by MPI, by CUDA IPC and by NCCL. Collective, and each stage has a GPU."""
     import torch
 
+    from lemix_hpc.engines.torch.between_stages import why_not_by_ipc
     from lemix_hpc.engines.torch.device_buffers import why_not_by_device
 
     is_stage = facts.device is not None
     stages = comm.Split(is_stage)
     why_not = (why_not_by_device(stages, torch.device(facts.device)) or "") if facts.device is not None else None
     by_device = next(why for why in comm.allgather(why_not) if why is not None)
-    notes.begin("NCCL between the stages of a node", by_device=by_device)
+    notes.begin("transfers of GPU memory by CUDA IPC", by_device=by_device)
+    node, recipe = layout.node_of(facts.rank), load_recipe(directory / "recipe.yaml")
+    by_ipc = (
+        (why_not_by_ipc(recipe, torch.device(facts.device), node, stages) or "") if facts.device is not None else ""
+    )
+    notes.begin("NCCL between the stages of a node", by_ipc=next((why for why in comm.allgather(by_ipc) if why), ""))
     found, fault = _nccl(layout, facts, directory) if is_stage else ([], None)
     gathered: list[tuple[list[Link], str | None]] = comm.allgather((found, fault))
     faults = [fault for _, fault in gathered if fault is not None]

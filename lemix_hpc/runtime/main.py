@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from lemix_hpc.checkpoints.resumption import NodeStart
 from lemix_hpc.config.recipe import Recipe
-from lemix_hpc.engines.build import build_engine, check_sharing, choose_device, settle_device_buffers
+from lemix_hpc.engines.build import build_engine, check_sharing, choose_device, connect, settle_device_buffers
 from lemix_hpc.records.attempts import Attempt
 from lemix_hpc.run_setup.in_flight import planned_in_flight
 from lemix_hpc.run_setup.memory_limits import is_limited
@@ -56,13 +56,14 @@ def run(recipe: Recipe, attempt: Attempt, drain: Drain | None) -> AttemptEnd | N
     # A checkpoint is read in full here, while stages load what they compute with.
     taken_over = take_over(recipe, attempt) if rank == SCHEDULER_RANK else None
     check_sharing(recipe, host.allgather(device))
-    recipe = settle_device_buffers(recipe, device, comm.Split(stage is not None))
+    recipe, hand_over = settle_device_buffers(recipe, device, node, comm.Split(stage is not None))
     beginning: Beginning = comm.bcast(taken_over and taken_over[0], SCHEDULER_RANK)
     resumption = beginning.resumption
     start = beginning.starts.get(node, NodeStart())
     with meeting_place(comm, node, is_leader=stage is None) as meeting:
         if stage is not None and device is not None:
             engine = build_engine(recipe, node=node, stage=stage, device=device, meeting=meeting)
+            connect(engine, hand_over)
             if resumption is not None:
                 engine.restore(resumption.state(node))
             bell.watch(engine.watched)

@@ -50,7 +50,14 @@ def told(changes: Mapping[str, object], recipe: Recipe = RECIPE) -> list[Check]:
 def test_of_a_sound_place_all_is_told_and_what_to_set() -> None:
     checks = told({})
     assert {check.verdict for check in checks} == {"ok"}
-    assert settings(checks) == ["engine.device_buffers=on"]
+    assert settings(checks) == ["engine.device_buffers=mpi"]
+    assert settings(told({"by_ipc": ""})) == ["engine.device_buffers=ipc"]
+    assert settings(told({"by_ipc": "no", "by_device": "no"})) == ["engine.device_buffers=off"]
+    by_ipc = {told_of: told({"by_ipc": told_of}) for told_of in ("", "no")}
+    assert [check.text for checks in by_ipc.values() for check in checks if check.name == "GPU memory by CUDA IPC"] == [
+        "is read by the other stages of a node",
+        "is not read: no",
+    ]
     texts = {check.name: check.text for check in checks}
     assert texts["ranks"] == "3 ranks on 1 host met"
     assert texts["devices in a job"] == "2 x A100, at least 85.9 GB free, driver 580.1, torch with CUDA 13.0"
@@ -93,7 +100,7 @@ def test_of_a_sound_place_all_is_told_and_what_to_set() -> None:
             {"by_device": "this MPI does not say that it can"},
             "GPU memory by MPI",
             "ok",
-            "through pinned host memory: this MPI",
+            "is not sent as it is: this MPI",
         ),
         ({"phase": "the run directory"}, "ranks", "fail", "did not get past this: the run directory"),
     ],

@@ -1,14 +1,16 @@
-"""Whether MPI sends a GPU's memory: what its library says, and one transfer that shows it."""
+"""Whether MPI sends a GPU's memory: what its library says, and one transfer that shows it.
+
+How stages come to hand tensors on is in `between_stages`.
+"""
 
 from __future__ import annotations
 
-import ctypes
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
 from lemix_hpc.config.recipe import Engine
+from lemix_hpc.engines.torch.loaded_library import loaded_library
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -19,9 +21,9 @@ TRIAL_BYTES = 1 << 20
 
 def sends_device_memory(engine: Engine, device: torch.device) -> bool:
     """Whether payloads of this device go to MPI as they are. What `auto` means is settled at the start of a run."""
-    if device.type != "cuda" or engine.device_buffers == "off":
+    if device.type != "cuda" or engine.device_buffers not in ("auto", "mpi"):
         return False
-    return engine.device_buffers == "on" or library_takes_device_memory()
+    return engine.device_buffers == "mpi" or library_takes_device_memory()
 
 
 def library_takes_device_memory() -> bool:
@@ -29,8 +31,8 @@ def library_takes_device_memory() -> bool:
 
     Other MPI libraries have no common way to ask; tensors then go through pinned host memory, which always works.
     """
-    library = next((line.split()[-1] for line in _memory_map() if "/libmpi.so" in line), None)
-    query = getattr(ctypes.CDLL(library), "MPIX_Query_cuda_support", None) if library else None
+    library = loaded_library("libmpi.so")
+    query = getattr(library, "MPIX_Query_cuda_support", None) if library is not None else None
     return query is not None and bool(query())
 
 
@@ -64,8 +66,3 @@ def _fault(stages: MPI.Comm, device: torch.device) -> str | None:
 
 def _pattern(rank: int, device: torch.device) -> torch.Tensor:
     return (torch.arange(TRIAL_BYTES, device=device) % 251 + rank).to(torch.uint8)
-
-
-def _memory_map() -> list[str]:
-    path = Path("/proc/self/maps")
-    return path.read_text().splitlines() if path.exists() else []

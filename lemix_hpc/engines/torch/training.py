@@ -16,6 +16,7 @@ from lemix_hpc.engines.torch import flat_vectors, saved_state
 from lemix_hpc.engines.torch import micro_batch as passes
 from lemix_hpc.engines.torch.chunked_loss import HeadGradients
 from lemix_hpc.engines.torch.gradients import GroupGradients
+from lemix_hpc.engines.torch.hand_over import HandOver
 from lemix_hpc.engines.torch.labels import Labels
 from lemix_hpc.engines.torch.memory_errors import may_be_repeated
 from lemix_hpc.engines.torch.micro_batch import Backward, Segment
@@ -272,7 +273,11 @@ class StageTraining:
     def buffer(self, nbytes: int) -> Any:
         return self._wire.buffer(nbytes)
 
+    def connect(self, hand_over: HandOver) -> None:
+        self._wire.connect(hand_over)
+
     def close(self) -> None:
+        self._wire.close()
         self._passes.clear()
         if self._optimizer is not None:
             self._optimizer.close()

@@ -7,7 +7,6 @@ import torch
 from mpi4py import MPI
 
 from lemix_hpc.config.recipe import Engine, Recipe
-from lemix_hpc.engines import build
 from lemix_hpc.engines.build import Device, settle_device_buffers
 from lemix_hpc.engines.torch import device_buffers, devices
 from lemix_hpc.engines.torch.device_buffers import (
@@ -28,9 +27,15 @@ def test_an_mpi_without_cuda_does_not_send_device_memory() -> None:
 @pytest.mark.parametrize("says", [False, True])
 def test_the_recipe_goes_before_what_the_library_says(monkeypatch: pytest.MonkeyPatch, says: bool) -> None:
     monkeypatch.setattr(device_buffers, "library_takes_device_memory", lambda: says)
-    asked = {given: sends_device_memory(Engine(device_buffers=given), GPU) for given in ("auto", "on", "off")}
-    assert asked == {"auto": says, "on": True, "off": False}
-    assert not sends_device_memory(Engine(device_buffers="on"), CPU)
+    asked = {
+        given: sends_device_memory(Engine(device_buffers=given), GPU) for given in ("auto", "ipc", "mpi", "on", "off")
+    }
+    assert asked == {"auto": says, "ipc": False, "mpi": True, "on": True, "off": False}
+    assert not sends_device_memory(Engine(device_buffers="mpi"), CPU)
+
+
+def test_on_is_another_name_for_mpi() -> None:
+    assert Engine(device_buffers="on").device_buffers == "mpi"
 
 
 class Alone:
@@ -41,6 +46,9 @@ class Alone:
 
     def allgather(self, value: Any) -> list[Any]:
         return [value]
+
+    def Split(self, color: int) -> "Alone":  # noqa: ARG002, N802
+        return self
 
     def Get_rank(self) -> int:  # noqa: N802  as in MPI
         return 0
@@ -78,9 +86,9 @@ def test_a_transfer_shows_whether_it_works() -> None:
 @pytest.mark.parametrize(
     ("says", "fault", "settled", "told"),
     [
-        (True, None, "on", "as it is"),
-        (True, "RuntimeError: no", "off", "through pinned host memory: stage rank 0 of 1: RuntimeError: no"),
-        (False, None, "off", "through pinned host memory: this MPI does not say that it can"),
+        (True, None, "mpi", "from GPU to GPU by MPI"),
+        (True, "RuntimeError: no", "off", "not by MPI: stage rank 0 of 1: RuntimeError: no"),
+        (False, None, "off", "not by MPI: this MPI does not say that it can"),
     ],
 )
 def test_a_run_settles_it_at_the_start_and_says_so(
@@ -95,13 +103,15 @@ def test_a_run_settles_it_at_the_start_and_says_so(
     monkeypatch.setattr(device_buffers, "_fault", lambda *_: fault)
     monkeypatch.setattr(devices, "take", lambda _: None)
     alone: Any = Alone()
-    assert settle_device_buffers(Recipe(), Device("cuda:0", "GPU-1"), alone).engine.device_buffers == settled
+    recipe, hand_over = settle_device_buffers(Recipe(), Device("cuda:0", "GPU-1"), 0, alone)
+    assert recipe.engine.device_buffers == settled
+    assert hand_over is None
     assert told in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("device", [None, Device("cpu"), Device("emulated")])
 def test_nothing_is_tried_without_gpus(device: Device | None) -> None:
     alone: Any = Alone(fails=True)
-    assert settle_device_buffers(Recipe(), device, alone) == Recipe()
-    given = Recipe(engine=Engine(device_buffers="on"))
-    assert build.settle_device_buffers(given, Device("cuda:0", "GPU-1"), alone) is given
+    assert settle_device_buffers(Recipe(), device, 0, alone) == (Recipe(), None)
+    given = Recipe(engine=Engine(device_buffers="mpi"))
+    assert settle_device_buffers(given, Device("cuda:0", "GPU-1"), 0, alone)[0] is given
