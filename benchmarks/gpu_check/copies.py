@@ -24,12 +24,20 @@ def check(device: str, report: Report) -> None:
         report.figure(f"{nbytes} bytes, GB/s", copies(nbytes, device))
     if on_gpu(device):
         pinning(report)
-    ranks = [sys.executable, "-m", "mpi4py", str(Path(__file__).with_name("message_ranks.py")), device]
-    done = subprocess.run(mpiexec_command(2, ranks), env=environment(), capture_output=True, text=True, check=False)
+    there_and_back(device, "host", "there and back, ms", report)
+    if on_gpu(device):
+        there_and_back(device, "ipc", "there and back by CUDA IPC, ms", report)
+
+
+def there_and_back(device: str, way: str, name: str, report: Report) -> None:
+    """Tensors of several sizes between two ranks, which compare them."""
+    script = str(Path(__file__).with_name("message_ranks.py"))
+    command = mpiexec_command(2, [sys.executable, "-m", "mpi4py", script, device, way])
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
     print(done.stdout, done.stderr)
-    report.expect(done.returncode == 0, f"two ranks ended with {done.returncode}")
+    report.expect(done.returncode == 0, f"two ranks ended with {done.returncode}: {done.stderr.strip()[-300:]}")
     if done.returncode == 0:
-        report.figure("there and back, ms", json.loads(done.stdout.strip().splitlines()[-1]))
+        report.figure(name, json.loads(done.stdout.strip().splitlines()[-1]))
 
 
 def copies(nbytes: int, device: str) -> dict[str, float]:

@@ -1,4 +1,7 @@
-"""Run by copies.py, one of two ranks: tensors go to the other rank's device and back, through the runtime's mailbox."""
+"""Run by copies.py, one of two ranks: tensors go to the other rank's device and back, through the runtime's mailbox.
+
+Arguments: the device, and `host` or `ipc` for the way.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +13,16 @@ from statistics import median
 import torch
 from mpi4py import MPI
 
+from lemix_hpc.engines.torch.cuda_ipc import CudaRegion, CudaRuntime
+from lemix_hpc.engines.torch.hand_over import HandOver, Ticket
 from lemix_hpc.engines.torch.payloads import Wire
+from lemix_hpc.engines.torch.peer_trial import connect
 from lemix_hpc.runtime.transport import messages as m
 from lemix_hpc.runtime.transport.doorbell import hang_doorbell
 from lemix_hpc.runtime.transport.mailbox import Inbox, Mail, Mailbox
 
 REPEATS = 20
+LARGEST = 1 << 26
 
 
 def main() -> None:
@@ -24,6 +31,13 @@ def main() -> None:
     rank = comm.Get_rank()
     bell = hang_doorbell(comm, comm.Split_type(MPI.COMM_TYPE_SHARED))
     wire = Wire(device)
+    if by_ipc := sys.argv[2] == "ipc":
+        hand_over = connect(
+            comm, device, 2 * LARGEST, lambda nbytes: CudaRegion(device, nbytes, CudaRuntime.of_torch())
+        )
+        if not isinstance(hand_over, HandOver):
+            sys.exit(f"not by CUDA IPC: {hand_over}")
+        wire.connect(hand_over)
     mailbox = Mailbox(comm, Inbox.STAGE, bell, wire.buffer)
 
     def receive() -> Mail:
@@ -33,7 +47,7 @@ def main() -> None:
         return mail
 
     found = {}
-    for nbytes in (2, 1 << 16, 1 << 20, 1 << 24, 1 << 26):
+    for nbytes in (2, 1 << 16, 1 << 20, 1 << 24, LARGEST):
         tensor = torch.arange(nbytes // 2, device=device).to(torch.bfloat16)
         took = []
         for _ in range(REPEATS):
@@ -42,6 +56,7 @@ def main() -> None:
                 mailbox.send(1, Inbox.STAGE, m.Echo(), wire.payload(tensor))
             mail = receive()
             assert mail.payload is not None
+            assert not by_ipc or mail.payload.nbytes == Ticket.SIZE, "there is room for it"
             came = wire.tensor(mail.payload)
             if rank == 1:
                 mailbox.send(0, Inbox.STAGE, m.Echo(), wire.payload(came))

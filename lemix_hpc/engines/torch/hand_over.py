@@ -108,13 +108,13 @@ class HandOver:
     def give(self, flat: torch.Tensor) -> Ticket | None:
         """Put bytes where another stage reads them, complete when this returns; None where there is no room. The ticket is
         for one reader on another stage."""
-        self.let_go()
         offset = self._rooms.take(flat.numel(), self._boards[self._own])
         if offset is None:
             return None
         self._copies.write(flat, offset)
         # The reader's device does not know of our streams: what it is told of must be there.
         self._copies.settle()
+        self.let_go()
         if self.unread:
             self._boards[self._own][offset // GRAIN] = FREE
         ticket = Ticket(_PLACE.pack(self._own, offset, flat.numel()))

@@ -45,3 +45,14 @@ def test_processes_hand_tensors_on_through_each_others_memory(library: Path) -> 
 def test_a_torch_without_cuda_has_no_runtime_for_it() -> None:
     with pytest.raises(CudaError, match="torch has not loaded libcudart"):
         CudaRuntime.of_torch()
+
+
+@pytest.mark.mpi
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_two_processes_on_a_gpu_hand_on_what_queued_kernels_write_and_overwrite() -> None:
+    command = mpiexec_command(2, [sys.executable, "-m", "mpi4py", str(HERE / "ipc_gpu_ranks.py")])
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "rank 1: 60 of 60" in done.stderr, "all arrived as they were"
+    assert re.search(r"rank 0: [1-9]\d* of 60", done.stderr), "some of them by CUDA IPC"
