@@ -19,7 +19,7 @@ import torch
 from lemix_hpc.config.recipe import Recipe
 from lemix_hpc.engines.meter import finish
 from lemix_hpc.engines.model_sizes import describe
-from lemix_hpc.engines.protocol import MicroBatch, Payload, ServeBatch, ServeSequence
+from lemix_hpc.engines.protocol import GroupGradient, MicroBatch, Payload, ServeBatch, ServeSequence
 from lemix_hpc.engines.torch.partition import layer_ranges
 from lemix_hpc.engines.torch.payloads import Wire
 from lemix_hpc.engines.vllm.environment import prepare
@@ -89,7 +89,9 @@ class Stage:
         finish(self.stage.forward(micro_batch, Wire(CPU).payload(torch.randn(ROWS, LENGTH, HIDDEN))))
         gradient = finish(self.stage.backward(number, None))
         assert gradient is not None and gradient.shape == (ROWS, LENGTH, HIDDEN)
-        step = self.stage.prepare(number, self.stage.seal(number, None).square_norm ** 0.5, None)
+        sealing = self.stage.seal(number, None)
+        sealed = sealing if isinstance(sealing, GroupGradient) else finish(sealing)
+        step = self.stage.prepare(number, sealed.square_norm**0.5, None)
         assert step is not None
         finish(step)
         finish(self.stage.publish(number))
