@@ -21,6 +21,8 @@ MOST_AT_ONCE = 10_000
 """Lines of one call."""
 MOST_WAITING = 100_000
 """Samples that wait to be trained on, after which no more are taken."""
+MOST_KNOWN = 10_000
+"""The last calls with a name, which are known should they come again."""
 
 
 class _Entry(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -49,6 +51,18 @@ class _Entry(msgspec.Struct, frozen=True, omit_defaults=True):
         return Document(self.prompt or "", self.text if self.text is not None else self.completion or "")
 
 
+class _Call(msgspec.Struct, frozen=True):
+    """A call that has been acknowledged: so many samples, numbered from the first."""
+
+    digest: str
+    first: int
+    count: int
+
+    @property
+    def ids(self) -> list[str]:
+        return [_id(self.first + position) for position in range(self.count)]
+
+
 class SampleIntake:
     """`take` is for one thread at a time. `wake` is called when there is something new to train on.
 
@@ -72,10 +86,10 @@ class SampleIntake:
         entries = [msgspec.json.decode(line, type=_Entry) for file in before for line in file.lines()]
         self.posted = [Sample(entry.id, queue.tokenised(entry.document)) for entry in entries]
         self._count = len(entries)
-        self._acknowledged: dict[str, tuple[str, list[str]]] = {}
-        for entry in entries:
-            if entry.request is not None and entry.digest is not None:
-                self._acknowledged.setdefault(entry.request, (entry.digest, []))[1].append(entry.id)
+        self._acknowledged: dict[str, _Call] = {}
+        for number, entry in enumerate(entries):
+            if entry.request is not None and entry.digest is not None and entry.request not in self._acknowledged:
+                self._know(entry.request, _Call(entry.digest, number, entry.of))
 
     def take(self, body: bytes, now: float, name: str | None = None, key: str = "") -> list[str]:
         """Accept all samples of a body and return their ids, or none. Raises ApiError naming the line and the reason.
@@ -84,11 +98,10 @@ class SampleIntake:
         `key`: the name of its key.
         """
         digest = digest_of("samples", body)
-        if name in self._acknowledged:
-            known, ids = self._acknowledged[name]
-            if known != digest:
+        if name is not None and (known := self._acknowledged.get(name)) is not None:
+            if known.digest != digest:
                 raise reused(name)
-            return ids
+            return known.ids
         if self._queue.closed:
             raise ApiError(409, "Training has ended. Nothing was taken.", "invalid_request_error")
         if body.count(b"\n") >= MOST_AT_ONCE:
@@ -104,7 +117,7 @@ class SampleIntake:
         samples: list[Sample] = []
         for line, document in documents:
             try:
-                samples.append(Sample(f"sample{self._count + len(samples)}", self._queue.tokenised(document)))
+                samples.append(Sample(_id(self._count + len(samples)), self._queue.tokenised(document)))
             except ValueError as error:
                 raise bad_request(f"line {line}: {error}. Nothing was taken.") from error
         ids = [sample.id for sample in samples]
@@ -114,7 +127,7 @@ class SampleIntake:
         if self._attempt.superseded:
             raise ApiError(503, "The run goes on elsewhere. Send the samples there.", "service_unavailable_error")
         if name is not None:
-            self._acknowledged[name] = digest, ids
+            self._know(name, _Call(digest, self._count, len(ids)))
         self._count += len(samples)
         self._queue.add(samples)
         self._wake()
@@ -122,6 +135,11 @@ class SampleIntake:
 
     def close(self) -> None:
         self._journal.close()
+
+    def _know(self, name: str, call: _Call) -> None:
+        self._acknowledged[name] = call
+        if len(self._acknowledged) > MOST_KNOWN:
+            del self._acknowledged[next(iter(self._acknowledged))]
 
     def _write(self, entries: list[_Entry]) -> None:
         """Onto the disk as a whole, or not at all."""
@@ -135,6 +153,11 @@ class SampleIntake:
             os.ftruncate(self._journal.fileno(), end)
             message = f"The samples cannot be written down ({error.strerror}). Nothing was taken."
             raise ApiError(507, message, "server_error") from error
+
+
+def _id(number: int) -> str:
+    """Of a sample, by how many the run has taken before it."""
+    return f"sample{number}"
 
 
 def _entry(

@@ -11,6 +11,7 @@ from lemix_hpc.config.workload_section import TextData, TextFields
 from lemix_hpc.records.attempts import claim
 from lemix_hpc.records.line_chain import CountedFile, acknowledged
 from lemix_hpc.records.schema import SAMPLES
+from lemix_hpc.runtime.http import sample_intake
 from lemix_hpc.runtime.http.errors import ApiError
 from lemix_hpc.runtime.http.sample_intake import SampleIntake
 from lemix_hpc.workload.data_set import read_all
@@ -141,6 +142,21 @@ def test_what_comes_again_is_acknowledged_again_and_taken_once(tmp_path: Path, w
     queue.closed = True
     assert again.take(b'{"text": "a"}', 9.0, "other") == ["sample2"], "it was promised"
     assert queue.pending == 0 and len(again.posted) == 3
+
+
+def test_the_last_calls_are_known_again_and_no_more_are_kept(
+    tmp_path: Path, waiting: SampleQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sample_intake, "MOST_KNOWN", 2)
+    body = b'{"text": "a"}\n{"text": "b"}'
+    samples_in = intake(tmp_path, waiting)
+    taken = {name: samples_in.take(body, 1.0, name) for name in ("one", "two", "three")}
+    assert samples_in.take(body, 2.0, "one") == ["sample6", "sample7"], "forgotten"
+    assert samples_in.take(body, 2.0, "three") == taken["three"] == ["sample4", "sample5"]
+    queue = SampleQueue(Training(sequence_length=8, packing="padded"), ByteTokenizer())
+    again = intake(tmp_path, queue, before=[tmp_path / "attempts" / "0" / SAMPLES])
+    assert again.take(body, 3.0, "one") == ["sample6", "sample7"] and again.take(body, 3.0, "three") == taken["three"]
+    assert again.take(body, 3.0, "two") == ["sample8", "sample9"]
 
 
 def test_a_call_that_was_cut_off_in_the_middle_was_never_acknowledged(tmp_path: Path, waiting: SampleQueue) -> None:
