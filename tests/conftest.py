@@ -1,12 +1,14 @@
 """Fixtures shared by all tests: the one-machine Slurm cluster and the published traces."""
 
 import dataclasses
+import getpass
 import os
 import shlex
 import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -77,6 +79,14 @@ class SlurmCluster:
         assert done.returncode == 0, f"{shlex.join(command)} ended with {done.returncode}\n{done.stdout}{done.stderr}"
         return done.stdout.strip()
 
+    def end_all_jobs(self, timeout_s: float = 240) -> None:
+        """Cancel what runs or waits, until nothing of it is left: jobs may submit others while they end."""
+        end = time.monotonic() + timeout_s
+        while queue := self.run("squeue", "-h", "-o", "%i %T"):
+            assert time.monotonic() < end, f"jobs are still there after {timeout_s} s:\n{queue}"
+            self.run("scancel", "--quiet", f"--user={getpass.getuser()}")
+            time.sleep(0.2)
+
     def crash(self, node: str) -> None:
         """Kill every process of the node at once; Slurm has to find out by itself."""
         self._must("crash", node)
@@ -108,11 +118,11 @@ class SlurmCluster:
 
 
 class _OneForTheCluster(LoadFileScheduling):  # type: ignore[misc]
-    """Like `--dist loadfile`, but all files that use the cluster go to one worker: tests crash its nodes, or see them idle."""
+    """Like `--dist loadfile`, but all files with tests of the cluster go to one worker: they crash nodes, or see them idle."""
 
     def _split_scope(self, nodeid: str) -> str:
         file = super()._split_scope(nodeid)
-        return "slurm_cluster" if "slurm_cluster" in (REPOSITORY / file).read_text() else file
+        return "slurm" if "pytest.mark.slurm" in (REPOSITORY / file).read_text() else file
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -146,9 +156,10 @@ def slurm_cluster() -> Iterator[SlurmCluster]:
 
 @pytest.fixture
 def slurm_tmp_path(slurm_cluster: SlurmCluster) -> Iterator[Path]:
-    """Like tmp_path, but visible in every node of the cluster."""
+    """Like tmp_path, but visible in every node of the cluster. A test's jobs end with it: they write there to their last."""
     directory = Path(tempfile.mkdtemp(dir=slurm_cluster.scratch))
     yield directory
+    slurm_cluster.end_all_jobs()
     shutil.rmtree(directory)
 
 

@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -169,8 +169,8 @@ Submit = Callable[..., Submitted]
 
 
 @pytest.fixture
-def submit(slurm_cluster: SlurmCluster, client: Client, slurm_tmp_path: Path) -> Iterator[Submit]:
-    """Submit the recipe with changes, each KEY=VALUE, and options. Nothing of it is left to the next test."""
+def submit(slurm_cluster: SlurmCluster, client: Client, slurm_tmp_path: Path) -> Submit:
+    """Submit the recipe with changes, each KEY=VALUE, and options."""
 
     def call(*changes: str, options: tuple[str, ...] = (), where: str = "slurm") -> Submitted:
         recipe, out = slurm_tmp_path / "recipe.yaml", slurm_tmp_path / "survivor"
@@ -179,6 +179,4 @@ def submit(slurm_cluster: SlurmCluster, client: Client, slurm_tmp_path: Path) ->
         command = ["submit", str(recipe), "--cluster", where, *options, *sets, "--out", str(out), "--json"]
         return Submitted(slurm_cluster, client, out, json.loads(client.run(*command))["job"])
 
-    yield call
-    slurm_cluster.run("scancel", "--name=lemix-survivor")
-    until("end of all jobs", lambda: slurm_cluster.run("squeue", "-h", "-n", "lemix-survivor", "-o", "%i") == "")
+    return call
