@@ -1,7 +1,8 @@
 """Half layers of an 8B model, forward and backward: how long one takes, and what waiting after each costs.
 
 `free` launches all pieces and waits once. `paced` waits after every piece. `ahead` is what training does: a piece is launched
-while the device runs the one before it, so that it always has something to do.
+while the device runs the one before it, so that it always has something to do. `graphs` is the same with every piece captured
+as a CUDA graph, as `training.cuda_graphs` has it.
 """
 
 from __future__ import annotations
@@ -18,12 +19,15 @@ from benchmarks.gpu_check.report import Report
 from benchmarks.gpu_check.shapes import dtype, middle_stage, on_gpu, settle
 from lemix_hpc.engines.protocol import Work
 from lemix_hpc.engines.torch import micro_batch as passes
+from lemix_hpc.engines.torch.blocks import RunBlock
+from lemix_hpc.engines.torch.captured_blocks import CapturedBlocks, cuda_graph
 from lemix_hpc.engines.torch.chunked_loss import HeadGradients
 from lemix_hpc.engines.torch.gradients import GroupGradients
 from lemix_hpc.engines.torch.micro_batch import Segment
 from lemix_hpc.engines.torch.training_queue import TrainingQueue, training_queue
 
 REPEATS = 5
+Drive = Callable[[Work[Any], str], Iterator[None]]
 
 
 def check(device: str, report: Report) -> None:
@@ -31,41 +35,64 @@ def check(device: str, report: Report) -> None:
     module = middle_stage(device, layers)
     report.figure("layers", layers)
     for tokens in (128, 256, 512, 1024, 2048, 4096) if on_gpu(device) else (16, 32):
-        report.figure(f"{tokens} tokens, ms", measure(module, tokens, device))
+        report.figure(f"{tokens} tokens, ms", measure(module, tokens, device, report))
     if on_gpu(device):
         report.figure("peak_gb", torch.cuda.max_memory_allocated() / 1e9)
 
 
-def measure(module: Any, tokens: int, device: str) -> dict[str, Any]:
+def measure(module: Any, tokens: int, device: str, report: Report) -> dict[str, Any]:
     entry = torch.randn(1, tokens, module.width, dtype=dtype(device), device=device)
     grad = torch.randn_like(entry)
     found: dict[str, Any] = {}
-    for name, drive in (("free", free), ("paced", paced), ("ahead", ahead)):
+    results: dict[str, torch.Tensor] = {}
+    ways: dict[str, tuple[Drive, CapturedBlocks | None]] = {
+        "free": (free, None),
+        "paced": (paced, None),
+        "ahead": (ahead, None),
+    }
+    if on_gpu(device):
+        before = torch.cuda.memory_allocated()
+        ways["graphs"] = ahead, CapturedBlocks(module, 1, tokens, cuda_graph)
+        found["gb of graphs"] = (torch.cuda.memory_allocated() - before) / 1e9
+    for name, (drive, captured) in ways.items():
         forwards, backwards, launches = [], [], []
         for repeat in range(REPEATS + 2):
             gradients = GroupGradients(list(module.parameters()))
             segments: list[Segment | HeadGradients] = []
-            forward, launch = timed(drive, passes.forward(module, entry, None, segments), device)
-            backward, _ = timed(
-                drive,
-                passes.backward(segments, passes.Backward(grad), lambda p, g, into=gradients: into.add(0, p, g)),
-                device,
-            )
+            run_block: RunBlock | None = None if captured is None else captured.runner(repeat, entry)
+            forward, launch = timed(drive, passes.forward(module, entry, None, segments, run_block=run_block), device)
+            flow = passes.Backward(grad)
+            borrowed = captured is not None
+
+            def collect(
+                parameter: torch.Tensor, value: torch.Tensor, into: Any = gradients, own: bool = borrowed
+            ) -> None:
+                into.add(0, parameter, value, borrowed=own)
+
+            backward, _ = timed(drive, passes.backward(segments, flow, collect), device)
+            if captured is not None:
+                captured.release(repeat)
             if repeat >= 2:
                 forwards.append(forward)
                 backwards.append(backward)
                 launches.append(launch)
+        assert flow.flowing is not None, "the stage is not the first"
+        results[name] = flow.flowing.clone()
         count = len(module.blocks)
         found[name] = {"forward": median(forwards) / count, "backward": median(backwards) / count}
-        if name == "free":
-            found["launching a forward"] = median(launches) / count
+        if name in ("free", "graphs"):
+            found[f"launching a forward, {name}"] = median(launches) / count
     for way in ("forward", "backward"):
         for name in ("paced", "ahead"):
             found[f"gap of a {way}, {name}"] = found[name][way] - found["free"][way]
+    if "graphs" in results:
+        furthest = float((results["graphs"] - results["free"]).abs().max() / results["free"].abs().max())
+        found["gradient by graphs, furthest"] = furthest
+        report.expect(furthest < 0.02, f"{tokens} tokens: a gradient by graphs differs by {furthest:.2g}")
     return found
 
 
-def timed(drive: Callable[[Work[Any], str], Iterator[None]], work: Work[Any], device: str) -> tuple[float, float]:
+def timed(drive: Drive, work: Work[Any], device: str) -> tuple[float, float]:
     """Milliseconds until all is done, and until all was launched."""
     settle(device)
     began = time.perf_counter()

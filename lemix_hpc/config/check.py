@@ -29,6 +29,7 @@ def check_recipe(recipe: Recipe) -> list[Problem]:
         _check_devices,
         check_placement,
         _check_training,
+        _check_graphs,
         _check_in_flight,
         _check_across_nodes,
         check_amounts,
@@ -199,6 +200,16 @@ def _check_training(recipe: Recipe) -> Iterator[Problem]:
             "clients may send any number of requests, so a share has no meaning; give `micro_batches`, or neither to train "
             "until the endpoint closes",
         )
+
+
+def _check_graphs(recipe: Recipe) -> Iterator[Problem]:
+    engine, training = recipe.engine, recipe.training
+    if training is None or not training.cuda_graphs:
+        return
+    if not engine.computes:
+        yield Problem(("training", "cuda_graphs"), f"engine.kind {engine.kind} has no graphs; leave it out")
+    elif engine.device == "cpu":
+        yield Problem(("training", "cuda_graphs"), "needs a GPU, and engine.device is cpu; leave it out")
 
 
 def _check_in_flight(recipe: Recipe) -> Iterator[Problem]:

@@ -113,6 +113,15 @@ class Training(Section):
             "[memory](memory.md#computing-again). `async` always does `all`."
         ),
     )
+    cuda_graphs: bool = Field(
+        default=False,
+        description=(
+            "On GPUs: launch each layer of a micro-batch as one captured CUDA graph, if that has the shape "
+            "`micro_batch_size` x `sequence_length`. For short ones, whose time is that of launching kernels. It takes "
+            "[memory](memory.md#what-is-counted), and one micro-batch at a time uses the graphs: others run without. See "
+            "[engines](engines.md#captured-graphs)."
+        ),
+    )
     micro_batches_per_step: int = Field(
         default=1,
         gt=0,

@@ -111,6 +111,8 @@ def _candidates(recipe: Recipe) -> Iterator[tuple[str, Any]]:
 def _of_training(training: Training, stages: int) -> Iterator[tuple[str, Any]]:
     if not training.offload_optimizer:
         yield "offload_optimizer", True
+    if training.cuda_graphs:
+        yield "cuda_graphs", False
     if training.release == "sync":
         for recompute in ("layers", "all"):
             if recompute != training.recompute:

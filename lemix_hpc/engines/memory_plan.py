@@ -214,6 +214,8 @@ def _plan(recipe: Recipe, sizes: ModelSizes, stage: int, layers: range, *, cuda:
     device[CACHE] = _cache(recipe, sizes, len(layers), wide, cuda=cuda)
     if cuda:
         device["context and graphs"] = CONTEXT + (GRAPHS if engine.kind == "vllm" else 0.0)
+        if training is not None and training.cuda_graphs:
+            device["graphs of training"] = _captured(training, sizes, len(layers), wide)
         if stages > 1 and engine.device_buffers in ("auto", "ipc"):
             device["handed on"] = region_bytes(recipe, sizes.hidden, wide)
     return StagePlan(stage, layers, parameters, device, host)
@@ -271,6 +273,14 @@ def _kept_and_again(
             return pieces * layers * start, layer_activations(sizes, wide)
         case "all":
             return start, whole
+
+
+def _captured(training: Training, sizes: ModelSizes, layers: int, wide: int) -> float:
+    """What graphs of one micro-batch hold: activations, as much again for what comes and goes in a layer, whose memory no
+    other one uses, and the gradients of all layers."""
+    tokens = training.micro_batch_size * training.sequence_length
+    activations = 2 * tokens * layer_activations(sizes, wide)
+    return layers * (activations + wide * (sizes.layer_parameters + sizes.layer_vectors))
 
 
 def _flushes_by_groups(training: Training) -> bool:

@@ -218,3 +218,15 @@ def test_a_missing_file_of_a_kind_is_named() -> None:
     assert problems(**sections, nodes={"count": 2, "kinds": kinds}) == [
         ("nodes.kinds.1.coefficients", "there is no file /nowhere/c.yaml")
     ]
+
+
+def test_graphs_of_training_need_a_gpu(tmp_path: Path) -> None:
+    coefficients = tmp_path / "c.yaml"
+    coefficients.touch()
+    emulated = {"kind": "emulated", "coefficients": coefficients}
+    training = {"cuda_graphs": True, "micro_batches": 3, "data": {"path": __file__}}
+    [(key, text)] = problems(engine=emulated, training=training)
+    assert (key, "emulated has no graphs" in text) == ("training.cuda_graphs", True)
+    [(key, text)] = problems(model=LLAMA, engine={"device": "cpu"}, training=training)
+    assert (key, "engine.device is cpu" in text) == ("training.cuda_graphs", True)
+    assert problems(model=LLAMA, training=training) == []

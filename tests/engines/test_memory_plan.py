@@ -213,6 +213,19 @@ def test_computing_again_is_named_where_it_would_make_a_run_fit() -> None:
     assert "training.recompute: layers" in keys and "training.recompute: all" not in keys
 
 
+def test_graphs_of_training_hold_a_micro_batch_and_gradients_of_their_own() -> None:
+    plain, graphs = (recipe(LLAMA_8B, 4, sequence_length=512, cuda_graphs=on) for on in (False, True))
+    row = "graphs of training"
+    sizes = describe(graphs.model)
+    for without, plan in zip(plan_memory(plain, cuda=True), plan_memory(graphs, cuda=True), strict=True):
+        gradients = 2 * (sizes.layer_parameters + sizes.layer_vectors)
+        assert plan.device[row] == len(plan.layers) * (2 * 512 * layer_activations(sizes, 2) + gradients)
+        assert without.device == {use: count for use, count in plan.device.items() if use != row}
+    assert all(row not in plan.device for plan in plan_memory(graphs, cuda=False)), "a CPU has none"
+    room = max(plan.on_device for plan in plan_memory(plain, cuda=True))
+    assert "training.cuda_graphs: false" in changes_that_fit(graphs, 1.01 * room / SPARE, cuda=True)
+
+
 def test_the_cache_is_what_the_batch_may_come_to_or_what_the_recipe_gives() -> None:
     [plan] = plan_memory(recipe(LLAMA), cuda=False)
     assert plan.device[CACHE] == 8 * 128 * 2 * 4 * 32 * 4

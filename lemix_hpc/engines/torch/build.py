@@ -13,6 +13,7 @@ from lemix_hpc.config.recipe import Model, Recipe
 from lemix_hpc.engines.memory_plan import stage_takes
 from lemix_hpc.engines.model_sizes import describe, model_config
 from lemix_hpc.engines.torch import attention
+from lemix_hpc.engines.torch.captured_blocks import captured_blocks
 from lemix_hpc.engines.torch.device_buffers import sends_device_memory
 from lemix_hpc.engines.torch.devices import device_bytes, take
 from lemix_hpc.engines.torch.gpt2 import GPT2Stage
@@ -42,17 +43,19 @@ def build_stage(recipe: Recipe, *, stage: int, device: str) -> TorchStage:
     _fill(module, weight_source(recipe, config), dtype)
     training, memory, capacity = recipe.training, recipe.policy.memory, device_bytes(recipe.engine, place)
     limited = memory.capacity_gb is not None or capacity is not None
+    optimizer = None if training is None else StageOptimizer(module, training)
     return TorchStage(
         module,
         _cache(config, layers, dtype, place),
         Wire(place, device_buffers=sends_device_memory(recipe.engine, place)),
-        None if training is None else StageOptimizer(module, training),
+        optimizer,
         seed=recipe.seed,
         keep_graphs=training is not None and training.release == "sync",
         recompute=recipe.recompute_on(stage),
         max_positions=sizes.max_positions,
         takes=stage_takes(recipe, stage, capacity, cuda=place.type == "cuda"),
         offloads=limited and memory.mode == "offload",
+        captured=captured_blocks(module, training),
     )
 
 

@@ -20,13 +20,14 @@ class GroupGradients:
         self._parameters = list(parameters)
         self._sums: dict[int, dict[torch.Tensor, torch.Tensor]] = {}
 
-    def add(self, group: int, parameter: torch.Tensor, grad: torch.Tensor) -> None:
-        """Add a gradient; its memory may be taken over."""
+    def add(self, group: int, parameter: torch.Tensor, grad: torch.Tensor, *, borrowed: bool = False) -> None:
+        """Add a gradient; its memory is taken over unless it is `borrowed`."""
         sums = self._sums.setdefault(group, {})
         if parameter in sums:
             sums[parameter] += grad
         else:
-            sums[parameter] = grad.float().contiguous()
+            own = grad.float().contiguous()
+            sums[parameter] = own.clone() if borrowed and own.data_ptr() == grad.data_ptr() else own
 
     def of(self, group: int, parameter: torch.Tensor) -> torch.Tensor:
         """The sum of one parameter; zeros, kept from then on, if no backward used it."""

@@ -9,12 +9,11 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
 
 from lemix_hpc.engines.protocol import Work
-from lemix_hpc.engines.torch.attention import attend_within_rows
+from lemix_hpc.engines.torch.blocks import RunBlock, by_kernels
 from lemix_hpc.engines.torch.chunked_loss import HeadGradients, loss_by_chunks, summed_loss
 from lemix_hpc.engines.torch.labels import Labels
 from lemix_hpc.engines.torch.loss_chunks import chunk_tokens
@@ -47,16 +46,16 @@ def forward(
     share: float = 1.0,
     *,
     inputs_only: bool = False,
+    run_block: RunBlock | None = None,
 ) -> Work[torch.Tensor]:
     """Run the stage on `entry`: tokens (rows, length) on the first stage, else hidden (rows, length, hidden).
 
     Returns the hidden state, or with labels the mean loss. The graph is appended to `segments`, or not kept without it; with
     `inputs_only` that of the loss alone, and of each block what it starts from. `share`: what the loss is multiplied with where
-    its gradient is taken at once.
+    its gradient is taken at once. `run_block`: how blocks are run, by default by their kernels.
     """
     keep = segments is not None
-    positions = torch.arange(entry.shape[1], device=entry.device).unsqueeze(0)
-    arguments = functools.cache(functools.partial(module.layer_arguments, positions))
+    run_block = run_block or by_kernels(module, entry)
     hidden = entry
     for index, block in enumerate(module.blocks):
         parameters: list[torch.Tensor] = list(block.parameters())
@@ -65,7 +64,7 @@ def forward(
             parameters += module.embedding_parameters
         else:
             start = hidden.detach().requires_grad_(keep)
-        run = functools.partial(_run_block, module, block, start, entry, positions, arguments)
+        run = functools.partial(run_block, index, start)
         with torch.set_grad_enabled(keep and not inputs_only):
             hidden = run()
         if segments is not None:
@@ -80,19 +79,6 @@ def forward(
     if segments is not None and gradients is not None:
         segments.append(gradients)
     return loss
-
-
-def _run_block(
-    module: StageModule,
-    block: torch.nn.Module,
-    start: torch.Tensor | None,
-    entry: torch.Tensor,
-    positions: torch.Tensor,
-    arguments: Callable[[torch.dtype], Any],
-) -> torch.Tensor:
-    """A block's output from its input, or from the stage's tokens where it has none."""
-    hidden = module.embed(entry, positions) if start is None else start
-    return module.run_block(block, hidden, arguments(hidden.dtype), attend_within_rows)
 
 
 def _loss(

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from lemix_hpc.config.training_section import Recompute
 from lemix_hpc.engines.protocol import LedByLeader, Payload, SequenceResult, ServeBatch, StageTakes, Work
 from lemix_hpc.engines.torch import serving
+from lemix_hpc.engines.torch.captured_blocks import CapturedBlocks
 from lemix_hpc.engines.torch.kv_cache import KeyValueCache
 from lemix_hpc.engines.torch.memory_errors import may_be_repeated
 from lemix_hpc.engines.torch.module import StageModule
@@ -31,6 +32,7 @@ class TorchStage(LedByLeader, StageTraining):
         recompute: Recompute = "none",
         takes: StageTakes | None = None,
         offloads: bool = False,
+        captured: CapturedBlocks | None = None,
     ) -> None:
         super().__init__(
             module,
@@ -41,6 +43,7 @@ class TorchStage(LedByLeader, StageTraining):
             recompute=recompute,
             takes=takes,
             offloads=offloads,
+            captured=captured,
         )
         self._cache = cache
         self._seed = seed

@@ -14,6 +14,7 @@ from lemix_hpc.config.training_section import Recompute
 from lemix_hpc.engines.protocol import GroupGradient, MicroBatch, Payload, StageTakes, Transfer, Vector, Work
 from lemix_hpc.engines.torch import flat_vectors, saved_state
 from lemix_hpc.engines.torch import micro_batch as passes
+from lemix_hpc.engines.torch.captured_blocks import CapturedBlocks
 from lemix_hpc.engines.torch.chunked_loss import HeadGradients
 from lemix_hpc.engines.torch.gradients import GroupGradients
 from lemix_hpc.engines.torch.hand_over import HandOver
@@ -63,8 +64,10 @@ class StageTraining:
         recompute: Recompute = "none",
         takes: StageTakes | None = None,
         offloads: bool = False,
+        captured: CapturedBlocks | None = None,
     ) -> None:
-        """`takes`: what it takes of memory; `offloads`: whether micro-batches may be told to leave that to others."""
+        """`takes`: what it takes of memory; `offloads`: whether micro-batches may be told to leave that to others. `captured`:
+        graphs of the module's blocks, where there are any."""
         self._module = module
         self._wire = wire
         self._optimizer = optimizer
@@ -81,6 +84,7 @@ class StageTraining:
         self._passes: dict[int, _Pass] = {}
         self._averaged: Vector | None = None
         self._mover = mover_for(module.device, self._queue) if offloads else None
+        self._captured = captured
         self.takes = takes
 
     def forward(self, micro_batch: MicroBatch, hidden: Payload | None) -> Work[Payload | float]:
@@ -121,7 +125,7 @@ class StageTraining:
             done = True
         finally:
             if not done:  # dropped half-way, or failed
-                del self._passes[micro_batch.id]
+                self._drop(micro_batch.id)
         return output
 
     def _note_kept(self, current: _Pass, output: torch.Tensor) -> None:
@@ -130,8 +134,9 @@ class StageTraining:
             return
         if current.recompute:
             current.kept.add(current.entry)
+        in_graphs = self._captured is not None and self._captured.holds(current.micro_batch.id)
         for segment in current.segments:
-            if isinstance(segment, Segment):
+            if isinstance(segment, Segment) and not in_graphs:
                 for tensor in (segment.input, segment.output):
                     if tensor is not None:
                         current.kept.add(tensor)
@@ -143,6 +148,7 @@ class StageTraining:
     def _backward(self, micro_batch: int, grad: Payload | None) -> Work[torch.Tensor | None]:
         current = self._passes[micro_batch]
         group, done, goes_on = current.micro_batch.group, False, False
+        borrowed = self._captured is not None
         try:
             if current.backward is None:
                 if current.recompute:
@@ -153,7 +159,7 @@ class StageTraining:
             result = yield from passes.backward(
                 current.segments,
                 current.backward,
-                lambda parameter, value: self._gradients.add(group, parameter, value),
+                lambda parameter, value: self._gradients.add(group, parameter, value, borrowed=borrowed),
             )
             done = True
         except torch.OutOfMemoryError:
@@ -161,10 +167,16 @@ class StageTraining:
             raise
         finally:
             if not goes_on:
-                del self._passes[micro_batch]
+                self._drop(micro_batch)
                 if not done:  # a part of a gradient is of no use
                     self._gradients.drop(group)
-        return result
+        return result.clone() if borrowed and result is not None else result
+
+    def _drop(self, micro_batch: int) -> None:
+        """Nothing more comes of it."""
+        del self._passes[micro_batch]
+        if self._captured is not None:
+            self._captured.release(micro_batch)
 
     def seal(self, group: int, tied: Payload | None) -> Work[GroupGradient]:
         return self._queue.work(self._seal(group, tied), self._sealed)
@@ -297,7 +309,12 @@ class StageTraining:
 
     def _run(self, current: _Pass, *, keep: bool, inputs_only: bool = False) -> Work[torch.Tensor]:
         segments, share = current.segments if keep else None, 1.0 / current.micro_batch.group_size
-        return passes.forward(self._module, current.entry, current.labels, segments, share, inputs_only=inputs_only)
+        run_block = None
+        if self._captured is not None:
+            run_block = self._captured.runner(current.micro_batch.id, current.entry)
+        return passes.forward(
+            self._module, current.entry, current.labels, segments, share, inputs_only=inputs_only, run_block=run_block
+        )
 
     def _output_grad(self, micro_batch: MicroBatch, grad: Payload | None) -> torch.Tensor:
         if grad is not None:

@@ -17,6 +17,7 @@ from lemix_hpc.engines.host_files import forget_shared_by
 from lemix_hpc.engines.memory_plan import stage_takes
 from lemix_hpc.engines.model_sizes import describe
 from lemix_hpc.engines.torch.build import hugging_face_config, weight_source
+from lemix_hpc.engines.torch.captured_blocks import captured_blocks
 from lemix_hpc.engines.torch.device_buffers import sends_device_memory
 from lemix_hpc.engines.torch.devices import like_here, take
 from lemix_hpc.engines.torch.optimizer import StageOptimizer
@@ -108,6 +109,7 @@ def _training(
         # The memory plan has divided a GPU between vLLM's cache and training.
         takes=stage_takes(recipe, stage, None, cuda=place.type == "cuda"),
         offloads=recipe.policy.memory.capacity_gb is not None and recipe.policy.memory.mode == "offload",
+        captured=captured_blocks(module, training),
     )
 
 

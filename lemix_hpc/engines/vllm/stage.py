@@ -15,6 +15,7 @@ from vllm.v1.worker.worker_base import WorkerWrapperBase
 from lemix_hpc.checkpoints.stage_state import SavedState
 from lemix_hpc.config.training_section import Recompute
 from lemix_hpc.engines.protocol import EngineOrder, Payload, SequenceResult, ServeBatch, StageTakes, Work
+from lemix_hpc.engines.torch.captured_blocks import CapturedBlocks
 from lemix_hpc.engines.torch.optimizer import StageOptimizer
 from lemix_hpc.engines.torch.payloads import Wire
 from lemix_hpc.engines.torch.training import StageTraining
@@ -41,6 +42,7 @@ class TrainingParts:
     max_positions: int | None
     takes: StageTakes
     offloads: bool
+    captured: CapturedBlocks | None
 
 
 class SharedTraining(StageTraining):
@@ -56,6 +58,7 @@ class SharedTraining(StageTraining):
             recompute=parts.recompute,
             takes=parts.takes,
             offloads=parts.offloads,
+            captured=parts.captured,
         )
         self._copied = parts.copied
 

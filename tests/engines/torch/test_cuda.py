@@ -19,6 +19,7 @@ from lemix_hpc.engines.torch.optimizer import StageOptimizer
 from lemix_hpc.engines.torch.payloads import Wire
 from lemix_hpc.engines.torch.training_queue import CudaStream, OneAhead
 from tests.engines.torch.conftest import MakePipeline, Pipeline, TinyRecipe, finish
+from tests.engines.torch.test_captured_blocks import MODES as MODES_OF_RELEASE
 from tests.engines.torch.test_training import texts, train
 
 pytestmark = [
@@ -70,6 +71,18 @@ def test_training_takes_the_course_that_it_takes_on_the_cpu(
     node = pipeline(recipe, GPU)  # DeepSpeed has one kind of device at a time
     assert train(node, data) == pytest.approx(losses, rel=2e-3)
     assert node.norms == pytest.approx(known.norms, rel=2e-2)
+
+
+@pytest.mark.parametrize("mode", MODES_OF_RELEASE, ids=lambda mode: "-".join(mode.values()))
+@pytest.mark.parametrize("family", ["llama-tied", "gpt2"])
+def test_captured_graphs_learn_what_kernels_do(
+    family: str, mode: dict[str, Any], tiny_recipe: TinyRecipe, pipeline: MakePipeline
+) -> None:
+    shape = {"micro_batch_size": 2, "sequence_length": 16, "learning_rate": 3e-3, "gradient_clipping": 0.7}
+    recipes = [tiny_recipe(family, 2, cuda_graphs=graphs, **shape, **mode) for graphs in (False, True)]
+    (known, node), data = (pipeline(recipe, GPU) for recipe in recipes), texts(8, 3)
+    assert train(node, data) == pytest.approx(train(known, data), rel=1e-4)
+    assert node.norms == pytest.approx(known.norms, rel=1e-3)
 
 
 def test_bfloat16_training_learns(tiny_recipe: TinyRecipe) -> None:

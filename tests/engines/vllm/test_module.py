@@ -10,12 +10,15 @@ import torch
 from lemix_hpc.engines.meter import finish
 from lemix_hpc.engines.torch import attention
 from lemix_hpc.engines.torch import micro_batch as passes
+from lemix_hpc.engines.torch.blocks import RunBlock
+from lemix_hpc.engines.torch.captured_blocks import CapturedBlocks
 from lemix_hpc.engines.torch.chunked_loss import HeadGradients
 from lemix_hpc.engines.torch.labels import Labels
 from lemix_hpc.engines.torch.llama import LlamaStage
 from lemix_hpc.engines.torch.micro_batch import Segment
 from lemix_hpc.engines.vllm.hugging_face import unfused
 from lemix_hpc.engines.vllm.module import FusedLlamaStage
+from tests.engines.torch.test_captured_blocks import Graphs
 from tests.engines.vllm.conftest import hugging_face
 
 FAMILIES = [
@@ -56,11 +59,13 @@ def pair(family: str, tied: bool, layers: range, *, first: bool, last: bool, **m
     return theirs, ours, config
 
 
-def run(module: Any, entry: torch.Tensor, labels: torch.Tensor | None) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+def run(
+    module: Any, entry: torch.Tensor, labels: torch.Tensor | None, run_block: RunBlock | None = None
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """The output, and the gradient of every parameter and of the entry."""
     segments: list[Segment | HeadGradients] = []
     labelled = None if labels is None else Labels.of(labels, torch.device("cpu"))
-    output = finish(passes.forward(module, entry, labelled, segments))
+    output = finish(passes.forward(module, entry, labelled, segments, run_block=run_block))
     names = {parameter: name for name, parameter in module.named_parameters()}
     grads: dict[str, torch.Tensor] = {}
 
@@ -101,3 +106,15 @@ def test_cut_into_hugging_faces_parameters_nothing_is_lost(family: str, more: di
     assert cut.keys() == dict(theirs.named_parameters()).keys()
     for name, parameter in theirs.named_parameters():
         assert torch.equal(cut[name], parameter)
+
+
+def test_halves_of_layers_run_as_graphs() -> None:
+    _, ours, _ = pair("llama", True, range(3), first=True, last=True)
+    tokens = torch.randint(0, 300, (2, 20), generator=torch.Generator().manual_seed(1))
+    loss, grads = run(ours, tokens, tokens)
+    graphs = Graphs()
+    captured = CapturedBlocks(ours, 2, 20, graphs.capture)
+    found, found_grads = run(ours, tokens, tokens, captured.runner(0, tokens))
+    assert torch.equal(found, loss) and grads.keys() == found_grads.keys()
+    assert all(torch.equal(found_grads[name], grad) for name, grad in grads.items())
+    assert graphs.ran == 6
