@@ -1,5 +1,5 @@
-"""Whether vLLM takes the arguments that a recipe gives it, asked before anything starts. Imports vllm only in a process of its
-own: that takes long, and changes the process."""
+"""Whether vLLM takes the arguments that a recipe gives it, and serves it in this environment, asked before anything starts.
+Imports vllm only in a process of its own: that takes long, and changes the process."""
 
 from __future__ import annotations
 
@@ -9,13 +9,17 @@ from importlib.util import find_spec
 
 from lemix_hpc.config.recipe import Recipe
 from lemix_hpc.config.text_file import LARGEST_TEXT
+from lemix_hpc.engines.vllm.environment import runner_refusal
 
 TIMEOUT_S = 120
 _REFUSED = 2
 
 
 def refusal(recipe: Recipe) -> str | None:
-    """Why vLLM's own parser refuses `engine.vllm.args`; None if it takes them, and where vLLM is not installed."""
+    """Why vLLM's own parser refuses `engine.vllm.args`, or we its model runner; None if all is well. Where vLLM is not
+    installed nobody is asked about the arguments."""
+    if why := runner_refusal(recipe):
+        return why
     if not recipe.engine.vllm.args or find_spec("vllm") is None:
         return None
     try:

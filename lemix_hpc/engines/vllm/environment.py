@@ -8,8 +8,10 @@ from pathlib import Path
 from uuid import UUID
 
 from lemix_hpc.config.errors import UserError
+from lemix_hpc.config.recipe import Recipe
 
 VERSION = "0.32"
+RUNNER = "VLLM_USE_V2_MODEL_RUNNER"
 LONGEST_DIRECTORY = 107 - len("/") - len(str(UUID(int=0)))
 """Of a socket that vLLM names by a UUID, in bytes: what the kernel takes."""
 
@@ -38,7 +40,7 @@ def prepare(sockets: Path | None = None) -> None:
         os.environ.setdefault("VLLM_RPC_BASE_PATH", str(sockets))
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-    os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0")
+    os.environ.setdefault(RUNNER, "0")
     # Stages hand activations on by MPI. NCCL between them would only take memory, and refuses two on one GPU.
     os.environ.setdefault("VLLM_DISABLE_PYNCCL", "1")
     if find_spec("flashinfer") is None:
@@ -61,3 +63,20 @@ def prepare(sockets: Path | None = None) -> None:
             f"vLLM {vllm.__version__} is installed, and this release of lemix-hpc works with {VERSION}.x; install that, or set "
             "engine.kind: torch"
         )
+
+
+def runner_refusal(recipe: Recipe) -> str | None:
+    """Why the model runner that the environment asks for cannot serve this recipe, with the key in front; None if it can.
+
+    vLLM's second one sends each sampled token from the last stage to the others by NCCL, which our stages do not take part in:
+    they get it with their next batch, and the second runner does not look there.
+    """
+    serving = recipe.serving
+    if serving is None or recipe.nodes.stages == 1 or (serving.mode == "score" and serving.http is None):
+        return None  # no token goes in that came out before
+    if os.environ.get(RUNNER, "").strip() in ("", "0"):
+        return None
+    return (
+        f"engine.kind: {RUNNER} is {os.environ[RUNNER]}, and vLLM's second model runner hands tokens from stage to stage by "
+        "NCCL, which is not built here; unset it, or set nodes.stages: 1"
+    )
