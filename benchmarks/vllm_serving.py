@@ -216,6 +216,15 @@ def stage_shares(directory: Path) -> tuple[float, float]:
     return sum(batches.values()) / whole, trained / whole
 
 
+def pass_times(directory: Path) -> list[float]:
+    """Median milliseconds of a batch on each stage."""
+    serve = [span for span in work_of(directory) if span["kind"] == "serve"]
+    return [
+        statistics.median(1e3 * (span["end"] - span["start"]) for span in serve if span["stage"] == stage)
+        for stage in range(STAGES)
+    ]
+
+
 def update_latency(directory: Path) -> float:
     """Median seconds from the end of a step's last backward on the first stage to the first batch under the new weights."""
     spans = [span for span in work_of(directory) if span["stage"] == 0]
@@ -277,6 +286,8 @@ def report(results: dict[str, Asked], base: Path) -> None:
     served, trained = stage_shares(base / "training")
     rest = trained / (1 - served)
     print(f"stage time while serving: {served:.0%} serving, {trained:.0%} training, which is {rest:.0%} of the rest")
+    for name in ("serving", "training"):
+        print(f"{name}: a batch took {', '.join(f'{took:.2f}' for took in pass_times(base / name))} ms on the stages")
     for name in ("training", "copying"):
         delay = 1e3 * update_latency(base / name)
         print(f"{name}: {delay:.1f} ms from the last backward to the first batch on new weights")

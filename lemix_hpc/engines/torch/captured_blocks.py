@@ -68,9 +68,8 @@ class CapturedBlocks:
                 self._holder = micro_batch
             hidden = self._module.embed(entry, self._positions) if start is None else start
             output = self._graphs[index](hidden)
-            # What goes out of the graphs, to another stage or into memory until the backward, must not change.
-            leaves = not keep or index == len(self._graphs) - 1
-            return output.clone() if leaves else output
+            # Whoever does not hold the graphs keeps nothing in their memory.
+            return output if keep else output.clone()
 
         return run
 

@@ -14,7 +14,7 @@ from lemix_hpc.engines.protocol import ServeSequence
 from lemix_hpc.engines.torch import build
 from lemix_hpc.engines.torch.captured_blocks import CapturedBlocks, Piece, captured_blocks
 from lemix_hpc.engines.torch.module import StageModule
-from tests.engines.torch.conftest import MakePipeline, Pipeline, TinyRecipe
+from tests.engines.torch.conftest import MakePipeline, Pipeline, TinyRecipe, finish
 from tests.engines.torch.test_training import CASES, OPTIMIZER, texts, train
 
 ROWS, LENGTH = 2, 16
@@ -28,16 +28,19 @@ MODES: list[dict[str, Any]] = [
 
 class Graphs:
     """Captures pieces as `torch.cuda.make_graphed_callables` does, by its code: what goes in is copied, and what comes out of a
-    forward and of a backward lies where the next one writes. `ran`: how often a forward did."""
+    forward and of a backward lies where the next one writes. `ran`: how often a forward did. `memory`: what comes
+    out of them."""
 
     def __init__(self) -> None:
         self.ran = 0
+        self.memory: list[torch.Tensor] = []
 
     def capture(self, piece: Piece, sample: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
         parameters = list(piece.parameters())
         wanted = [sample, *parameters]
         outputs, gradients = piece(sample).detach().clone(), [torch.empty_like(tensor) for tensor in wanted]
         kept: list[torch.Tensor] = []
+        self.memory += [outputs, *gradients]
 
         class Graphed(torch.autograd.Function):
             @staticmethod
@@ -153,6 +156,25 @@ def test_one_micro_batch_has_the_graphs_until_it_is_through(
     assert graphs.ran - before == blocks
 
 
+@pytest.mark.parametrize("mode", MODES, ids=lambda mode: "-".join(mode.values()))
+def test_what_goes_to_other_stages_stays_as_it_is(
+    mode: dict[str, Any], tiny_recipe: TinyRecipe, pipeline: MakePipeline, graphs: Graphs
+) -> None:
+    """It may be on its way for as long as the next micro-batch of this stage takes."""
+    _, node = pair(tiny_recipe, pipeline, "llama", 2, **mode)
+    first, last = node.stages
+    micro_batches = node.micro_batches(0, texts(1, 3)[0])
+    hidden = [finish(first.forward(micro_batch, None)) for micro_batch in micro_batches[:2]]
+    sent = [bytes(payload.data) for payload in hidden]
+    gradients = []
+    for micro_batch, payload in zip(micro_batches, hidden, strict=False):
+        finish(last.forward(micro_batch, payload))
+        gradients.append(finish(last.backward(micro_batch.id, None)))
+        sent.append(bytes(gradients[-1].data))
+    assert [bytes(payload.data) for payload in (*hidden, *gradients)] == sent
+    assert sent[2] != sent[3] and graphs.ran > 0
+
+
 def test_other_shapes_run_by_kernels(tiny_recipe: TinyRecipe, pipeline: MakePipeline, graphs: Graphs) -> None:
     plain, captured = pair(tiny_recipe, pipeline, "llama", 2)
     data = texts(2, rows=1)
@@ -175,6 +197,7 @@ def test_what_goes_to_the_host_is_never_memory_of_graphs(
             node.forward(micro_batch)
             for stage in node.stages:
                 assert stage.offload(micro_batch.id).remaining() == 0
+            assert all(tensor.untyped_storage().nbytes() for tensor in graphs.memory)
         for micro_batch in micro_batches:
             for stage in node.stages:
                 assert stage.bring_back(micro_batch.id).remaining() == 0
