@@ -37,6 +37,7 @@ from urllib.parse import urlsplit
 ORDINARY = 8
 ANSWER_S = 0.02
 COMES_AGAIN_S = 10.0
+Client = Callable[[Any, Any], Coroutine[Any, Any, None]]
 ANSWER = json.dumps({"object": "text_completion", "choices": [{"index": 0, "text": "yes"}], "usage": None}).encode()
 
 
@@ -105,7 +106,7 @@ def pretend(listening: Connection, over: Event) -> None:
         server.close()
 
 
-async def connected(target: Target, client: Callable[[Any, Any], Coroutine[Any, Any, None]]) -> None:
+async def connected(target: Target, client: Client) -> None:
     """One client that comes again and again, however it is treated."""
     while True:
         await asyncio.sleep(random.uniform(0.0, COMES_AGAIN_S))
@@ -121,7 +122,7 @@ async def idle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> No
     await reader.read()
 
 
-def slow(target: Target, number: int) -> Callable[[Any, Any], Coroutine[Any, Any, None]]:
+def slow(target: Target, number: int) -> Client:
     async def client(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if number % 3 == 2:
             # Asks, and does not read.
@@ -141,7 +142,7 @@ def slow(target: Target, number: int) -> Callable[[Any, Any], Coroutine[Any, Any
     return client
 
 
-def vanishing(target: Target) -> Callable[[Any, Any], Coroutine[Any, Any, None]]:
+def vanishing(target: Target) -> Client:
     async def client(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:  # noqa: ARG001
         writer.write(target.request())
         await asyncio.sleep(random.uniform(0.0, 2 * ANSWER_S))
@@ -158,12 +159,13 @@ def crowd(kind: str, target: Target, count: int, over: Event) -> None:
     os.nice(19)
 
     async def run() -> None:
-        clients = {
+        clients: dict[str, Callable[[int], Client]] = {
             "idle": lambda number: idle,  # noqa: ARG005
             "slow": lambda number: slow(target, number),
             "vanishing": lambda number: vanishing(target),  # noqa: ARG005
-        }[kind]
-        tasks = [asyncio.create_task(connected(target, clients(number))) for number in range(count)]
+        }
+        client_of = clients[kind]
+        tasks = [asyncio.create_task(connected(target, client_of(number))) for number in range(count)]
         while not over.is_set():
             await asyncio.sleep(0.1)
         for task in tasks:

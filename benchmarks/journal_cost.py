@@ -173,7 +173,8 @@ def measure(directory: Path, rate: float, rounds: int, seconds: float, seed: int
     us = 1e6 * np.array(windows) / (rate * seconds)
     medians, ratios = np.median(us, axis=0), us[:, 0] / us[:, 1]
     processor, clock = (_interval(ratios[:, kind], rng) for kind in range(2))
-    return Cost(count, *medians[:, 0].tolist(), processor, *medians[:, 1].tolist(), clock, nbytes, syncs)
+    (on_processor, on_processor_without), (by_clock, by_clock_without) = medians.T.tolist()
+    return Cost(count, on_processor, on_processor_without, processor, by_clock, by_clock_without, clock, nbytes, syncs)
 
 
 def _interval(ratios: np.ndarray, rng: np.random.Generator) -> tuple[float, float, float]:

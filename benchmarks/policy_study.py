@@ -93,7 +93,7 @@ def table(cases: Sequence[Case], under: Sequence[Case], seeds: int) -> None:
             all_seeds = [next(done) for _ in range(seeds)]
 
             def mean(name: str, of: list[Figures] = all_seeds) -> float:
-                return statistics.mean(getattr(figures, name) for figures in of)
+                return statistics.mean(float(getattr(figures, name)) for figures in of)
 
             print(
                 f"| {case.name} | {100 * mean('slo'):.1f} | {mean('tasks'):.1f} | {mean('median'):.0f} | {mean('p99'):.0f}"

@@ -23,6 +23,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -115,7 +116,7 @@ def run(recipe: Path, out: Path, punish: argparse.Namespace | None) -> Punishmen
             for number in range(punish.kills):
                 # At a random instant of each of as many stretches of the work, the last of which is left alone.
                 due = punish.requests * (number + chance.random()) / (punish.kills + 1)
-                if _until(lambda due=due: served(directory) >= due, process) is None:
+                if _until(partial(has_served, directory, due), process) is None:
                     break
                 recoveries.append(_strike(directory, process, chance))
                 times = ", ".join(f"{what} {seconds:.1f}" for what, seconds in asdict(recoveries[-1]).items())
@@ -163,11 +164,15 @@ def served(run: RunDir, attempt: Attempt | None = None) -> int:
         return 0
 
 
+def has_served(run: RunDir, count: float) -> bool:
+    return served(run) >= count
+
+
 def compare(alone: Path, punished: Path) -> list[tuple[str, str]]:
     """What has become of the tasks and the weights."""
     one, other = read_run(alone), read_run(punished)
     outcomes = Counter(task.outcome for task in other.served)
-    ids = Counter(task.id for task in [*other.served, *other.trained])
+    ids = Counter([*(task.id for task in other.served), *(task.id for task in other.trained)])
     steps = {task.step for task in other.trained}
     forwards, counted = passes(punished, "forward"), len(other.trained)
     answers = passes(punished, "serve")

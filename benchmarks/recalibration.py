@@ -46,7 +46,7 @@ def recipe(engine: str, requests: int, rate: float) -> Recipe:
 
 def wrong(right: Path, gains: Sequence[float]) -> dict[str, Any]:
     """The content of a coefficient file with a, b, c and d times these gains, in every stage or layer, forward and backward."""
-    content = yaml.safe_load(right.read_text())
+    content: dict[str, Any] = yaml.safe_load(right.read_text())
     for times in content.get("stages") or [content["per_layer"]]:
         for kind in ("forward", "backward"):
             if isinstance(times.get(kind), dict):

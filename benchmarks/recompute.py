@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import time
 from itertools import accumulate
+from typing import Any
 
 import numpy as np
 from torch.profiler import ProfilerActivity, profile
@@ -61,7 +62,8 @@ def backwards(engine: TorchStage, length: int) -> None:
 def allocated(profiled: profile) -> list[int]:
     """Bytes more than at the start, after each time that memory was taken or given back."""
     assert profiled.profiler is not None, "it has run"
-    events = profiled.profiler.kineto_results.events()
+    results: Any = profiled.profiler.kineto_results
+    events = results.events()
     return list(accumulate(event.nbytes() for event in events if event.name() == "[memory]")) or [0]
 
 

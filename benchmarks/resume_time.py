@@ -23,7 +23,7 @@ from pathlib import Path
 
 import msgspec
 import yaml
-from checkpoint_cost import recipe
+from checkpoint_cost import recipe  # type: ignore[import-not-found]  # beside this script
 
 from lemix_hpc.launch.rundir import RunDir
 from lemix_hpc.launch.states import FINAL, run_state
@@ -126,7 +126,7 @@ def parts(run: RunDir, requests: int, directory: Path) -> dict[str, float]:
         task = ServedTask(name, "finished", float(number), 64, 0, float(number), 1.0, 1.0, 1.0, 64, number=number)
         journal.append(Ended(task))
     journal.close()
-    found = {}
+    found: dict[str, float] = {}
     for script, argument in ((STAGE, run.path), (FOLD, folded)):
         done = subprocess.run(
             [sys.executable, "-c", PART + script, str(argument)], check=True, capture_output=True, text=True

@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from scheduler_rank import Cluster
+from scheduler_rank import Cluster  # type: ignore[import-not-found]  # beside this script
 
 from lemix_hpc.policy.scheduler import compile_policy
 from lemix_hpc.runtime.scheduler.arrivals import Arrivals

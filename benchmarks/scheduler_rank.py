@@ -92,7 +92,7 @@ class Node:
     def __init__(self, layout: Layout, node: int, clock: Clock, batch: int, latency: LatencyModel) -> None:
         self.box, self._node, self._clock, self._latency = LeaderBox(), node, clock, latency
         nobody_asks: Any = None
-        nothing_waits = {"max_hold": 0.0, "gpipe": False, "useful_in_flight": STAGES}
+        nothing_waits: Any = {"max_hold": 0.0, "gpipe": False, "useful_in_flight": STAGES}
         unlimited = NodeMemoryLimits(layout.stages, (), nobody_asks, 1.0, offloads=False, **nothing_waits)
         limits: Any = {
             "max_requests": 4 * batch,

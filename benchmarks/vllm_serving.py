@@ -75,7 +75,7 @@ def make_model(directory: Path) -> None:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from lemix_hpc.engines.vllm.model_files import byte_level_tokenizer
+    from lemix_hpc.workload.byte_level import byte_level_tokenizer
 
     torch.manual_seed(0)
     LlamaForCausalLM(LlamaConfig(**MODEL)).to(torch.float32).save_pretrained(directory)
@@ -237,7 +237,7 @@ def update_latency(directory: Path) -> float:
     for span in spans:
         if span["kind"] == "step":
             published[span["version"] + 1] = max(published.get(span["version"] + 1, 0.0), span["end"])
-    delays = []
+    delays: list[float] = []
     for version, served in first.items():
         before = [end for end in backwards if end <= published.get(version, -1.0)]
         if before:
@@ -305,7 +305,7 @@ def mean_until(end: str, directory: Path, asked: Asked) -> float:
     """Mean seconds from arrival to `end` of the client's counted requests, by the run: the last ones, after its warm-up."""
     served = [task for task in lines(directory / "tasks.jsonl") if task["kind"] == "serving" and task["finished"]]
     counted = sorted(served, key=lambda task: task["arrival"])[-int(asked.result["completed"]) :]
-    return statistics.mean(task[end] - task["arrival"] for task in counted)
+    return statistics.mean(float(task[end] - task["arrival"]) for task in counted)
 
 
 if __name__ == "__main__":

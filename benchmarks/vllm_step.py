@@ -99,8 +99,9 @@ class Engine:
     def step(self) -> float:
         """Seconds of it."""
         start = time.thread_time()
-        self._pace.until_due(self._running, [], *self._queues)
-        self._pace.plan(self._running, [], *self._queues, 2048, cuts=True)
+        interactive, batch = self._queues
+        self._pace.until_due(self._running, [], interactive, batch)
+        self._pace.plan(self._running, [], interactive, batch, 2048, cuts=True)
         taken = self._queues[0].pop_request()
         seconds = time.thread_time() - start
         self._pace.forget(taken.request_id)

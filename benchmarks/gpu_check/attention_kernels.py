@@ -37,8 +37,8 @@ def check(device: str, report: Report) -> None:
                 return causal_attention(query, key, value, size**-0.5, None)
 
             def repeated(query=query, key=key, value=value) -> torch.Tensor:  # type: ignore[no-untyped-def]
-                wide = (each.repeat_interleave(heads // groups, dim=1) for each in (key, value))
-                return scaled_dot_product_attention(query, *wide, is_causal=True, scale=size**-0.5)
+                keys, values = (each.repeat_interleave(heads // groups, dim=1) for each in (key, value))
+                return scaled_dot_product_attention(query, keys, values, is_causal=True, scale=size**-0.5)
 
             found["ours"] = cost(ours, device)
             found["repeated"] = cost(repeated, device)
@@ -67,7 +67,7 @@ def cost(attend: Callable[[], torch.Tensor], device: str) -> dict[str, float]:
         output = attend()
         settle(device)
         forwards.append(1e3 * (time.perf_counter() - began))
-        output.backward(grad)
+        torch.autograd.backward(output, grad)
         settle(device)
         boths.append(1e3 * (time.perf_counter() - began))
     found = {"forward": median(forwards), "both": median(boths)}
@@ -82,7 +82,7 @@ def kernels(attend: Callable[[], torch.Tensor]) -> list[str]:
 
     with profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU]) as seen:
         output = attend()
-        output.backward(torch.ones_like(output))
+        torch.autograd.backward(output, torch.ones_like(output))
         torch.cuda.synchronize()
     events = [event for event in seen.key_averages() if event.self_device_time_total > 0]
     events.sort(key=lambda event: -event.self_device_time_total)

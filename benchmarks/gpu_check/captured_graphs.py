@@ -37,7 +37,7 @@ def replay(device: str, training: Training, name: str, report: Report) -> None:
             except StopIteration as end:
                 return end.value  # type: ignore[no-any-return]
 
-    side = torch.cuda.Stream()
+    side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     with torch.cuda.stream(side):
         for _ in range(3):
             forward()

@@ -34,7 +34,7 @@ def check(device: str, report: Report) -> None:
         report.expect(found["old while prepared"], f"{name}: weights changed before publication")
 
 
-def steps(device: str, kind: torch.dtype, zero: int, offload: bool) -> dict[str, object]:
+def steps(device: str, kind: torch.dtype, zero: int, offload: bool) -> dict[str, Any]:
     torch.manual_seed(1)
     module = nn.Sequential(nn.Linear(*SIZES), nn.Linear(SIZES[1], 77)).to(device, kind)
     parameters = list(module.parameters())

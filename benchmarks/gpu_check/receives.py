@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 
 from benchmarks.gpu_check.report import Report, SkippedError
@@ -24,17 +27,17 @@ def check(device: str, report: Report) -> None:
     report.expect(ours == 0, f"{ours} of {NBYTES} received bytes were overwritten by kernels that were queued before")
 
 
-def damaged(place: torch.device, allocate: object) -> int:
+def damaged(place: torch.device, allocate: Callable[[], Any]) -> int:
     """Bytes that differ after a receive into a fresh buffer while kernels with freed temporaries are queued."""
     pattern = torch.arange(NBYTES, device=place).to(torch.uint8)
-    other = torch.cuda.Stream(place)
+    other = torch.cuda.Stream(place)  # type: ignore[no-untyped-call]
     for cycles in (1, SLEEP_CYCLES):  # the first time kernels are loaded and memory is got, which waits for the device
         torch.cuda.synchronize()
-        torch.cuda._sleep(cycles)
+        torch.cuda._sleep(cycles)  # type: ignore[no-untyped-call]
         for value in range(3):
             temporary = torch.full((NBYTES,), value, dtype=torch.uint8, device=place)
             del temporary
-        buffer = allocate()  # type: ignore[operator]
+        buffer = allocate()
         with torch.cuda.stream(other):
             buffer.copy_(pattern)
         other.synchronize()

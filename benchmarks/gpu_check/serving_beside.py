@@ -6,6 +6,7 @@ Each request is a batch of decodes, at a random time. `paced`: training on the s
 
 from __future__ import annotations
 
+import functools
 import random
 import time
 from collections.abc import Iterator
@@ -81,7 +82,7 @@ def endless(module: Any, tokens: int, device: str) -> Work[None]:
     while True:
         gradients, segments = GroupGradients(list(module.parameters())), list[Segment | HeadGradients]()
         yield from passes.forward(module, entry, None, segments)
-        yield from passes.backward(segments, passes.Backward(grad), lambda p, g, into=gradients: into.add(0, p, g))
+        yield from passes.backward(segments, passes.Backward(grad), functools.partial(gradients.add, 0))
 
 
 def trained_paced(module: Any, tokens: int, device: str) -> Iterator[int]:

@@ -76,8 +76,9 @@ def middle_stage(device: str, layers: int = 8, *, like: dict[str, Any] | None = 
 
 def stage_of(module: FusedLlamaStage, training: Training | None, *, keep_graphs: bool = False) -> TorchStage:
     """What serves and trains these layers."""
-    head_dim = module.blocks[0]._branch._head_dim
-    heads = module.blocks[0]._branch._sizes[1] // head_dim
+    attention: Any = module.blocks[0]._branch
+    head_dim = attention._head_dim
+    heads = attention._sizes[1] // head_dim
     kind = next(module.parameters()).dtype
     return TorchStage(
         module,

@@ -12,7 +12,8 @@ from benchmarks.gpu_check import small_run
 from benchmarks.gpu_check.report import Report, SkippedError
 from benchmarks.gpu_check.shapes import on_gpu
 from lemix_hpc.config.recipe import Recipe
-from lemix_hpc.engines.memory_plan import CONTEXT, StageTakes, stage_takes
+from lemix_hpc.engines.memory_plan import CONTEXT, stage_takes
+from lemix_hpc.engines.protocol import StageTakes
 
 TOKENS = 2048
 GROUP = 8
