@@ -57,19 +57,12 @@ def measure(module: Any, tokens: int, device: str, report: Report) -> dict[str, 
     for name, (drive, captured) in ways.items():
         forwards, backwards, launches = [], [], []
         for repeat in range(REPEATS + 2):
-            gradients = GroupGradients(list(module.parameters()))
+            gradients = GroupGradients(list(module.parameters()), borrowed=captured is not None)
             segments: list[Segment | HeadGradients] = []
             run_block: RunBlock | None = None if captured is None else captured.runner(repeat, entry)
             forward, launch = timed(drive, passes.forward(module, entry, None, segments, run_block=run_block), device)
             flow = passes.Backward(grad)
-            borrowed = captured is not None
-
-            def collect(
-                parameter: torch.Tensor, value: torch.Tensor, into: Any = gradients, own: bool = borrowed
-            ) -> None:
-                into.add(0, parameter, value, borrowed=own)
-
-            backward, _ = timed(drive, passes.backward(segments, flow, collect), device)
+            backward, _ = timed(drive, passes.backward(segments, flow, functools.partial(gradients.add, 0)), device)
             if captured is not None:
                 captured.release(repeat)
             if repeat >= 2:

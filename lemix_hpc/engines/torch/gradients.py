@@ -16,18 +16,20 @@ traffic, and well above what starting a piece costs."""
 class GroupGradients:
     """The gradient sums of the groups that have not stepped yet."""
 
-    def __init__(self, parameters: Sequence[torch.Tensor]) -> None:
+    def __init__(self, parameters: Sequence[torch.Tensor], *, borrowed: bool = False) -> None:
+        """`borrowed`: the memory of gradients that come is used again by whoever they come from, and not taken over."""
         self._parameters = list(parameters)
+        self._borrowed = borrowed
         self._sums: dict[int, dict[torch.Tensor, torch.Tensor]] = {}
 
-    def add(self, group: int, parameter: torch.Tensor, grad: torch.Tensor, *, borrowed: bool = False) -> None:
-        """Add a gradient; its memory is taken over unless it is `borrowed`."""
+    def add(self, group: int, parameter: torch.Tensor, grad: torch.Tensor) -> None:
+        """Add a gradient; its memory may be taken over unless it is borrowed."""
         sums = self._sums.setdefault(group, {})
         if parameter in sums:
             sums[parameter] += grad
         else:
             own = grad.float().contiguous()
-            sums[parameter] = own.clone() if borrowed and own.data_ptr() == grad.data_ptr() else own
+            sums[parameter] = own.clone() if self._borrowed and own.data_ptr() == grad.data_ptr() else own
 
     def of(self, group: int, parameter: torch.Tensor) -> torch.Tensor:
         """The sum of one parameter; zeros, kept from then on, if no backward used it."""

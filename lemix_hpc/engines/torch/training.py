@@ -79,7 +79,7 @@ class StageTraining:
         self._parameters = list(module.parameters())
         self._device = module.device
         self._queue = training_queue(module.device)
-        self._gradients = GroupGradients(self._parameters)
+        self._gradients = GroupGradients(self._parameters, borrowed=captured is not None)
         self._copies = HostCopies(module)
         self._passes: dict[int, _Pass] = {}
         self._averaged: Vector | None = None
@@ -148,7 +148,6 @@ class StageTraining:
     def _backward(self, micro_batch: int, grad: Payload | None) -> Work[torch.Tensor | None]:
         current = self._passes[micro_batch]
         group, done, goes_on = current.micro_batch.group, False, False
-        borrowed = self._captured is not None
         try:
             if current.backward is None:
                 if current.recompute:
@@ -159,7 +158,7 @@ class StageTraining:
             result = yield from passes.backward(
                 current.segments,
                 current.backward,
-                lambda parameter, value: self._gradients.add(group, parameter, value, borrowed=borrowed),
+                lambda parameter, value: self._gradients.add(group, parameter, value),
             )
             done = True
         except torch.OutOfMemoryError:
@@ -170,7 +169,7 @@ class StageTraining:
                 self._drop(micro_batch)
                 if not done:  # a part of a gradient is of no use
                     self._gradients.drop(group)
-        return result.clone() if borrowed and result is not None else result
+        return result if self._captured is None or result is None else result.clone()
 
     def _drop(self, micro_batch: int) -> None:
         """Nothing more comes of it."""
