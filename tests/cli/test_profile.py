@@ -12,7 +12,7 @@ from lemix_hpc.profiling.coefficients import load_coefficients
 from tests.cli.conftest import LEMIX, Command
 from tests.conftest import SlurmCluster
 
-DEADLINE_S = 120
+DEADLINE_S = 300
 RECIPE = """\
 name: tiny
 nodes: {count: 2, stages: 2}

@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 from tests.cli.conftest import LEMIX, Command
 from tests.runtime.conftest import sums_training, tiny_llama
 
-DEADLINE_S = 60
+DEADLINE_S = 240
 ENDLESS = "serving.source={kind: constant, rate: 1, requests: 1000}"
 
 

@@ -19,7 +19,7 @@ from lemix_hpc.launch.rundir import RunDir, create_run_dir
 from lemix_hpc.launch.start import start
 from lemix_hpc.launch.states import read_progress, run_state
 
-DEADLINE_S = 60
+DEADLINE_S = 240
 
 
 def wait_for(condition: Callable[[], object], what: str) -> None:

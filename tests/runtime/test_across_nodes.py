@@ -20,7 +20,7 @@ pytestmark = pytest.mark.mpi
 
 RANKS = Path(__file__).with_name("weights_ranks.py")
 SERVING = {
-    "source": {"kind": "poisson", "rate": 30, "requests": 120, "lengths": "lmsys-chat"},
+    "source": {"kind": "poisson", "rate": 12, "requests": 120, "lengths": "lmsys-chat"},
     "max_prompt_tokens": 48,
     "prompts": {"path": str(SUMS)},
 }

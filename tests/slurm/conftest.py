@@ -46,7 +46,7 @@ def client(slurm_cluster: SlurmCluster, slurm_tmp_path: Path) -> Client:
     return Client(slurm_cluster, slurm_tmp_path / "home")
 
 
-def sacct_state(cluster: SlurmCluster, job: str, patience_s: float = 30) -> str:
+def sacct_state(cluster: SlurmCluster, job: str, patience_s: float = PATIENCE_S) -> str:
     """The job's state in the accounting, once it is final there."""
     deadline = time.monotonic() + patience_s
     while time.monotonic() < deadline:
