@@ -239,6 +239,13 @@ def _check_across_nodes(recipe: Recipe) -> Iterator[Problem]:
             ("training", "average_every"),
             f"only training.across_nodes: average uses it, and that is {training.across_nodes}; leave it out, or set average",
         )
+    if training.sums == "collective" and training.across_nodes != "sync":
+        yield Problem(
+            ("training", "sums"),
+            f"only training.across_nodes: sync sums gradients, and that is {training.across_nodes}; leave it out, or set sync",
+        )
+    if training.sums == "collective" and not recipe.engine.computes:
+        yield Problem(("training", "sums"), f"engine.kind {recipe.engine.kind} has no gradients to sum; leave it out")
 
 
 def _check_files(recipe: Recipe) -> Iterator[Problem]:

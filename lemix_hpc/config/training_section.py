@@ -209,6 +209,14 @@ class Training(Section):
     average_every: PositiveInt = Field(
         default=16, description="`average`: optimizer steps of a node between two averages."
     )
+    sums: Literal["messages", "collective"] = Field(
+        default="messages",
+        description=(
+            "`sync`: how nodes sum their gradients. `messages`: by MPI in the memory of the hosts, in pieces that give way to "
+            "serving. `collective`: by torch's all-reduce, which is NCCL between GPUs and gloo between processors. See [across "
+            "nodes](across-nodes.md#collective-sums)."
+        ),
+    )
 
     checkpoint: Checkpoint = Checkpoint()
     resume: FilePath | None = Field(

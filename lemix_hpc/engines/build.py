@@ -12,11 +12,12 @@ from lemix_hpc.config.engine_kinds import ENGINE_KINDS
 from lemix_hpc.config.errors import UserError
 from lemix_hpc.config.recipe import Recipe
 from lemix_hpc.engines.meter import HostMeter, Meter
-from lemix_hpc.engines.protocol import HandsOn, StageEngine
+from lemix_hpc.engines.protocol import HandsOn, StageEngine, SumsByItself
 
 if TYPE_CHECKING:
     from mpi4py import MPI
 
+    from lemix_hpc.engines.torch.collective_sums import CollectiveSums
     from lemix_hpc.engines.torch.hand_over import HandOver
 
 
@@ -78,6 +79,20 @@ def settle_device_buffers(
     return recipe.model_copy(update={"engine": engine}), settled.hand_over
 
 
+def connect_nodes(device: Device, stage: int, stages: MPI.Comm) -> CollectiveSums | None:
+    """What sums gradients over nodes, for `connect`, with the same `stage` of others; -1 where a node trains with no other.
+
+    Collective over `stages`, the ranks of all stages of a run. Raises UserError if nodes cannot be connected.
+    """
+    import torch
+
+    from lemix_hpc.engines.torch import collective_sums, devices
+
+    place = torch.device(device.name)
+    devices.take(place)  # NCCL asks which device is the current one
+    return collective_sums.connect(place, stage, stages)
+
+
 def build_engine(recipe: Recipe, *, node: int, stage: int, device: Device, meeting: Path | None = None) -> StageEngine:
     """The engine of one stage: stage `stage` of node `node`, on `device`.
 
@@ -90,11 +105,15 @@ def build_engine(recipe: Recipe, *, node: int, stage: int, device: Device, meeti
     return engine
 
 
-def connect(engine: StageEngine, hand_over: HandOver | None) -> None:
-    """Let an engine on a GPU hand tensors on by what `settle_device_buffers` has found, if it has."""
+def connect(engine: StageEngine, hand_over: HandOver | None, sums: CollectiveSums | None = None) -> None:
+    """Let an engine on a GPU hand tensors on by what `settle_device_buffers` has found, if it has, and sum gradients by what
+    `connect_nodes` has connected, if it has."""
     if hand_over is not None:
         assert isinstance(engine, HandsOn), "only stages of torch are asked to"
         engine.connect(hand_over)
+    if sums is not None:
+        assert isinstance(engine, SumsByItself), "only stages of torch are asked to"
+        engine.join(sums)
 
 
 def build_measured(recipe: Recipe, *, stage: int, device: Device, meeting: Path) -> StageEngine:

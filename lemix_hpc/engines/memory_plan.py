@@ -26,6 +26,8 @@ CONTEXT = 1.5e9
 """Bytes of a GPU that the driver, its libraries and their workspaces take. An estimate."""
 GRAPHS = 1.0e9
 """Bytes of a GPU that the graphs take which vLLM captures. An estimate."""
+COLLECTIVE = 0.5e9
+"""Bytes of a GPU that NCCL takes to sum with other nodes. An estimate."""
 USUAL_CONTEXT = 4096
 """Tokens, of models whose positions have no end."""
 CPU_CACHE_GB = 0.25
@@ -206,7 +208,7 @@ def _plan(recipe: Recipe, sizes: ModelSizes, stage: int, layers: range, *, cuda:
     device: dict[str, float] = {"weights": copies * wide * parameters}
     host: dict[str, float] = {}
     if training is not None:
-        state, kept = _state(training, wide, parameters)
+        state, kept = _state(training, wide, parameters, cuda=cuda)
         (host if training.offload_optimizer else device)["optimizer"] = state
         device["gradients"] = GRADIENT * parameters * open_groups(training, stage, recipe.in_flight - stages)
         device["activations"] = _activations(recipe, training, sizes, stage, len(layers), wide)
@@ -214,6 +216,8 @@ def _plan(recipe: Recipe, sizes: ModelSizes, stage: int, layers: range, *, cuda:
     device[CACHE] = _cache(recipe, sizes, len(layers), wide, cuda=cuda)
     if cuda:
         device["context and graphs"] = CONTEXT + (GRAPHS if engine.kind == "vllm" else 0.0)
+        if training is not None and training.sums == "collective":
+            device["sums over nodes"] = COLLECTIVE
         if training is not None and training.cuda_graphs:
             device["graphs of training"] = _captured(training, sizes, len(layers), wide)
         if stages > 1 and engine.device_buffers in ("auto", "ipc"):
@@ -227,14 +231,16 @@ def _width(recipe: Recipe, *, cuda: bool) -> int:
     return BYTES[("bfloat16" if cuda else "float32") if dtype == "auto" else dtype]
 
 
-def _state(training: Training, wide: int, parameters: int) -> tuple[float, dict[str, float]]:
+def _state(training: Training, wide: int, parameters: int, *, cuda: bool) -> tuple[float, dict[str, float]]:
     """Master copy and moments; and what the host keeps beside them."""
     has_master = wide < 4 or training.zero_stage == 1 or training.offload_optimizer
     # Without ZeRO, publishing bfloat16 weights takes a float32 copy more.
     publication = MASTER if wide < 4 and training.zero_stage == 0 else 0
     state = (MOMENTS + (MASTER if has_master else 0) + publication) * parameters
     kept: dict[str, float] = {"snapshot": SNAPSHOT * parameters}
-    if training.across_nodes != "local":
+    if training.sums == "collective":
+        kept["sums over nodes"] = 0.0 if cuda else VECTOR * parameters  # gloo sums a copy
+    elif training.across_nodes != "local":
         kept["sums over nodes"] = 2 * VECTOR * parameters
     return state, kept
 

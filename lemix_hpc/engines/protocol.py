@@ -159,6 +159,23 @@ class HandsOn(Protocol):
         ...
 
 
+@runtime_checkable
+class SumsByItself(Protocol):
+    """An engine whose stages may sum gradients with the same stage of other nodes without the run's messages."""
+
+    def join(self, sums: Any) -> None:
+        """Sum by a `lemix_hpc.engines.torch.collective_sums.CollectiveSums`, before any work."""
+        ...
+
+    def sum_over_nodes(self, shares: Sequence[tuple[int, float]], group: int) -> Work[int]:
+        """Make the gradient of `group` the sum of all nodes' shares: here of these groups, which all ran their backwards and
+        are over then, each times its share; zeros without any. `group` may be sealed then. Returns the bytes summed here.
+
+        All nodes must have come to this before one begins, and none may leave it: they wait for each other on their devices.
+        """
+        ...
+
+
 class StageEngine(Protocol):
     """One stage of one node. Not thread-safe; calls come from the stage worker's loop alone.
 

@@ -36,6 +36,7 @@ def probe_checks(probed: Probed, recipe: Recipe) -> Iterator[Check]:
     yield from _messages(found.links)
     yield from _directory(found.directory)
     yield from _between_gpus(found)
+    yield from _over_nodes(found, recipe)
     if found.phase != DONE:
         yield Check("ranks", "fail", f"did not get past this: {found.phase}; they said: {probed.said or 'nothing'}")
 
@@ -210,6 +211,17 @@ def _between_gpus(found: Findings) -> Iterator[Check]:
         yield Check(
             "NCCL", "ok", f"at most {1e6 * worst.latency_s:.0f} us one way between stages, {_speed(found.nccl)}"
         )
+
+
+def _over_nodes(found: Findings, recipe: Recipe) -> Iterator[Check]:
+    name, fault = "sums over nodes", found.sums_fault
+    if found.sums is not None:
+        text = f"torch's all-reduce works, and sums {found.sums / 1e9:.1f} GB/s on all stages at once"
+        yield Check(name, "ok", text, ("training.sums=collective",))
+    elif fault is not None and recipe.training is not None and recipe.training.sums == "collective":
+        yield Check(name, "fail", fault, ("training.sums=messages",))
+    elif fault is not None:
+        yield Check(name, "ok", f"by messages; {fault}")
 
 
 def _asks_for_gpus(recipe: Recipe) -> bool:

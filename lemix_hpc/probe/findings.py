@@ -57,7 +57,8 @@ class DirectoryTimes(msgspec.Struct, frozen=True):
 class Findings(msgspec.Struct, frozen=True):
     """`phase` is what was being tried when this was written, `DONE` at the end. `by_device`: why MPI is not to send the memory
     of GPUs, empty if it can, None if no stage has one; `by_ipc` likewise why stages cannot read each other's by CUDA IPC, and
-    `nccl_fault` why NCCL does not connect the stages of a node."""
+    `nccl_fault` why NCCL does not connect the stages of a node. `sums`: what stages of different nodes sum together by torch's
+    all-reduce, the slowest of them [bytes/s], None if it was not tried, or `sums_fault` tells why they cannot."""
 
     phase: str
     ranks: list[RankFacts] = []
@@ -67,3 +68,5 @@ class Findings(msgspec.Struct, frozen=True):
     by_ipc: str | None = None
     nccl: list[Link] = []
     nccl_fault: str | None = None
+    sums: float | None = None
+    sums_fault: str | None = None

@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from lemix_hpc.config.errors import UserError
 from lemix_hpc.config.load import load_recipe
 from lemix_hpc.probe.findings import DONE, FINDINGS, Findings, Link, RankFacts
 from lemix_hpc.probe.mpi_links import host_number, links
 from lemix_hpc.probe.rank_facts import facts_of_rank
 from lemix_hpc.probe.run_directory import directory_times
 from lemix_hpc.records.files import replace
+from lemix_hpc.run_setup.scheduler_setup import Partners, partners
 from lemix_hpc.runtime.transport.rank_layout import SCHEDULER_RANK, Layout
 from lemix_hpc.runtime.transport.run_clock import synchronise
 
@@ -59,8 +61,13 @@ def probe(directory: Path) -> None:
     notes.begin("the run directory", links=list(chain(*comm.allgather(links(comm, layout)))))
     times = directory_times(comm, directory, facts.host, host_number(comm) == rank)
     notes.begin("transfers of GPU memory by MPI", directory=[one for one in comm.allgather(times) if one is not None])
-    if all(one.gpu is not None for one in notes.known.ranks if layout.stage_of(one.rank) is not None):
+    stages = [one for one in notes.known.ranks if layout.stage_of(one.rank) is not None]
+    on_gpus = all(one.gpu is not None for one in stages)
+    if on_gpus:
         _try_gpus(comm, layout, notes, facts, directory)
+    across, sound = partners(recipe), all(one.device is not None for one in stages)
+    if across is not None and sound and (across.collective or (across.mode == "sync" and on_gpus)):
+        _try_sums(comm, layout, notes, facts, across)
     notes.begin(DONE)
 
 
@@ -93,6 +100,26 @@ def _try_gpus(comm: MPI.Comm, layout: Layout, notes: _Notes, facts: RankFacts, d
     gathered: list[tuple[list[Link], str | None]] = comm.allgather((found, fault))
     faults = [fault for _, fault in gathered if fault is not None]
     notes.begin(DONE, nccl=list(chain(*(found for found, _ in gathered))), nccl_fault=faults[0] if faults else None)
+
+
+def _try_sums(comm: MPI.Comm, layout: Layout, notes: _Notes, facts: RankFacts, across: Partners) -> None:
+    """Sums of gradients over nodes, by what `training.sums: collective` would take. Collective."""
+    import torch
+
+    from lemix_hpc.probe.node_sums import node_sums
+
+    notes.begin("sums over nodes by torch's all-reduce")
+    node, stage = layout.node_of(facts.rank), layout.stage_of(facts.rank)
+    stages = comm.Split(stage is not None)
+    found, fault = None, None
+    if stage is not None and facts.device is not None:
+        try:
+            found = node_sums(torch.device(facts.device), stage if node in across.nodes else -1, stages)
+        except UserError as error:  # all of them raise it
+            fault = str(error)
+    gathered: list[tuple[float | None, str | None]] = comm.allgather((found, fault))
+    slowest = min((speed for speed, _ in gathered if speed is not None), default=None)
+    notes.begin(DONE, sums=slowest, sums_fault=next((each for _, each in gathered if each is not None), None))
 
 
 def _nccl(layout: Layout, facts: RankFacts, directory: Path) -> tuple[list[Link], str | None]:

@@ -31,11 +31,13 @@ ANSWERS_IN_TIME = 0.9
 
 @dataclass(frozen=True, slots=True)
 class Partners:
-    """The nodes that train together, in the order of their ring. `every`: steps of a node between two averages."""
+    """The nodes that train together, in the order of their ring. `every`: steps of a node between two averages. `collective`:
+    the engines sum gradients, and messages only say when."""
 
     mode: Literal["average", "sync"]
     nodes: tuple[int, ...]
     every: int = 1
+    collective: bool = False
 
 
 def make_scheduler(
@@ -180,7 +182,8 @@ def partners(recipe: Recipe) -> Partners | None:
     nodes = apart.training if apart is not None else range(recipe.nodes.count)
     if training is None or training.across_nodes == "local" or len(nodes) == 1:
         return None
-    return Partners(training.across_nodes, tuple(nodes), training.average_every)
+    collective = training.sums == "collective"
+    return Partners(training.across_nodes, tuple(nodes), training.average_every, collective)
 
 
 def aim(recipe: Recipe) -> float:

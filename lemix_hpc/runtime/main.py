@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING
 
 from lemix_hpc.checkpoints.resumption import NodeStart
 from lemix_hpc.config.recipe import Recipe
-from lemix_hpc.engines.build import build_engine, check_sharing, choose_device, connect, settle_device_buffers
+from lemix_hpc.engines.build import (
+    Device,
+    build_engine,
+    check_sharing,
+    choose_device,
+    connect,
+    connect_nodes,
+    settle_device_buffers,
+)
 from lemix_hpc.records.attempts import Attempt
 from lemix_hpc.run_setup.in_flight import planned_in_flight
 from lemix_hpc.run_setup.memory_limits import is_limited
@@ -26,6 +34,10 @@ from lemix_hpc.runtime.transport.rank_layout import SCHEDULER_RANK, Layout
 from lemix_hpc.runtime.transport.run_clock import synchronise
 
 if TYPE_CHECKING:
+    from mpi4py import MPI
+
+    from lemix_hpc.engines.torch.collective_sums import CollectiveSums
+    from lemix_hpc.engines.torch.hand_over import HandOver
     from lemix_hpc.records.attempts import AttemptEnd
     from lemix_hpc.runtime.scheduler.drain import Drain
 
@@ -56,14 +68,14 @@ def run(recipe: Recipe, attempt: Attempt, drain: Drain | None) -> AttemptEnd | N
     # A checkpoint is read in full here, while stages load what they compute with.
     taken_over = take_over(recipe, attempt) if rank == SCHEDULER_RANK else None
     check_sharing(recipe, host.allgather(device))
-    recipe, hand_over = settle_device_buffers(recipe, device, node, comm.Split(stage is not None))
+    recipe, hand_over, sums = _connect_stages(recipe, device, node, stage, comm.Split(stage is not None))
     beginning: Beginning = comm.bcast(taken_over and taken_over[0], SCHEDULER_RANK)
     resumption = beginning.resumption
     start = beginning.starts.get(node, NodeStart())
     with meeting_place(comm, node, is_leader=stage is None) as meeting:
         if stage is not None and device is not None:
             engine = build_engine(recipe, node=node, stage=stage, device=device, meeting=meeting)
-            connect(engine, hand_over)
+            connect(engine, hand_over, sums)
             if resumption is not None:
                 engine.restore(resumption.state(node))
             bell.watch(engine.watched)
@@ -94,6 +106,17 @@ def run(recipe: Recipe, attempt: Attempt, drain: Drain | None) -> AttemptEnd | N
                 recipe, layout, attempt, taken_over[1], mailbox, clock, waiter, leader, drain, kinds
             )
             return scheduler.run()
+
+
+def _connect_stages(
+    recipe: Recipe, device: Device | None, node: int, stage: int | None, stages: MPI.Comm
+) -> tuple[Recipe, HandOver | None, CollectiveSums | None]:
+    """What goes between stages without messages, and the recipe with what was found. Collective over `stages`."""
+    recipe, hand_over = settle_device_buffers(recipe, device, node, stages)
+    across = partners(recipe)
+    if across is None or not across.collective or device is None or stage is None:
+        return recipe, hand_over, None
+    return recipe, hand_over, connect_nodes(device, stage if node in across.nodes else -1, stages)
 
 
 def _lead(leader: AnyLeader, waiter: Waiter) -> None:

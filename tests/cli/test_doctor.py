@@ -8,6 +8,8 @@ import pytest
 
 from tests.cli.conftest import Command
 
+TINY = Path(__file__).parents[2] / "recipes" / "tiny-cpu.yaml"
+
 
 def findings(done: subprocess.CompletedProcess[str]) -> dict[str, tuple[str, str]]:
     return {check["name"]: (check["verdict"], check["text"]) for check in json.loads(done.stdout)}
@@ -52,12 +54,15 @@ def test_what_is_broken_is_told_with_exit_code_1(lemix: Command, tmp_path: Path,
 
 @pytest.mark.mpi
 def test_ranks_are_started_as_a_run_would_and_try_their_place(
-    lemix: Command, recipe: Path, without_slurm: dict[str, str], tmp_path: Path
+    lemix: Command, without_slurm: dict[str, str], tmp_path: Path
 ) -> None:
     runs = tmp_path / "runs"
-    done = lemix("doctor", recipe, "--in-job", "--json", **without_slurm, LEMIX_RUNS=str(runs))
+    settings = ("training.across_nodes=sync", "training.sums=collective")
+    command = ["doctor", TINY, "--in-job", "--json", *(word for each in settings for word in ("--set", each))]
+    done = lemix(*command, **without_slurm, LEMIX_RUNS=str(runs))
     found = findings(done)
     assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"works, and sums \d+\.\d GB/s", found["sums over nodes"][1])
     assert re.fullmatch(r"\d ranks on 1 host met", found["ranks"][1])
     assert found["software in a job"][1].startswith("Python 3.")
     assert "one way" in found["messages within a host"][1]

@@ -55,6 +55,15 @@ CASES = {
         "training.average_every",
         "only training.across_nodes: average uses it, and that is sync; leave it out, or set average",
     ),
+    "collective sums of weights": (
+        {
+            "model": LLAMA,
+            "serving": SERVING,
+            "training": {"data": {"path": __file__}, "sums": "collective", "across_nodes": "average"},
+        },
+        "training.sums",
+        "only training.across_nodes: sync sums gradients, and that is average; leave it out, or set sync",
+    ),
     "nothing to do": ({"model": LLAMA}, "", "there is nothing to do"),
     "emulated without coefficients": (
         {"engine": {"kind": "emulated"}, "serving": SERVING},
@@ -218,6 +227,15 @@ def test_a_missing_file_of_a_kind_is_named() -> None:
     assert problems(**sections, nodes={"count": 2, "kinds": kinds}) == [
         ("nodes.kinds.1.coefficients", "there is no file /nowhere/c.yaml")
     ]
+
+
+def test_collective_sums_need_gradients(tmp_path: Path) -> None:
+    coefficients = tmp_path / "c.yaml"
+    coefficients.touch()
+    training = {"sums": "collective", "across_nodes": "sync", "micro_batches": 3}
+    [(key, text)] = problems(engine={"kind": "emulated", "coefficients": coefficients}, training=training)
+    assert (key, "emulated has no gradients to sum" in text) == ("training.sums", True)
+    assert problems(model=LLAMA, training=training | {"data": {"path": __file__}}) == []
 
 
 def test_graphs_of_training_need_a_gpu(tmp_path: Path) -> None:

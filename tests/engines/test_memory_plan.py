@@ -13,7 +13,9 @@ from lemix_hpc.config.recipe import Recipe
 from lemix_hpc.engines.memory_advice import Gpus, best, changes_that_fit, fits, layouts, with_key
 from lemix_hpc.engines.memory_plan import (
     CACHE,
+    COLLECTIVE,
     SPARE,
+    StagePlan,
     cache_room,
     head_activations,
     layer_activations,
@@ -149,6 +151,7 @@ def saved_bytes(module: StageModule, entry: torch.Tensor, labels: Labels | None)
         ({"release": "sync", "zero_stage": 0}, "bfloat16", 16, 4, 12),
         ({"release": "sync", "offload_optimizer": True}, "bfloat16", 0, 4, 24),
         ({"release": "sync", "across_nodes": "sync"}, "bfloat16", 12, 4, 20),
+        ({"release": "sync", "across_nodes": "sync", "sums": "collective"}, "bfloat16", 12, 4, 12),
     ],
 )
 def test_bytes_per_weight(training: dict[str, Any], dtype: str, optimizer: int, gradient: int, host: int) -> None:
@@ -157,6 +160,17 @@ def test_bytes_per_weight(training: dict[str, Any], dtype: str, optimizer: int, 
     assert plan.device.get("optimizer", 0) == optimizer * plan.parameters
     assert plan.device["gradients"] == gradient * plan.parameters
     assert plan.on_host == host * plan.parameters
+
+
+def test_nodes_that_sum_on_their_gpus_take_room_there_and_on_cpus_a_copy() -> None:
+    def of(sums: str, *, cuda: bool) -> StagePlan:
+        return plan_memory(recipe(LLAMA, 1, across_nodes="sync", sums=sums), cuda=cuda)[0]
+
+    on_gpu = [of(sums, cuda=True) for sums in ("messages", "collective")]
+    assert on_gpu[1].on_device - on_gpu[0].on_device == COLLECTIVE
+    on_cpu = [of(sums, cuda=False) for sums in ("messages", "collective")]
+    assert on_cpu[0].on_host - on_cpu[1].on_host == 4 * (on_cpu[0].parameters or 0)
+    assert on_cpu[0].on_device == on_cpu[1].on_device
 
 
 def test_later_stages_are_ahead_and_keep_more_gradients() -> None:

@@ -102,6 +102,7 @@ def test_of_a_sound_place_all_is_told_and_what_to_set() -> None:
             "ok",
             "is not sent as it is: this MPI",
         ),
+        ({"sums_fault": "nodes cannot sum"}, "sums over nodes", "ok", "by messages; nodes cannot sum"),
         ({"phase": "the run directory"}, "ranks", "fail", "did not get past this: the run directory"),
     ],
 )
@@ -122,6 +123,15 @@ def test_what_a_recipe_wants_of_its_place() -> None:
     checks = told({}, vllm)
     assert any(check.name == "software in a job" and "there is no vLLM" in check.text for check in checks)
     assert "cluster.cpus_per_task=4" in settings(checks)
+
+
+def test_sums_over_nodes_are_by_what_works() -> None:
+    sets = settings(told({"sums": 20e9}))
+    assert "training.sums=collective" in sets
+    training = {"data": {"path": __file__}, "across_nodes": "sync", "sums": "collective"}
+    wants = Recipe.model_validate(RECIPE.model_dump() | {"training": training})
+    [check] = [check for check in told({"sums_fault": "no route"}, wants) if check.name == "sums over nodes"]
+    assert (check.verdict, check.text, check.settings) == ("fail", "no route", ("training.sums=messages",))
 
 
 def test_ranks_that_did_not_start_are_told_with_their_last_words() -> None:

@@ -77,6 +77,7 @@ def test_steps_of_all_nodes_together_are_those_of_one_process(run: MakeRun) -> N
     # 46 micro-batches: the last step has one group of two instead of two groups.
     training = {"micro_batches_per_step": 2, "micro_batches": 46, "across_nodes": "sync"}
     alone = run("alone", 1, training | {"micro_batches_per_step": 4})
+    by_itself = run("collective", 2, training | {"sums": "collective"}, serving=SERVING)
     together = run("together", 2, training, serving=SERVING)
     assert alone.report["training"]["steps"] == together.report["training"]["steps"] == 12
     assert np.abs(np.array(together.losses()) - alone.losses()).max() < 1e-5
@@ -86,12 +87,19 @@ def test_steps_of_all_nodes_together_are_those_of_one_process(run: MakeRun) -> N
     assert {task["node"] for task in together.tasks("training")} == {0, 1}
     assert together.report["across_nodes"]["count"] == 12
     assert alone.report["across_nodes"] is None
+    # Two gradients have one sum, whoever takes it.
+    assert [weights(by_itself, node).tobytes() for node in (0, 1)] == 2 * [weights(together, 0).tobytes()]
+    assert by_itself.losses() == together.losses()
+    sums = by_itself.report["across_nodes"]
+    assert (sums["count"], sums["nbytes"]) == (12, 12 * 2 * weights(together, 0).nbytes)
     assert_served_on(together)
+    assert_served_on(by_itself)
 
 
 @pytest.mark.slow
-def test_one_node_may_get_all_groups(run: MakeRun) -> None:
-    training = {"micro_batches_per_step": 1, "micro_batches": 9, "across_nodes": "sync"}
+@pytest.mark.parametrize("sums", ["messages", "collective"])
+def test_one_node_may_get_all_groups(run: MakeRun, sums: str) -> None:
+    training = {"micro_batches_per_step": 1, "micro_batches": 9, "across_nodes": "sync", "sums": sums}
     policy = {"placement": "pack", "lanes": 1}
     packed = run("packed", 2, training, policy=policy)
     assert packed.report["training"]["finished"] == 9
@@ -119,8 +127,9 @@ def test_weights_are_averaged_while_training_and_serving_go_on(run: MakeRun) -> 
 
 
 @pytest.mark.slow
-def test_training_nodes_of_a_separated_cluster_take_steps_together(run: MakeRun) -> None:
-    training = {"micro_batches_per_step": 1, "micro_batches": 12, "across_nodes": "sync"}
+@pytest.mark.parametrize("sums", ["messages", "collective"])
+def test_training_nodes_of_a_separated_cluster_take_steps_together(run: MakeRun, sums: str) -> None:
+    training = {"micro_batches_per_step": 1, "micro_batches": 12, "across_nodes": "sync", "sums": sums}
     policy = {"placement": "separate", "training_nodes": 2}
     apart = run("separate", 3, training, serving=SERVING, policy=policy)
     assert apart.report["training"]["steps"] == 6

@@ -66,9 +66,34 @@ class GroupGradients:
             own[start : start + chunk] += added[start : start + chunk]
             yield
 
+    @torch.no_grad()
+    def combine(self, shares: Sequence[tuple[int, float]], into: int) -> Work[None]:
+        """Make `into` the sum of groups, each times its share; zeros without any. The groups are over."""
+        taken = [(self.take(group), share) for group, share in shares]
+        grads = taken[0][0] if taken else self.all_of(into)
+        for others, share in taken:
+            done = 0
+            for own, other in zip(grads, others, strict=True):
+                chunk = CHUNK[own.device.type]
+                pieces, added_to_them = torch.split(own.view(-1), chunk), torch.split(other.view(-1), chunk)
+                for piece, added in zip(pieces, added_to_them, strict=True):
+                    if others is grads:
+                        piece.mul_(share)
+                    else:
+                        piece.add_(added, alpha=share)
+                    done += piece.numel()
+                    if done >= chunk:
+                        done = 0
+                        yield
+        self._sums[into] = dict(zip(self._parameters, grads, strict=True))
+
+    def all_of(self, group: int) -> list[torch.Tensor]:
+        """The sums of all parameters, in their order."""
+        return [self.of(group, parameter) for parameter in self._parameters]
+
     def take(self, group: int) -> list[torch.Tensor]:
         """The group's gradients in the order of the parameters; the group is over."""
-        grads = [self.of(group, parameter) for parameter in self._parameters]
+        grads = self.all_of(group)
         del self._sums[group]
         return grads
 

@@ -16,6 +16,7 @@ from lemix_hpc.engines.torch import flat_vectors, saved_state
 from lemix_hpc.engines.torch import micro_batch as passes
 from lemix_hpc.engines.torch.captured_blocks import CapturedBlocks
 from lemix_hpc.engines.torch.chunked_loss import HeadGradients
+from lemix_hpc.engines.torch.collective_sums import CollectiveSums
 from lemix_hpc.engines.torch.gradients import GroupGradients
 from lemix_hpc.engines.torch.hand_over import HandOver
 from lemix_hpc.engines.torch.labels import Labels
@@ -83,6 +84,7 @@ class StageTraining:
         self._copies = HostCopies(module)
         self._passes: dict[int, _Pass] = {}
         self._averaged: Vector | None = None
+        self._sums: CollectiveSums | None = None
         self._mover = mover_for(module.device, self._queue) if offloads else None
         self._captured = captured
         self.takes = takes
@@ -241,6 +243,19 @@ class StageTraining:
     def set_gradient(self, group: int, vector: Vector) -> Work[None]:
         return self._in_queue(flat_vectors.set_gradient(self._gradients, self._parameters, group, vector))
 
+    def join(self, sums: CollectiveSums) -> None:
+        self._sums = sums
+
+    def sum_over_nodes(self, shares: Sequence[tuple[int, float]], group: int) -> Work[int]:
+        return self._in_queue(self._sum_over_nodes(shares, group))
+
+    def _sum_over_nodes(self, shares: Sequence[tuple[int, float]], group: int) -> Work[int]:
+        assert self._sums is not None, "joined at the start where the recipe wants it"
+        yield from self._gradients.combine(shares, group)
+        grads = self._gradients.all_of(group)
+        yield from self._sums.sum(grads)
+        return sum(grad.nbytes for grad in grads)
+
     def read_master(self, into: Vector) -> Work[None]:
         return self._in_queue(flat_vectors.read(self._stepped_by().master(), into))
 
@@ -290,6 +305,8 @@ class StageTraining:
     def close(self) -> None:
         self._wire.close()
         self._passes.clear()
+        if self._sums is not None:
+            self._sums.close()
         if self._optimizer is not None:
             self._optimizer.close()
 

@@ -30,10 +30,7 @@ class Sum:
 
 
 class Reduction:
-    """This stage's place in the ring. One round at a time; `done` gets its outcome and returns what there is to do with it.
-
-    `left`: at the end of a run, everything that was sent to this stage has come.
-    """
+    """This stage's place in the ring. One round at a time; `done` gets its outcome and returns what there is to do with it."""
 
     def __init__(self, partners: Partners, links: StageLinks, engine: StageEngine, now: Callable[[], float]) -> None:
         position = partners.nodes.index(links.place.node)
@@ -48,12 +45,20 @@ class Reduction:
         self._finish: Callable[[Vector], Work[None]] | None = None
         self._rounds = 0
         self._sent = 0
+        self._collective = partners.collective
         self._leaving = False
-        self.left = False
+        self._last_came = False
 
     def begin(self, read: Callable[[Vector], Work[None]], done: Callable[[Sum], Work[None]]) -> None:
         """Ask for the sum of what `read` writes here and on the other nodes."""
-        own, since, number = np.empty(self._engine.parameters, dtype=np.float32), self._now(), self._rounds
+        self._begin(self._engine.parameters, read, done)
+
+    def meet(self, done: Callable[[Sum], Work[None]]) -> None:
+        """Ask for a sum of nothing, whose end says that all nodes have begun the round."""
+        self._begin(0, _nothing, done)
+
+    def _begin(self, length: int, read: Callable[[Vector], Work[None]], done: Callable[[Sum], Work[None]]) -> None:
+        own, since, number = np.empty(length, dtype=np.float32), self._now(), self._rounds
         self._rounds += 1
         self._wake()
         self._finish = lambda total: done(Sum(number, since, own, total))
@@ -82,15 +87,30 @@ class Reduction:
         self._sent = 0
         self._links.to_leader(m.RingDone(place.node, place.stage, ended.round, ended.since, self._now(), sent))
 
-    def leave(self) -> None:
-        """The run ends: drop the round that is open, if any, and tell the next node that nothing more comes."""
-        if not self._leaving:
+    def sent_by_itself(self, nbytes: int) -> None:
+        """The engine has given so many bytes to a sum of its own."""
+        self._sent += nbytes
+
+    def leave(self) -> bool:
+        """The run ends: drop the round that is open, if any, and tell the next node that nothing more comes. Whether the node
+        before has told so, too: a rank must take in everything that others send it before it ends.
+
+        A round behind which engines sum by themselves is dropped only once it cannot end any more, as the node before has left
+        it. For a node that has seen its end waits for all others; and if one sees it, all do, since nobody leaves before.
+        """
+        if not self._leaving and not self._committed:
             self._leaving = True
             self._links.across(self._next, m.RingLast())
+        return self._leaving and self._last_came
+
+    @property
+    def _committed(self) -> bool:
+        """Whether other nodes may count on this one."""
+        return self._collective and bool(self._jobs or (self._ring.open and not self._last_came))
 
     def last_came(self) -> None:
-        """The node before sends nothing more. A rank must take in everything that others send it before it ends."""
-        self.left = True
+        """The node before sends nothing more."""
+        self._last_came = True
 
     def _wake(self) -> None:
         if self.since == math.inf:
@@ -117,6 +137,10 @@ class Reduction:
         if self._ring.complete:
             assert self._finish is not None, "a round was asked for"
             self._jobs.append(self._finish(self._ring.take()))
+
+
+def _nothing(into: Vector) -> Work[None]:  # noqa: ARG001
+    yield from ()
 
 
 def _on_host(data: Any) -> Vector:

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable
 from functools import partial
 
-from lemix_hpc.engines.protocol import Payload, StageEngine, Work
+from lemix_hpc.engines.protocol import Payload, StageEngine, SumsByItself, Work
 from lemix_hpc.run_setup.scheduler_setup import Partners
 from lemix_hpc.runtime.stage.allreduce import Reduction, Sum
 from lemix_hpc.runtime.stage.links import StageLinks
@@ -46,7 +46,7 @@ class DataParallel:
         if partners.mode == "average":
             self._mode = Averaging(partners, links, engine, updates, self._reduction, steps)
         else:
-            self._mode = Together(engine, self._reduction, passes.seals.whole)
+            self._mode = Together(engine, self._reduction, passes.seals.whole, collective=partners.collective)
 
     def group_done(self, group: int) -> None:
         """Every backward of a group has run on this stage: its gradient is whole, unless it is one of several nodes'."""
@@ -90,8 +90,7 @@ class DataParallel:
         """At the end of the run: whether nothing more can come. Until then the stage must go on taking in messages."""
         if self._reduction is None:
             return True
-        self._reduction.leave()
-        return self._reduction.left
+        return self._reduction.leave()
 
 
 class Averaging:
@@ -164,11 +163,15 @@ class Averaging:
 class Together:
     """One step of all nodes: the gradients of the groups that the scheduler names are summed over all nodes.
 
-    From then on the sum is the gradient of one group, the same on every node; `whole` takes its number.
+    From then on the sum is the gradient of one group, the same on every node; `whole` takes its number. `collective`: the
+    engines sum by themselves, once a round without values has said that all nodes are there.
     """
 
-    def __init__(self, engine: StageEngine, reduction: Reduction, whole: Callable[[int], None]) -> None:
+    def __init__(
+        self, engine: StageEngine, reduction: Reduction, whole: Callable[[int], None], *, collective: bool
+    ) -> None:
         self._engine = engine
+        self._collective = collective
         self._reduction = reduction
         self._whole = whole
         self._complete: set[int] = set()
@@ -196,7 +199,17 @@ class Together:
             return
         self._order = None
         self._complete.difference_update(group for group, _ in order.shares)
-        self._reduction.begin(partial(self._engine.sum_gradients, order.shares), partial(self._summed, order.group))
+        if self._collective:
+            self._reduction.meet(partial(self._met, order))
+        else:
+            self._reduction.begin(partial(self._engine.sum_gradients, order.shares), partial(self._summed, order.group))
+
+    def _met(self, order: m.StepTogether, ended: Sum) -> Work[None]:
+        assert isinstance(self._engine, SumsByItself), "only stages of torch are asked to"
+        nbytes = yield from self._engine.sum_over_nodes(order.shares, order.group)
+        self._reduction.sent_by_itself(nbytes)
+        self._sums[order.group] = ended
+        self._whole(order.group)
 
     def _summed(self, group: int, ended: Sum) -> Work[None]:
         self._sums[group] = ended
