@@ -30,6 +30,8 @@ TRIAL = 1 << 18
 """Elements of the sum that is tried then, 1 MiB."""
 LONGEST = timedelta(minutes=30)
 """Of a sum by gloo; torch's own default."""
+REST_S = 50e-6
+"""On a CPU: gloo's threads compute on the cores that ranks have, and a request hardly notices it."""
 GRACE_S = 10.0
 """After a sum has failed: who starts the ranks ends them by then if a node is gone, and knows which."""
 
@@ -53,8 +55,10 @@ class Group(Protocol):
 class CollectiveSums:
     """A process group of its own: this stage and the same one of the other nodes."""
 
-    def __init__(self, group: Group) -> None:
+    def __init__(self, group: Group, *, rest_s: float = 0.0) -> None:
+        """`rest_s`: for how long a turn of the loop leaves the core to the group's own threads while they sum."""
         self._group = group
+        self._rest_s = rest_s
 
     def sum(self, tensors: Sequence[torch.Tensor]) -> Work[None]:
         """Sum float32 tensors in place, all of them at once: a node that rested in between would keep the others' devices
@@ -64,6 +68,8 @@ class CollectiveSums:
         """
         work = self._group.allreduce_coalesced(list(tensors))
         while not work.is_completed():
+            if self._rest_s:
+                time.sleep(self._rest_s)
             yield
         try:
             work.wait()
@@ -107,7 +113,8 @@ def connect(device: torch.device, stage: int, stages: MPI.Comm) -> CollectiveSum
 def _connect(device: torch.device, peers: MPI.Comm) -> tuple[CollectiveSums | None, str | None]:
     """Or in words why not."""
     try:
-        sums = CollectiveSums(_group(device, _store(peers), peers.Get_rank(), peers.Get_size()))
+        group = _group(device, _store(peers), peers.Get_rank(), peers.Get_size())
+        sums = CollectiveSums(group, rest_s=REST_S if device.type == "cpu" else 0.0)
         return sums, _why_wrong(sums, device, peers)
     except RuntimeError as error:  # torch's own are kinds of it
         return None, " ".join(str(error).split())

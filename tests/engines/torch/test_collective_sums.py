@@ -16,7 +16,7 @@ import torch
 from torch import distributed
 from torch.distributed import FileStore  # type: ignore[attr-defined]
 
-from lemix_hpc.engines.torch import collective_sums, gradients
+from lemix_hpc.engines.torch import collective_sums, devices, gradients
 from lemix_hpc.engines.torch.build import build_stage
 from lemix_hpc.engines.torch.collective_sums import CollectiveSums
 from lemix_hpc.engines.torch.gradients import GroupGradients
@@ -31,9 +31,9 @@ def lone_group(directory: Path) -> Any:
     return distributed.ProcessGroupGloo(FileStore(str(directory / "meeting"), 1), 0, 1, timedelta(seconds=60))
 
 
-def connect(how: str) -> tuple[list[list[Any]], str]:
+def connect(how: str, ranks: int = 6) -> tuple[list[list[Any]], str]:
     """What each rank tells, and what was printed before."""
-    command = mpiexec_command(6, [sys.executable, "-m", "mpi4py", str(RANKS), how])
+    command = mpiexec_command(ranks, [sys.executable, "-m", "mpi4py", str(RANKS), how])
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False, timeout=200)
     assert done.returncode == 0, done.stderr
     *before, last = done.stdout.strip().splitlines()
@@ -118,6 +118,32 @@ def test_a_stage_gives_what_messages_would_give_to_the_last_bit(
     assert set(alone._gradients._sums) == {3, 4, group} - {over for over, _ in shares if over != group}
     for stage in (messages, alone):
         stage.close()
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_stage_on_a_gpu_sums_by_nccl_with_itself(tiny_recipe: TinyRecipe, tmp_path: Path) -> None:
+    """The calls and their streams; that NCCL sums over GPUs is what the next test shows, where there are two."""
+    gpu = torch.device("cuda:0")
+    devices.take(gpu)
+    stage: Any = build_stage(tiny_recipe("llama", learning_rate=1e-3), stage=0, device="cuda:0")
+    group = collective_sums._group(gpu, FileStore(str(tmp_path / "meeting"), 1), 0, 1)
+    stage.join(CollectiveSums(group))
+    for number, value in ((3, 8.0), (4, 2.0)):
+        for parameter in stage._parameters:
+            stage._gradients.add(number, parameter, torch.full_like(parameter, value))
+    assert finish(stage.sum_over_nodes([(3, 0.25), (4, 0.5)], 3)) == 4 * stage.parameters
+    assert {float(value) for grad in stage._gradients.all_of(3) for value in (grad.min(), grad.max())} == {3.0}
+    stage.close()
+
+
+@pytest.mark.mpi
+@pytest.mark.cuda
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+def test_two_gpus_sum_by_nccl() -> None:
+    told, said = connect("gpus", ranks=2)
+    assert told == [[[1.0] * 3, [10.0] * 4]] * 2
+    assert "connect by NCCL" in said
 
 
 def test_gradients_are_made_ready_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
