@@ -157,6 +157,32 @@ def test_training_beside_vllm_takes_its_own_course_and_no_batch_mixes_versions(l
     _check_preparations(beside)
 
 
+@pytest.mark.slow
+def test_nodes_of_vllm_sum_their_gradients_by_themselves(lemix_run: Run, checkpoint: Path) -> None:
+    recipe = {
+        "name": "alone",
+        "nodes": {"stages": 2},
+        "model": {"path": str(checkpoint)},
+        "training": sums_training(release="sync", micro_batches_per_step=4, micro_batches=40),
+    }
+    together = sums_training(
+        release="sync", micro_batches_per_step=2, micro_batches=40, across_nodes="sync", sums="collective"
+    )
+    nodes = {
+        "name": "together",
+        "nodes": {"count": 2, "stages": 2},
+        "engine": {"kind": "vllm"},
+        "policy": {"placement": "round-robin"},
+        "serving": generating(requests=60, rate=8),
+        "training": together,
+    }
+    alone, summed = lemix_run(recipe), lemix_run(recipe | nodes)
+    assert alone.losses() == pytest.approx(summed.losses(), rel=1e-4)
+    assert summed.report["across_nodes"]["count"] == summed.report["training"]["steps"] == 10
+    assert summed.report["serving"]["finished"] == 60
+    assert summed.report["weight_versions"]["mixed_batches"] == 0
+
+
 def _check_versions(run: FinishedRun) -> None:
     batches = run.serving_batches()
     assert len(batches) >= 200, "a slow machine forms few and large ones"
