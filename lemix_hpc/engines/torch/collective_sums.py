@@ -123,7 +123,9 @@ def _connect(device: torch.device, peers: MPI.Comm) -> tuple[CollectiveSums | No
 def _store(peers: MPI.Comm) -> Any:
     """Where a group finds itself together: the first of the peers opens a port and tells the others."""
     made: Any = None
-    host, size, limit = socket.gethostname(), peers.Get_size(), timedelta(seconds=MEET_S)
+    hosts, size, limit = peers.allgather(socket.gethostname()), peers.Get_size(), timedelta(seconds=MEET_S)
+    # A machine need not know its own name.
+    host = hosts[0] if len(set(hosts)) > 1 else "localhost"
     make = partial(TCPStore, world_size=size, wait_for_workers=False, timeout=limit)
     try:
         if peers.Get_rank() == 0:
